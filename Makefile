@@ -1,0 +1,38 @@
+# Each target sets up .venv by itself: `make demo` and `make test` are all a fresh clone needs.
+# Another interpreter: make PYTHON=python3.12 test. More pip options: make PIP_ARGS="--index-url ...".
+
+PYTHON ?= python3
+PIP_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Example distributions, such as a third-party policy, which the tests find by their entry points.
+EXAMPLES := $(wildcard examples/*/pyproject.toml)
+
+.PHONY: demo test lint clean
+.DEFAULT_GOAL := test
+
+demo: $(STAMP)
+	$(BIN)/l2pd compare --demo
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml constraints.txt $(EXAMPLES)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+		echo "Python 3.10 or newer is needed; '$(PYTHON)' is: $$($(PYTHON) --version 2>&1)." >&2; \
+		echo "Name another one: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; \
+		exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints.txt \
+		-e ".[dev]" $(foreach example,$(EXAMPLES),-e ./$(dir $(example)))
+	@touch $@

@@ -1,0 +1,53 @@
+"""The `l2pd` application: which commands there are, and how errors are shown.
+
+The modules of the commands are imported for `l2pd --help` too. So each imports at its top only
+what its signature needs; torch, engines and rich are imported inside the command's function.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from l2pd_adapters.cli import plugins
+from l2pd_plugins import L2PDError, __version__
+
+app = typer.Typer(
+    help="Unmask policies of diffusion language models, as plugins.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+app.command()(plugins.policies)
+app.command()(plugins.plugins)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"l2pd {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line. An L2PDError is one red line on stderr and exit code 2."""
+    try:
+        app()
+    except L2PDError as error:
+        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+        sys.exit(2)

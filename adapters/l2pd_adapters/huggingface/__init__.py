@@ -1,0 +1,29 @@
+"""Diffusion decoding in Hugging Face transformers, with the unmask policy as an argument.
+
+    from l2pd_adapters.huggingface import load
+    model, tokenizer = load("tiny-llada")
+    model.generate(**inputs, max_new_tokens=128, unmask_policy="confidence_threshold")
+"""
+
+from l2pd_adapters.huggingface.versions import SUPPORTED_TRANSFORMERS, check_transformers
+
+check_transformers()
+
+from l2pd_adapters.huggingface.enabling import (  # noqa: E402  (after the version check)
+    custom_generate,
+    disable,
+    enable,
+    generate,
+)
+from l2pd_adapters.huggingface.loading import load  # noqa: E402
+from l2pd_adapters.huggingface.output import DiffusionGenerateOutput  # noqa: E402
+
+__all__ = [
+    "SUPPORTED_TRANSFORMERS",
+    "DiffusionGenerateOutput",
+    "custom_generate",
+    "disable",
+    "enable",
+    "generate",
+    "load",
+]

@@ -1,0 +1,345 @@
+"""From the arguments of generate to settings that the loop can rely on.
+
+Everything that can be wrong is refused here, by name, before the first forward pass.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+from l2pd_adapters.families import ModelFamily, family_of, mask_token_of
+from l2pd_plugins import ModelContext, UnmaskPolicy, create_policy
+from l2pd_plugins.denoising import StepOutcome
+from l2pd_plugins.end_of_text import EndOfText
+from l2pd_plugins.errors import L2PDError
+
+logger = logging.getLogger(__name__)
+
+PolicyChoice = str | Mapping[str, Any] | UnmaskPolicy
+StepObserver = Callable[[list[int], list[int], StepOutcome], None]
+"""Called after every denoising step with the sequences that took part (indices into the batch),
+the block that each stood in, and what the step did."""
+
+CACHES = ("none",)
+
+OUR_KEYWORDS = (
+    "unmask_policy",
+    "unmask_options",
+    "block_length",
+    "cache",
+    "end_of_text",
+    "seed",
+    "suppress_mask",
+    "on_step",
+)
+_SETTINGS = (
+    "max_new_tokens",
+    "max_length",
+    "do_sample",
+    "temperature",
+    "top_k",
+    "top_p",
+    "num_return_sequences",
+    "eos_token_id",
+    "pad_token_id",
+    "bos_token_id",
+    "return_dict_in_generate",
+)
+_INPUTS = ("inputs", "input_ids", "attention_mask", "generation_config", "streamer", "tokenizer")
+_IGNORED = ("use_cache", "past_key_values", "position_ids", "logits_to_keep", "token_type_ids")
+"""What transformers hands to every generate for autoregressive decoding; it has no meaning here."""
+
+_WITHOUT_EFFECT = {
+    "num_beams": 1,
+    "num_beam_groups": 1,
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "length_penalty": 1.0,
+    "diversity_penalty": 0.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "min_length": 0,
+    "early_stopping": False,
+    "output_scores": False,
+    "output_logits": False,
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "renormalize_logits": False,
+    "remove_invalid_values": False,
+    "token_healing": False,
+    "synced_gpus": False,
+    # A prepared config (custom_generate) carries these defaults of assisted decoding.
+    "num_assistant_tokens": 20,
+    "num_assistant_tokens_schedule": "constant",
+    "assistant_confidence_threshold": 0.4,
+    "assistant_lookbehind": 10,
+    "target_lookbehind": 10,
+}
+"""Settings of autoregressive decoding, each with the value that asks for nothing. None asks for
+nothing anywhere."""
+
+_NOT_SETTINGS = {"transformers_version", "is_assistant"}
+_TRANSFORMERS_TOP_K = 50
+"""What transformers' sampling uses where nobody says otherwise."""
+
+
+@dataclass(frozen=True)
+class DecodeSettings:
+    """Everything about a call of generate that is not the model and the prompt."""
+
+    family: ModelFamily
+    model_name: str
+    mask_token_id: int
+    pad_token_id: int
+    max_new_tokens: int
+    block_length: int
+    end_of_text: EndOfText
+    policies: tuple[UnmaskPolicy, ...]
+    """One per sequence, bound to the model."""
+    seeds: tuple[int, ...] | None
+    """One per sequence, for sampling and for policies that draw; None if neither was asked for."""
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    cache: str = "none"
+    suppress_mask: bool = True
+    return_dict: bool = False
+    streamer: Any = None
+    on_step: StepObserver | None = None
+
+    def describe(self, model: Any) -> str:
+        """Everything that the result depends on, in one line."""
+        policies = list(dict.fromkeys(policy.describe() for policy in self.policies))
+        parts: dict[str, Any] = {
+            "model": self.model_name,
+            "policy": policies[0] if len(policies) == 1 else "[" + ", ".join(policies) + "]",
+            "max_new_tokens": self.max_new_tokens,
+            "block_length": self.block_length,
+            "cache": self.cache,
+            "end_of_text": self.end_of_text.rule,
+            "dtype": str(model.dtype).removeprefix("torch."),
+        }
+        parts["decoding"] = "greedy"
+        if self.do_sample:
+            parts["decoding"] = (
+                f"sampled(temperature={self.temperature}, top_k={self.top_k}, top_p={self.top_p})"
+            )
+        if self.seeds is not None:
+            parts["seed"] = self.seeds[0] if len(self.seeds) == 1 else list(self.seeds)
+        if not self.suppress_mask:
+            parts["suppress_mask"] = False
+        return " ".join(f"{key}={value}" for key, value in parts.items())
+
+
+def refuse_unknown(keywords: Mapping[str, Any]) -> None:
+    """Raise L2PDError for keywords that mean nothing, or that diffusion decoding cannot do."""
+    known = {*OUR_KEYWORDS, *_SETTINGS, *_INPUTS, *_IGNORED}
+    config_fields = set(GenerationConfig().__dict__) | set(_WITHOUT_EFFECT)
+    for name, value in keywords.items():
+        if name in known or value is None or _asks_for_nothing(name, value):
+            continue
+        if name in config_fields or name in (
+            "assistant_model",
+            "logits_processor",
+            "stopping_criteria",
+            "prefix_allowed_tokens_fn",
+            "negative_prompt_ids",
+            "negative_prompt_attention_mask",
+            "custom_generate",
+            "inputs_embeds",
+        ):
+            raise L2PDError(
+                f"{name}={_short(value)} is not supported by diffusion decoding; supported are "
+                f"{', '.join((*OUR_KEYWORDS, *_SETTINGS))}"
+            )
+        close = difflib.get_close_matches(name, sorted(known | config_fields), n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise L2PDError(
+            f"unknown keyword {name!r} (= {_short(value)}){hint} Known are "
+            f"{', '.join((*OUR_KEYWORDS, *_SETTINGS))}"
+        )
+
+
+def _asks_for_nothing(name: str, value: object) -> bool:
+    return name in _WITHOUT_EFFECT and value == _WITHOUT_EFFECT[name]
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{type(value).__name__} object"
+
+
+def merged_config(
+    model: Any, given: GenerationConfig | None, keywords: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Settings in transformers' order: keywords, the config given, then the model's own."""
+    merged: dict[str, Any] = {}
+    for source, whose in ((model.generation_config, "the model's"), (given, "the given")):
+        if source is None:
+            continue
+        for name, value in source.to_dict().items():
+            if value is None or name in _NOT_SETTINGS or name.startswith("_"):
+                continue
+            if name not in (*OUR_KEYWORDS, *_SETTINGS, *_IGNORED):
+                if _asks_for_nothing(name, value):
+                    continue
+                if source is given:
+                    raise L2PDError(
+                        f"{name}={_short(value)} of the given generation_config is not supported "
+                        "by diffusion decoding"
+                    )
+                logger.warning("%s generation_config: %s=%r is not used", whose, name, value)
+                continue
+            merged[name] = value
+    for name, value in keywords.items():
+        if value is not None:
+            merged[name] = value
+    return merged
+
+
+def make_settings(
+    model: Any,
+    prompt_length: int,
+    batch_size: int,
+    merged: Mapping[str, Any],
+    *,
+    name: str,
+    streamer: Any = None,
+) -> DecodeSettings:
+    """Check and complete the merged settings for `batch_size` sequences (after expansion)."""
+    family = family_of(model.config)
+    mask_token_id = mask_token_of(model.config)
+    max_new_tokens = merged.get("max_new_tokens")
+    if max_new_tokens is None and "max_length" in merged:
+        max_new_tokens = _whole("max_length", merged["max_length"], 1) - prompt_length
+    if max_new_tokens is None:
+        raise L2PDError("max_new_tokens is not given: the length of the canvas has no default")
+    max_new_tokens = _whole("max_new_tokens", max_new_tokens, 1)
+    default_block = getattr(model.config, "block_length", None) or 32
+    block_length = _whole("block_length", merged.get("block_length", default_block), 1)
+    cache = merged.get("cache", "none")
+    if cache not in CACHES:
+        raise L2PDError(f"cache={cache!r}: the choices are {', '.join(CACHES)}")
+
+    eos = merged.get("eos_token_id")
+    if isinstance(eos, Tensor):
+        eos = eos.tolist()
+    ids = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+    for token_id in ids:
+        _whole("eos_token_id", token_id, 0)
+        if token_id == mask_token_id:
+            raise L2PDError(f"eos_token_id={token_id} is the mask token")
+    end_of_text = EndOfText(merged.get("end_of_text", "block"), tuple(ids))
+    pad_token_id = merged.get("pad_token_id")
+    if isinstance(pad_token_id, Tensor):
+        pad_token_id = int(pad_token_id)
+    if pad_token_id is None:
+        pad_token_id = ids[0] if ids else 0
+    if pad_token_id == mask_token_id:
+        raise L2PDError(f"pad_token_id={pad_token_id} is the mask token, which is never returned")
+
+    if streamer is not None and batch_size != 1:
+        raise L2PDError(f"a streamer takes one sequence, this call makes {batch_size}")
+    do_sample = bool(merged.get("do_sample", False))
+    seed = merged.get("seed")
+    temperature = _number("temperature", merged.get("temperature", 1.0), above=0.0)
+    top_p = _number("top_p", merged.get("top_p", 1.0), above=0.0, at_most=1.0)
+    top_k = _whole("top_k", merged.get("top_k", _TRANSFORMERS_TOP_K), 0)
+
+    context = ModelContext(
+        name=name,
+        block_length=block_length,
+        mask_token_id=mask_token_id,
+        vocab_size=model.config.vocab_size,
+        path=getattr(model.config, "_name_or_path", None) or None,
+    )
+    return DecodeSettings(
+        family=family,
+        model_name=name,
+        mask_token_id=mask_token_id,
+        pad_token_id=pad_token_id,
+        max_new_tokens=max_new_tokens,
+        block_length=block_length,
+        end_of_text=end_of_text,
+        policies=_policies(merged, batch_size, context),
+        seeds=_seeds(seed, batch_size) if do_sample or seed is not None else None,
+        do_sample=do_sample,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        cache=cache,
+        suppress_mask=bool(merged.get("suppress_mask", True)),
+        return_dict=bool(merged.get("return_dict_in_generate", False)),
+        streamer=streamer,
+        on_step=merged.get("on_step"),
+    )
+
+
+def _policies(
+    merged: Mapping[str, Any], batch_size: int, context: ModelContext
+) -> tuple[UnmaskPolicy, ...]:
+    """One policy per sequence; equal choices share one object, so that they form one group."""
+    choice = merged.get("unmask_policy", "fixed_schedule")
+    options = merged.get("unmask_options") or {}
+    if not isinstance(options, Mapping):
+        raise L2PDError(f"unmask_options={options!r} is no mapping of option names to values")
+    if not isinstance(choice, list | tuple):
+        policy = create_policy(choice, **options).for_model(context)
+        return (policy,) * batch_size
+    if options:
+        raise L2PDError(
+            "unmask_options goes with a single unmask_policy; in a list, give each policy its own "
+            'options: {"name": ..., option: value}'
+        )
+    if not choice or batch_size % len(choice):
+        raise L2PDError(f"unmask_policy names {len(choice)} policies for {batch_size} sequences")
+    made: dict[Any, UnmaskPolicy] = {}
+
+    def bound(item: PolicyChoice) -> UnmaskPolicy:
+        key = item if isinstance(item, str) else repr(item) if isinstance(item, Mapping) else item
+        if key not in made:
+            made[key] = create_policy(item).for_model(context)
+        return made[key]
+
+    repeats = batch_size // len(choice)  # num_return_sequences: a prompt's sequences are adjacent
+    return tuple(bound(item) for item in choice for _ in range(repeats))
+
+
+def _seeds(seed: Any, batch_size: int) -> tuple[int, ...]:
+    """One seed per sequence, so that what a sequence draws does not depend on its batch.
+
+    A list gives each sequence its own. One number s gives s, s + 1, ...; no number draws s from
+    torch's global generator, which ``torch.manual_seed`` and ``transformers.set_seed`` set.
+    """
+    if isinstance(seed, Sequence) and not isinstance(seed, str):
+        if len(seed) != batch_size:
+            raise L2PDError(f"seed names {len(seed)} seeds for {batch_size} sequences")
+        return tuple(_whole("seed", item, 0) for item in seed)
+    first = int(torch.randint(2**31, ())) if seed is None else _whole("seed", seed, 0)
+    return tuple(first + i for i in range(batch_size))
+
+
+def _whole(name: str, value: Any, least: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise L2PDError(f"{name}={value!r}: wanted a whole number from {least}")
+    return value
+
+
+def _number(name: str, value: Any, *, above: float, at_most: float | None = None) -> float:
+    good = isinstance(value, int | float) and not isinstance(value, bool) and value > above
+    if not good or (at_most is not None and value > at_most):
+        limit = "" if at_most is None else f", at most {at_most}"
+        raise L2PDError(f"{name}={value!r}: wanted a number above {above}{limit}")
+    return float(value)

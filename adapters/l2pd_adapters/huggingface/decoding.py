@@ -1,0 +1,355 @@
+"""The loop: forward pass, denoising step, and the bookkeeping of rows that advance and leave.
+
+Blocks are decoded left to right, positions inside a block in any order (semi-autoregressive, LLaDA,
+arXiv 2502.09992). Every row goes at its own pace: it moves to its next block when its own is full,
+and leaves the batch when its text has ended, so no row waits for another.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from itertools import compress
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
+
+from l2pd_adapters.huggingface.arguments import DecodeSettings
+from l2pd_adapters.huggingface.forward import hidden_states, logits_at
+from l2pd_plugins import UnmaskPolicy, create_policy
+from l2pd_plugins.denoising import BlockBatch, StepOutcome, denoising_step
+from l2pd_plugins.end_of_text import is_end_of_text
+from l2pd_plugins.errors import L2PDError
+from l2pd_plugins.sampling import sample_tokens
+from l2pd_plugins.trace import Trace
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Answers of B sequences, the canvas of G positions behind the prompt."""
+
+    tokens: Tensor
+    """(B, G) int64; behind an end of text, the end-of-text token."""
+    trace: Trace
+    reference_nfe: Tensor | None = None
+    """(B,) int64, forward passes of reference decodes that were made first."""
+
+
+@torch.no_grad()
+def decode(
+    model: Any, input_ids: Tensor, attention_mask: Tensor, settings: DecodeSettings
+) -> Decoded:
+    """Decode a batch: input_ids (B, P), attention_mask (B, P) with zeros on the left only."""
+    reference, reference_nfe = _references(model, input_ids, attention_mask, settings)
+    canvas = _Canvas(model, input_ids, attention_mask, settings, reference)
+    while canvas.rows:
+        canvas.forward_and_step()
+    if settings.streamer is not None:
+        settings.streamer.end()
+    return Decoded(*canvas.result(), reference_nfe)
+
+
+class _Canvas:
+    """Prompts and canvases of the rows that are still being decoded.
+
+    Which row stands where is kept on the host; the host learns what a step did by one read per
+    step. Tensors are (R, W) for the R live rows; W counts whole blocks, of which the model sees the
+    P + max_new_tokens columns that exist.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        settings: DecodeSettings,
+        reference: Tensor | None,
+    ) -> None:
+        batch, prompt = input_ids.shape
+        device = input_ids.device
+        length = settings.block_length
+        self.model, self.settings, self.device = model, settings, device
+        self.prompt_length = prompt
+        self.num_blocks = -(-settings.max_new_tokens // length)
+        self.end = prompt + settings.max_new_tokens
+        width = prompt + self.num_blocks * length
+
+        self.tokens = torch.full((batch, width), settings.mask_token_id, device=device)
+        self.tokens[:, :prompt] = input_ids
+        self.attention = torch.ones(batch, width, dtype=torch.int64, device=device)
+        self.attention[:, :prompt] = attention_mask
+        self.position_ids = (self.attention.cumsum(-1) - 1).clamp(min=0)
+        self.reference = reference
+
+        self.rows = list(range(batch))
+        """Sequence (index into the batch) of each live row."""
+        self.blocks = [0] * batch
+        """Block that each live row stands in."""
+        self.first = (prompt - attention_mask.sum(-1)).tolist()
+        """First column that each live row sees."""
+        self.last = [self.end] * batch
+        """One past the last column that each live row sees."""
+
+        # What has become of each sequence.
+        span = (batch, self.num_blocks * length)
+        self.answers = torch.full(span, settings.mask_token_id, device=device)
+        self.committed_at = torch.full(span, -1, dtype=torch.int64, device=device)
+        self.confidence = torch.zeros(span, device=device)
+        self.nfe = [0] * batch
+        self.forwards = 0
+
+        self.block = BlockBatch.start(
+            self.tokens[:, prompt : prompt + length].clone(),
+            settings.policies,
+            mask_token_id=settings.mask_token_id,
+            num_blocks=torch.full((batch,), self.num_blocks, device=device),
+            present=self._present(self.blocks),
+            reference=None if reference is None else reference[:, :length].clone(),
+            generators=None
+            if settings.seeds is None
+            else [torch.Generator(device).manual_seed(seed) for seed in settings.seeds],
+        )
+        self.needed = self.block.masked.tolist()
+        """Positions of each live row's block whose logits the next step reads; a host copy."""
+        if settings.streamer is not None:
+            settings.streamer.put(input_ids[0].cpu())
+
+    def forward_and_step(self) -> None:
+        """One forward pass, one denoising step, and what follows from it."""
+        logits, positions, counts = self._logits()
+        settings = self.settings
+        outcome = denoising_step(
+            self.block,
+            logits,
+            positions,
+            end_of_text=settings.end_of_text,
+            x0=self._draw(logits, counts) if settings.do_sample else None,
+            suppress_mask=settings.suppress_mask,
+        )
+        self._record(outcome)
+        if settings.on_step is not None:
+            settings.on_step(list(self.rows), list(self.blocks), outcome)
+        self._stream_draft(outcome)
+        self._follow_up(outcome)
+
+    def result(self) -> tuple[Tensor, Trace]:
+        """The answers (B, max_new_tokens) and their trace, once no row is live."""
+        size = self.settings.max_new_tokens
+        tokens = self.answers[:, :size]
+        committed_at, confidence = self.committed_at[:, :size], self.confidence[:, :size]
+        end_of_text = self.settings.end_of_text
+        ends = is_end_of_text(tokens, end_of_text.token_ids)
+        length = torch.where(ends.any(-1), ends.to(torch.int64).argmax(-1) + 1, size)
+        if end_of_text.rule != "off":
+            behind = torch.arange(size, device=self.device) >= length.unsqueeze(-1)
+            tokens = tokens.masked_fill(behind, end_of_text.token_ids[0])
+        return tokens, Trace(
+            committed_at=committed_at,
+            confidence=confidence,
+            nfe=torch.tensor(self.nfe, device=self.device),
+            length=length,
+        )
+
+    def _logits(self) -> tuple[Tensor, Tensor, list[int]]:
+        """A forward pass: the needed logits (N, V), where they belong, and how many per row."""
+        left, right = min(self.first), max(self.last)
+        everything = min(self.last) == right and max(self.first) == left
+        hidden = hidden_states(
+            self.model,
+            self.tokens[:, left:right],
+            None if everything else self.attention[:, left:right],
+            self.position_ids[:, left:right],
+        )
+        self.forwards += 1
+        length = self.settings.block_length
+        positions, columns, counts = [], [], []
+        for row, needed in enumerate(self.needed):
+            found = list(compress(range(length), needed))
+            start = self.prompt_length + self.blocks[row] * length - left
+            positions += [row * length + i for i in found]
+            columns += [row * (right - left) + start + i for i in found]
+            counts.append(len(found))
+        at = torch.tensor([positions, columns], device=self.device)
+        return logits_at(self.model, self.settings.family, hidden, at[1]), at[0], counts
+
+    def _draw(self, logits: Tensor, counts: list[int]) -> Tensor:
+        settings = self.settings
+        scores = logits.float() / settings.temperature
+        if settings.suppress_mask:
+            scores[:, settings.mask_token_id] = -torch.inf
+        warpers = LogitsProcessorList()
+        if settings.top_k > 0:
+            warpers.append(TopKLogitsWarper(min(settings.top_k, scores.shape[1])))
+        if settings.top_p < 1:
+            warpers.append(TopPLogitsWarper(settings.top_p))
+        assert self.block.generators is not None
+        return sample_tokens(warpers(None, scores), counts, self.block.generators)
+
+    def _record(self, outcome: StepOutcome) -> None:
+        """Write the block into the canvas, and the commits into the trace."""
+        columns = self.block.block_index.unsqueeze(-1) * self.settings.block_length
+        columns = columns + torch.arange(self.settings.block_length, device=self.device)
+        self.tokens.scatter_(1, self.prompt_length + columns, self.block.tokens)
+        sequences = torch.tensor(self.rows, device=self.device).unsqueeze(-1)
+        undone = outcome.remasked | outcome.behind
+        for history, value, nothing in (
+            (self.committed_at, self.forwards - 1, -1),
+            (self.confidence, outcome.step.confidence, 0.0),
+        ):
+            before = history[sequences, columns]
+            new = torch.as_tensor(value, dtype=history.dtype, device=self.device)
+            after = torch.where(outcome.committed, new, before).masked_fill(undone, nothing)
+            history[sequences, columns] = after
+
+    def _follow_up(self, outcome: StepOutcome) -> None:
+        """Rows whose block is full go on to the next one or leave; ended texts are cut."""
+        visible = (~outcome.behind & self.block.present).sum(-1, keepdim=True)
+        report = torch.cat(
+            [self.block.needed(), self.block.masked.any(-1, True), outcome.ended[:, None], visible],
+            dim=-1,
+        ).tolist()  # the one host read of the step
+        length = self.settings.block_length
+        advancing, leaving = [], []
+        for row, (*needed, unfinished, ended, seen) in enumerate(report):
+            self.needed[row] = needed
+            if ended:
+                last = self.prompt_length + self.blocks[row] * length + seen
+                if last != self.last[row]:
+                    self.last[row] = last
+                    self.attention[row, last:] = 0
+            if unfinished:
+                continue
+            self._stream_block(row, seen)
+            if ended or self.blocks[row] + 1 == self.num_blocks:
+                leaving.append(row)
+            else:
+                self.blocks[row] += 1
+                advancing.append(row)
+        if advancing:
+            self._advance(advancing)
+        if leaving:
+            self._leave(leaving)
+
+    def _advance(self, rows: list[int]) -> None:
+        length = self.settings.block_length
+        starts = [self.blocks[row] * length for row in rows]
+        columns = torch.tensor(starts, device=self.device).unsqueeze(-1)
+        columns = columns + torch.arange(length, device=self.device)
+        at = torch.tensor(rows, device=self.device).unsqueeze(-1)
+        present = self._present([self.blocks[row] for row in rows])
+        reference = None
+        if self.reference is not None:
+            sequences = torch.tensor([self.rows[row] for row in rows], device=self.device)
+            reference = self.reference[sequences.unsqueeze(-1), columns]
+        tokens = self.tokens[at, self.prompt_length + columns]
+        self.block.advance(rows, tokens, present=present, reference=reference)
+        for row, start in zip(rows, starts, strict=True):
+            self.needed[row] = [start + i < self.settings.max_new_tokens for i in range(length)]
+
+    def _leave(self, rows: list[int]) -> None:
+        at = torch.tensor(rows, device=self.device)
+        sequences = [self.rows[row] for row in rows]
+        self.answers[torch.tensor(sequences, device=self.device)] = self.tokens[
+            at, self.prompt_length :
+        ]
+        for sequence in sequences:
+            self.nfe[sequence] = self.forwards
+        gone = set(rows)
+        kept = [row for row in range(len(self.rows)) if row not in gone]
+        for name in ("rows", "blocks", "first", "last", "needed"):
+            values = getattr(self, name)
+            setattr(self, name, [values[row] for row in kept])
+        if kept:
+            stay = torch.tensor(kept, device=self.device)
+            for name in ("tokens", "attention", "position_ids"):
+                setattr(self, name, getattr(self, name).index_select(0, stay))
+            self.block.keep(kept)
+
+    def _present(self, blocks: list[int]) -> Tensor:
+        length = self.settings.block_length
+        starts = torch.tensor(blocks, device=self.device).unsqueeze(-1) * length
+        columns = starts + torch.arange(length, device=self.device)
+        return columns < self.settings.max_new_tokens
+
+    def _stream_draft(self, outcome: StepOutcome) -> None:
+        streamer = self.settings.streamer
+        if streamer is None or not hasattr(streamer, "put_draft"):
+            return
+        draft = torch.where(self.block.masked, outcome.step.x0, self.block.tokens)
+        draft = draft[0][(self.block.present & ~outcome.behind)[0]]
+        streamer.put_draft(value=draft.cpu())
+
+    def _stream_block(self, row: int, visible: int) -> None:
+        if self.settings.streamer is not None:
+            self.settings.streamer.put(self.block.tokens[row, :visible].cpu())
+
+
+def _references(
+    model: Any, input_ids: Tensor, attention_mask: Tensor, settings: DecodeSettings
+) -> tuple[Tensor | None, Tensor | None]:
+    """What policies that require "reference" are shown: (B, blocks * L) tokens, and the NFE that
+    making them cost."""
+    wanting: dict[int, list[int]] = {}
+    for row, policy in enumerate(settings.policies):
+        if "reference" in policy.requires:
+            wanting.setdefault(id(policy), []).append(row)
+    if not wanting:
+        return None, None
+    batch, length = len(input_ids), settings.block_length
+    width = -(-settings.max_new_tokens // length) * length
+    filler = (settings.end_of_text.token_ids or (settings.pad_token_id,))[0]
+    reference = torch.full((batch, width), filler, device=input_ids.device)
+    missing: list[int] = []
+    for rows in wanting.values():
+        policy = settings.policies[rows[0]]
+        given = getattr(policy, "reference", None)
+        if given is None:
+            missing += rows
+        else:
+            _fill_given(reference, rows, given, policy, settings)
+    if not missing:
+        return reference, None
+    if settings.do_sample:
+        raise L2PDError(
+            "a reference decode at one token per step is greedy: with do_sample=True, give the "
+            "policy its reference"
+        )
+    logger.warning(
+        "%d sequence(s) have no reference: decoding them first at one token per step", len(missing)
+    )
+    slow = create_policy("fixed_schedule", tokens_per_step=1)
+    at = torch.tensor(missing, device=input_ids.device)
+    first = replace(
+        settings, policies=(slow,) * len(missing), streamer=None, on_step=None, seeds=None
+    )
+    made = decode(model, input_ids[at], attention_mask[at], first)
+    reference[at, : settings.max_new_tokens] = made.tokens
+    nfe = torch.zeros(batch, dtype=torch.int64, device=input_ids.device)
+    nfe[at] = made.trace.nfe
+    return reference, nfe
+
+
+def _fill_given(
+    reference: Tensor,
+    rows: list[int],
+    given: Any,
+    policy: UnmaskPolicy,
+    settings: DecodeSettings,
+) -> None:
+    """Lay out the reference that a policy brings: one list for all its rows, or one per row."""
+    given = given.tolist() if isinstance(given, Tensor) else list(given)
+    nested = bool(given) and isinstance(given[0], list | tuple)
+    lists = given if nested else [given] * len(rows)
+    if len(lists) != len(rows):
+        raise L2PDError(f"{policy.name}: {len(lists)} references for {len(rows)} sequences")
+    for row, tokens in zip(rows, lists, strict=True):
+        if len(tokens) > settings.max_new_tokens:
+            raise L2PDError(
+                f"{policy.name}: a reference of {len(tokens)} tokens is longer than "
+                f"max_new_tokens={settings.max_new_tokens}"
+            )
+        reference[row, : len(tokens)] = torch.tensor(list(tokens), device=reference.device)

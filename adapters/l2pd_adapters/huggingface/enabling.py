@@ -1,0 +1,260 @@
+"""`model.generate(..., unmask_policy=...)`: bound to one model, and undone again.
+
+Nothing is patched on import, and no class is touched: `enable` sets `generate` on the instance, as
+transformers itself does for models that ship a custom generate.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+from transformers.generation import (
+    EosTokenCriteria,
+    MaxLengthCriteria,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from l2pd_adapters.families import family_of, mask_token_of
+from l2pd_adapters.huggingface.arguments import (
+    OUR_KEYWORDS,
+    PolicyChoice,
+    StepObserver,
+    make_settings,
+    merged_config,
+    refuse_unknown,
+)
+from l2pd_adapters.huggingface.decoding import decode
+from l2pd_adapters.huggingface.output import DiffusionGenerateOutput
+from l2pd_plugins.errors import L2PDError
+
+
+class BoundGenerate:
+    """`generate` of one enabled model.
+
+    An object and no bound method: a pickled bound method looks its name up on the class again, and
+    a copy of the model would silently decode autoregressively.
+    """
+
+    def __init__(self, model: Any, name: str) -> None:
+        self.model = model
+        self.name = name
+
+    def __call__(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
+        return generate(self.model, inputs, **kwargs)
+
+
+def enable(model: Any, *, name: str | None = None) -> Any:
+    """Bind diffusion decoding to `model.generate`; returns the model.
+
+    Args:
+        model: a transformers model whose config says ``is_causal=False`` and names
+            ``mask_token_id`` (and, if it has one, ``block_length``).
+        name: what the configuration line calls the model; its folder's or hub name by default.
+
+    Raises L2PDError if the model is no diffusion language model.
+    """
+    family_of(model.config)
+    mask_token_of(model.config)
+    model.generate = BoundGenerate(model, name or _name_of(model))
+    return model
+
+
+def disable(model: Any) -> Any:
+    """Give the model its own `generate` back; returns the model.
+
+    Raises L2PDError if it was not enabled.
+    """
+    if not isinstance(model.__dict__.get("generate"), BoundGenerate):
+        raise L2PDError(f"{type(model).__name__} was not enabled")
+    del model.generate
+    return model
+
+
+def generate(
+    model: Any,
+    inputs: Tensor | None = None,
+    *,
+    input_ids: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    generation_config: GenerationConfig | None = None,
+    streamer: Any = None,
+    **kwargs: Any,
+) -> Tensor | DiffusionGenerateOutput:
+    """Decode a batch of prompts with a diffusion language model.
+
+    Args:
+        model: a diffusion language model (enabled or not).
+        inputs, input_ids: (B, P) token ids, padded on the left.
+        attention_mask: (B, P), 0 on padding; without it every position counts.
+        generation_config: settings; keywords win over it, and it over the model's own. It may
+            carry the settings below as attributes, too.
+        streamer: `TextDiffusionStreamer`, `TextStreamer`, `TextIteratorStreamer`, or any object
+            with put, end and optionally put_draft(value=...); for one sequence.
+        unmask_policy: name, config mapping, or policy object; or a list with one for each prompt.
+            By default "fixed_schedule" at one token per step.
+        unmask_options: options for a policy that is given by name.
+        block_length: positions per block; by default the model's, else 32.
+        cache: "none".
+        end_of_text: "block" (a committed end-of-text token ends the text) or "off".
+        seed: for sampling, one number or one per sequence; see `transformers.set_seed` otherwise.
+        suppress_mask: never predict the mask token (default); False is for parity with code that
+            does not suppress it.
+        on_step: called after every denoising step, see `StepObserver`.
+        max_new_tokens (or max_length), do_sample, temperature, top_k, top_p,
+            num_return_sequences, eos_token_id, pad_token_id, return_dict_in_generate: as in
+            transformers.
+
+    Returns:
+        (B * num_return_sequences, P + N) token ids, or a DiffusionGenerateOutput with
+        return_dict_in_generate=True. N is the longest answer; shorter ones are padded.
+
+    Raises L2PDError, before any forward pass, for whatever it does not support, by name.
+    """
+    refuse_unknown(kwargs)
+    prompts = _prompts(inputs, input_ids)
+    mask = _left_padded(prompts, attention_mask)
+    merged = merged_config(model, generation_config, kwargs)
+    repeats = merged.get("num_return_sequences", 1)
+    if not isinstance(repeats, int) or repeats < 1:
+        raise L2PDError(f"num_return_sequences={repeats!r}: wanted a whole number from 1")
+    if repeats > 1 and not merged.get("do_sample", False):
+        raise L2PDError(
+            f"num_return_sequences={repeats} with greedy decoding gives {repeats} equal answers; "
+            "set do_sample=True"
+        )
+    prompts = prompts.repeat_interleave(repeats, dim=0).to(model.device)
+    mask = mask.repeat_interleave(repeats, dim=0).to(model.device)
+    return _run(model, prompts, mask, merged, streamer)
+
+
+def custom_generate(
+    model: Any,
+    input_ids: Tensor,
+    *,
+    generation_config: GenerationConfig,
+    logits_processor: Any = None,
+    stopping_criteria: Any = None,
+    unmask_policy: PolicyChoice | list[PolicyChoice] | None = None,
+    unmask_options: dict[str, Any] | None = None,
+    block_length: int | None = None,
+    cache: str | None = None,
+    end_of_text: str | None = None,
+    seed: int | list[int] | None = None,
+    suppress_mask: bool | None = None,
+    on_step: StepObserver | None = None,
+    streamer: Any = None,
+    **model_kwargs: Any,
+) -> Tensor | DiffusionGenerateOutput:
+    """The same loop for transformers' own seam, on a model that is not enabled::
+
+        model.generate(**inputs, custom_generate=custom_generate, unmask_policy="learn2pd")
+
+    transformers prepares and expands the inputs. It hands no streamer to a custom generate; bind
+    one with ``functools.partial(custom_generate, streamer=streamer)``.
+    """
+    harmless = (
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+        MaxLengthCriteria,
+        EosTokenCriteria,
+    )
+    for item in [*(logits_processor or ()), *(stopping_criteria or ())]:
+        if not isinstance(item, harmless):
+            raise L2PDError(f"{type(item).__name__} is not supported by diffusion decoding")
+    # attention_mask cannot stand in the signature: transformers would take it for an argument of
+    # this function alone and not prepare it.
+    mask = _left_padded(input_ids, model_kwargs.pop("attention_mask", None))
+    refuse_unknown(model_kwargs)
+    given = (
+        unmask_policy,
+        unmask_options,
+        block_length,
+        cache,
+        end_of_text,
+        seed,
+        suppress_mask,
+        on_step,
+    )
+    merged = merged_config(model, generation_config, dict(zip(OUR_KEYWORDS, given, strict=True)))
+    return _run(model, input_ids, mask, merged, streamer)
+
+
+def _run(
+    model: Any,
+    prompts: Tensor,
+    mask: Tensor,
+    merged: dict[str, Any],
+    streamer: Any,
+) -> Tensor | DiffusionGenerateOutput:
+    bound = model.__dict__.get("generate")
+    name = bound.name if isinstance(bound, BoundGenerate) else _name_of(model)
+    batch, prompt_length = prompts.shape
+    settings = make_settings(model, prompt_length, batch, merged, name=name, streamer=streamer)
+    decoded = decode(model, prompts, mask, settings)
+    trace = decoded.trace
+    longest = settings.max_new_tokens
+    if settings.end_of_text.rule != "off":
+        longest = int(trace.length.max())
+    answers = decoded.tokens[:, :longest]
+    if settings.end_of_text.rule != "off":
+        columns = torch.arange(longest, device=answers.device)
+        behind = columns >= trace.length.unsqueeze(-1)
+        answers = answers.masked_fill(behind, settings.pad_token_id)
+    sequences = torch.cat([prompts, answers], dim=1)
+    if not settings.return_dict:
+        return sequences
+    return DiffusionGenerateOutput(
+        sequences=sequences,
+        nfe=trace.nfe,
+        tokens_per_forward=trace.tokens_per_forward,
+        trace=trace,
+        reference_nfe=decoded.reference_nfe,
+        configuration=settings.describe(model),
+    )
+
+
+def _prompts(inputs: Tensor | None, input_ids: Tensor | None) -> Tensor:
+    if (inputs is None) == (input_ids is None):
+        raise L2PDError("give the prompts once: as the first argument or as input_ids")
+    prompts = input_ids if inputs is None else inputs
+    if not isinstance(prompts, Tensor) or prompts.ndim != 2 or prompts.is_floating_point():
+        raise L2PDError(
+            f"prompts are a tensor of token ids (batch, length), got {_describe(prompts)}"
+        )
+    if len(prompts) == 0:
+        raise L2PDError("the batch holds no prompt")
+    return prompts
+
+
+def _left_padded(prompts: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        return torch.ones_like(prompts)
+    if mask.shape != prompts.shape:
+        raise L2PDError(
+            f"attention_mask has shape {tuple(mask.shape)}, the prompts {tuple(prompts.shape)}"
+        )
+    mask = (mask != 0).to(torch.int64)
+    if bool((mask.diff(dim=-1) < 0).any()):
+        raise L2PDError(
+            "attention_mask has zeros behind ones: prompts are padded on the left "
+            "(tokenizer.padding_side = 'left'), since the canvas follows them"
+        )
+    return mask
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"{value.dtype} of shape {tuple(value.shape)}"
+    return type(value).__name__
+
+
+def _name_of(model: Any) -> str:
+    path = getattr(model.config, "_name_or_path", "")
+    return Path(path).name if path and Path(path).is_dir() else path or type(model).__name__

@@ -1,0 +1,64 @@
+"""Loading a diffusion language model: a shipped one by name, a local folder, or a hub id."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from l2pd_adapters.families import family_of, mask_token_of
+from l2pd_adapters.huggingface.enabling import enable
+from l2pd_adapters.tiny_models import folder_of, shipped_models
+from l2pd_plugins.errors import L2PDError
+
+
+def load(
+    name: str | Path,
+    *,
+    dtype: torch.dtype | str = "auto",
+    device_map: Any = None,
+    **kwargs: Any,
+) -> tuple[Any, Any]:
+    """Load a model and its tokenizer and enable `generate(..., unmask_policy=...)` on the model.
+
+    Args:
+        name: a shipped model ("tiny-llada"), a local folder, or a hub id. A shipped name wins over
+            a hub id; a folder is named by a path (``./tiny-llada``).
+        dtype: of the weights; "auto" takes the checkpoint's own.
+        device_map: as in transformers; None loads to the CPU.
+        kwargs: handed to ``AutoModelForCausalLM.from_pretrained``.
+
+    Returns:
+        (model in eval mode, tokenizer with left padding).
+
+    Raises L2PDError if there is no such model or it is no diffusion language model. No remote code
+    is run: the models run on transformers' own decoders.
+    """
+    source = _source(name)
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise L2PDError(f"model {str(name)!r} cannot be loaded: {error}") from error
+    family_of(config)
+    mask_token_of(config)
+    model = AutoModelForCausalLM.from_pretrained(
+        source, config=config, dtype=dtype, device_map=device_map, **kwargs
+    )
+    tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
+    return enable(model.eval(), name=str(name)), tokenizer
+
+
+def _source(name: str | Path) -> str:
+    text = str(name)
+    if text in shipped_models():
+        return str(folder_of(text))
+    if Path(text).expanduser().is_dir():
+        return str(Path(text).expanduser())
+    if isinstance(name, Path) or text.startswith((".", "/", "~")) or text.count("/") != 1:
+        raise L2PDError(
+            f"model {text!r}: no shipped model (those are {', '.join(shipped_models())}), "
+            "no folder, and no hub id (owner/name)"
+        )
+    return text

@@ -1,0 +1,29 @@
+"""What generate returns with return_dict_in_generate=True."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from transformers.utils import ModelOutput
+
+from l2pd_plugins.trace import Trace
+
+
+@dataclass
+class DiffusionGenerateOutput(ModelOutput):
+    """The result of diffusion decoding, for B sequences."""
+
+    sequences: torch.Tensor = None  # type: ignore[assignment]  # ModelOutput wants defaults
+    """(B, P + N) int64: prompts and answers; behind an end of text, the padding token."""
+    nfe: torch.Tensor | None = None
+    """(B,) int64, forward passes that each sequence took part in."""
+    tokens_per_forward: torch.Tensor | None = None
+    """(B,) float32, TPF: tokens up to and including the end of text, per forward pass."""
+    trace: Trace | None = None
+    """What was committed at which forward pass."""
+    reference_nfe: torch.Tensor | None = None
+    """(B,) int64, forward passes spent on a reference decode before this one; None if there was
+    none."""
+    configuration: str | None = None
+    """Everything that the result depends on, in one line."""

@@ -1,0 +1,22 @@
+"""The small models shipped with the project, and the checkers of the world they speak about."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_HERE = Path(__file__).parent
+
+
+def shipped_models() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(path.parent.name for path in _HERE.glob("*/config.json"))
+
+
+def folder_of(name: str) -> Path:
+    """The checkpoint folder of a shipped model."""
+    return _HERE / name
+
+
+def heldout_prompts() -> Path:
+    """JSON lines of prompts that no training saw, with the data that their checkers need."""
+    return _HERE / "heldout.jsonl"

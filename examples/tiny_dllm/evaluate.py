@@ -1,0 +1,165 @@
+"""How often a checkpoint's answers are valid, family by family.
+
+    python examples/tiny_dllm/evaluate.py adapters/l2pd_adapters/tiny_models/tiny-llada \\
+        --prompts adapters/l2pd_adapters/tiny_models/heldout.jsonl --gen-length 128 256
+
+Decoding is LLaDA's, in the simplest form: blocks from left to right, greedy, the most probable
+token first, one per step; what lies behind a committed end-of-text token is cut off. With
+`--threshold`, every token at least that probable is committed in one step, and at least one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from l2pd_adapters.tiny_models.checkers import check
+from model import BLOCK_LENGTH, TinyModel, load
+from tokenizer import END_OF_TEXT_ID, MASK_ID, decode, prompt_ids
+
+
+@dataclass(frozen=True)
+class Decoded:
+    answer: str
+    tokens: int  # up to and including the end-of-text token
+    forwards: int
+
+
+@torch.inference_mode()
+def decode_prompts(
+    model: TinyModel,
+    prompts: Sequence[str],
+    gen_length: int,
+    threshold: float | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> list[Decoded]:
+    """Decode one batch; prompts are padded on the left, finished rows leave the batch."""
+    ids = [prompt_ids(prompt) for prompt in prompts]
+    width, device = max(map(len, ids)), model.lm_head.weight.device
+    tokens = torch.full((len(ids), width + gen_length), MASK_ID)
+    valid = torch.ones_like(tokens, dtype=torch.bool)
+    for row, prompt in enumerate(ids):
+        tokens[row, width - len(prompt) : width] = torch.tensor(prompt)
+        valid[row, : width - len(prompt)] = False
+    tokens, valid = tokens.to(device), valid.to(device)
+    rows = torch.arange(len(ids), device=device)
+    ends = torch.full((len(ids),), gen_length, device=device)
+    canvas_positions = torch.arange(gen_length, device=device)
+    block_positions = torch.arange(BLOCK_LENGTH, device=device)
+    decoded: dict[int, Decoded] = {}
+    forwards = 0
+    while len(rows):
+        length = int(ends.max())
+        tokens, valid = tokens[:, : width + length], valid[:, : width + length]
+        forwards += 1
+        hidden = model(tokens, valid, dtype)[:, width:]
+
+        # Every row is in the block of its first mask.
+        open_ = (tokens[:, width:] == MASK_ID) & valid[:, width:]
+        block = open_.int().argmax(1, keepdim=True) // BLOCK_LENGTH * BLOCK_LENGTH + block_positions
+        inside = block < length
+        block = block.clamp(max=length - 1)
+        masked = open_.gather(1, block) & inside
+        state = hidden.gather(1, block[..., None].expand(-1, -1, hidden.shape[-1]))
+        logits = model.lm_head(state).float()
+        logits[..., MASK_ID] = -torch.inf
+        confidence, best = logits.softmax(-1).max(-1)
+        confidence = confidence.masked_fill(~masked, -1.0)
+        chosen = torch.zeros_like(masked).scatter_(1, confidence.argmax(1, keepdim=True), True)
+        if threshold is not None:
+            chosen |= confidence >= threshold
+        row, column = (chosen & masked).nonzero(as_tuple=True)
+        tokens[row, width + block[row, column]] = best[row, column]
+
+        ended = chosen & masked & (best == END_OF_TEXT_ID)
+        ends = torch.minimum(ends, torch.where(ended, block + 1, gen_length).amin(1))
+        valid[:, width:] &= canvas_positions[:length] < ends[:, None]
+        done = ~((tokens[:, width:] == MASK_ID) & valid[:, width:]).any(1)
+        for index in done.nonzero().flatten().tolist():
+            canvas = tokens[index, width : width + int(ends[index])].tolist()
+            first_end = canvas.index(END_OF_TEXT_ID) + 1 if END_OF_TEXT_ID in canvas else length
+            decoded[int(rows[index])] = Decoded(decode(canvas), first_end, forwards)
+        rows, ends, tokens, valid = rows[~done], ends[~done], tokens[~done], valid[~done]
+    return [decoded[row] for row in range(len(ids))]
+
+
+def evaluate(
+    model: TinyModel,
+    rows: Sequence[dict[str, Any]],
+    gen_length: int,
+    threshold: float | None = None,
+    dtype: torch.dtype = torch.float32,
+    batch_size: int = 40,
+) -> list[dict[str, Any]]:
+    """The rows, each with its `answer`, `valid`, `tokens` and `forwards`."""
+    # Prompts of one family finish together, so little of a batch is idle.
+    ordered = sorted(rows, key=lambda row: (row["family"], len(row["prompt"])))
+    scored = []
+    for start in range(0, len(ordered), batch_size):
+        batch = ordered[start : start + batch_size]
+        prompts = [row["prompt"] for row in batch]
+        outputs = decode_prompts(model, prompts, gen_length, threshold, dtype)
+        for row, output in zip(batch, outputs, strict=True):
+            valid = check(row["family"], row["data"], output.answer)
+            scored.append({**row, **vars(output), "valid": valid})
+    return scored
+
+
+def summary(scored: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Validity and tokens per forward of every family, every kind, and overall."""
+    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in scored:
+        for name in (row["family"], f"[{row['kind']}]", "[all]"):
+            groups[name].append(row)
+    return {
+        name: {
+            "n": len(group),
+            "valid": sum(row["valid"] for row in group) / len(group),
+            "tpf": sum(row["tokens"] for row in group) / sum(row["forwards"] for row in group),
+        }
+        for name, group in groups.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--prompts", type=Path, required=True, help="heldout.jsonl")
+    parser.add_argument("--limit", type=int, help="only so many prompts from the file's start")
+    parser.add_argument("--gen-length", type=int, nargs="+", default=[128, 256])
+    parser.add_argument("--threshold", type=float, nargs="+", help="sweep; default: one per step")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", type=Path, help="write the tables there, too")
+    parser.add_argument("--failures", type=int, default=0, help="show so many invalid answers")
+    args = parser.parse_args()
+    model = load(args.checkpoint).to(args.device)
+    rows = [json.loads(line) for line in args.prompts.read_text().splitlines()][: args.limit]
+    results = []
+    for gen_length in args.gen_length:
+        for threshold in args.threshold or [None]:
+            began = time.perf_counter()
+            scored = evaluate(model, rows, gen_length, threshold)
+            table = summary(scored)
+            rule = "one token per step" if threshold is None else f"confidence >= {threshold}"
+            print(f"\ngen {gen_length}, {rule}, {len(rows)} prompts", end=", ")
+            print(f"{time.perf_counter() - began:.0f} s")
+            for name, line in table.items():
+                print(f"  {name:14} {line['n']:5.0f}  {line['valid']:.4f}  {line['tpf']:6.2f}")
+            results.append({"gen_length": gen_length, "threshold": threshold, "table": table})
+            wrong = [row for row in scored if not row["valid"]]
+            for row in wrong[: args.failures]:
+                print(f"    {row['family']}: {row['prompt']!r} -> {row['answer']!r}")
+            if args.json:
+                args.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

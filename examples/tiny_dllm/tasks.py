@@ -1,0 +1,285 @@
+"""The small world: random prompts with a valid answer, and the data that checks any answer.
+
+    python examples/tiny_dllm/tasks.py --out adapters/l2pd_adapters/tiny_models
+
+writes `heldout.jsonl` and `train_prompts.jsonl`. The hash of a prompt's text decides whether it is
+held out, and training rejects held-out prompts, so the two can never meet. Answers are drawn at
+random among the valid ones: the marginals of coupled tokens are flat.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import string
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from itertools import permutations
+from pathlib import Path
+from random import Random
+from typing import Any, Literal
+
+from l2pd_adapters.tiny_models.checkers import FAMILIES, FEMALE, MALE
+
+Split = Literal["train", "heldout"]
+
+KEYS = "age bag box car cat cup day fee job key lot map net pin row tag town unit year zone".split()
+ANIMALS = "ants bees bugs cats cows dogs ducks elks fish foxes goats hens owls pigs rats".split()
+ITEMS = "bun cup egg fig ham ink jam mop nut oil pan pea pen pie pot tea".split()
+
+
+@dataclass(frozen=True)
+class Task:
+    prompt: str
+    answer: str
+    data: dict[str, Any]
+
+
+def _letters(rng: Random, low: int, high: int) -> str:
+    return "".join(rng.choices(string.ascii_lowercase, k=rng.randint(low, high)))
+
+
+def _distinct_letters(rng: Random, low: int, high: int) -> str:
+    return "".join(rng.sample(string.ascii_lowercase, rng.randint(low, high)))
+
+
+def reverse(rng: Random) -> Task:
+    text = _letters(rng, 4, 40)
+    return Task(f"Reverse: {text}", text[::-1], {"text": text})
+
+
+def sort(rng: Random) -> Task:
+    text = _distinct_letters(rng, 5, 20)
+    return Task(f"Sort: {text}", "".join(sorted(text)), {"text": text})
+
+
+def json_(rng: Random) -> Task:
+    fields: list[tuple[str, str | int]] = [
+        (key, rng.randint(1, 99) if rng.random() < 0.5 else _letters(rng, 2, 5))
+        for key in rng.sample(KEYS, rng.randint(2, 5))
+    ]
+    prompt = "JSON: " + ", ".join(f"{key}={value}" for key, value in fields)
+    return Task(prompt, json.dumps(dict(fields)), {"fields": [list(field) for field in fields]})
+
+
+def addition(rng: Random) -> Task:
+    a, b = rng.randint(100, 999), rng.randint(100, 999)
+    return Task(f"Add: {a} + {b}", str(a + b), {"terms": [a, b]})
+
+
+def dial(rng: Random) -> Task:
+    position = start = rng.randint(0, 9)
+    moves = [rng.choice((-1, 1)) * rng.randint(1, 9) for _ in range(rng.randint(4, 14))]
+    trace = [str(position := (position + move) % 10) for move in moves]
+    prompt = f"Dial: {start} " + " ".join(f"{move:+d}" for move in moves)
+    return Task(prompt, " ".join(trace), {"start": start, "moves": moves})
+
+
+def permutation(rng: Random) -> Task:
+    items = _distinct_letters(rng, 5, 16)
+    return Task(f"Shuffle: {items}", "".join(rng.sample(items, len(items))), {"items": items})
+
+
+@cache
+def _latin_squares() -> list[str]:
+    rows = ["".join(row) for row in permutations("1234")]
+
+    def grow(square: tuple[str, ...]) -> list[str]:
+        if len(square) == 4:
+            return ["".join(square)]
+        fitting = [
+            r for r in rows if all(a != b for s in square for a, b in zip(r, s, strict=True))
+        ]
+        return [found for row in fitting for found in grow((*square, row))]
+
+    return grow(())
+
+
+def _in_rows(square: str) -> str:
+    return " ".join(square[i : i + 4] for i in range(0, 16, 4))
+
+
+def latin(rng: Random) -> Task:
+    square = rng.choice(_latin_squares())
+    shown = set(rng.sample(range(16), rng.randint(1, 5)))
+    clues = "".join(cell if i in shown else "." for i, cell in enumerate(square))
+    return Task(f"Latin: {_in_rows(clues)}", _in_rows(square), {"clues": clues})
+
+
+@cache
+def _completions(left: int, depth: int) -> int:
+    """How many ways `left` more brackets can bring `depth` back to zero."""
+    if depth < 0 or depth > left:
+        return 0
+    return 1 if left == 0 else _completions(left - 1, depth + 1) + _completions(left - 1, depth - 1)
+
+
+def brackets(rng: Random) -> Task:
+    style = rng.choice(("()", "[]", "{}", "<>"))
+    pairs = rng.randint(4, 16)
+    depth, answer = 0, ""
+    for left in range(2 * pairs, 0, -1):
+        opens = rng.random() * _completions(left, depth) < _completions(left - 1, depth + 1)
+        depth += 1 if opens else -1
+        answer += style[0] if opens else style[1]
+    prefix = answer[: rng.randint(2, 6)]
+    data = {"style": style, "pairs": pairs, "prefix": prefix}
+    return Task(f"Balance {pairs} pairs: {prefix}", answer, data)
+
+
+def walk(rng: Random) -> Task:
+    low = rng.randint(0, 5)
+    high = rng.randint(low + 3, 9)
+    start, steps = rng.randint(low, high), rng.randint(8, 40)
+    place, places = start, [start]
+    for _ in range(steps):
+        place = rng.choice([p for p in (place - 1, place + 1) if low <= p <= high])
+        places.append(place)
+    data = {"low": low, "high": high, "start": start, "steps": steps}
+    prompt = f"Walk {steps} steps in {low}-{high} from {start}"
+    return Task(prompt, "".join(map(str, places)), data)
+
+
+def _two_numbers(rng: Random) -> tuple[int, int]:
+    # The total first, then a uniform choice among its pairs.
+    total = rng.randint(20, 198)
+    a = rng.randint(max(10, total - 99), min(99, total - 10))
+    return a, total - a
+
+
+def split(rng: Random) -> Task:
+    (a, b), (x, y) = _two_numbers(rng), rng.sample(string.ascii_lowercase, 2)
+    data = {"names": x + y, "total": a + b}
+    return Task(f"Split {a + b}: {x} {y}", f"{x}={a} {y}={b}", data)
+
+
+def solution(rng: Random) -> Task:
+    (a, b), (x, y) = _two_numbers(rng), rng.sample(string.ascii_lowercase, 2)
+    answer = f"Let {x} = {a} and {y} = {b}. Then {x} + {y} = {a + b}."
+    return Task(f"Solve: {x} + {y} = {a + b}", answer, {"names": x + y, "total": a + b})
+
+
+def booking(rng: Random) -> Task:
+    name, room, hours = rng.choice(FEMALE + MALE), rng.randint(10, 99), rng.randint(1, 9)
+    begin, minute = rng.randint(0, 23 - hours), rng.choice(("00", "15", "30", "45"))
+    record = {
+        "name": name,
+        "room": room,
+        "from": f"{begin:02}:{minute}",
+        "to": f"{begin + hours:02}:{minute}",
+        "hours": hours,
+    }
+    data = {"name": name, "room": room, "hours": hours}
+    return Task(f"Book: {name}, room {room}, {hours} hours", json.dumps(record), data)
+
+
+def schedule(rng: Random) -> Task:
+    count = rng.randint(3, 7)
+    names, hours = rng.sample(FEMALE + MALE, count), sorted(rng.sample(range(1, 10), count))
+    drawn = rng.sample(hours, count)
+    answer = ", ".join(f"{n} comes at {h}" for n, h in zip(names, drawn, strict=True)) + "."
+    prompt = f"Plan: {', '.join(names)}; {' '.join(map(str, hours))}"
+    return Task(prompt, answer, {"names": names, "hours": hours})
+
+
+def story(rng: Random) -> Task:
+    names, animals = rng.sample(FEMALE + MALE, 3), rng.sample(ANIMALS, 3)
+    name, animal, count, hour = (
+        rng.choice(names),
+        rng.choice(animals),
+        rng.randint(2, 9),
+        rng.randint(1, 8),
+    )
+    pronoun, whose = ("She", "her") if name in FEMALE else ("He", "his")
+    answer = (
+        f"{name} has {count} {animal}. {pronoun} feeds {whose} {count} {animal} at {hour}, "
+        f"and at {hour + 1} {name} sees {whose} {animal} sleep."
+    )
+    prompt = f"Story: {', '.join(names)}; {', '.join(animals)}"
+    return Task(prompt, answer, {"names": names, "animals": animals})
+
+
+def receipt(rng: Random) -> Task:
+    items = rng.sample(ITEMS, rng.randint(3, 6))
+    total, parts = 0, []
+    for item in items:
+        price = rng.randint(1, 9)
+        total += price
+        parts.append(f"{item} {price} = {total:02}")
+    data = {"items": items, "total": total}
+    return Task(f"Receipt {total:02}: {', '.join(items)}", ", ".join(parts) + ".", data)
+
+
+GENERATORS: dict[str, Callable[[Random], Task]] = {
+    "reverse": reverse,
+    "sort": sort,
+    "json": json_,
+    "addition": addition,
+    "dial": dial,
+    "permutation": permutation,
+    "latin": latin,
+    "brackets": brackets,
+    "walk": walk,
+    "split": split,
+    "solution": solution,
+    "booking": booking,
+    "schedule": schedule,
+    "story": story,
+    "receipt": receipt,
+}
+
+
+def split_of(prompt: str) -> Split:
+    """The split a prompt belongs to, decided by its text alone: one in eight is held out."""
+    digest = hashlib.blake2b(prompt.encode(), digest_size=1).digest()
+    return "heldout" if digest[0] < 32 else "train"
+
+
+def sample(family: str, rng: Random, split: Split = "train") -> Task:
+    """A random task of the family whose prompt belongs to `split`."""
+    while True:
+        task = GENERATORS[family](rng)
+        if split_of(task.prompt) == split:
+            return task
+
+
+def distinct_prompts(split: Split, per_family: int, seed: int) -> list[dict[str, Any]]:
+    """`per_family` different prompts of every family, shuffled so that any prefix is a fair mix."""
+    by_family: list[list[dict[str, Any]]] = []
+    for family in GENERATORS:
+        rng, seen = Random(f"{seed}/{split}/{family}"), {}
+        while len(seen) < per_family:
+            task = sample(family, rng, split)
+            seen.setdefault(task.prompt, task.data)
+        kind = FAMILIES[family].kind
+        by_family.append(
+            [
+                {"family": family, "kind": kind, "prompt": prompt, "data": data}
+                for prompt, data in seen.items()
+            ]
+        )
+    order, mixed = Random(f"{seed}/{split}"), []
+    for round_ in zip(*by_family, strict=True):  # one of every family, in random order
+        mixed += order.sample(round_, len(round_))
+    return [{"id": f"{split}-{i:04}", **row} for i, row in enumerate(mixed)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write the small world's prompt files.")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the two files")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    for split_, name, per_family in (
+        ("heldout", "heldout.jsonl", 160),
+        ("train", "train_prompts.jsonl", 107),
+    ):
+        rows = distinct_prompts(split_, per_family, args.seed)
+        (args.out / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        print(f"{name}: {len(rows)} prompts")
+
+
+if __name__ == "__main__":
+    main()

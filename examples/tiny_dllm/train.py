@@ -1,0 +1,337 @@
+"""Train a small bidirectional dLLM on the small world.
+
+    python examples/tiny_dllm/train.py --out runs/tiny-llada --seconds 2700
+
+Runs two processes of one thread each by default (`--processes`). `--out` gets `checkpoint.pt`
+(resumable with `--resume`), `model/` (the native transformers checkpoint of the averaged weights)
+and `training_log.jsonl`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+from torch.nn import functional as F
+
+from evaluate import evaluate, summary
+from l2pd_adapters.tiny_models.checkers import FAMILIES
+from model import BLOCK_LENGTH, TinyModel, export
+from tasks import GENERATORS, distinct_prompts, sample
+from tokenizer import END_OF_TEXT_ID, MASK_ID, encode, prompt_ids
+
+NAMES = list(GENERATORS)
+LENGTHS = (64, 96, 128, 160, 192)  # few, since the model is compiled for each
+# Canvas length -> (row length, rows of a micro-batch, share among full canvases).
+FULL = {128: (192, 32, 0.50), 256: (320, 24, 0.40), 1024: (1088, 3, 0.10)}
+PADDING_WEIGHT = 0.1  # end-of-text behind the first one
+FUTURE_WEIGHT = 0.2  # blocks that decoding has not reached
+UNIFORM_MASKING = 0.3  # share of rows masked as in LLaDA's pre-training; the rest block by block
+EMA = 0.99
+WARM_UP = 20
+
+
+@dataclass
+class Batch:
+    tokens: Tensor
+    targets: Tensor
+    weights: Tensor  # of the loss; 0 where nothing is predicted
+    valid: Tensor
+    family: Tensor
+
+
+@dataclass
+class Progress:
+    step: int = 0
+    seconds: float = 0.0
+    family_loss: list[float] = field(default_factory=lambda: [1.0] * len(NAMES))
+
+
+# data
+
+
+def make_batch(
+    examples: list[tuple[int, list[int], list[int]]], canvas: int | None, rng: Random
+) -> Batch:
+    """Mask one micro-batch of (family, prompt, answer). `canvas` None is just long enough."""
+    if canvas is None:
+        longest = max(len(prompt) + len(answer) + 1 for _, prompt, answer in examples)
+        length = next(n for n in LENGTHS if n >= longest)
+    else:
+        length = FULL[canvas][0]
+    count = len(examples)
+    targets = np.full((count, length), END_OF_TEXT_ID)
+    masked = np.zeros((count, length), dtype=bool)
+    weights = np.ones((count, length), dtype=np.float32)
+    valid = np.zeros((count, length), dtype=bool)
+    ratios = [(i + rng.random()) / count for i in range(count)]  # stratified over the micro-batch
+    rng.shuffle(ratios)
+    noise = np.random.default_rng(rng.getrandbits(64)).random((count, length))
+    for row, (_, prompt, answer) in enumerate(examples):
+        first, needed = len(prompt), len(answer) + 1
+        room = canvas or length - first
+        cut = _cut(needed, room, rng)
+        end = first + (cut or room)
+        targets[row, :first] = prompt
+        targets[row, first : first + len(answer)] = answer
+        valid[row, :end] = True
+        weights[row, first + needed :] = PADDING_WEIGHT
+        if rng.random() < UNIFORM_MASKING:
+            masked[row, first:end] = noise[row, first:end] < ratios[row]
+        else:
+            # What decoding meets: blocks before the current one are done, later ones untouched.
+            begin = first + rng.randrange((needed - 1) // BLOCK_LENGTH + 1) * BLOCK_LENGTH
+            behind = min(begin + BLOCK_LENGTH, end)
+            open_ = max(1, round(ratios[row] * (behind - begin)))
+            masked[row, begin + np.argsort(noise[row, begin:behind])[:open_]] = True
+            masked[row, behind:end] = True
+            weights[row, behind:] *= FUTURE_WEIGHT
+        if cut and rng.random() < 0.8:
+            masked[row, end - 1] = False  # the end-of-text token that cut the canvas
+    tokens = np.where(masked, MASK_ID, targets)
+    weights *= masked
+    return Batch(
+        torch.from_numpy(tokens),
+        torch.from_numpy(targets),
+        torch.from_numpy(weights),
+        torch.from_numpy(valid),
+        torch.tensor([name for name, _, _ in examples]),
+    )
+
+
+def _cut(needed: int, room: int, rng: Random) -> int | None:
+    """Where decoding may have cut the canvas: behind an end-of-text token of the answer's block."""
+    if rng.random() < 0.5:
+        return None
+    if rng.random() < 0.5:
+        return needed
+    return rng.randint(needed, min(room, -(-needed // BLOCK_LENGTH) * BLOCK_LENGTH))
+
+
+def make_step(
+    rng: Random, progress: Progress, done: float, boost: dict[str, float], rows: int = 96
+) -> list[Batch]:
+    """The micro-batches of one process and step, drawn half evenly, half by the running loss."""
+    total = sum(progress.family_loss)
+    chances = [
+        (0.5 / len(NAMES) + 0.5 * loss / total) * boost.get(name, 1.0)
+        for name, loss in zip(NAMES, progress.family_loss, strict=True)
+    ]
+    examples = []
+    for family in rng.choices(range(len(NAMES)), chances, k=rows):
+        task = sample(NAMES[family], rng)
+        examples.append((family, prompt_ids(task.prompt), encode(task.answer)))
+    examples.sort(key=lambda example: len(example[1]) + len(example[2]))
+    batches = []
+    for start in range(0, rows, 32):
+        micro, canvas = examples[start : start + 32], None
+        if rng.random() < (0.15 if done < 0.7 else 0.4):
+            canvas = rng.choices(list(FULL), [share for _, _, share in FULL.values()])[0]
+            micro = rng.sample(micro, FULL[canvas][1])
+        batches.append(make_batch(micro, canvas, rng))
+    return batches
+
+
+# optimisation
+
+
+def make_optimizers(model: TinyModel) -> list[torch.optim.Optimizer]:
+    matrices = [p for n, p in model.named_parameters() if "layers" in n and p.dim() == 2]
+    others = [p for n, p in model.named_parameters() if "layers" not in n or p.dim() != 2]
+    return [
+        torch.optim.Muon(matrices, lr=0.02, momentum=0.95, ns_steps=5, weight_decay=0.0),
+        torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+
+
+def schedule(step: int, done: float) -> float:
+    """Warm up, constant to 60 %, then linear to 2 %."""
+    return min(1.0, (step + 1) / WARM_UP) * (1.0 - 0.98 * max(0.0, done - 0.6) / 0.4)
+
+
+def train_step(
+    model: TinyModel, batches: list[Batch], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Backward through all micro-batches; summed loss and weight of every family."""
+    loss_of, weight_of = torch.zeros(len(NAMES)), torch.zeros(len(NAMES))
+    for batch in batches:
+        hidden = model(batch.tokens.to(device), batch.valid.to(device), torch.bfloat16)
+        where = batch.weights > 0
+        logits = model.lm_head(hidden[where.to(device)]).float()
+        losses = F.cross_entropy(logits, batch.targets[where].to(device), reduction="none")
+        weights = batch.weights[where]
+        weighted = losses * weights.to(device)
+        (weighted.sum() / weights.sum() / len(batches)).backward()
+        family = batch.family[:, None].expand_as(where)[where]
+        loss_of.index_add_(0, family, weighted.detach().cpu())
+        weight_of.index_add_(0, family, weights)
+    return loss_of, weight_of
+
+
+def reduce_gradients(parameters: list[Tensor], extra: Tensor) -> Tensor:
+    """Average the gradients over the processes, and sum `extra`, in one message."""
+    flat = torch.cat([p.grad.flatten().cpu() for p in parameters] + [extra])
+    if dist.is_initialized():
+        dist.all_reduce(flat)
+    world = dist.get_world_size() if dist.is_initialized() else 1
+    gradients, extra = flat[: -len(extra)] / world, flat[-len(extra) :]
+    for p, piece in zip(parameters, gradients.split([p.numel() for p in parameters]), strict=True):
+        p.grad.copy_(piece.view_as(p))
+    return extra
+
+
+# the run
+
+
+def run(rank: int, args: argparse.Namespace) -> None:
+    torch.set_num_threads(1)
+    torch._dynamo.config.recompile_limit = 64
+    torch.manual_seed(args.seed)
+    device = torch.device(args.device)
+    if args.processes > 1:
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(args.port)}
+        dist.init_process_group("gloo", rank=rank, world_size=args.processes)
+    model, average = TinyModel().to(device), TinyModel().to(device)
+    average.load_state_dict(model.state_dict())
+    optimizers, progress = make_optimizers(model), Progress()
+    checkpoint = args.out / "checkpoint.pt"
+    if args.resume:
+        saved = torch.load(checkpoint, map_location=device, weights_only=True)
+        model.load_state_dict(saved["model"])
+        average.load_state_dict(saved["average"])
+        for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        progress = Progress(**saved["progress"])
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group.setdefault("peak", group["lr"])
+    if not args.no_compile:
+        model.compile_layers()
+
+    parameters = list(model.parameters())
+    boost = {name: float(value) for name, value in (item.split("=") for item in args.boost)}
+    before, began, reported = progress.seconds, time.perf_counter(), time.perf_counter()
+    validated, done, tokens = progress.seconds, 0.0, 0
+    validation = distinct_prompts("train", 16, args.seed + 1)[rank :: args.processes]
+    while True:
+        # Every process must see the same clock: rank 0's travels with the gradients.
+        rng = Random(f"{args.seed}/{rank}/{progress.step}")
+        batches = make_step(rng, progress, done, boost)
+        tokens += sum(batch.tokens.numel() for batch in batches)
+        loss_of, weight_of = train_step(model, batches, device)
+        elapsed = before + time.perf_counter() - began if rank == 0 else 0.0
+        extra = reduce_gradients(parameters, torch.cat([loss_of, weight_of, Tensor([elapsed])]))
+        loss_of, weight_of, clock = extra.split([len(NAMES), len(NAMES), 1])
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * schedule(progress.step, done)
+            optimizer.step()
+            optimizer.zero_grad()
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.parameters()), parameters, 1 - EMA)
+        for i, (loss, weight) in enumerate(zip(loss_of.tolist(), weight_of.tolist(), strict=True)):
+            if weight:
+                progress.family_loss[i] += 0.02 * (loss / weight - progress.family_loss[i])
+        progress.step += 1
+        progress.seconds = float(clock)
+        done = progress.step / args.steps if args.steps else progress.seconds / args.seconds
+        finished = done >= 1.0
+        if rank == 0 and (progress.step % 50 == 0 or finished):
+            now = time.perf_counter()
+            losses = dict(zip(NAMES, (round(x, 4) for x in progress.family_loss), strict=True))
+            _log(args.out, step=progress.step, seconds=round(progress.seconds, 1),
+                 loss=round(float(loss_of.sum() / weight_of.sum()), 4), losses=losses,
+                 tokens_per_second=round(tokens * args.processes / (now - reported)))  # fmt: skip
+            reported, tokens = now, 0
+        if finished or progress.seconds - validated >= args.validate_every:
+            validated = progress.seconds
+            _validate(average, validation, rank, progress, args)
+            if rank == 0:
+                _save(args.out, model, average, optimizers, progress)
+        if finished:
+            break
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _validate(
+    model: TinyModel,
+    rows: list[dict[str, Any]],
+    rank: int,
+    progress: Progress,
+    args: argparse.Namespace,
+) -> None:
+    """Validity of every family on a few prompts of the training split, each process a share."""
+    scored = evaluate(model, rows, gen_length=128, dtype=torch.bfloat16)
+    gathered: list[Any] = [scored]
+    if dist.is_initialized():
+        gathered = [None] * args.processes
+        dist.all_gather_object(gathered, scored)
+    table = summary([row for part in gathered for row in part])
+    if rank == 0:
+        valid = {name: round(line["valid"], 3) for name, line in sorted(table.items())}
+        _log(args.out, step=progress.step, seconds=round(progress.seconds, 1), valid=valid)
+
+
+def _save(
+    out: Path,
+    model: TinyModel,
+    average: TinyModel,
+    optimizers: list[torch.optim.Optimizer],
+    progress: Progress,
+) -> None:
+    state = {
+        "model": model.state_dict(),
+        "average": average.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+        "progress": vars(progress),
+    }
+    torch.save(state, out / "checkpoint.new")
+    os.replace(out / "checkpoint.new", out / "checkpoint.pt")
+    export(average, out / "model")
+
+
+def _log(out: Path, **entry: Any) -> None:
+    with (out / "training_log.jsonl").open("a") as file:
+        file.write(json.dumps(entry) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--out", type=Path, required=True)
+    length = parser.add_mutually_exclusive_group(required=True)
+    length.add_argument("--seconds", type=float, help="of training, earlier parts of it included")
+    length.add_argument("--steps", type=int)
+    parser.add_argument("--resume", action="store_true", help="go on from OUT/checkpoint.pt")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--port", type=int, default=29511)
+    parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--validate-every", type=float, default=240, metavar="SECONDS")
+    parser.add_argument("--boost", nargs="*", default=[], metavar="FAMILY=FACTOR")
+    args = parser.parse_args()
+    unknown = {item.split("=")[0] for item in args.boost} - FAMILIES.keys()
+    if unknown:
+        parser.error(f"unknown families: {', '.join(sorted(unknown))}")
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.processes > 1:
+        mp.spawn(run, (args,), nprocs=args.processes)
+    else:
+        run(0, args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""The unmask policy of a diffusion language model as a plugin.
+
+This package is the core: what a policy is, how plugins are found, and the one denoising step that
+turns logits into committed tokens. It knows no engine and no particular policy, and importing it
+imports no torch.
+"""
+
+from l2pd_plugins.errors import L2PDError
+from l2pd_plugins.hookspecs import hookimpl
+from l2pd_plugins.plugins import create_policy, list_policies
+from l2pd_plugins.policy import (
+    DenoisingStep,
+    ModelContext,
+    PolicySpec,
+    RemaskingPolicy,
+    UnmaskPolicy,
+)
+
+__all__ = [
+    "DenoisingStep",
+    "L2PDError",
+    "ModelContext",
+    "PolicySpec",
+    "RemaskingPolicy",
+    "UnmaskPolicy",
+    "create_policy",
+    "hookimpl",
+    "list_policies",
+]
+
+__version__ = "0.1.0"

@@ -1,0 +1,378 @@
+"""One denoising step of a batch of blocks: statistics -> select -> progress -> commit -> end of text.
+
+Every engine calls `denoising_step` after its forward pass. Nothing here knows an engine or a
+policy, and nothing reads a value back to the host.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from l2pd_plugins.end_of_text import EndOfText, behind_end
+from l2pd_plugins.errors import PolicyRuntimeError
+from l2pd_plugins.policy import DenoisingStep, RemaskingPolicy, UnmaskPolicy
+from l2pd_plugins.selection import leftmost, ranks, top_1
+from l2pd_plugins.statistics import row_statistics
+
+logger = logging.getLogger(__name__)
+
+_COMPUTED = frozenset({"confidence", "entropy", "margin"})
+_failed: set[str] = set()
+
+
+@dataclass
+class _Group:
+    """The rows of a batch that one policy decides for."""
+
+    policy: UnmaskPolicy
+    members: list[int]
+    state: dict[str, Tensor]
+    index: Tensor | None = None
+    """`members` on the device; None when they are all rows."""
+
+
+@dataclass
+class BlockBatch:
+    """B blocks that are being decoded, one per sequence, and the policy of each.
+
+    Rows may stand in different blocks of their canvases and run different policies. Which row runs
+    which policy is known on the host, so grouping costs no synchronisation.
+    """
+
+    tokens: Tensor
+    """(B, L) int64; mask_token_id where masked."""
+    masked: Tensor
+    """(B, L) bool."""
+    present: Tensor
+    """(B, L) bool; False behind the end of a canvas that is no multiple of the block length."""
+    step_index: Tensor
+    """(B,) int64, denoising steps taken in the block."""
+    block_index: Tensor
+    """(B,) int64."""
+    num_blocks: Tensor
+    """(B,) int64."""
+    mask_token_id: int
+    policies: list[UnmaskPolicy]
+    """One per row; rows with the same object form a group."""
+    reference: Tensor | None = None
+    """(B, L) int64, for policies that require it."""
+    generators: list[torch.Generator] | None = None
+    _groups: list[_Group] = field(default_factory=list, repr=False)
+
+    @classmethod
+    def start(
+        cls,
+        tokens: Tensor,
+        policies: Sequence[UnmaskPolicy],
+        *,
+        mask_token_id: int,
+        block_index: Tensor | None = None,
+        num_blocks: Tensor | None = None,
+        present: Tensor | None = None,
+        reference: Tensor | None = None,
+        generators: Sequence[torch.Generator] | None = None,
+    ) -> BlockBatch:
+        """A batch at its first step: tokens (B, L), positions that hold mask_token_id are masked.
+
+        Absent positions (`present` False) are not masked, whatever they hold.
+        """
+        rows = len(tokens)
+        if len(policies) != rows:
+            raise ValueError(f"{len(policies)} policies for {rows} rows")
+        present = torch.ones_like(tokens, dtype=torch.bool) if present is None else present
+        zeros = torch.zeros(rows, dtype=torch.int64, device=tokens.device)
+        batch = cls(
+            tokens=tokens,
+            masked=(tokens == mask_token_id) & present,
+            present=present,
+            step_index=zeros,
+            block_index=zeros.clone() if block_index is None else block_index,
+            num_blocks=torch.ones_like(zeros) if num_blocks is None else num_blocks,
+            mask_token_id=mask_token_id,
+            policies=list(policies),
+            reference=reference,
+            generators=None if generators is None else list(generators),
+        )
+        by_policy: dict[int, list[int]] = {}
+        for row, policy in enumerate(batch.policies):
+            by_policy.setdefault(id(policy), []).append(row)
+        for members in by_policy.values():
+            policy = batch.policies[members[0]]
+            state = policy.init_state(len(members), tokens.shape[1], tokens.device)
+            batch._groups.append(_Group(policy, members, state))
+        batch._index_groups()
+        return batch
+
+    @property
+    def requires(self) -> frozenset[str]:
+        """What any of the policies requires."""
+        return frozenset().union(*(group.policy.requires for group in self._groups))
+
+    def needed(self) -> Tensor:
+        """bool (B, L): the positions whose logits the next step reads.
+
+        The masked ones; for policies that require "committed", all of a block that has masks.
+        """
+        if "committed" not in self.requires:
+            return self.masked
+        wanting = [float("committed" in policy.requires) for policy in self.policies]
+        all_of_row = torch.tensor(wanting, device=self.tokens.device).bool()
+        unfinished = self.masked.any(-1)
+        return self.masked | ((all_of_row & unfinished).unsqueeze(-1) & self.present)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Keep these rows, in this order, and drop the others."""
+        index = torch.tensor(rows, dtype=torch.int64, device=self.tokens.device)
+        for name in ("tokens", "masked", "present", "step_index", "block_index", "num_blocks"):
+            setattr(self, name, getattr(self, name).index_select(0, index))
+        if self.reference is not None:
+            self.reference = self.reference.index_select(0, index)
+        if self.generators is not None:
+            self.generators = [self.generators[row] for row in rows]
+        self.policies = [self.policies[row] for row in rows]
+        groups = []
+        for group in self._groups:
+            local = {row: i for i, row in enumerate(group.members)}
+            kept = [local[row] for row in rows if row in local]
+            if not kept:
+                continue
+            pick = torch.tensor(kept, dtype=torch.int64, device=self.tokens.device)
+            members = [new for new, row in enumerate(rows) if row in local]
+            state = {k: v.index_select(0, pick) for k, v in group.state.items()}
+            groups.append(_Group(group.policy, members, state))
+        self._groups = groups
+        self._index_groups()
+
+    def advance(
+        self,
+        rows: Sequence[int],
+        tokens: Tensor,
+        *,
+        present: Tensor | None = None,
+        reference: Tensor | None = None,
+    ) -> None:
+        """Move these rows to the next block of their canvases: tokens (len(rows), L)."""
+        index = torch.tensor(rows, dtype=torch.int64, device=self.tokens.device)
+        present = torch.ones_like(tokens, dtype=torch.bool) if present is None else present
+        self.tokens[index] = tokens
+        self.present[index] = present
+        self.masked[index] = (tokens == self.mask_token_id) & present
+        self.step_index[index] = 0
+        self.block_index[index] += 1
+        if self.reference is not None and reference is not None:
+            self.reference[index] = reference
+        moving = set(rows)
+        for group in self._groups:
+            local = [i for i, row in enumerate(group.members) if row in moving]
+            if not local or not group.state:
+                continue
+            fresh = group.policy.init_state(len(local), tokens.shape[1], tokens.device)
+            at = torch.tensor(local, dtype=torch.int64, device=self.tokens.device)
+            for name, value in fresh.items():
+                group.state[name][at] = value
+
+    def _index_groups(self) -> None:
+        for group in self._groups:
+            everything = len(group.members) == len(self.policies)
+            group.index = (
+                None
+                if everything
+                else torch.tensor(group.members, dtype=torch.int64, device=self.tokens.device)
+            )
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """What a denoising step did; all (B, L) bool but `ended`."""
+
+    step: DenoisingStep
+    """The step as the policies saw it, before the commits."""
+    committed: Tensor
+    remasked: Tensor
+    behind: Tensor
+    """Positions behind a committed end of text: they are end-of-text now."""
+    ended: Tensor
+    """(B,) bool, rows whose block holds a committed end of text."""
+
+
+def denoising_step(
+    block: BlockBatch,
+    logits: Tensor,
+    positions: Tensor | None = None,
+    *,
+    end_of_text: EndOfText,
+    x0: Tensor | None = None,
+    suppress_mask: bool = True,
+    on_error: Literal["raise", "progress"] = "raise",
+) -> StepOutcome:
+    """Take one denoising step; `block` is updated in place.
+
+    Args:
+        block: the blocks as they stand. Rows without masks stay as they are.
+        logits: (N, V), or (B, L, V) for every position of the block.
+        positions: (N,) int64, ``row * L + position`` of each row of logits; it must cover
+            `block.needed()`. None if logits are given for every position.
+        end_of_text: the rule in force.
+        x0: (N,) tokens drawn from the logits (see `sample_tokens`); None for the argmax.
+        suppress_mask: never predict the mask token. A model whose argmax is the mask token would
+            otherwise not finish; False is for exact parity with code that does not suppress it.
+        on_error: "raise" lets a failing policy end the call; "progress" (servers) lets its rows
+            go on by the progress rule alone and logs the failure once per policy.
+
+    A block that has masks has fewer of them afterwards, whatever the policy selects.
+
+    Raises PolicyRuntimeError, with the policy's name, if a policy raises or returns anything but a
+    bool tensor (B, L), and on_error is "raise".
+    """
+    step = _observe(block, logits, positions, x0, suppress_mask)
+    rows = len(block.policies)
+    committed = torch.zeros_like(block.masked)
+    for group in block._groups:
+        seen = _seen_by(step, group)
+        selected = _ask(group, "select", seen, on_error) & seen.masked
+        selected = selected | _progress(group.policy, selected, seen)
+        _put(committed, group, selected)
+
+    tokens = torch.where(committed, step.x0, block.tokens)
+    masked = block.masked & ~committed
+    remasked = torch.zeros_like(masked)
+    for group in block._groups:
+        if isinstance(group.policy, RemaskingPolicy):
+            after = _seen_by(replace(step, tokens=tokens, masked=masked), group)
+            taken_back = _ask(group, "remask", after, on_error)
+            _put(remasked, group, taken_back)
+    if any(isinstance(group.policy, RemaskingPolicy) for group in block._groups):
+        candidates = remasked & ~masked & block.present & (block.masked.any(-1, keepdim=True))
+        allowed = (committed.sum(-1, keepdim=True) - 1).clamp_(min=0)
+        remasked = candidates & (ranks(-step.confidence, candidates) < allowed)
+        tokens = tokens.masked_fill(remasked, block.mask_token_id)
+        masked = masked | remasked
+
+    ended = torch.zeros(rows, dtype=torch.bool, device=tokens.device)
+    behind = torch.zeros_like(masked)
+    if end_of_text.rule == "block":
+        settled = torch.where(block.present, tokens, block.mask_token_id)
+        ended, behind = behind_end(settled, end_of_text.token_ids)
+        behind = behind & block.present
+        tokens = tokens.masked_fill(behind, end_of_text.token_ids[0])
+        masked = masked & ~behind
+
+    block.step_index = block.step_index + block.masked.any(-1)
+    block.tokens, block.masked = tokens, masked
+    return StepOutcome(step, committed & ~behind, remasked & ~behind, behind, ended)
+
+
+def _observe(
+    block: BlockBatch,
+    logits: Tensor,
+    positions: Tensor | None,
+    x0: Tensor | None,
+    suppress_mask: bool,
+) -> DenoisingStep:
+    """The statistics of the given rows of logits, laid out over the blocks."""
+    rows, length = block.tokens.shape
+    flat = logits.flatten(0, -2)
+    if positions is None and len(flat) != rows * length:
+        raise ValueError(f"logits of {len(flat)} rows for {rows} blocks of {length} positions")
+    requires = block.requires
+    suppress = block.mask_token_id if suppress_mask else None
+    found = row_statistics(flat, requires & _COMPUTED, suppress, x0=x0)
+    needed = block.needed()
+
+    def lay_out(values: Tensor | None, elsewhere: Tensor) -> Tensor | None:
+        if values is None:
+            return None
+        if positions is None:
+            full = values.view(rows, length)
+        else:
+            full = elsewhere.flatten().index_copy(0, positions, values).view(rows, length)
+        return torch.where(needed, full, elsewhere)
+
+    certain = block.present.to(torch.float32)
+    predicted = lay_out(found.x0, block.tokens)
+    confidence = lay_out(found.confidence, certain)
+    assert predicted is not None and confidence is not None
+    cube: Tensor | None = None
+    if "logits" in requires:
+        if positions is None:
+            cube = flat.view(rows, length, -1)
+        else:
+            cube = logits.new_zeros(rows * length, flat.shape[1])
+            cube = cube.index_copy_(0, positions, flat).view(rows, length, -1)
+    return DenoisingStep(
+        tokens=block.tokens,
+        masked=block.masked,
+        x0=predicted,
+        confidence=confidence,
+        entropy=lay_out(found.entropy, torch.zeros_like(certain)),
+        margin=lay_out(found.margin, certain),
+        logits=cube,
+        step_index=block.step_index,
+        block_index=block.block_index,
+        num_blocks=block.num_blocks,
+        reference=block.reference,
+        generator=block.generators,
+    )
+
+
+def _seen_by(step: DenoisingStep, group: _Group) -> DenoisingStep:
+    """The group's rows of the step, with nothing that its policy did not require."""
+    hidden = {
+        name: None
+        for name in ("entropy", "margin", "logits", "reference")
+        if name not in group.policy.requires
+    }
+    step = replace(step, **hidden)  # type: ignore[arg-type]
+    return step if group.index is None else step.select_rows(group.index, group.members)
+
+
+def _put(target: Tensor, group: _Group, values: Tensor) -> None:
+    if group.index is None:
+        target.copy_(values)
+    else:
+        target.index_copy_(0, group.index, values)
+
+
+def _progress(policy: UnmaskPolicy, selected: Tensor, step: DenoisingStep) -> Tensor:
+    """What the policy's progress rule commits besides the selection."""
+    if policy.progress == "always_top1":
+        return top_1(step.confidence, step.masked)
+    empty = ~selected.any(-1, keepdim=True)
+    if policy.progress == "leftmost_if_empty":
+        return empty & leftmost(step.masked)
+    return empty & top_1(step.confidence, step.masked)
+
+
+def _ask(
+    group: _Group, method: Literal["select", "remask"], step: DenoisingStep, on_error: str
+) -> Tensor:
+    """Call the policy and check what it returns."""
+    policy = group.policy
+    try:
+        answer = getattr(policy, method)(step, group.state)
+        if not isinstance(answer, Tensor):
+            raise TypeError(f"returned {type(answer).__name__}, not a tensor")
+        if answer.dtype != torch.bool or answer.shape != step.masked.shape:
+            raise TypeError(
+                f"returned {answer.dtype} of shape {tuple(answer.shape)}, "
+                f"not torch.bool of shape {tuple(step.masked.shape)}"
+            )
+    except Exception as error:
+        if on_error == "raise":
+            raise PolicyRuntimeError(f"policy {policy.name!r}: {method} failed: {error}") from error
+        if policy.name not in _failed:
+            _failed.add(policy.name)
+            logger.exception(
+                "policy %r: %s failed; its rows go on by the progress rule %r",
+                policy.name,
+                method,
+                policy.progress,
+            )
+        return torch.zeros_like(step.masked)
+    return answer

@@ -1,0 +1,247 @@
+"""The plugins that are installed, the policies they offer, and making a policy from a config."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
+from typing import Any
+
+from l2pd_plugins.discovery import PluginInfo, discover, normalize_distribution
+from l2pd_plugins.errors import (
+    L2PDError,
+    PluginConflictError,
+    PluginLoadError,
+    PolicyOptionError,
+    UnknownPolicyError,
+)
+from l2pd_plugins.policy import (
+    PROGRESS_RULES,
+    STATISTICS,
+    PolicySpec,
+    UnmaskPolicy,
+    normalize_name,
+)
+
+__all__ = [
+    "PluginInfo",
+    "create_policy",
+    "find_policy",
+    "list_plugins",
+    "list_policies",
+    "load_factory",
+    "option_parameters",
+    "reload",
+]
+
+
+@functools.cache
+def _plugins() -> tuple[PluginInfo, ...]:
+    return discover()
+
+
+def reload() -> None:
+    """Look for plugins anew at the next call. Modules that are imported already stay imported."""
+    importlib.invalidate_caches()
+    _plugins.cache_clear()
+
+
+def list_plugins() -> list[PluginInfo]:
+    """Every installed plugin, those that failed or are disabled included, sorted by origin.
+
+    The first call in a process imports the plugins' modules; later ones return the same answer.
+    """
+    return list(_plugins())
+
+
+def list_policies() -> list[PolicySpec]:
+    """The policies of all active plugins, sorted by name; nothing of them is imported.
+
+    A name that two plugins offer appears twice, with different origins.
+    """
+    specs = [spec for plugin in _plugins() for spec in plugin.policies]
+    return sorted(specs, key=lambda spec: (spec.name, spec.origin))
+
+
+def find_policy(name: str) -> PolicySpec:
+    """The policy of that name: ``"learn2pd"``, or ``"distribution:learn2pd"`` for one of several.
+
+    Raises UnknownPolicyError if no active plugin offers it, PluginConflictError if several do.
+    """
+    distribution, _, policy = name.rpartition(":")
+    found = [spec for spec in list_policies() if spec.key == normalize_name(policy.strip())]
+    if distribution:
+        wanted = normalize_distribution(distribution)
+        found = [s for s in found if normalize_distribution(_distribution(s)) == wanted]
+    if not found:
+        raise UnknownPolicyError(_unknown(name))
+    if len(found) > 1:
+        origins = " and ".join(spec.origin for spec in found)
+        choices = " or ".join(sorted({repr(f"{_distribution(s)}:{s.name}") for s in found}))
+        raise PluginConflictError(
+            f"policy {name!r} is offered by {origins}; write {choices}, or switch a distribution "
+            f"off with L2PD_DISABLE_PLUGINS"
+        )
+    return found[0]
+
+
+def load_factory(spec: PolicySpec) -> Callable[..., Any]:
+    """Import the class or function that makes the policy.
+
+    Raises PluginLoadError, with the cause chained, if that cannot be imported or called.
+    """
+    module, _, attribute = spec.factory.partition(":")
+    try:
+        factory: Any = importlib.import_module(module)
+        for part in attribute.split("."):
+            factory = getattr(factory, part)
+    except (Exception, SystemExit) as error:
+        raise PluginLoadError(f"{_label(spec)}: cannot import {spec.factory} ({error})") from error
+    if not callable(factory):
+        raise PluginLoadError(f"{_label(spec)}: {spec.factory} is no class or function")
+    if inspect.isabstract(factory):
+        missing = ", ".join(sorted(factory.__abstractmethods__))
+        raise PluginLoadError(f"{_label(spec)}: {spec.factory} does not implement {missing}")
+    return factory  # type: ignore[no-any-return]
+
+
+def option_parameters(factory: Callable[..., Any]) -> list[inspect.Parameter] | None:
+    """The options of a policy's factory, by its signature; None if they cannot be known from it."""
+    try:
+        parameters = list(inspect.signature(factory).parameters.values())
+    except (TypeError, ValueError):
+        return None
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    return [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+
+
+def create_policy(
+    name_or_config: str | Mapping[str, Any] | UnmaskPolicy, /, **options: Any
+) -> UnmaskPolicy:
+    """Make a policy from its name and options, or from a config.
+
+    A config is a mapping with the key ``"name"``, the options beside it; an option that is also
+    given as a keyword has the keyword's value. A policy object is returned as it is.
+
+        create_policy("confidence_threshold", threshold=0.9)
+        create_policy({"name": "confidence-threshold", "threshold": 0.9})
+
+    Raises UnknownPolicyError (with the choices), PluginConflictError (naming the plugins),
+    PolicyOptionError (naming option, value and what is allowed), or PluginLoadError if the plugin
+    itself is at fault. All are L2PDError.
+    """
+    if isinstance(name_or_config, UnmaskPolicy):
+        if options:
+            raise PolicyOptionError(
+                f"{name_or_config.describe()} is made already and takes no options, got "
+                f"{_listed(options)}"
+            )
+        return name_or_config
+    name, options = _read_config(name_or_config, options)
+    spec = find_policy(name)
+    factory = load_factory(spec)
+    _check_options(spec, option_parameters(factory), options)
+    try:
+        policy = factory(**options)
+    except L2PDError:
+        raise
+    except (TypeError, ValueError) as error:
+        if not options:
+            raise _cannot_make(spec, error) from error
+        raise PolicyOptionError(
+            f"policy {spec.name!r} refused {_listed(options)}: {error}"
+        ) from error
+    except Exception as error:
+        raise _cannot_make(spec, error) from error
+    return _checked(spec, policy)
+
+
+def _read_config(config: object, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    if isinstance(config, str):
+        return config, options
+    if not isinstance(config, Mapping):
+        raise UnknownPolicyError(
+            "a policy is given by its name, a mapping with a name, or an UnmaskPolicy, "
+            f"not {config!r}"
+        )
+    name = config.get("name")
+    if not isinstance(name, str):
+        raise UnknownPolicyError(f"a policy's config needs a 'name', got {dict(config)!r}")
+    for key in config:
+        if not isinstance(key, str):
+            raise PolicyOptionError(f"policy {name!r}: options have names, got {key!r}")
+    return name, {**{k: v for k, v in config.items() if k != "name"}, **options}
+
+
+def _check_options(
+    spec: PolicySpec, parameters: list[inspect.Parameter] | None, options: dict[str, Any]
+) -> None:
+    if parameters is None:
+        return
+    known = [p.name for p in parameters]
+    choices = f"its options are: {', '.join(known) or 'none'}"
+    for option, value in options.items():
+        if option not in known:
+            raise PolicyOptionError(
+                f"policy {spec.name!r} has no option {option!r} (given {value!r}); {choices}"
+            )
+    for parameter in parameters:
+        if parameter.default is parameter.empty and parameter.name not in options:
+            raise PolicyOptionError(
+                f"policy {spec.name!r} needs option {parameter.name!r}, which was not given; "
+                f"{choices}"
+            )
+
+
+def _checked(spec: PolicySpec, policy: object) -> UnmaskPolicy:
+    if not isinstance(policy, UnmaskPolicy):
+        kind = type(policy).__name__
+        raise PluginLoadError(f"{_label(spec)}: {spec.factory} made a {kind}, not an UnmaskPolicy")
+    requires: object = policy.requires
+    if not isinstance(requires, AbstractSet) or not requires <= STATISTICS:
+        raise PluginLoadError(
+            f"{_label(spec)}: requires = {requires!r} must be a set out of "
+            f"{', '.join(sorted(STATISTICS))}"
+        )
+    if policy.progress not in PROGRESS_RULES:
+        raise PluginLoadError(
+            f"{_label(spec)}: progress = {policy.progress!r} must be one of "
+            f"{', '.join(PROGRESS_RULES)}"
+        )
+    # Not a plain assignment: a policy may well be a frozen dataclass.
+    object.__setattr__(policy, "_name", spec.name)
+    return policy
+
+
+def _unknown(name: str) -> str:
+    specs = list_policies()
+    key = normalize_name(name.rpartition(":")[2])
+    close = difflib.get_close_matches(key, [spec.key for spec in specs], n=1)
+    hint = f" (did you mean {next(s.name for s in specs if s.key == close[0])!r}?)" if close else ""
+    choices = ", ".join(dict.fromkeys(spec.name for spec in specs)) or "none is installed"
+    message = f"no policy {name!r}{hint}; policies: {choices}"
+    # The wanted policy may live in a plugin that does not work or is switched off.
+    for plugin in _plugins():
+        if plugin.status != "active":
+            message += f"; plugin {plugin.origin} {plugin.status}: {plugin.reason}"
+    return message
+
+
+def _cannot_make(spec: PolicySpec, error: Exception) -> PluginLoadError:
+    return PluginLoadError(f"{_label(spec)}: {spec.factory} raised {type(error).__name__}: {error}")
+
+
+def _label(spec: PolicySpec) -> str:
+    return f"policy {spec.name!r} of plugin {spec.origin}"
+
+
+def _distribution(spec: PolicySpec) -> str:
+    return spec.origin.partition(":")[0]
+
+
+def _listed(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in options.items())

@@ -1,0 +1,46 @@
+"""Drawing x0 instead of taking the argmax, with one generator per row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_CHUNK_ELEMENTS = 1 << 20
+
+
+def sample_tokens(
+    logits: Tensor,
+    counts: Sequence[int],
+    generators: Sequence[torch.Generator],
+    *,
+    temperature: float = 1.0,
+    suppress: int | None = None,
+) -> Tensor:
+    """Draw a token per row of logits from softmax(logits / temperature): (N, V) -> (N,) int64.
+
+    Args:
+        counts: how many consecutive rows of logits belong to each generator; sums to N.
+        generators: one per sequence, so that what a sequence draws does not depend on its batch.
+        temperature: above 0.
+        suppress: a token that is never drawn (the mask token).
+
+    By the exponential race: argmax of p / e with e ~ Exp(1) is a draw from p. In float32, where
+    LLaDA's code adds float64 Gumbel noise for the same distribution.
+    """
+    vocabulary = logits.shape[1]
+    drawn = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
+    # The chunk depends on V alone: a sequence's random stream must not depend on N.
+    chunk = max(1, _CHUNK_ELEMENTS // vocabulary)
+    start = 0
+    for count, generator in zip(counts, generators, strict=True):
+        for first in range(start, start + count, chunk):
+            part = slice(first, min(first + chunk, start + count))
+            scores = logits[part].to(torch.float32, copy=True).div_(temperature)
+            if suppress is not None:
+                scores[:, suppress].fill_(-torch.inf)
+            noise = torch.empty_like(scores).exponential_(generator=generator)
+            drawn[part] = scores.sub_(noise.log_()).argmax(-1)
+        start += count
+    return drawn

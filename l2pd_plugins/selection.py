@@ -1,0 +1,38 @@
+"""Small tensor helpers that selection rules share. None of them reads a value back to the host."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def ranks(score: Tensor, candidates: Tensor) -> Tensor:
+    """Rank of every position by falling score among the candidates of its row, from 0.
+
+    score (B, L) float, candidates (B, L) bool -> (B, L) int64. Of equal scores the leftmost comes
+    first; NaN comes behind every number, and what is no candidate behind every candidate.
+    """
+    lowest = torch.finfo(score.dtype).min
+    score = score.nan_to_num(nan=lowest, neginf=lowest).masked_fill(~candidates, -torch.inf)
+    order = score.argsort(dim=-1, descending=True, stable=True)
+    positions = torch.arange(score.shape[-1], device=score.device).expand_as(order)
+    return torch.empty_like(order).scatter_(-1, order, positions)
+
+
+def top_1(score: Tensor, candidates: Tensor) -> Tensor:
+    """bool (B, L): the candidate of each row with the highest score, the leftmost of equals."""
+    lowest = torch.finfo(score.dtype).min
+    score = score.nan_to_num(nan=lowest, neginf=lowest).masked_fill(~candidates, -torch.inf)
+    best = torch.zeros_like(candidates).scatter_(-1, score.argmax(-1, keepdim=True), True)
+    return best & candidates
+
+
+def top_k(score: Tensor, candidates: Tensor, k: Tensor | int) -> Tensor:
+    """bool (B, L): the k candidates of each row with the highest score; k is an int or (B,)."""
+    limit = k.unsqueeze(-1) if isinstance(k, Tensor) else k
+    return (ranks(score, candidates) < limit) & candidates
+
+
+def leftmost(candidates: Tensor) -> Tensor:
+    """bool (B, L): the first candidate of each row."""
+    return candidates & (candidates.cumsum(-1) == 1)

@@ -1,0 +1,35 @@
+"""What was committed at which step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The history of a batch of decodes: B rows, G positions of the canvas behind the prompt."""
+
+    committed_at: Tensor
+    """(B, G) int64, the forward pass (from 0) in which each position got its final token;
+    -1 behind the end of text."""
+    confidence: Tensor
+    """(B, G) float32, the probability of the token when it was committed; 0 behind the end."""
+    nfe: Tensor
+    """(B,) int64, forward passes that each row took part in."""
+    length: Tensor
+    """(B,) int64, tokens up to and including the end-of-text token."""
+
+    @property
+    def tokens_per_forward(self) -> Tensor:
+        """(B,) float32, TPF: tokens up to and including the end of text, per forward pass."""
+        return self.length / self.nfe.clamp(min=1)
+
+    def steps(self, row: int) -> list[list[int]]:
+        """The canvas positions committed by each forward pass of a row, in order."""
+        taken: list[list[int]] = [[] for _ in range(int(self.nfe[row]))]
+        for position, step in enumerate(self.committed_at[row].tolist()):
+            if step >= 0:
+                taken[step].append(position)
+        return taken

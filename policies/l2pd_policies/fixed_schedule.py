@@ -1,0 +1,59 @@
+"""LLaDA's low-confidence remasking: a fixed number of tokens per step."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from l2pd_plugins.errors import PolicyOptionError
+from l2pd_plugins.options import options
+from l2pd_plugins.policy import DenoisingStep, UnmaskPolicy
+from l2pd_plugins.selection import top_k
+
+
+@options
+class FixedSchedule(UnmaskPolicy):
+    """Unmask the k most confident positions of each step, with k from a schedule set in advance.
+
+    `tokens_per_step` fixes k; `steps` spreads that many steps evenly over the blocks and, inside a
+    block of m masks and S steps, commits floor(m / S) tokens a step and one more in the first
+    m mod S. Without either, one token per step: the slowest and best decode, which every other
+    policy is compared with.
+
+    Source: LLaDA, arXiv 2502.09992, section 2.4 (low-confidence remasking), and
+    `get_num_transfer_tokens` of its code. That code wants `steps` to be a multiple of the number of
+    blocks; here a remainder goes to the later blocks. A step whose share is 0 commits one token.
+    """
+
+    steps: Annotated[int, Field(ge=1)] | None = None
+    tokens_per_step: Annotated[int, Field(ge=1)] | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.tokens_per_step is not None:
+            raise PolicyOptionError(
+                f"FixedSchedule: steps={self.steps} and tokens_per_step={self.tokens_per_step} "
+                "exclude each other; give one"
+            )
+        if self.steps is None and self.tokens_per_step is None:
+            self.tokens_per_step = 1
+
+    def init_state(
+        self, batch_size: int, block_length: int, device: torch.device
+    ) -> dict[str, Tensor]:
+        return {"masks_at_start": torch.zeros(batch_size, dtype=torch.int64, device=device)}
+
+    def select(self, step: DenoisingStep, state: dict[str, Tensor]) -> Tensor:
+        if self.steps is None:
+            assert self.tokens_per_step is not None
+            return top_k(step.confidence, step.masked, self.tokens_per_step)
+        first = step.step_index == 0
+        masks = torch.where(first, step.masked.sum(-1), state["masks_at_start"])
+        state["masks_at_start"] = masks
+        steps_before = self.steps * step.block_index // step.num_blocks
+        steps_after = self.steps * (step.block_index + 1) // step.num_blocks
+        steps = (steps_after - steps_before).clamp(min=1)
+        share = masks // steps + (step.step_index < masks % steps)
+        return top_k(step.confidence, step.masked, share)

@@ -1,0 +1,32 @@
+"""Extremely greedy parallel: the oracle that the Learn2PD filter imitates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import Field
+from torch import Tensor
+
+from l2pd_plugins.options import options
+from l2pd_plugins.policy import DenoisingStep, UnmaskPolicy
+
+
+@options
+class Oracle(UnmaskPolicy):
+    """Unmask every position whose prediction already equals the reference answer.
+
+    `reference` is what the answer will be, as token ids: one list for every row, or one list per
+    row. Without it the engine makes one first, decoding at one token per step, which costs more
+    than the oracle saves: it shows how far a policy could go, and is no way to serve.
+
+    Source: Learn2PD, arXiv 2509.25188, section 3.1 ("extremely greedy parallel", EGP).
+    """
+
+    requires = frozenset({"confidence", "reference"})
+
+    reference: Annotated[Sequence[int] | Sequence[Sequence[int]] | None, Field(repr=False)] = None
+
+    def select(self, step: DenoisingStep, state: dict[str, Tensor]) -> Tensor:
+        assert step.reference is not None  # the core fills in what `requires` names
+        return step.masked & (step.x0 == step.reference)

@@ -1,0 +1,77 @@
+"""Fixtures that several folders share."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from l2pd_plugins import plugins
+
+
+class PluginSite:
+    """A folder like site-packages, into which tests install small but real distributions."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def install(
+        self,
+        distribution: str,
+        entry_points: Mapping[str, str] | str,
+        version: str = "1.0",
+        **modules: str,
+    ) -> None:
+        """Write a distribution: its metadata, its entry points of our group, its modules.
+
+        `entry_points` maps names to ``"module"`` or ``"module:object"``, or is the raw file.
+        """
+        info = self.path / f"{distribution.replace('-', '_')}-{version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n"
+        )
+        if not isinstance(entry_points, str):
+            lines = [f"{name} = {value}" for name, value in entry_points.items()]
+            entry_points = "\n".join(["[l2pd_plugins]", *lines, ""])
+        (info / "entry_points.txt").write_text(entry_points)
+        for name, source in modules.items():
+            (self.path / f"{name}.py").write_text(textwrap.dedent(source))
+        plugins.reload()
+
+    def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run this Python on `command`, with the folder's distributions installed."""
+        return subprocess.run(
+            [sys.executable, *command],
+            env={**os.environ, "PYTHONPATH": str(self.path), "COLUMNS": "250", **environment},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    def l2pd(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run the command line in a process of its own."""
+        start = "from l2pd_adapters.cli import main; main()"
+        return self.run("-c", start, *arguments, **environment)
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PluginSite]:
+    """An empty PluginSite that this process and its subprocesses import from."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    known = set(sys.modules)
+    monkeypatch.delenv("L2PD_DISABLE_PLUGINS", raising=False)
+    monkeypatch.syspath_prepend(str(folder))
+    plugins.reload()
+    yield PluginSite(folder)
+    for name in set(sys.modules) - known:
+        if str(getattr(sys.modules[name], "__file__", None) or "").startswith(str(folder)):
+            del sys.modules[name]
+    monkeypatch.undo()
+    plugins.reload()

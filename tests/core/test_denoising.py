@@ -1,0 +1,296 @@
+"""The denoising step under any policy: it ends, keeps to the masks, and keeps rows apart."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from l2pd_plugins.denoising import BlockBatch, denoising_step
+from l2pd_plugins.end_of_text import EndOfText
+from l2pd_plugins.errors import L2PDError, PolicyRuntimeError
+from l2pd_plugins.policy import DenoisingStep, RemaskingPolicy, UnmaskPolicy
+
+VOCABULARY, MASK, EOT = 12, 11, 10
+OFF = EndOfText("off", ())
+BLOCK = EndOfText("block", (EOT,))
+
+
+class Scripted(RemaskingPolicy):
+    """Selects and remasks by a pattern that depends on the row's own history alone."""
+
+    requires = frozenset({"confidence", "entropy", "margin", "committed"})
+
+    def __init__(self, kind: str, progress: str) -> None:
+        self.kind = kind
+        self.progress = progress
+
+    def init_state(self, batch_size, block_length, device):
+        return {"calls": torch.zeros(batch_size, dtype=torch.int64)}
+
+    def select(self, step: DenoisingStep, state):
+        state["calls"] = state["calls"] + 1
+        if self.kind == "nothing":
+            return torch.zeros_like(step.masked)
+        if self.kind == "everything":
+            return torch.ones_like(step.masked)
+        places = torch.arange(step.masked.shape[1]) + state["calls"].unsqueeze(-1)
+        return (places * 7) % 3 == 0
+
+    def remask(self, step: DenoisingStep, state):
+        if self.kind == "nothing":
+            return torch.zeros_like(step.masked)
+        return torch.ones_like(step.masked)
+
+
+class Constant(UnmaskPolicy):
+    def __init__(self, answer):
+        self.answer = answer
+
+    def select(self, step, state):
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+def blocks(rows: int, length: int, policies, present: int | None = None) -> BlockBatch:
+    tokens = torch.full((rows, length), MASK)
+    there = None
+    if present is not None:
+        there = (torch.arange(length) < present).expand(rows, -1).clone()
+    return BlockBatch.start(tokens, policies, mask_token_id=MASK, present=there)
+
+
+def draw_logits(rows: int, length: int, seed: int) -> torch.Tensor:
+    return torch.randn(
+        rows, length, VOCABULARY, generator=torch.Generator().manual_seed(seed)
+    ).mul(3)
+
+
+@given(
+    kinds=st.lists(st.sampled_from(["nothing", "everything", "nonsense"]), min_size=1, max_size=4),
+    progress=st.sampled_from(["argmax_if_empty", "always_top1", "leftmost_if_empty"]),
+    length=st.integers(1, 9),
+    rule=st.sampled_from([OFF, BLOCK]),
+    bad=st.sampled_from([None, "nan", "mask"]),
+    seed=st.integers(0, 99),
+)
+def test_every_block_ends_in_as_many_steps_as_it_has_masks(
+    kinds, progress, length, rule, bad, seed
+):
+    batch = blocks(len(kinds), length, [Scripted(kind, progress) for kind in kinds])
+    for step in range(length):
+        before = batch.masked.sum(-1)
+        if not before.any():
+            break
+        logits = draw_logits(len(kinds), length, seed + step)
+        if bad == "nan":
+            logits[:, ::2] = torch.nan
+        elif bad == "mask":
+            logits[..., MASK] = 1e4
+        denoising_step(batch, logits, end_of_text=rule)
+        after = batch.masked.sum(-1)
+        assert ((after < before) | (before == 0)).all()
+    assert not batch.masked.any()
+    if bad != "nan":
+        assert (batch.tokens != MASK).all()
+
+
+@given(
+    kinds=st.lists(st.sampled_from(["nothing", "everything", "nonsense"]), min_size=2, max_size=5),
+    length=st.integers(1, 9),
+    seed=st.integers(0, 99),
+)
+def test_a_batch_equals_its_rows_alone_to_the_bit(kinds, length, seed):
+    policies = {kind: Scripted(kind, "argmax_if_empty") for kind in set(kinds)}
+    together = blocks(len(kinds), length, [policies[kind] for kind in kinds])
+    alone = [blocks(1, length, [policies[kind]]) for kind in kinds]
+    for step in range(3):
+        logits = draw_logits(len(kinds), length, seed + step)
+        outcome = denoising_step(together, logits, end_of_text=BLOCK)
+        for row, single in enumerate(alone):
+            one = denoising_step(single, logits[row : row + 1], end_of_text=BLOCK)
+            assert torch.equal(together.tokens[row], single.tokens[0])
+            assert torch.equal(together.masked[row], single.masked[0])
+            assert torch.equal(outcome.step.confidence[row], one.step.confidence[0])
+            assert torch.equal(outcome.step.entropy[row], one.step.entropy[0])
+
+
+@given(
+    rows=st.integers(1, 4),
+    length=st.integers(1, 8),
+    seed=st.integers(0, 99),
+    kind=st.sampled_from(["nothing", "nonsense"]),
+)
+def test_logits_of_the_needed_rows_alone_give_the_same_step(rows, length, seed, kind):
+    policy = Scripted(kind, "argmax_if_empty")
+    full, sparse = blocks(rows, length, [policy] * rows), blocks(rows, length, [policy] * rows)
+    for step in range(2):
+        logits = draw_logits(rows, length, seed + step)
+        needed = sparse.needed().flatten().nonzero().flatten()
+        denoising_step(full, logits, end_of_text=BLOCK)
+        denoising_step(sparse, logits.flatten(0, 1)[needed], needed, end_of_text=BLOCK)
+        assert torch.equal(full.tokens, sparse.tokens)
+        assert torch.equal(full.masked, sparse.masked)
+
+
+def test_rows_can_be_dropped_and_reordered():
+    kinds = ["nonsense", "nothing", "nonsense", "everything"]
+    policies = {kind: Scripted(kind, "argmax_if_empty") for kind in set(kinds)}
+    whole = blocks(4, 6, [policies[kind] for kind in kinds])
+    moved = blocks(4, 6, [policies[kind] for kind in kinds])
+    first, second = draw_logits(4, 6, 1), draw_logits(4, 6, 2)
+    for batch in (whole, moved):
+        denoising_step(batch, first, end_of_text=OFF)
+    moved.keep([2, 1, 0])
+    denoising_step(whole, second, end_of_text=OFF)
+    denoising_step(moved, second[[2, 1, 0]], end_of_text=OFF)
+    assert torch.equal(moved.tokens, whole.tokens[[2, 1, 0]])
+    assert moved.policies == [whole.policies[i] for i in (2, 1, 0)]
+
+
+def test_advancing_starts_the_state_of_those_rows_anew():
+    policy = Scripted("nonsense", "argmax_if_empty")
+    batch = blocks(3, 4, [policy] * 3)
+    denoising_step(batch, draw_logits(3, 4, 0), end_of_text=OFF)
+    batch.advance([1], torch.full((1, 4), MASK))
+    assert batch.step_index.tolist() == [1, 0, 1]
+    assert batch.block_index.tolist() == [0, 1, 0]
+    assert batch.masked[1].all()
+    assert batch._groups[0].state["calls"].tolist() == [1, 0, 1]
+
+
+def test_progress_rules():
+    logits = torch.zeros(1, 4, VOCABULARY)
+    logits[0, 2, 5] = 9.0
+    expected = {"argmax_if_empty": 2, "always_top1": 2, "leftmost_if_empty": 0}
+    for rule, place in expected.items():
+        batch = blocks(1, 4, [Scripted("nothing", rule)])
+        denoising_step(batch, logits, end_of_text=OFF)
+        assert (~batch.masked[0]).nonzero().flatten().tolist() == [place], rule
+
+
+def test_always_top1_adds_to_a_selection():
+    logits = torch.zeros(1, 4, VOCABULARY)
+    logits[0, 2, 5] = 9.0
+    chosen = Constant(torch.tensor([[True, False, False, False]]))
+    chosen.progress = "always_top1"
+    batch = blocks(1, 4, [chosen])
+    denoising_step(batch, logits, end_of_text=OFF)
+    assert (~batch.masked[0]).tolist() == [True, False, True, False]
+
+
+def test_end_of_text_fills_what_is_behind_and_only_that():
+    logits = torch.zeros(1, 5, VOCABULARY)
+    logits[0, :, 3] = 2.0
+    logits[0, 2, EOT] = 9.0
+    batch = blocks(1, 5, [Constant(torch.tensor([[False, False, True, False, True]]))])
+    outcome = denoising_step(batch, logits, end_of_text=BLOCK)
+    assert batch.tokens.tolist() == [[MASK, MASK, EOT, EOT, EOT]]
+    assert batch.masked.tolist() == [[True, True, False, False, False]]
+    assert outcome.ended.tolist() == [True]
+    assert outcome.behind.tolist() == [[False, False, False, True, True]]
+    assert outcome.committed.tolist() == [[False, False, True, False, False]]
+
+
+def test_off_knows_no_end_of_text():
+    logits = torch.zeros(1, 3, VOCABULARY)
+    logits[0, :, EOT] = 9.0
+    batch = blocks(1, 3, [Scripted("nothing", "leftmost_if_empty")])
+    outcome = denoising_step(batch, logits, end_of_text=OFF)
+    assert batch.masked.sum() == 2
+    assert not outcome.ended.any()
+
+
+def test_the_mask_token_can_be_predicted_only_where_asked_for():
+    logits = torch.zeros(1, 2, VOCABULARY)
+    logits[..., MASK] = 5.0
+    everything = Constant(torch.ones(1, 2, dtype=torch.bool))
+    batch = blocks(1, 2, [everything])
+    assert (denoising_step(batch, logits, end_of_text=OFF).step.x0 != MASK).all()
+    batch = blocks(1, 2, [everything])
+    step = denoising_step(batch, logits, end_of_text=OFF, suppress_mask=False).step
+    assert (step.x0 == MASK).all()
+
+
+def test_positions_behind_the_canvas_are_left_alone():
+    batch = blocks(1, 6, [Scripted("everything", "argmax_if_empty")], present=4)
+    outcome = denoising_step(batch, draw_logits(1, 6, 0), end_of_text=OFF)
+    assert outcome.step.confidence[0, 4:].tolist() == [0.0, 0.0]
+    assert batch.tokens[0, 4:].tolist() == [MASK, MASK]
+
+
+def test_a_policy_sees_only_what_it_requires():
+    seen = []
+
+    class Curious(UnmaskPolicy):
+        def __init__(self, *requires):
+            self.requires = frozenset(requires)
+
+        def select(self, step, state):
+            seen.append({n for n in ("entropy", "margin", "logits") if getattr(step, n) is not None})
+            return step.masked
+
+    policies = [Curious("confidence"), Curious("entropy"), Curious("logits", "margin")]
+    denoising_step(blocks(3, 2, policies), draw_logits(3, 2, 0), end_of_text=OFF)
+    assert seen == [set(), {"entropy"}, {"logits", "margin"}]
+
+
+def test_committed_positions_are_certain_unless_asked_for():
+    class Recorder(UnmaskPolicy):
+        def __init__(self, *requires):
+            self.requires = frozenset(requires)
+            self.seen = []
+
+        def select(self, step, state):
+            self.seen.append(step.confidence.clone())
+            return torch.zeros_like(step.masked)
+
+    plain, asking = Recorder("confidence"), Recorder("confidence", "committed")
+    batch = blocks(2, 3, [plain, asking])
+    for seed in (0, 1):
+        denoising_step(batch, draw_logits(2, 3, seed), end_of_text=OFF)
+    assert plain.seen[1].eq(1).sum() == 1
+    assert asking.seen[1].lt(1).all()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        torch.ones(1, 3),
+        torch.ones(1, 2, dtype=torch.bool),
+        None,
+        RuntimeError("the policy's own trouble"),
+    ],
+)
+def test_a_failing_policy_is_named_or_falls_back_to_progress(answer, caplog):
+    logits = draw_logits(1, 3, 0)
+    with pytest.raises(PolicyRuntimeError, match="constant"):
+        denoising_step(blocks(1, 3, [Constant(answer)]), logits, end_of_text=OFF)
+    failing = Constant(answer)
+    failing._name = f"constant-{id(answer)}"
+    batch = blocks(1, 3, [failing])
+    with caplog.at_level(logging.ERROR):
+        for _ in range(3):
+            denoising_step(batch, logits, end_of_text=OFF, on_error="progress")
+    assert not batch.masked.any()
+    assert sum(failing.name in record.getMessage() for record in caplog.records) == 1
+
+
+def test_unknown_end_of_text_rules_are_refused():
+    with pytest.raises(L2PDError, match=r"sometimes.*block, off"):
+        EndOfText("sometimes", (1,))
+    with pytest.raises(L2PDError, match="eos_token_id"):
+        EndOfText("block", ())
+
+
+def test_logits_for_the_wrong_number_of_positions_are_refused():
+    with pytest.raises(ValueError, match="logits of 3 rows"):
+        denoising_step(
+            blocks(1, 2, [Scripted("nothing", "always_top1")]),
+            torch.zeros(3, VOCABULARY),
+            end_of_text=OFF,
+        )
