@@ -1,4 +1,4 @@
-"""One denoising step of a batch of blocks: statistics -> select -> progress -> commit -> end of text.
+"""One denoising step of a batch of blocks: statistics -> select -> progress -> commit -> end.
 
 Every engine calls `denoising_step` after its forward pass. Nothing here knows an engine or a
 policy, and nothing reads a value back to the host.

@@ -9,7 +9,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     import torch
@@ -82,12 +82,12 @@ class UnmaskPolicy(ABC):
     validated options.
     """
 
-    requires: frozenset[str] = frozenset({"confidence"})
+    requires: ClassVar[frozenset[str]] = frozenset({"confidence"})
     """Which statistics the policy reads, out of "confidence", "entropy", "margin", "logits";
     "committed" asks for them at committed positions too, "reference" for the tokens of a reference
     decode (a policy may bring them in its attribute `reference`)."""
 
-    progress: str = "argmax_if_empty"
+    progress: ClassVar[str] = "argmax_if_empty"
     """What is committed besides the selection: "argmax_if_empty" (the most confident masked
     position if nothing was selected), "always_top1" (the most confident one at every step),
     "leftmost_if_empty" (the first masked position if nothing was selected)."""

@@ -34,7 +34,7 @@ from tokenizer import END_OF_TEXT_ID, MASK_ID, encode, prompt_ids
 NAMES = list(GENERATORS)
 LENGTHS = (64, 96, 128, 160, 192)  # few, since the model is compiled for each
 # Canvas length -> (row length, rows of a micro-batch, share among full canvases).
-FULL = {128: (192, 32, 0.50), 256: (320, 24, 0.40), 1024: (1088, 3, 0.10)}
+FULL = {128: (192, 24, 0.55), 256: (320, 12, 0.35), 1024: (1088, 2, 0.10)}
 PADDING_WEIGHT = 0.1  # end-of-text behind the first one
 FUTURE_WEIGHT = 0.2  # blocks that decoding has not reached
 UNIFORM_MASKING = 0.3  # share of rows masked as in LLaDA's pre-training; the rest block by block
@@ -136,7 +136,7 @@ def make_step(
     batches = []
     for start in range(0, rows, 32):
         micro, canvas = examples[start : start + 32], None
-        if rng.random() < (0.15 if done < 0.7 else 0.4):
+        if rng.random() < (0.15 if done < 0.7 else 0.3):
             canvas = rng.choices(list(FULL), [share for _, _, share in FULL.values()])[0]
             micro = rng.sample(micro, FULL[canvas][1])
         batches.append(make_batch(micro, canvas, rng))
@@ -165,6 +165,7 @@ def train_step(
 ) -> tuple[Tensor, Tensor]:
     """Backward through all micro-batches; summed loss and weight of every family."""
     loss_of, weight_of = torch.zeros(len(NAMES)), torch.zeros(len(NAMES))
+    rows = sum(len(batch.tokens) for batch in batches)
     for batch in batches:
         hidden = model(batch.tokens.to(device), batch.valid.to(device), torch.bfloat16)
         where = batch.weights > 0
@@ -172,7 +173,7 @@ def train_step(
         losses = F.cross_entropy(logits, batch.targets[where].to(device), reduction="none")
         weights = batch.weights[where]
         weighted = losses * weights.to(device)
-        (weighted.sum() / weights.sum() / len(batches)).backward()
+        (weighted.sum() / weights.sum() * len(batch.tokens) / rows).backward()
         family = batch.family[:, None].expand_as(where)[where]
         loss_of.index_add_(0, family, weighted.detach().cpu())
         weight_of.index_add_(0, family, weights)
@@ -320,7 +321,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--port", type=int, default=29511)
     parser.add_argument("--no-compile", action="store_true")
-    parser.add_argument("--validate-every", type=float, default=240, metavar="SECONDS")
+    parser.add_argument("--validate-every", type=float, default=400, metavar="SECONDS")
     parser.add_argument("--boost", nargs="*", default=[], metavar="FAMILY=FACTOR")
     args = parser.parse_args()
     unknown = {item.split("=")[0] for item in args.boost} - FAMILIES.keys()

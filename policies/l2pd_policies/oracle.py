@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from dataclasses import field
 
-from pydantic import Field
 from torch import Tensor
 
 from l2pd_plugins.options import options
@@ -25,7 +24,7 @@ class Oracle(UnmaskPolicy):
 
     requires = frozenset({"confidence", "reference"})
 
-    reference: Annotated[Sequence[int] | Sequence[Sequence[int]] | None, Field(repr=False)] = None
+    reference: Sequence[int] | Sequence[Sequence[int]] | None = field(default=None, repr=False)
 
     def select(self, step: DenoisingStep, state: dict[str, Tensor]) -> Tensor:
         assert step.reference is not None  # the core fills in what `requires` names

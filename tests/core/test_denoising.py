@@ -65,9 +65,9 @@ def blocks(rows: int, length: int, policies, present: int | None = None) -> Bloc
 
 
 def draw_logits(rows: int, length: int, seed: int) -> torch.Tensor:
-    return torch.randn(
-        rows, length, VOCABULARY, generator=torch.Generator().manual_seed(seed)
-    ).mul(3)
+    return torch.randn(rows, length, VOCABULARY, generator=torch.Generator().manual_seed(seed)).mul(
+        3
+    )
 
 
 @given(
@@ -231,7 +231,9 @@ def test_a_policy_sees_only_what_it_requires():
             self.requires = frozenset(requires)
 
         def select(self, step, state):
-            seen.append({n for n in ("entropy", "margin", "logits") if getattr(step, n) is not None})
+            seen.append(
+                {n for n in ("entropy", "margin", "logits") if getattr(step, n) is not None}
+            )
             return step.masked
 
     policies = [Curious("confidence"), Curious("entropy"), Curious("logits", "margin")]

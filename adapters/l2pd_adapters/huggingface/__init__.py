@@ -1,8 +1,8 @@
 """Diffusion decoding in Hugging Face transformers, with the unmask policy as an argument.
 
-    from l2pd_adapters.huggingface import load
-    model, tokenizer = load("tiny-llada")
-    model.generate(**inputs, max_new_tokens=128, unmask_policy="confidence_threshold")
+from l2pd_adapters.huggingface import load
+model, tokenizer = load("tiny-llada")
+model.generate(**inputs, max_new_tokens=128, unmask_policy="confidence_threshold")
 """
 
 from l2pd_adapters.huggingface.versions import SUPPORTED_TRANSFORMERS, check_transformers

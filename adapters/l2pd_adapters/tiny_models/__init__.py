@@ -20,3 +20,8 @@ def folder_of(name: str) -> Path:
 def heldout_prompts() -> Path:
     """JSON lines of prompts that no training saw, with the data that their checkers need."""
     return _HERE / "heldout.jsonl"
+
+
+def training_prompts() -> Path:
+    """JSON lines of the same form from the training split, for training filters."""
+    return _HERE / "train_prompts.jsonl"

@@ -69,6 +69,9 @@ class UnmaskFilter(
 
     def forward(self, confidence: Tensor) -> Tensor:
         """(B, L) float32 confidences -> (B, L) logits of "this prediction is final"."""
+        if self.training:
+            hidden = torch.relu(self.fc1(confidence))
+            return self.fc2(hidden)  # type: ignore[no-any-return]
         return _linear(torch.relu(_linear(confidence, self.fc1)), self.fc2)
 
 
@@ -93,16 +96,16 @@ def load_filter(source: str | Path) -> UnmaskFilter:
         weights = load_file(folder / "model.safetensors")
     except (OSError, SafetensorError) as error:
         raise L2PDError(f"filter {source}: model.safetensors cannot be read: {error}") from error
-    expected = UnmaskFilter(**config).state_dict()
+    made = UnmaskFilter(**config)
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    wanted = {name: tuple(tensor.shape) for name, tensor in expected.items()}
+    wanted = {name: tuple(tensor.shape) for name, tensor in made.state_dict().items()}
     if shapes != wanted:
         raise L2PDError(f"filter {source}: weights are {shapes}, the config wants {wanted}")
     for name, tensor in weights.items():
         if not tensor.isfinite().all():
             raise L2PDError(f"filter {source}: weight {name} has values that are not finite")
-    loaded: UnmaskFilter = UnmaskFilter.from_pretrained(folder)
-    return loaded.float().eval().requires_grad_(False)
+    made.load_state_dict(weights)
+    return made.eval().requires_grad_(False)
 
 
 def _folder(source: str | Path) -> Path:

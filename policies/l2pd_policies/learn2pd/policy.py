@@ -43,7 +43,8 @@ class Learn2PD(UnmaskPolicy):
     def _use(self, loaded: UnmaskFilter) -> None:
         self._loaded = loaded
         self._on_device: dict[torch.device, UnmaskFilter] = {}
-        self.progress = loaded.progress
+        # A class variable for other policies; here each filter brings its own rule.
+        self.__dict__["progress"] = loaded.progress
         if self.threshold is None:
             self.threshold = loaded.threshold
 

@@ -1,0 +1,62 @@
+"""A small random diffusion language model: quick, and with an opinion about every position."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from l2pd_adapters.huggingface import enable
+
+MASK, EOT, BLOCK = 63, 62, 8
+
+
+@pytest.fixture(scope="session")
+def make_model():
+    """Makes a random enabled model of the "qwen3" or "llama" architecture."""
+    return _make_model
+
+
+def _make_model(architecture: str = "qwen3"):
+    torch.manual_seed(0)
+    shape = {
+        "vocab_size": 64,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "tie_word_embeddings": False,
+        "is_causal": False,
+        "mask_token_id": MASK,
+        "block_length": BLOCK,
+    }
+    if architecture == "llama":
+        model = LlamaForCausalLM(LlamaConfig(**shape))
+    else:
+        model = Qwen3ForCausalLM(Qwen3Config(**shape))
+    for weight in model.parameters():
+        if weight.ndim == 2:
+            torch.nn.init.normal_(weight, std=0.25)
+    model.generation_config.eos_token_id = EOT
+    model.generation_config.pad_token_id = EOT
+    return enable(model.eval(), name="random")
+
+
+@pytest.fixture
+def model():
+    return _make_model()
+
+
+@pytest.fixture
+def prompts():
+    """Five prompts of 3 to 11 tokens, padded on the left: ids and mask."""
+    generator = torch.Generator().manual_seed(1)
+    lengths = [11, 3, 7, 5, 9]
+    ids = torch.full((5, 11), EOT)
+    mask = torch.zeros(5, 11, dtype=torch.int64)
+    for row, length in enumerate(lengths):
+        ids[row, -length:] = torch.randint(0, 60, (length,), generator=generator)
+        mask[row, -length:] = 1
+    return {"input_ids": ids, "attention_mask": mask}

@@ -1,0 +1,98 @@
+"""generate gives, token for token, what a plain dense loop gives that knows only the published
+rules: LLaDA's low-confidence remasking at one token per step, and Fast-dLLM's threshold."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from l2pd_adapters.evaluation import read_prompts
+from l2pd_adapters.huggingface import load
+from l2pd_adapters.tiny_models import heldout_prompts
+
+
+@torch.no_grad()
+def plain_loop(model, prompt, *, length, block, mask, eot, threshold=None, cut=True):
+    """One prompt, dense forwards over everything, a softmax over the whole vocabulary."""
+    x = torch.cat([prompt, torch.full((length,), mask)])
+    forwards = 0
+    for start in range(len(prompt), len(prompt) + length, block):
+        while start < len(x) and (x[start : start + block] == mask).any():
+            logits = model(x[None]).logits[0].float()
+            forwards += 1
+            logits[:, mask] = -torch.inf
+            confidence, x0 = logits.softmax(-1).max(-1)
+            masked = x == mask
+            masked[start + block :] = False
+            confidence = torch.where(masked, confidence, -1)
+            chosen = torch.zeros_like(masked)
+            chosen[confidence.argmax()] = True
+            if threshold is not None and (confidence >= threshold).any():
+                chosen = confidence >= threshold
+            x = torch.where(chosen, x0, x)
+            ends = (x[len(prompt) :] == eot).nonzero()
+            if cut and len(ends):  # once decoded, everything behind it is end of text
+                x = x[: len(prompt) + int(ends[0]) + 1]
+        if cut and x[-1] == eot:
+            break
+    return x[len(prompt) :].tolist(), forwards
+
+
+@pytest.fixture(scope="module")
+def tiny_llada():
+    return load("tiny-llada")
+
+
+RULES = {
+    "one token per step": ({"unmask_policy": "fixed_schedule"}, None),
+    "threshold 0.9": (
+        {"unmask_policy": "confidence_threshold", "unmask_options": {"threshold": 0.9}},
+        0.9,
+    ),
+    "threshold 0.7": (
+        {"unmask_policy": "confidence_threshold", "unmask_options": {"threshold": 0.7}},
+        0.7,
+    ),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(("count", "length", "cut"), [(200, 128, True), (12, 64, False)])
+def test_equals_the_plain_loop(tiny_llada, rule, count, length, cut):
+    model, tokenizer = tiny_llada
+    mask, eot = model.config.mask_token_id, model.generation_config.eos_token_id
+    arguments, threshold = RULES[rule]
+    chats = [
+        [{"role": "user", "content": p.prompt}] for p in read_prompts(heldout_prompts(), count)
+    ]
+    for first in range(0, count, 25):
+        batch = tokenizer.apply_chat_template(
+            chats[first : first + 25],
+            add_generation_prompt=True,
+            padding=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+        out = model.generate(
+            **batch,
+            max_new_tokens=length,
+            end_of_text="block" if cut else "off",
+            return_dict_in_generate=True,
+            **arguments,
+        )
+        width = batch["input_ids"].shape[1]
+        for row, (ids, seen) in enumerate(
+            zip(batch["input_ids"], batch["attention_mask"], strict=True)
+        ):
+            wanted, forwards = plain_loop(
+                model,
+                ids[seen.bool()],
+                length=length,
+                block=32,
+                mask=mask,
+                eot=eot,
+                threshold=threshold,
+                cut=cut,
+            )
+            assert out.sequences[row, width : width + len(wanted)].tolist() == wanted
+            assert int(out.nfe[row]) == forwards
