@@ -115,12 +115,10 @@ def main() -> None:
     )
     for name, (median, spread) in timed.items():
         ratio = timed["step"][0] / median
-        print(
-            f"  {name:28} {median * 1e3:8.2f} ms (spread {spread * 1e3:6.2f}), step / this {ratio:5.2f}"
-        )
-    print(
-        f"  peak memory of the step      {memory.peak / 1e6:8.2f} MB, {memory.peak / size:.2%} of the logits"
-    )
+        times = f"{median * 1e3:8.2f} ms (spread {spread * 1e3:6.2f})"
+        print(f"  {name:28} {times}, step / this {ratio:5.2f}")
+    share = f"{memory.peak / size:.2%} of the logits"
+    print(f"  {'peak memory of the step':28} {memory.peak / 1e6:8.2f} MB, {share}")
     if arguments.json:
         result = {
             "arguments": {k: str(v) for k, v in vars(arguments).items()},

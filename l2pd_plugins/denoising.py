@@ -50,7 +50,8 @@ class BlockBatch:
     masked: Tensor
     """(B, L) bool."""
     present: Tensor
-    """(B, L) bool; False behind the end of a canvas that is no multiple of the block length."""
+    """(B, L) bool; False behind the end of the text, or of a canvas that is no multiple of the
+    block length."""
     step_index: Tensor
     """(B,) int64, denoising steps taken in the block."""
     block_index: Tensor
@@ -196,9 +197,10 @@ class StepOutcome:
     committed: Tensor
     remasked: Tensor
     behind: Tensor
-    """Positions behind a committed end of text: they are end-of-text now."""
+    """Positions that this step put behind the end of the text: they are end-of-text now, and no
+    longer present."""
     ended: Tensor
-    """(B,) bool, rows whose block holds a committed end of text."""
+    """(B,) bool, rows whose text has got its end in this block."""
 
 
 def denoising_step(
@@ -231,7 +233,6 @@ def denoising_step(
     bool tensor (B, L), and on_error is "raise".
     """
     step = _observe(block, logits, positions, x0, suppress_mask)
-    rows = len(block.policies)
     committed = torch.zeros_like(block.masked)
     for group in block._groups:
         seen = _seen_by(step, group)
@@ -254,17 +255,15 @@ def denoising_step(
         tokens = tokens.masked_fill(remasked, block.mask_token_id)
         masked = masked | remasked
 
-    ended = torch.zeros(rows, dtype=torch.bool, device=tokens.device)
-    behind = torch.zeros_like(masked)
-    if end_of_text.rule == "block":
-        settled = torch.where(block.present, tokens, block.mask_token_id)
-        ended, behind = behind_end(settled, end_of_text.token_ids)
-        behind = behind & block.present
+    settled = torch.where(block.present, tokens, block.mask_token_id)
+    ended, behind = behind_end(settled, masked, step.x0, step.confidence, end_of_text)
+    behind = behind & block.present
+    if end_of_text.token_ids:
         tokens = tokens.masked_fill(behind, end_of_text.token_ids[0])
-        masked = masked & ~behind
 
     block.step_index = block.step_index + block.masked.any(-1)
-    block.tokens, block.masked = tokens, masked
+    block.tokens, block.masked = tokens, masked & ~behind
+    block.present = block.present & ~behind
     return StepOutcome(step, committed & ~behind, remasked & ~behind, behind, ended)
 
 

@@ -1,7 +1,8 @@
 """End-of-text prediction (EoTP, arXiv 2509.25188, section 3.3): where a sequence has ended.
 
 Once an end-of-text token is committed, everything behind it is end-of-text: those positions leave
-the canvas and cost no more compute. Positions before it that are still masked go on.
+the canvas and cost no more compute. Positions before it that are still masked go on. The authors'
+code has a second, aggressive rule, which does not wait for the commit; it is here by its own name.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import torch
 from torch import Tensor
 
 from l2pd_plugins.errors import L2PDError
+from l2pd_plugins.selection import top_1
 
-EndOfTextRule = Literal["block", "off"]
-RULES: tuple[EndOfTextRule, ...] = ("block", "off")
+EndOfTextRule = Literal["block", "predicted", "off"]
+RULES: tuple[EndOfTextRule, ...] = ("block", "predicted", "off")
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,9 @@ class EndOfText:
 
     rule: EndOfTextRule
     """"block": a committed end-of-text token ends the row (the paper's rule).
+    "predicted": where none is committed yet, a masked position of the block that merely predicts
+    one ends the row too, the most confident of several; it stays masked itself and may still become
+    another token (the second rule of the authors' code).
     "off": such a token is a token like any other, and the whole canvas is decoded."""
     token_ids: tuple[int, ...]
 
@@ -46,12 +51,21 @@ def is_end_of_text(tokens: Tensor, token_ids: Sequence[int]) -> Tensor:
     return found
 
 
-def behind_end(tokens: Tensor, token_ids: Sequence[int]) -> tuple[Tensor, Tensor]:
+def behind_end(
+    tokens: Tensor, masked: Tensor, x0: Tensor, confidence: Tensor, end_of_text: EndOfText
+) -> tuple[Tensor, Tensor]:
     """Where each row has ended: ``(ended (B,) bool, behind (B, L) bool)``.
 
-    `behind` marks the positions behind the first end-of-text token of `tokens` (B, L). Masked
-    positions hold the mask token and so count as no end.
+    All arguments (B, L), as they stand after the step's commits; a position that is not to count
+    as an end of text holds another token and is not masked. `behind` marks the positions behind the
+    end.
     """
-    ends = is_end_of_text(tokens, token_ids)
+    if end_of_text.rule == "off":
+        nowhere = torch.zeros_like(masked)
+        return nowhere.any(-1), nowhere
+    ends = is_end_of_text(tokens, end_of_text.token_ids) & ~masked
+    if end_of_text.rule == "predicted":
+        likely = masked & is_end_of_text(x0, end_of_text.token_ids)
+        ends = ends | (top_1(confidence, likely) & ~ends.any(-1, keepdim=True))
     seen = ends.cumsum(-1) - ends.to(torch.int64)
     return ends.any(-1), seen > 0

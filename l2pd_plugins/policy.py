@@ -31,8 +31,9 @@ class DenoisingStep:
 
     B rows (each a block of one sequence), L positions. Positions that are not masked carry
     ``x0 = tokens``, confidence 1, entropy 0 and margin 1, unless the policy requires
-    ``"committed"``; then they carry what the model predicts there now. Positions behind the end of
-    the canvas (a last block that is cut short) are not masked and have confidence 0.
+    ``"committed"``; then they carry what the model predicts there now. Positions that do not exist
+    (behind the end of the text, or of a last block that is cut short) are not masked and have
+    confidence 0.
 
     A policy never changes any of these tensors.
     """

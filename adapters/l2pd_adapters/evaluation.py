@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -117,11 +118,11 @@ class Evaluation:
         return sum(answer.seconds for answer in self.answers)
 
     def by_family(self) -> dict[str, Evaluation]:
-        """An evaluation for each family, in order of first appearance."""
+        """An evaluation for each family, in the checkers' order."""
         return self._parts(lambda prompt: prompt.family)
 
     def by_kind(self) -> dict[str, Evaluation]:
-        """An evaluation for each kind, in order of first appearance."""
+        """An evaluation for each kind, in the checkers' order."""
         return self._parts(lambda prompt: prompt.kind)
 
     def summary(self) -> dict[str, Any]:
@@ -150,6 +151,8 @@ class Evaluation:
             name = name_of(answer.prompt)
             if name is not None:
                 chosen.setdefault(name, []).append(i)
+        known = [name for f in FAMILIES.values() for name in (f.name, f.kind)]
+        order = sorted(chosen, key=lambda n: known.index(n) if n in known else len(known))
         reference = self.reference_answers
         return {
             name: Evaluation(
@@ -157,7 +160,7 @@ class Evaluation:
                 self.configuration,
                 None if reference is None else tuple(reference[i] for i in rows),
             )
-            for name, rows in chosen.items()
+            for name, rows in ((name, chosen[name]) for name in order)
         }
 
 
@@ -217,13 +220,10 @@ def _parsed(line: str, number: int, where: str) -> Prompt:
         raise L2PDError(f"{where}: no JSON: {error}") from None
     if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not row["prompt"]:
         raise L2PDError(f'{where}: wanted an object with the text "prompt", got {line[:60]}')
-    for key, kind, wanted in (
-        ("family", str, "text"),
-        ("kind", str, "text"),
-        ("data", dict, "an object"),
-    ):
-        if not isinstance(row.get(key), kind | None):
-            raise L2PDError(f"{where}: {key} = {row[key]!r}, wanted {wanted}")
+    wanted = {"family": (str, "text"), "kind": (str, "text"), "data": (dict, "an object")}
+    for key, (expected, called) in wanted.items():
+        if not isinstance(row.get(key), expected | None):
+            raise L2PDError(f"{where}: {key} = {row[key]!r}, wanted {called}")
     family, data = row.get("family"), row.get("data")
     known = FAMILIES.get(family) if family is not None else None
     if data is not None:
@@ -234,7 +234,7 @@ def _parsed(line: str, number: int, where: str) -> Prompt:
             )
         try:
             known.check(data, "")
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, re.error) as error:
             raise L2PDError(
                 f"{where}: data does not fit family {family!r} ({type(error).__name__}: {error})"
             ) from None
@@ -252,6 +252,7 @@ def evaluate(
     max_new_tokens: int,
     block_length: int | None = None,
     end_of_text: str = "block",
+    cache: str = "none",
     temperature: float = 0.0,
     seed: int | None = None,
     batch_size: int = 16,
@@ -264,6 +265,7 @@ def evaluate(
         model: enabled for diffusion decoding, as `load` returns it.
         prompts: put into the tokenizer's chat template if it has one.
         policy, options: as `create_policy` takes them.
+        max_new_tokens, block_length, end_of_text, cache: as `generate` takes them.
         temperature: 0 is greedy.
         seed: prompt i draws with seed + i, whatever batch it stands in.
         batch_size: prompts per call of generate; those of similar length go together.
@@ -284,6 +286,7 @@ def evaluate(
         "max_new_tokens": max_new_tokens,
         "block_length": block_length,
         "end_of_text": end_of_text,
+        "cache": cache,
         "seed": seed,
     }
     if temperature:
@@ -299,22 +302,19 @@ def evaluate(
     answers: dict[int, Answer] = {}
     for rows in _batches(prompts, encoded, batch_size):
         given = chosen if shown is None else _with_reference(chosen, [shown[i] for i in rows])
-        if seed is not None:
-            settings["seed"] = [seed + i for i in rows]
-        ids = [encoded[i] for i in rows]
+        input_ids, attention_mask = _left_padded([encoded[i] for i in rows])
         began = time.perf_counter()
         out = model.generate(
-            pad_sequence(ids, batch_first=True, padding_side="left"),
-            attention_mask=pad_sequence(
-                [torch.ones_like(row) for row in ids], batch_first=True, padding_side="left"
-            ),
+            input_ids,
+            attention_mask=attention_mask,
             unmask_policy=given,
             return_dict_in_generate=True,
-            **settings,
+            **{**settings, "seed": None if seed is None else [seed + i for i in rows]},
         )
         share = (time.perf_counter() - began) / len(rows)
+        canvases = out.sequences[:, input_ids.shape[1] :]
         batch = [prompts[i] for i in rows]
-        found = _answers(model, tokenizer, batch, out, end_of_text == "off", share)
+        found = _answers(model, tokenizer, batch, out, canvases, share, whole=end_of_text == "off")
         answers.update(zip(rows, found, strict=True))
         if progress is not None:
             progress(len(rows))
@@ -407,17 +407,30 @@ def _with_reference(policy: UnmaskPolicy, answers: Sequence[Answer]) -> UnmaskPo
     return shown
 
 
+def _left_padded(encoded: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """input_ids and attention_mask, (B, P) each."""
+    seen = [torch.ones_like(ids) for ids in encoded]
+    input_ids = pad_sequence(list(encoded), batch_first=True, padding_side="left")
+    return input_ids, pad_sequence(seen, batch_first=True, padding_side="left")
+
+
 def _answers(
-    model: Any, tokenizer: Any, prompts: Sequence[Prompt], out: Any, whole: bool, seconds: float
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    out: Any,
+    canvases: torch.Tensor,
+    seconds: float,
+    *,
+    whole: bool,
 ) -> list[Answer]:
+    """What generate gave for one batch; `whole` keeps what lies behind the end of text."""
     trace = out.trace
-    width = out.sequences.shape[1]
-    start = width - (int(trace.length.max()) if not whole else trace.committed_at.shape[1])
     ends = model.generation_config.eos_token_id
     ends = () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends)
     made = zip(
         prompts,
-        out.sequences[:, start:].tolist(),
+        canvases.tolist(),
         trace.committed_at.tolist(),
         trace.length.tolist(),
         trace.nfe.tolist(),

@@ -46,10 +46,10 @@ def collect(
         correct.append(step.x0 == step.reference)
         masked.append(step.masked)
 
-    ordered = sorted(prompts, key=lambda prompt: len(prompt.prompt))
+    ordered = sorted(prompts, key=lambda prompt: len(prompt.text))
     for start in range(0, len(ordered), batch_size):
         chats = [
-            [{"role": "user", "content": prompt.prompt}]
+            [{"role": "user", "content": prompt.text}]
             for prompt in ordered[start : start + batch_size]
         ]
         inputs = tokenizer.apply_chat_template(

@@ -74,7 +74,7 @@ def draw_logits(rows: int, length: int, seed: int) -> torch.Tensor:
     kinds=st.lists(st.sampled_from(["nothing", "everything", "nonsense"]), min_size=1, max_size=4),
     progress=st.sampled_from(["argmax_if_empty", "always_top1", "leftmost_if_empty"]),
     length=st.integers(1, 9),
-    rule=st.sampled_from([OFF, BLOCK]),
+    rule=st.sampled_from([OFF, BLOCK, EndOfText("predicted", (EOT,))]),
     bad=st.sampled_from([None, "nan", "mask"]),
     seed=st.integers(0, 99),
 )
@@ -196,6 +196,26 @@ def test_end_of_text_fills_what_is_behind_and_only_that():
     assert outcome.committed.tolist() == [[False, False, True, False, False]]
 
 
+def test_the_predicted_rule_cuts_behind_the_most_confident_prediction():
+    predicted = EndOfText("predicted", (EOT,))
+    logits = torch.zeros(1, 6, VOCABULARY)
+    logits[0, :, 3] = 4.0
+    logits[0, 2, EOT], logits[0, 4, EOT] = 6.0, 8.0
+    batch = blocks(1, 6, [Constant(torch.tensor([[True, *[False] * 5]]))])
+    outcome = denoising_step(batch, logits, end_of_text=predicted)
+    assert outcome.behind.tolist() == [[False] * 5 + [True]]
+    assert outcome.ended.tolist() == [True]
+    assert batch.masked.tolist() == [[False, True, True, True, True, False]]
+    assert batch.present.tolist() == [[True] * 5 + [False]]
+    # The place of the cut may still become another token; nothing comes back.
+    logits[0, 4, EOT] = 0.0
+    everything = Constant(torch.ones(1, 6, dtype=torch.bool))
+    batch._groups[0].policy = everything
+    denoising_step(batch, logits, end_of_text=predicted)
+    assert batch.tokens[0, :3].tolist() == [3, 3, EOT]
+    assert not batch.masked.any()
+
+
 def test_off_knows_no_end_of_text():
     logits = torch.zeros(1, 3, VOCABULARY)
     logits[0, :, EOT] = 9.0
@@ -283,7 +303,7 @@ def test_a_failing_policy_is_named_or_falls_back_to_progress(answer, caplog):
 
 
 def test_unknown_end_of_text_rules_are_refused():
-    with pytest.raises(L2PDError, match=r"sometimes.*block, off"):
+    with pytest.raises(L2PDError, match=r"sometimes.*block, predicted, off"):
         EndOfText("sometimes", (1,))
     with pytest.raises(L2PDError, match="eos_token_id"):
         EndOfText("block", ())

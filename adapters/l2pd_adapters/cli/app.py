@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from l2pd_adapters.cli import plugins
+from l2pd_adapters.cli import compare, generate, plugins
 from l2pd_plugins import L2PDError, __version__
 
 app = typer.Typer(
@@ -22,6 +22,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+app.command()(generate.generate)
+app.command()(compare.compare)
 app.command()(plugins.policies)
 app.command()(plugins.plugins)
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from l2pd_adapters.cli.arguments import AsJson
 from l2pd_plugins.plugins import (
     find_policy,
     list_plugins,
@@ -22,8 +23,6 @@ from l2pd_plugins.plugins import (
     option_parameters,
 )
 from l2pd_plugins.policy import PolicySpec
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 _COLOURS = {"active": "green", "failed": "red", "disabled": "yellow"}
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from l2pd_adapters.families import ModelFamily, family_of, mask_token_of
+from l2pd_adapters.huggingface.forward import CACHES, CacheKind
 from l2pd_plugins import ModelContext, UnmaskPolicy, create_policy
 from l2pd_plugins.denoising import StepOutcome
 from l2pd_plugins.end_of_text import EndOfText
@@ -27,8 +28,6 @@ PolicyChoice = str | Mapping[str, Any] | UnmaskPolicy
 StepObserver = Callable[[list[int], list[int], StepOutcome], None]
 """Called after every denoising step with the sequences that took part (indices into the batch),
 the block that each stood in, and what the step did."""
-
-CACHES = ("none",)
 
 OUR_KEYWORDS = (
     "unmask_policy",
@@ -113,7 +112,7 @@ class DecodeSettings:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
-    cache: str = "none"
+    cache: CacheKind = "none"
     suppress_mask: bool = True
     return_dict: bool = False
     streamer: Any = None

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 
 from l2pd_adapters.huggingface.arguments import DecodeSettings
-from l2pd_adapters.huggingface.forward import hidden_states, logits_at
+from l2pd_adapters.huggingface.forward import CanvasView, Forward
 from l2pd_plugins import UnmaskPolicy, create_policy
 from l2pd_plugins.denoising import BlockBatch, StepOutcome, denoising_step
 from l2pd_plugins.end_of_text import is_end_of_text
@@ -72,7 +72,8 @@ class _Canvas:
         batch, prompt = input_ids.shape
         device = input_ids.device
         length = settings.block_length
-        self.model, self.settings, self.device = model, settings, device
+        self.settings, self.device = settings, device
+        self.forward = Forward(model, settings.family, settings.cache)
         self.prompt_length = prompt
         self.num_blocks = -(-settings.max_new_tokens // length)
         self.end = prompt + settings.max_new_tokens
@@ -89,6 +90,10 @@ class _Canvas:
         """Sequence (index into the batch) of each live row."""
         self.blocks = [0] * batch
         """Block that each live row stands in."""
+        self.fresh = [True] * batch
+        """Whether each live row is at the first step of its block."""
+        self.ended = [False] * batch
+        """Whether each live row's text has an end: no block follows the one it stands in."""
         self.first = (prompt - attention_mask.sum(-1)).tolist()
         """First column that each live row sees."""
         self.last = [self.end] * batch
@@ -100,6 +105,8 @@ class _Canvas:
         self.committed_at = torch.full(span, -1, dtype=torch.int64, device=device)
         self.confidence = torch.zeros(span, device=device)
         self.nfe = [0] * batch
+        self.length = [settings.max_new_tokens] * batch
+        """Tokens of each answer, up to and including the end of text."""
         self.forwards = 0
 
         self.block = BlockBatch.start(
@@ -142,9 +149,11 @@ class _Canvas:
         tokens = self.answers[:, :size]
         committed_at, confidence = self.committed_at[:, :size], self.confidence[:, :size]
         end_of_text = self.settings.end_of_text
-        ends = is_end_of_text(tokens, end_of_text.token_ids)
-        length = torch.where(ends.any(-1), ends.to(torch.int64).argmax(-1) + 1, size)
-        if end_of_text.rule != "off":
+        length = torch.tensor(self.length, device=self.device)
+        if end_of_text.rule == "off":
+            ends = is_end_of_text(tokens, end_of_text.token_ids)
+            length = torch.where(ends.any(-1), ends.to(torch.int64).argmax(-1) + 1, size)
+        else:
             behind = torch.arange(size, device=self.device) >= length.unsqueeze(-1)
             tokens = tokens.masked_fill(behind, end_of_text.token_ids[0])
         return tokens, Trace(
@@ -156,25 +165,27 @@ class _Canvas:
 
     def _logits(self) -> tuple[Tensor, Tensor, list[int]]:
         """A forward pass: the needed logits (N, V), where they belong, and how many per row."""
-        left, right = min(self.first), max(self.last)
-        everything = min(self.last) == right and max(self.first) == left
-        hidden = hidden_states(
-            self.model,
-            self.tokens[:, left:right],
-            None if everything else self.attention[:, left:right],
-            self.position_ids[:, left:right],
-        )
-        self.forwards += 1
         length = self.settings.block_length
+        view = CanvasView(
+            tokens=self.tokens,
+            attention=self.attention,
+            position_ids=self.position_ids,
+            starts=[self.prompt_length + block * length for block in self.blocks],
+            first=self.first,
+            last=self.last,
+            fresh=self.fresh,
+            block_length=length,
+        )
+        hidden, starts = self.forward.hidden(view)
+        self.forwards += 1
         positions, columns, counts = [], [], []
         for row, needed in enumerate(self.needed):
             found = list(compress(range(length), needed))
-            start = self.prompt_length + self.blocks[row] * length - left
             positions += [row * length + i for i in found]
-            columns += [row * (right - left) + start + i for i in found]
+            columns += [row * hidden.shape[1] + starts[row] + i for i in found]
             counts.append(len(found))
         at = torch.tensor([positions, columns], device=self.device)
-        return logits_at(self.model, self.settings.family, hidden, at[1]), at[0], counts
+        return self.forward.logits(hidden, at[1]), at[0], counts
 
     def _draw(self, logits: Tensor, counts: list[int]) -> Tensor:
         settings = self.settings
@@ -207,16 +218,21 @@ class _Canvas:
 
     def _follow_up(self, outcome: StepOutcome) -> None:
         """Rows whose block is full go on to the next one or leave; ended texts are cut."""
-        visible = (~outcome.behind & self.block.present).sum(-1, keepdim=True)
+        visible = self.block.present.sum(-1, keepdim=True)
+        # What lies behind an end has left the canvas: a policy that requires "committed" sees it as
+        # any other one does, with confidence 1.
+        needed = self.block.needed() & ~outcome.behind
         report = torch.cat(
-            [self.block.needed(), self.block.masked.any(-1, True), outcome.ended[:, None], visible],
+            [needed, self.block.masked.any(-1, True), outcome.ended[:, None], visible],
             dim=-1,
         ).tolist()  # the one host read of the step
         length = self.settings.block_length
         advancing, leaving = [], []
-        for row, (*needed, unfinished, ended, seen) in enumerate(report):
-            self.needed[row] = needed
+        for row, (*wanted, unfinished, ended, seen) in enumerate(report):
+            self.needed[row] = wanted
+            self.fresh[row] = False
             if ended:
+                self.ended[row] = True
                 last = self.prompt_length + self.blocks[row] * length + seen
                 if last != self.last[row]:
                     self.last[row] = last
@@ -224,7 +240,7 @@ class _Canvas:
             if unfinished:
                 continue
             self._stream_block(row, seen)
-            if ended or self.blocks[row] + 1 == self.num_blocks:
+            if self.ended[row] or self.blocks[row] + 1 == self.num_blocks:
                 leaving.append(row)
             else:
                 self.blocks[row] += 1
@@ -248,6 +264,7 @@ class _Canvas:
         tokens = self.tokens[at, self.prompt_length + columns]
         self.block.advance(rows, tokens, present=present, reference=reference)
         for row, start in zip(rows, starts, strict=True):
+            self.fresh[row] = True
             self.needed[row] = [start + i < self.settings.max_new_tokens for i in range(length)]
 
     def _leave(self, rows: list[int]) -> None:
@@ -256,11 +273,12 @@ class _Canvas:
         self.answers[torch.tensor(sequences, device=self.device)] = self.tokens[
             at, self.prompt_length :
         ]
-        for sequence in sequences:
+        for row, sequence in zip(rows, sequences, strict=True):
             self.nfe[sequence] = self.forwards
+            self.length[sequence] = self.last[row] - self.prompt_length
         gone = set(rows)
         kept = [row for row in range(len(self.rows)) if row not in gone]
-        for name in ("rows", "blocks", "first", "last", "needed"):
+        for name in ("rows", "blocks", "fresh", "ended", "first", "last", "needed"):
             values = getattr(self, name)
             setattr(self, name, [values[row] for row in kept])
         if kept:
@@ -268,6 +286,7 @@ class _Canvas:
             for name in ("tokens", "attention", "position_ids"):
                 setattr(self, name, getattr(self, name).index_select(0, stay))
             self.block.keep(kept)
+            self.forward.keep(kept, self.device)
 
     def _present(self, blocks: list[int]) -> Tensor:
         length = self.settings.block_length
@@ -280,7 +299,7 @@ class _Canvas:
         if streamer is None or not hasattr(streamer, "put_draft"):
             return
         draft = torch.where(self.block.masked, outcome.step.x0, self.block.tokens)
-        draft = draft[0][(self.block.present & ~outcome.behind)[0]]
+        draft = draft[0][self.block.present[0]]
         streamer.put_draft(value=draft.cpu())
 
     def _stream_block(self, row: int, visible: int) -> None:

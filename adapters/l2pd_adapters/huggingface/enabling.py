@@ -100,8 +100,9 @@ def generate(
             By default "fixed_schedule" at one token per step.
         unmask_options: options for a policy that is given by name.
         block_length: positions per block; by default the model's, else 32.
-        cache: "none".
-        end_of_text: "block" (a committed end-of-text token ends the text) or "off".
+        cache: "none" (default), "prefix" or "dual", see `forward.Forward`.
+        end_of_text: "block" (default: a committed end-of-text token ends the text), "predicted" or
+            "off", see `l2pd_plugins.end_of_text.EndOfText`.
         seed: for sampling, one number or one per sequence; see `transformers.set_seed` otherwise.
         suppress_mask: never predict the mask token (default); False is for parity with code that
             does not suppress it.

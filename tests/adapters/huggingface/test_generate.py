@@ -80,7 +80,7 @@ def test_four_policies_in_a_batch_equal_each_alone(model, prompts):
     pattern=st.lists(st.integers(0, 5), min_size=1, max_size=4),
     tokens=st.integers(1, 19),
     block=st.integers(1, 9),
-    rule=st.sampled_from(["block", "off"]),
+    rule=st.sampled_from(["block", "predicted", "off"]),
 )
 def test_every_decode_ends_and_returns_no_mask(model, prompts, pattern, tokens, block, rule):
     out = model.generate(
@@ -289,7 +289,7 @@ def test_on_step_sees_every_step(model, prompts):
         ({"block_length": 0}, "block_length=0"),
         ({"block_length": 2.5}, "block_length=2.5"),
         ({"cache": "paged"}, "cache='paged'.*none"),
-        ({"end_of_text": "maybe"}, "end_of_text='maybe'.*block, off"),
+        ({"end_of_text": "maybe"}, "end_of_text='maybe'.*block, predicted, off"),
         ({"temperature": 0.0, "do_sample": True}, "temperature=0.0"),
         ({"top_p": 1.5, "do_sample": True}, "top_p=1.5"),
         ({"seed": [1, 2]}, "2 seeds for 5 sequences"),

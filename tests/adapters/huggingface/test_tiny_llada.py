@@ -1,5 +1,6 @@
-"""generate gives, token for token, what a plain dense loop gives that knows only the published
-rules: LLaDA's low-confidence remasking at one token per step, and Fast-dLLM's threshold."""
+"""generate on the shipped model: what a plain dense loop gives that knows only the published rules
+(LLaDA's low-confidence remasking at one token per step, Fast-dLLM's threshold), and in a batch what
+each prompt gives alone."""
 
 from __future__ import annotations
 
@@ -62,9 +63,7 @@ def test_equals_the_plain_loop(tiny_llada, rule, count, length, cut):
     model, tokenizer = tiny_llada
     mask, eot = model.config.mask_token_id, model.generation_config.eos_token_id
     arguments, threshold = RULES[rule]
-    chats = [
-        [{"role": "user", "content": p.prompt}] for p in read_prompts(heldout_prompts(), count)
-    ]
+    chats = [[{"role": "user", "content": p.text}] for p in read_prompts(heldout_prompts(), count)]
     for first in range(0, count, 25):
         batch = tokenizer.apply_chat_template(
             chats[first : first + 25],
@@ -96,3 +95,29 @@ def test_equals_the_plain_loop(tiny_llada, rule, count, length, cut):
             )
             assert out.sequences[row, width : width + len(wanted)].tolist() == wanted
             assert int(out.nfe[row]) == forwards
+
+
+FOUR = [
+    "fixed_schedule",
+    {"name": "confidence_threshold", "threshold": 0.6},
+    "learn2pd",
+    {"name": "fixed_schedule", "tokens_per_step": 4},
+]
+
+
+@pytest.mark.parametrize("choices", [["confidence_threshold"] * 16, FOUR * 4])
+def test_a_batch_of_sixteen_equals_each_alone(tiny_llada, choices):
+    model, tokenizer = tiny_llada
+    chats = [[{"role": "user", "content": p.text}] for p in read_prompts(heldout_prompts(), 16)]
+    batch = tokenizer.apply_chat_template(
+        chats, add_generation_prompt=True, padding=True, return_dict=True, return_tensors="pt"
+    )
+    lengths = batch["attention_mask"].sum(-1)
+    assert lengths.unique().numel() > 4
+    together = model.generate(**batch, max_new_tokens=128, unmask_policy=choices)
+    width = batch["input_ids"].shape[1]
+    assert torch.equal(together[:, :width], batch["input_ids"])
+    for row, choice in enumerate(choices):
+        ids = batch["input_ids"][row : row + 1, width - int(lengths[row]) :]
+        alone = model.generate(ids, max_new_tokens=128, unmask_policy=choice)[0, ids.shape[1] :]
+        assert together[row, width : width + len(alone)].tolist() == alone.tolist()

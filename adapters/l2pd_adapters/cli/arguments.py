@@ -1,0 +1,79 @@
+"""Options that several commands share, and how they are read."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from typing import Annotated, Any
+
+import typer
+
+from l2pd_plugins import L2PDError
+
+
+class EndOfText(str, Enum):
+    """The end-of-text rules, spelled out here because the core's module imports torch."""
+
+    block = "block"
+    off = "off"
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+ModelName = Annotated[
+    str, typer.Option("--model", help="A shipped model, a folder, or a hub id (owner/name).")
+]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Length of the canvas, in tokens.")]
+BlockLength = Annotated[
+    int | None, typer.Option(min=1, help="Positions per block. [default: the model's]")
+]
+EndOfTextRule = Annotated[
+    EndOfText, typer.Option(help="Whether a committed end-of-text token ends the text.")
+]
+Cache = Annotated[
+    str, typer.Option(help="Cache of keys and values between the steps; none computes all anew.")
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Prompts that are decoded together.")]
+
+POLICY_HELP = "NAME[,key=value...], as in confidence_threshold,threshold=0.9."
+
+
+def parse_policy(text: str) -> dict[str, Any]:
+    """A policy's config from ``NAME[,key=value...]``; values are YAML scalars.
+
+    Raises L2PDError for what does not read so. Whether there is such a policy, and such an
+    option, is for `create_policy` to say.
+    """
+    import yaml
+
+    name, *pairs = text.split(",")
+    config: dict[str, Any] = {"name": name.strip()}
+    for pair in pairs:
+        key, equals, value = (part.strip() for part in pair.partition("="))
+        if not (key and equals and value):
+            raise L2PDError(f"policy {text!r}: {pair!r} does not read key=value")
+        if key in config:
+            raise L2PDError(f"policy {text!r}: {key!r} is given twice")
+        try:
+            config[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise L2PDError(f"policy {text!r}: the value of {pair!r} is no YAML scalar") from None
+    return config
+
+
+@contextmanager
+def quiet_loading(model: str) -> Iterator[None]:
+    """No progress bar where the weights load in no time, or nobody is watching."""
+    from transformers.utils import logging
+
+    from l2pd_adapters.tiny_models import shipped_models
+
+    shown = logging.is_progress_bar_enabled()
+    if model in shipped_models() or not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -1,0 +1,355 @@
+"""`l2pd compare`: several policies on the same prompts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
+
+import typer
+
+from l2pd_adapters.cli.arguments import (
+    POLICY_HELP,
+    AsJson,
+    BatchSize,
+    BlockLength,
+    Cache,
+    EndOfText,
+    EndOfTextRule,
+    MaxNewTokens,
+    ModelName,
+    parse_policy,
+    quiet_loading,
+)
+from l2pd_adapters.tiny_models import heldout_prompts
+from l2pd_plugins import L2PDError, UnmaskPolicy, create_policy
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from l2pd_adapters.evaluation import Evaluation, Interval, Prompt
+
+DEMO_POLICIES = (
+    "fixed_schedule",
+    "confidence_threshold,threshold=0.9",
+    "confidence_threshold,threshold=0.7",
+    "learn2pd",
+    "oracle",
+)
+DEMO_PROMPTS = 90
+"""Six of each family of the small world, whose file has one of every family in each fifteen."""
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A policy of the comparison."""
+
+    policy: UnmaskPolicy
+    result: Evaluation
+
+    @property
+    def label(self) -> str:
+        return self.policy.describe()
+
+
+class _Advance(Protocol):
+    def __call__(self, count: int, /) -> None: ...
+
+
+def compare(
+    policy: Annotated[
+        list[str] | None, typer.Option(help=f"{POLICY_HELP} Give it several times.")
+    ] = None,
+    model: ModelName = "tiny-llada",
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help="One prompt per line, or .jsonl. [default: the small world's held-out prompts]"
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help=f"Only so many prompts. [default: all; {DEMO_PROMPTS} in --demo]"),
+    ] = None,
+    max_new_tokens: MaxNewTokens = 128,
+    block_length: BlockLength = None,
+    end_of_text: EndOfTextRule = EndOfText.block,
+    cache: Cache = "none",
+    batch_size: BatchSize = 16,
+    by_family: Annotated[
+        bool, typer.Option("--by-family", help="Show validity and TPF of every family, too.")
+    ] = False,
+    demo: Annotated[
+        bool,
+        typer.Option(
+            "--demo",
+            help="The project's own policies on its own small model, and one answer step by step.",
+        ),
+    ] = False,
+    as_json: AsJson = False,
+    json_file: Annotated[
+        Path | None, typer.Option(help="Write the figures there as JSON, too.")
+    ] = None,
+) -> None:
+    """Compare policies on the same prompts.
+
+    Validity is what the prompts' checkers say; agreement is with the answers at one token per step
+    (which are made once more if no row has them); NFE counts forward passes, TPF tokens per
+    forward. Speed-ups are against the first row.
+    """
+    specs = list(policy or (DEMO_POLICIES if demo else ()))
+    if not specs:
+        raise L2PDError("name the policies to compare with --policy, or see --demo")
+    policies = [create_policy(parse_policy(spec)) for spec in specs]
+    if json_file is not None and (json_file.is_dir() or not json_file.parent.is_dir()):
+        raise L2PDError(f"--json-file {json_file}: there is no folder for such a file")
+
+    from rich.console import Console
+
+    from l2pd_adapters.evaluation import configuration_of, read_prompts
+    from l2pd_adapters.huggingface import load
+
+    if demo and limit is None:
+        limit = DEMO_PROMPTS
+    source = heldout_prompts() if prompts is None else prompts
+    asked = read_prompts(source, limit)
+    with quiet_loading(model):
+        loaded, tokenizer = load(model)
+    settings = {
+        "max_new_tokens": max_new_tokens,
+        "block_length": block_length,
+        "end_of_text": end_of_text.value,
+        "cache": cache,
+    }
+    for made in policies:
+        configuration_of(loaded, unmask_policy=made, **settings)
+
+    rows = _run(loaded, tokenizer, asked, policies, {**settings, "batch_size": batch_size})
+    file = source.name if prompts is None else str(source)
+    figures = _as_json(rows, file)
+    if as_json:
+        typer.echo(json.dumps(figures, indent=2))
+    else:
+        console = Console(highlight=False, markup=False)
+        _print_table(console, rows)
+        if by_family:
+            _print_families(console, rows)
+        _print_configurations(console, rows, file)
+        if demo:
+            _print_example(console, rows, tokenizer)
+    if json_file is not None:
+        try:
+            json_file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise L2PDError(f"--json-file {json_file}: {error.strerror}") from error
+
+
+def _run(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    policies: Sequence[UnmaskPolicy],
+    settings: dict[str, Any],
+) -> list[_Row]:
+    """Every policy on all prompts, the one-token-per-step reference before the others."""
+    from l2pd_adapters.evaluation import evaluate
+
+    # The first forward passes of a process are slow; no policy should pay for them.
+    evaluate(model, tokenizer, prompts[:1], policy="fixed_schedule", max_new_tokens=1)
+
+    at = next((i for i, policy in enumerate(policies) if _one_token_per_step(policy)), None)
+    slow = create_policy("fixed_schedule") if at is None else policies[at]
+    results: dict[int, Evaluation] = {}
+    runs = len(policies) + (at is None)
+    with _progress(runs * len(prompts)) as start:
+
+        def run(policy: UnmaskPolicy, **given: Any) -> Evaluation:
+            advance = start(policy.describe())
+            arguments = {"policy": policy, "progress": advance, **settings, **given}
+            return evaluate(model, tokenizer, prompts, **arguments)
+
+        reference = run(slow)
+        if at is not None:
+            results[at] = replace(reference, reference_answers=reference.answers)
+        for i, policy in enumerate(policies):
+            if i != at:
+                results[i] = run(policy, reference_answers=reference.answers)
+    return [_Row(policy, results[i]) for i, policy in enumerate(policies)]
+
+
+def _one_token_per_step(policy: UnmaskPolicy) -> bool:
+    return policy.name == "fixed_schedule" and policy.options().get("tokens_per_step") == 1
+
+
+class _Start(Protocol):
+    def __call__(self, label: str, /) -> _Advance: ...
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[_Start]:
+    """Progress on stderr: a bar with the time left on a terminal, else a line for every run."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True, highlight=False, markup=False)
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=16),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(compact=True),
+        TextColumn("left"),
+    )
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task("", total=total)
+
+        def start(label: str, /) -> _Advance:
+            bar.update(task, description=label)
+            if not console.is_terminal:
+                console.print(f"decoding: {label}", soft_wrap=True)
+            return lambda count: bar.advance(task, count)
+
+        yield start
+
+
+def _print_table(console: Console, rows: Sequence[_Row]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    first = rows[0].result
+    kinds = list(first.by_kind())
+    # One blank between the columns: the table of the small world's three kinds has 80 columns.
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("", justify="right")
+    table.add_column("policy", overflow="fold")
+    headers = ["valid\n%", *(f"{_two_lines(kind)}" for kind in kinds), "agree\n%", "NFE", "TPF"]
+    for header in (*headers, "s", "x\nNFE", "x\ntime"):
+        table.add_column(header, justify="right", vertical="top", no_wrap=True)
+    for number, row in enumerate(rows, start=1):
+        result, parts = row.result, row.result.by_kind()
+        table.add_row(
+            str(number),
+            Text(_label_in_lines(row)),
+            _percent(result.validity),
+            *(_percent(parts[kind].validity) for kind in kinds),
+            _percent(result.agreement),
+            f"{result.nfe:.1f}",
+            f"{result.tokens_per_forward:.2f}",
+            f"{result.seconds:.1f}",
+            f"{first.nfe / result.nfe:.1f}",
+            f"{first.seconds / result.seconds:.1f}",
+        )
+    console.print(table)
+
+
+def _print_configurations(console: Console, rows: Sequence[_Row], file: str) -> None:
+    """Below the tables: what each row's figures depend on, and how sure its validity is."""
+    from l2pd_adapters.evaluation import validity_difference
+
+    console.print()
+    for number, row in enumerate(rows, start=1):
+        line = f"{number}: {row.result.configuration} prompts_file={file}"
+        console.print(line, soft_wrap=True)
+    console.print()
+    for number, row in enumerate(rows[1:], start=2):
+        interval = validity_difference(row.result, rows[0].result)
+        if interval is not None:
+            console.print(
+                f"validity of {number} against 1: {100 * interval.difference:+.1f} points, "
+                f"{100 * interval.level:.0f} % interval {100 * interval.low:+.1f} to "
+                f"{100 * interval.high:+.1f} (paired bootstrap)",
+                soft_wrap=True,
+            )
+    if any("reference" in row.policy.requires for row in rows):
+        names = ", ".join(row.policy.name for row in rows if "reference" in row.policy.requires)
+        console.print(
+            f"{names} is shown the answers at one token per step, whose cost is not counted.",
+            soft_wrap=True,
+        )
+
+
+def _print_families(console: Console, rows: Sequence[_Row]) -> None:
+    from rich.table import Table
+
+    families = [row.result.by_family() for row in rows]
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("family", no_wrap=True)
+    table.add_column("n", justify="right")
+    for number in range(1, len(rows) + 1):
+        table.add_column(f"{number}\nvalid", justify="right", no_wrap=True)
+        table.add_column("\nTPF", justify="right", no_wrap=True)
+    for name, part in families[0].items():
+        cells = [(parts[name].validity, parts[name].tokens_per_forward) for parts in families]
+        figures = [cell for valid, tpf in cells for cell in (_percent(valid), f"{tpf:.2f}")]
+        table.add_row(name, str(len(part.answers)), *figures)
+    console.print()
+    console.print(table)
+
+
+def _print_example(console: Console, rows: Sequence[_Row], tokenizer: Any) -> None:
+    """The first mixed prompt's answer, step by step, under the first policy and learn2pd."""
+    from l2pd_adapters.cli.steps import LEGEND, annotated
+
+    learned = next((row for row in rows if row.policy.name == "learn2pd"), rows[-1])
+    shown = [rows[0]] if learned is rows[0] else [rows[0], learned]
+    kinds = [answer.prompt.kind for answer in rows[0].result.answers]
+    index = kinds.index("mixed") if "mixed" in kinds else 0
+    console.print()
+    console.print(f"Example: {rows[0].result.answers[index].prompt.text}", soft_wrap=True)
+    console.print(LEGEND, soft_wrap=True)
+    for row in shown:
+        answer = row.result.answers[index]
+        verdict = {True: ", valid", False: ", not valid", None: ""}[answer.valid]
+        console.print()
+        console.print(
+            f"{row.label}: {answer.length} tokens in {answer.nfe} steps{verdict}", soft_wrap=True
+        )
+        steps = answer.committed_at[: answer.length]
+        for line in annotated(tokenizer, answer.tokens, steps, console.width):
+            console.print(line, soft_wrap=True)
+
+
+def _as_json(rows: Sequence[_Row], file: str) -> dict[str, Any]:
+    from l2pd_adapters.evaluation import validity_difference
+
+    first = rows[0].result
+
+    def fields(row: _Row) -> dict[str, Any]:
+        interval: Interval | None = validity_difference(row.result, first)
+        return {
+            "policy": row.label,
+            **row.result.summary(),
+            "speedup_nfe": first.nfe / row.result.nfe,
+            "speedup_seconds": first.seconds / row.result.seconds,
+            "validity_against_first": None if interval is None else vars(interval),
+        }
+
+    return {
+        "prompts_file": file,
+        "prompts": len(first.answers),
+        "rows": [fields(row) for row in rows],
+    }
+
+
+def _label_in_lines(row: _Row) -> str:
+    """A policy's name, and its options below it: the table stays narrow."""
+    options = [f"{k}={v}" for k, v in row.policy.options().items() if v is not None]
+    return "\n ".join([row.policy.name, *options])
+
+
+def _two_lines(kind: str) -> str:
+    return kind.replace("_", "\n", 1) if "_" in kind else f"{kind}\n%"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}"

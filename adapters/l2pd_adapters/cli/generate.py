@@ -1,0 +1,154 @@
+"""`l2pd generate`: answers to prompts, under one policy."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from l2pd_adapters.cli.arguments import (
+    POLICY_HELP,
+    AsJson,
+    BatchSize,
+    BlockLength,
+    Cache,
+    EndOfText,
+    EndOfTextRule,
+    MaxNewTokens,
+    ModelName,
+    parse_policy,
+    quiet_loading,
+)
+from l2pd_plugins import L2PDError, create_policy
+
+if TYPE_CHECKING:
+    from l2pd_adapters.evaluation import Answer, Evaluation, Prompt
+
+_FREE_SEEDS = 2**31
+"""A seed that nobody asked for is below this."""
+
+
+def generate(
+    prompt: Annotated[
+        str | None, typer.Argument(help="The prompt. [default: one per line of stdin]")
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(help="Prompts: one per line, or .jsonl objects with a 'prompt'; - is stdin."),
+    ] = None,
+    model: ModelName = "tiny-llada",
+    policy: Annotated[str, typer.Option(help=POLICY_HELP)] = "fixed_schedule",
+    max_new_tokens: MaxNewTokens = 128,
+    block_length: BlockLength = None,
+    end_of_text: EndOfTextRule = EndOfText.block,
+    temperature: Annotated[float, typer.Option(min=0, help="Of sampling; 0 is greedy.")] = 0.0,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Of sampling; prompt i draws with seed + i.")
+    ] = None,
+    cache: Cache = "none",
+    batch_size: BatchSize = 16,
+    trace: Annotated[
+        bool, typer.Option("--trace", help="Show on stderr which step committed each token.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Answer prompts.
+
+    The answers go to stdout; how they were made goes to stderr, in one line.
+    """
+    if prompt is not None and file is not None:
+        raise L2PDError(f"the prompt {prompt!r} and --file {file} exclude each other; give one")
+    if prompt is None and file is None and sys.stdin.isatty():
+        raise L2PDError("give a prompt as the argument, with --file, or on stdin")
+    made = create_policy(parse_policy(policy))
+    if temperature > 0 and seed is None:
+        # Drawn here and printed, so that any answer can be made again.
+        seed = secrets.randbelow(_FREE_SEEDS)
+
+    from l2pd_adapters.evaluation import evaluate
+    from l2pd_adapters.huggingface import load
+
+    prompts = _prompts(prompt, file)
+    with quiet_loading(model):
+        loaded, tokenizer = load(model)
+    result = evaluate(
+        loaded,
+        tokenizer,
+        prompts,
+        policy=made,
+        max_new_tokens=max_new_tokens,
+        block_length=block_length,
+        end_of_text=end_of_text.value,
+        cache=cache,
+        temperature=temperature,
+        seed=seed,
+        batch_size=batch_size,
+    )
+    if as_json:
+        typer.echo(json.dumps(_as_json(result), indent=2))
+    else:
+        for answer in result.answers:
+            typer.echo(answer.text)
+    if trace:
+        _print_trace(result, tokenizer)
+    typer.echo(
+        f"{result.configuration} NFE={result.nfe:.4g} TPF={result.tokens_per_forward:.3g} "
+        f"seconds={result.seconds:.3g}",
+        err=True,
+    )
+
+
+def _prompts(prompt: str | None, file: Path | None) -> list[Prompt]:
+    from l2pd_adapters.evaluation import Prompt, parse_prompts, read_prompts
+
+    if prompt is not None:
+        if not prompt:
+            raise L2PDError("the prompt is empty")
+        return [Prompt(prompt, "1")]
+    if file is None or str(file) == "-":
+        try:
+            return parse_prompts(sys.stdin, "stdin")
+        except UnicodeDecodeError as error:
+            raise L2PDError(f"prompts stdin: {error}") from error
+    return read_prompts(file)
+
+
+def _as_json(result: Evaluation) -> dict[str, Any]:
+    def fields(answer: Answer) -> dict[str, Any]:
+        return {
+            "id": answer.prompt.id,
+            "prompt": answer.prompt.text,
+            "text": answer.text,
+            "valid": answer.valid,
+            "nfe": answer.nfe,
+            "tokens_per_forward": answer.length / answer.nfe,
+            "tokens": answer.tokens,
+            "committed_at": answer.committed_at[: answer.length],
+        }
+
+    return {
+        "configuration": result.configuration,
+        "nfe": result.nfe,
+        "tokens_per_forward": result.tokens_per_forward,
+        "seconds": result.seconds,
+        "answers": [fields(answer) for answer in result.answers],
+    }
+
+
+def _print_trace(result: Evaluation, tokenizer: Any) -> None:
+    from rich.console import Console
+
+    from l2pd_adapters.cli.steps import LEGEND, annotated
+
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    for answer in result.answers:
+        if len(result.answers) > 1:
+            console.print(f"{answer.prompt.id}: {answer.prompt.text}")
+        steps = answer.committed_at[: answer.length]
+        for line in annotated(tokenizer, answer.tokens, steps, console.width):
+            console.print(line)
+    console.print(LEGEND)

@@ -1,0 +1,98 @@
+"""Keys and values of a canvas whose rows stand in different blocks.
+
+A dynamic cache grows at its end; here a whole canvas is written at the start of a block, and then
+some of its columns, different ones in each row, again and again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+
+class CanvasLayer(CacheLayerMixin):
+    """One layer's keys and values: (R, heads, W + 1, head_dim).
+
+    The last column is for columns that do not exist: rows whose span is shorter than the longest
+    write there, and nobody reads it.
+    """
+
+    def __init__(self, cache: CanvasCache) -> None:
+        super().__init__()
+        self.cache = cache
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Allocate, once the number of heads and the dtype are known."""
+        shape = (self.cache.rows, key_states.shape[1], self.cache.width + 1, key_states.shape[3])
+        self.keys, self.values = key_states.new_zeros(shape), value_states.new_zeros(shape)
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Store what was just computed; return what the attention is to see."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None and self.values is not None
+        left, right = self.cache.span
+        if self.cache.columns is None:
+            rows = self.cache.index
+            for stored, new in ((self.keys, key_states), (self.values, value_states)):
+                if rows is None:
+                    stored[:, :, left:right] = new
+                else:
+                    stored[:, :, left:right].index_copy_(0, rows, new)
+            return key_states, value_states
+        columns = self.cache.columns[:, None, :, None].expand_as(key_states)
+        self.keys.scatter_(2, columns, key_states)
+        self.values.scatter_(2, columns, value_states)
+        return self.keys[:, :, left:right], self.values[:, :, left:right]
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep these rows, in this order."""
+        if self.keys is not None and self.values is not None:
+            self.keys = self.keys.index_select(0, rows)
+            self.values = self.values.index_select(0, rows)
+
+    def get_seq_length(self) -> int:
+        """0: the caller gives position ids, so nothing is counted here."""
+        return 0
+
+    def get_max_length(self) -> int:
+        """Columns that the cache holds."""
+        return self.cache.width
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Keys that the attention sees, and where they start."""
+        left, right = self.cache.span
+        return right - left, 0
+
+
+class CanvasCache(Cache):
+    """The cache of R rows of W columns; `write_all` or `write_some` says what a forward brings."""
+
+    def __init__(self, layers: int, rows: int, width: int) -> None:
+        self.rows, self.width = rows, width
+        self.span = (0, width)
+        self.index: Tensor | None = None
+        self.columns: Tensor | None = None
+        super().__init__(layers=[CanvasLayer(self) for _ in range(layers)])
+
+    def write_all(self, span: tuple[int, int], rows: Tensor | None) -> None:
+        """The next forward brings every column of the span, of these rows (None: of all)."""
+        self.span, self.index, self.columns = span, rows, None
+
+    def write_some(self, span: tuple[int, int], columns: Tensor) -> None:
+        """The next forward brings `columns` (R, T) of all rows and sees the whole span."""
+        self.span, self.index, self.columns = span, None, columns
+
+    def keep(self, rows: Sequence[int], device: torch.device) -> None:
+        """Keep these rows, in this order."""
+        index = torch.tensor(rows, device=device)
+        self.rows = len(rows)
+        for layer in self.layers:
+            layer.keep(index)

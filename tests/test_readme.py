@@ -1,0 +1,29 @@
+"""The README's Python runs as it stands and prints what the README says."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parents[1] / "README.md"
+BLOCK = re.compile(r"```python\n(.*?)```\n(?:\n```text\n(.*?)```)?", re.DOTALL)
+EXAMPLES = BLOCK.findall(README.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("number", range(len(EXAMPLES)))
+def test_example(number, tmp_path):
+    code, printed = EXAMPLES[number]
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    if printed:
+        assert done.stdout == printed
+
+
+def test_there_are_examples():
+    assert len(EXAMPLES) >= 2
