@@ -64,6 +64,8 @@ class BlockBatch:
     reference: Tensor | None = None
     """(B, L) int64, for policies that require it."""
     generators: list[torch.Generator] | None = None
+    observe: frozenset[str] = frozenset()
+    """What the outcome's step shows beyond what the policies require."""
     _groups: list[_Group] = field(default_factory=list, repr=False)
 
     @classmethod
@@ -78,6 +80,7 @@ class BlockBatch:
         present: Tensor | None = None,
         reference: Tensor | None = None,
         generators: Sequence[torch.Generator] | None = None,
+        observe: frozenset[str] = frozenset(),
     ) -> BlockBatch:
         """A batch at its first step: tokens (B, L), positions that hold mask_token_id are masked.
 
@@ -99,6 +102,7 @@ class BlockBatch:
             policies=list(policies),
             reference=reference,
             generators=None if generators is None else list(generators),
+            observe=observe,
         )
         by_policy: dict[int, list[int]] = {}
         for row, policy in enumerate(batch.policies):
@@ -112,8 +116,8 @@ class BlockBatch:
 
     @property
     def requires(self) -> frozenset[str]:
-        """What any of the policies requires."""
-        return frozenset().union(*(group.policy.requires for group in self._groups))
+        """What any of the policies requires, or is observed."""
+        return self.observe.union(*(group.policy.requires for group in self._groups))
 
     def needed(self) -> Tensor:
         """bool (B, L): the positions whose logits the next step reads.
@@ -122,8 +126,8 @@ class BlockBatch:
         """
         if "committed" not in self.requires:
             return self.masked
-        wanting = [float("committed" in policy.requires) for policy in self.policies]
-        all_of_row = torch.tensor(wanting, device=self.tokens.device).bool()
+        wanting = ["committed" in policy.requires | self.observe for policy in self.policies]
+        all_of_row = torch.tensor(wanting, device=self.tokens.device)
         unfinished = self.masked.any(-1)
         return self.masked | ((all_of_row & unfinished).unsqueeze(-1) & self.present)
 
@@ -193,7 +197,7 @@ class StepOutcome:
     """What a denoising step did; all (B, L) bool but `ended`."""
 
     step: DenoisingStep
-    """The step as the policies saw it, before the commits."""
+    """The step before the commits, with all that was computed; a policy saw what it requires."""
     committed: Tensor
     remasked: Tensor
     behind: Tensor
@@ -235,7 +239,7 @@ def denoising_step(
     step = _observe(block, logits, positions, x0, suppress_mask)
     committed = torch.zeros_like(block.masked)
     for group in block._groups:
-        seen = _seen_by(step, group)
+        seen = _seen_by(step, group, block)
         selected = _ask(group, "select", seen, on_error) & seen.masked
         selected = selected | _progress(group.policy, selected, seen)
         _put(committed, group, selected)
@@ -245,7 +249,7 @@ def denoising_step(
     remasked = torch.zeros_like(masked)
     for group in block._groups:
         if isinstance(group.policy, RemaskingPolicy):
-            after = _seen_by(replace(step, tokens=tokens, masked=masked), group)
+            after = _seen_by(replace(step, tokens=tokens, masked=masked), group, block)
             taken_back = _ask(group, "remask", after, on_error)
             _put(remasked, group, taken_back)
     if any(isinstance(group.policy, RemaskingPolicy) for group in block._groups):
@@ -315,19 +319,27 @@ def _observe(
         step_index=block.step_index,
         block_index=block.block_index,
         num_blocks=block.num_blocks,
+        present=block.present,
         reference=block.reference,
         generator=block.generators,
     )
 
 
-def _seen_by(step: DenoisingStep, group: _Group) -> DenoisingStep:
+def _seen_by(step: DenoisingStep, group: _Group, block: BlockBatch) -> DenoisingStep:
     """The group's rows of the step, with nothing that its policy did not require."""
-    hidden = {
-        name: None
-        for name in ("entropy", "margin", "logits", "reference")
-        if name not in group.policy.requires
-    }
-    step = replace(step, **hidden)  # type: ignore[arg-type]
+    requires = group.policy.requires
+    for name in ("entropy", "margin", "logits", "reference"):
+        if name not in requires:
+            step = replace(step, **{name: None})  # type: ignore[arg-type]
+    if "committed" not in requires and "committed" in block.requires:
+        certain = block.present.to(torch.float32)
+        step = replace(
+            step,
+            x0=torch.where(block.masked, step.x0, block.tokens),
+            confidence=torch.where(block.masked, step.confidence, certain),
+            entropy=None if step.entropy is None else step.entropy * block.masked,
+            margin=None if step.margin is None else torch.where(block.masked, step.margin, certain),
+        )
     return step if group.index is None else step.select_rows(group.index, group.members)
 
 

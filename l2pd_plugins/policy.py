@@ -31,9 +31,8 @@ class DenoisingStep:
 
     B rows (each a block of one sequence), L positions. Positions that are not masked carry
     ``x0 = tokens``, confidence 1, entropy 0 and margin 1, unless the policy requires
-    ``"committed"``; then they carry what the model predicts there now. Positions that do not exist
-    (behind the end of the text, or of a last block that is cut short) are not masked and have
-    confidence 0.
+    ``"committed"``; then they carry what the model predicts there now. Positions that are not
+    present are not masked and have confidence 0.
 
     A policy never changes any of these tensors.
     """
@@ -58,6 +57,8 @@ class DenoisingStep:
     """(B,) int64, which block of the canvas this is, from 0."""
     num_blocks: Tensor
     """(B,) int64, blocks in the row's canvas."""
+    present: Tensor
+    """(B, L) bool, False behind the end of the text or of the canvas."""
     reference: Tensor | None = None
     """(B, L) int64, the reference decode of this block; None unless required."""
     generator: Sequence[torch.Generator] | None = None

@@ -298,11 +298,11 @@ def evaluate(
         configuration += f" reference={'made_first' if shown is None else 'given'}"
     configuration += f" prompts={len(prompts)} batch_size={batch_size} {_hardware(model)}"
 
-    encoded = _encode(tokenizer, prompts)
+    encoded = encode_prompts(tokenizer, prompts)
     answers: dict[int, Answer] = {}
     for rows in _batches(prompts, encoded, batch_size):
         given = chosen if shown is None else _with_reference(chosen, [shown[i] for i in rows])
-        input_ids, attention_mask = _left_padded([encoded[i] for i in rows])
+        input_ids, attention_mask = left_padded([encoded[i] for i in rows])
         began = time.perf_counter()
         out = model.generate(
             input_ids,
@@ -370,8 +370,8 @@ def validity_difference(
     return Interval((won - lost) / count, float(low), float(high), level)
 
 
-def _encode(tokenizer: Any, prompts: Sequence[Prompt]) -> list[torch.Tensor]:
-    """Token ids of each prompt, (P,) each."""
+def encode_prompts(tokenizer: Any, prompts: Sequence[Prompt]) -> list[torch.Tensor]:
+    """Token ids of each prompt, (P,) each, in the tokenizer's chat template if it has one."""
     texts = [prompt.text for prompt in prompts]
     templated = bool(getattr(tokenizer, "chat_template", None))
     if templated:
@@ -387,6 +387,13 @@ def _encode(tokenizer: Any, prompts: Sequence[Prompt]) -> list[torch.Tensor]:
         if not ids:
             raise L2PDError(f"prompt {prompt.id} ({prompt.text!r}) has no tokens")
     return [torch.tensor(ids) for ids in encoded]
+
+
+def left_padded(encoded: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """input_ids and attention_mask, (B, P) each, of the prompts of one batch."""
+    seen = [torch.ones_like(ids) for ids in encoded]
+    input_ids = pad_sequence(list(encoded), batch_first=True, padding_side="left")
+    return input_ids, pad_sequence(seen, batch_first=True, padding_side="left")
 
 
 def _batches(
@@ -405,13 +412,6 @@ def _with_reference(policy: UnmaskPolicy, answers: Sequence[Answer]) -> UnmaskPo
     # Not a plain assignment: a policy may well be a frozen dataclass.
     object.__setattr__(shown, "reference", [list(answer.canvas) for answer in answers])
     return shown
-
-
-def _left_padded(encoded: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """input_ids and attention_mask, (B, P) each."""
-    seen = [torch.ones_like(ids) for ids in encoded]
-    input_ids = pad_sequence(list(encoded), batch_first=True, padding_side="left")
-    return input_ids, pad_sequence(seen, batch_first=True, padding_side="left")
 
 
 def _answers(

@@ -26,7 +26,7 @@ from l2pd_adapters.tiny_models.checkers import FAMILIES, FEMALE, MALE
 Split = Literal["train", "heldout"]
 
 KEYS = "age bag box car cat cup day fee job key lot map net pin row tag town unit year zone".split()
-ANIMALS = "ants bees bugs cats cows dogs ducks elks fish foxes goats hens owls pigs rats".split()
+ANIMALS = "ants bats bees bugs cats cows dogs elks emus fish gnus hens owls pigs rats yaks".split()
 ITEMS = "bun cup egg fig ham ink jam mop nut oil pan pea pen pie pot tea".split()
 
 
@@ -46,18 +46,18 @@ def _distinct_letters(rng: Random, low: int, high: int) -> str:
 
 
 def reverse(rng: Random) -> Task:
-    text = _letters(rng, 4, 40)
+    text = _letters(rng, 4, 28)
     return Task(f"Reverse: {text}", text[::-1], {"text": text})
 
 
 def sort(rng: Random) -> Task:
-    text = _distinct_letters(rng, 5, 20)
+    text = _distinct_letters(rng, 5, 16)
     return Task(f"Sort: {text}", "".join(sorted(text)), {"text": text})
 
 
 def json_(rng: Random) -> Task:
     fields: list[tuple[str, str | int]] = [
-        (key, rng.randint(1, 99) if rng.random() < 0.5 else _letters(rng, 2, 5))
+        (key, rng.randint(10, 99) if rng.random() < 0.5 else _distinct_letters(rng, 2, 4))
         for key in rng.sample(KEYS, rng.randint(2, 5))
     ]
     prompt = "JSON: " + ", ".join(f"{key}={value}" for key, value in fields)
@@ -65,20 +65,25 @@ def json_(rng: Random) -> Task:
 
 
 def addition(rng: Random) -> Task:
-    a, b = rng.randint(100, 999), rng.randint(100, 999)
+    total = rng.randint(200, 999)
+    a = rng.randint(100, total - 100)
+    b = total - a
     return Task(f"Add: {a} + {b}", str(a + b), {"terms": [a, b]})
 
 
 def dial(rng: Random) -> Task:
     position = start = rng.randint(0, 9)
-    moves = [rng.choice((-1, 1)) * rng.randint(1, 9) for _ in range(rng.randint(4, 14))]
-    trace = [str(position := (position + move) % 10) for move in moves]
-    prompt = f"Dial: {start} " + " ".join(f"{move:+d}" for move in moves)
-    return Task(prompt, " ".join(trace), {"start": start, "moves": moves})
+    moves = [rng.randint(1, 9) for _ in range(rng.randint(3, 9))]
+    prompt = answer = str(start)
+    for move in moves:
+        position = (position + move) % 10
+        prompt += f"+{move}=."
+        answer += f"+{move}={position}"
+    return Task(f"Dial: {prompt}", answer, {"start": start, "moves": moves})
 
 
 def permutation(rng: Random) -> Task:
-    items = _distinct_letters(rng, 5, 16)
+    items = _distinct_letters(rng, 5, 14)
     return Task(f"Shuffle: {items}", "".join(rng.sample(items, len(items))), {"items": items})
 
 
@@ -118,34 +123,34 @@ def _completions(left: int, depth: int) -> int:
 
 def brackets(rng: Random) -> Task:
     style = rng.choice(("()", "[]", "{}", "<>"))
-    pairs = rng.randint(4, 16)
+    length = 2 * rng.randint(4, 12)
     depth, answer = 0, ""
-    for left in range(2 * pairs, 0, -1):
+    for left in range(length, 0, -1):
         opens = rng.random() * _completions(left, depth) < _completions(left - 1, depth + 1)
         depth += 1 if opens else -1
         answer += style[0] if opens else style[1]
-    prefix = answer[: rng.randint(2, 6)]
-    data = {"style": style, "pairs": pairs, "prefix": prefix}
-    return Task(f"Balance {pairs} pairs: {prefix}", answer, data)
+    prefix = answer[: rng.randint(1, length // 2)]
+    data = {"style": style, "length": length, "prefix": prefix}
+    return Task(f"Balance: {prefix.ljust(length, '.')}", answer, data)
 
 
 def walk(rng: Random) -> Task:
     low = rng.randint(0, 5)
     high = rng.randint(low + 3, 9)
-    start, steps = rng.randint(low, high), rng.randint(8, 40)
-    place, places = start, [start]
-    for _ in range(steps):
-        place = rng.choice([p for p in (place - 1, place + 1) if low <= p <= high])
-        places.append(place)
-    data = {"low": low, "high": high, "start": start, "steps": steps}
-    prompt = f"Walk {steps} steps in {low}-{high} from {start}"
-    return Task(prompt, "".join(map(str, places)), data)
+    places = [rng.randint(low, high)]
+    length = rng.randint(6, 32)
+    while len(places) < length:
+        place = places[-1]
+        places.append(rng.choice([p for p in (place - 1, place + 1) if low <= p <= high]))
+    answer = "".join(map(str, places))
+    data = {"low": low, "high": high, "start": places[0], "length": length}
+    return Task(f"Walk {low}-{high}: {answer[0].ljust(length, '.')}", answer, data)
 
 
 def _two_numbers(rng: Random) -> tuple[int, int]:
     # The total first, then a uniform choice among its pairs.
-    total = rng.randint(20, 198)
-    a = rng.randint(max(10, total - 99), min(99, total - 10))
+    total = rng.randint(20, 99)
+    a = rng.randint(10, total - 10)
     return a, total - a
 
 
@@ -176,7 +181,7 @@ def booking(rng: Random) -> Task:
 
 
 def schedule(rng: Random) -> Task:
-    count = rng.randint(3, 7)
+    count = rng.randint(3, 6)
     names, hours = rng.sample(FEMALE + MALE, count), sorted(rng.sample(range(1, 10), count))
     drawn = rng.sample(hours, count)
     answer = ", ".join(f"{n} comes at {h}" for n, h in zip(names, drawn, strict=True)) + "."
@@ -185,7 +190,7 @@ def schedule(rng: Random) -> Task:
 
 
 def story(rng: Random) -> Task:
-    names, animals = rng.sample(FEMALE + MALE, 3), rng.sample(ANIMALS, 3)
+    names, animals = rng.sample(FEMALE + MALE, 2), rng.sample(ANIMALS, 2)
     name, animal, count, hour = (
         rng.choice(names),
         rng.choice(animals),
@@ -202,7 +207,7 @@ def story(rng: Random) -> Task:
 
 
 def receipt(rng: Random) -> Task:
-    items = rng.sample(ITEMS, rng.randint(3, 6))
+    items = rng.sample(ITEMS, rng.randint(3, 5))
     total, parts = 0, []
     for item in items:
         price = rng.randint(1, 9)

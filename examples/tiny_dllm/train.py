@@ -32,13 +32,14 @@ from tasks import GENERATORS, distinct_prompts, sample
 from tokenizer import END_OF_TEXT_ID, MASK_ID, encode, prompt_ids
 
 NAMES = list(GENERATORS)
-LENGTHS = (64, 96, 128, 160, 192)  # few, since the model is compiled for each
+LENGTHS = (40, 64, 96, 128, 160)  # few, since the model is compiled for each
 # Canvas length -> (row length, rows of a micro-batch, share among full canvases).
 FULL = {128: (192, 24, 0.55), 256: (320, 12, 0.35), 1024: (1088, 2, 0.10)}
 PADDING_WEIGHT = 0.1  # end-of-text behind the first one
 FUTURE_WEIGHT = 0.2  # blocks that decoding has not reached
 UNIFORM_MASKING = 0.3  # share of rows masked as in LLaDA's pre-training; the rest block by block
 EMA = 0.99
+EVEN_SHARE = 0.25  # how much a family that never fails is drawn, beside one that always does
 WARM_UP = 20
 
 
@@ -55,7 +56,7 @@ class Batch:
 class Progress:
     step: int = 0
     seconds: float = 0.0
-    family_loss: list[float] = field(default_factory=lambda: [1.0] * len(NAMES))
+    validity: dict[str, float] = field(default_factory=dict)  # of every family, last measured
 
 
 # data
@@ -122,11 +123,11 @@ def _cut(needed: int, room: int, rng: Random) -> int | None:
 def make_step(
     rng: Random, progress: Progress, done: float, boost: dict[str, float], rows: int = 96
 ) -> list[Batch]:
-    """The micro-batches of one process and step, drawn half evenly, half by the running loss."""
-    total = sum(progress.family_loss)
+    """The micro-batches of one process and step, drawn by how often each family still fails."""
+    # The loss would be no guide: that of a coupled family stays high however well it is learnt.
     chances = [
-        (0.5 / len(NAMES) + 0.5 * loss / total) * boost.get(name, 1.0)
-        for name, loss in zip(NAMES, progress.family_loss, strict=True)
+        (EVEN_SHARE + 1.0 - progress.validity.get(name, 0.0)) * boost.get(name, 1.0)
+        for name in NAMES
     ]
     examples = []
     for family in rng.choices(range(len(NAMES)), chances, k=rows):
@@ -136,7 +137,7 @@ def make_step(
     batches = []
     for start in range(0, rows, 32):
         micro, canvas = examples[start : start + 32], None
-        if rng.random() < (0.15 if done < 0.7 else 0.3):
+        if rng.random() < (0.1 if done < 0.7 else 0.25):
             canvas = rng.choices(list(FULL), [share for _, _, share in FULL.values()])[0]
             micro = rng.sample(micro, FULL[canvas][1])
         batches.append(make_batch(micro, canvas, rng))
@@ -223,8 +224,9 @@ def run(rank: int, args: argparse.Namespace) -> None:
     parameters = list(model.parameters())
     boost = {name: float(value) for name, value in (item.split("=") for item in args.boost)}
     before, began, reported = progress.seconds, time.perf_counter(), time.perf_counter()
+    recent = torch.zeros(2, len(NAMES))  # running loss and weight of every family
     validated, done, tokens = progress.seconds, 0.0, 0
-    validation = distinct_prompts("train", 16, args.seed + 1)[rank :: args.processes]
+    validation = distinct_prompts("train", 12, args.seed + 1)[rank :: args.processes]
     while True:
         # Every process must see the same clock: rank 0's travels with the gradients.
         rng = Random(f"{args.seed}/{rank}/{progress.step}")
@@ -242,18 +244,17 @@ def run(rank: int, args: argparse.Namespace) -> None:
             optimizer.zero_grad()
         with torch.no_grad():
             torch._foreach_lerp_(list(average.parameters()), parameters, 1 - EMA)
-        for i, (loss, weight) in enumerate(zip(loss_of.tolist(), weight_of.tolist(), strict=True)):
-            if weight:
-                progress.family_loss[i] += 0.02 * (loss / weight - progress.family_loss[i])
+        recent.lerp_(torch.stack([loss_of, weight_of]), 0.02)
         progress.step += 1
         progress.seconds = float(clock)
         done = progress.step / args.steps if args.steps else progress.seconds / args.seconds
         finished = done >= 1.0
         if rank == 0 and (progress.step % 50 == 0 or finished):
             now = time.perf_counter()
-            losses = dict(zip(NAMES, (round(x, 4) for x in progress.family_loss), strict=True))
+            losses = (recent[0] / recent[1].clamp(min=1e-9)).tolist()
             _log(args.out, step=progress.step, seconds=round(progress.seconds, 1),
-                 loss=round(float(loss_of.sum() / weight_of.sum()), 4), losses=losses,
+                 loss=round(float(loss_of.sum() / weight_of.sum()), 4),
+                 losses={n: round(x, 4) for n, x in zip(NAMES, losses, strict=True)},
                  tokens_per_second=round(tokens * args.processes / (now - reported)))  # fmt: skip
             reported, tokens = now, 0
         if finished or progress.seconds - validated >= args.validate_every:
@@ -281,6 +282,7 @@ def _validate(
         gathered = [None] * args.processes
         dist.all_gather_object(gathered, scored)
     table = summary([row for part in gathered for row in part])
+    progress.validity = {name: table[name]["valid"] for name in NAMES}
     if rank == 0:
         valid = {name: round(line["valid"], 3) for name, line in sorted(table.items())}
         _log(args.out, step=progress.step, seconds=round(progress.seconds, 1), valid=valid)
@@ -321,7 +323,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--port", type=int, default=29511)
     parser.add_argument("--no-compile", action="store_true")
-    parser.add_argument("--validate-every", type=float, default=400, metavar="SECONDS")
+    parser.add_argument("--validate-every", type=float, default=300, metavar="SECONDS")
     parser.add_argument("--boost", nargs="*", default=[], metavar="FAMILY=FACTOR")
     args = parser.parse_args()
     unknown = {item.split("=")[0] for item in args.boost} - FAMILIES.keys()

@@ -25,6 +25,11 @@ def l2pd_policies() -> list[PolicySpec]:
             summary="a small learned filter over the block's confidences (arXiv 2509.25188)",
         ),
         PolicySpec(
+            name="settled",
+            factory="l2pd_policies.settled:Settled",
+            summary="a learned convolution over cheap signals, for any block length",
+        ),
+        PolicySpec(
             name="oracle",
             factory="l2pd_policies.oracle:Oracle",
             summary="extremely greedy parallel: tokens that equal a reference decode; the rule "

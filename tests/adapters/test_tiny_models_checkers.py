@@ -15,7 +15,7 @@ from random import Random
 from types import ModuleType
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from l2pd_adapters.tiny_models import checkers
@@ -24,6 +24,7 @@ from l2pd_adapters.tiny_models.checkers import FAMILIES, check
 ROOT = Path(__file__).parents[2]
 DATA = Path(checkers.__file__).parent
 SEEDS = st.integers(0, 2**32)
+patient = settings(deadline=None)  # a busy machine is no failure
 
 
 def _load_tasks() -> ModuleType:
@@ -51,17 +52,19 @@ def test_every_family_has_a_generator() -> None:
 
 
 @family_names
+@patient
 @given(seed=SEEDS)
 def test_generated_answers_are_valid(family: str, seed: int) -> None:
     task = tasks.sample(family, Random(seed))
     assert check(family, task.data, task.answer)
     # What is written to a file and read again checks the same.
     assert check(family, json.loads(json.dumps(task.data)), task.answer)
-    assert len(task.prompt) <= 62 and 3 <= len(task.answer) <= 127
+    assert len(task.prompt) <= 62 and 3 <= len(task.answer) <= 95
     assert tasks.split_of(task.prompt) == "train"
 
 
 @family_names
+@patient
 @given(seed=SEEDS, cut=st.integers(1, 200), tail=st.text(min_size=1, max_size=3))
 def test_cut_or_extended_answers_are_invalid(family: str, seed: int, cut: int, tail: str) -> None:
     task = tasks.sample(family, Random(seed))
@@ -71,6 +74,7 @@ def test_cut_or_extended_answers_are_invalid(family: str, seed: int, cut: int, t
 
 
 @family_names
+@patient
 @given(seed=SEEDS, answer=st.text(max_size=80))
 def test_any_text_is_judged_without_raising(family: str, seed: int, answer: str) -> None:
     task = tasks.sample(family, Random(seed))
@@ -87,6 +91,7 @@ def test_a_foreign_answer_is_invalid(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", [f.name for f in FAMILIES.values() if f.kind == "one_answer"])
+@patient
 @given(seed=SEEDS, where=st.integers(0, 200))
 def test_one_answer_means_one(family: str, seed: int, where: int) -> None:
     task = tasks.sample(family, Random(seed))
@@ -102,7 +107,7 @@ def test_one_answer_means_one(family: str, seed: int, where: int) -> None:
         ("sort", {"text": "cab"}, ["abc"], ["abcc", "cba"]),
         ("json", {"fields": [["a", 1], ["b", "x"]]}, ['{"a": 1, "b": "x"}'], ['{"a":1,"b":"x"}']),
         ("addition", {"terms": [347, 586]}, ["933"], ["0933", "934", "٩٣٣"]),
-        ("dial", {"start": 8, "moves": [5, -4, 9]}, ["3 9 8"], ["3 9", "13 9 8"]),
+        ("dial", {"start": 8, "moves": [5, 6]}, ["8+5=3+6=9"], ["8+5=3", "8+5=13+6=19"]),
         ("permutation", {"items": "abc"}, ["bca", "abc"], ["aab", "ab", "abcd"]),
         (
             "latin",
@@ -112,13 +117,13 @@ def test_one_answer_means_one(family: str, seed: int, where: int) -> None:
         ),
         (
             "brackets",
-            {"style": "[]", "pairs": 3, "prefix": "[["},
+            {"style": "[]", "length": 6, "prefix": "[["},
             ["[[[]]]", "[[]][]"],
             ["[][][]", "[[]]", "[[]]][", "[[()]]", "[[[[[["],
         ),
         (
             "walk",
-            {"low": 3, "high": 5, "start": 4, "steps": 3},
+            {"low": 3, "high": 5, "start": 4, "length": 4},
             ["4343", "4545"],
             ["4567", "434", "3434", "4443", "4 3 4 3"],
         ),

@@ -279,6 +279,32 @@ def test_committed_positions_are_certain_unless_asked_for():
     assert asking.seen[1].lt(1).all()
 
 
+def test_observing_changes_nothing_for_the_policies():
+    class Greedy(UnmaskPolicy):
+        requires = frozenset({"confidence", "entropy", "margin"})
+
+        def __init__(self):
+            self.seen = []
+
+        def select(self, step, state):
+            self.seen.append((step.x0, step.confidence, step.entropy, step.margin))
+            return step.confidence > 0.97
+
+    plain, watched = Greedy(), Greedy()
+    one = blocks(2, 5, [plain] * 2)
+    tokens = torch.full((2, 5), MASK)
+    everything = frozenset({"committed", "logits"})
+    two = BlockBatch.start(tokens, [watched] * 2, mask_token_id=MASK, observe=everything)
+    for seed in range(3):
+        denoising_step(one, draw_logits(2, 5, seed), end_of_text=OFF)
+        outcome = denoising_step(two, draw_logits(2, 5, seed), end_of_text=OFF)
+        assert torch.equal(one.tokens, two.tokens)
+    for first, second in zip(plain.seen, watched.seen, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert outcome.step.logits is not None
+    assert outcome.step.confidence[~outcome.step.masked].lt(1).any()
+
+
 @pytest.mark.parametrize(
     "answer",
     [

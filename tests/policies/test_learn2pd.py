@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from l2pd_plugins import L2PDError, ModelContext, create_policy
-from l2pd_policies.learn2pd import UnmaskFilter, load_filter
+from l2pd_policies.learn2pd import UnmaskFilter
+from l2pd_policies.learned.filter import load_filter
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def test_select_is_two_matrix_products(make_step, folder):
 
 
 def test_a_row_does_not_depend_on_its_batch_to_the_bit(folder):
-    loaded = load_filter(folder)
+    loaded = load_filter(UnmaskFilter, folder)
     confidence = torch.rand(33, 8)
     together = loaded(confidence)
     for row in range(33):
@@ -115,7 +116,7 @@ def test_copies_and_pickles_decide_alike(make_step, folder):
 def test_a_broken_config_is_refused(folder, changes, words):
     rewrite(folder, **changes)
     with pytest.raises(L2PDError, match=words):
-        load_filter(folder)
+        load_filter(UnmaskFilter, folder)
 
 
 def test_broken_weights_are_refused(folder):
@@ -123,17 +124,17 @@ def test_broken_weights_are_refused(folder):
     weights["fc1.bias"][3] = torch.nan
     save_file(weights, folder / "model.safetensors")
     with pytest.raises(L2PDError, match=r"fc1\.bias.*not finite"):
-        load_filter(folder)
+        load_filter(UnmaskFilter, folder)
     (folder / "model.safetensors").write_bytes(b"no safetensors at all")
     with pytest.raises(L2PDError, match="cannot be read"):
-        load_filter(folder)
+        load_filter(UnmaskFilter, folder)
     (folder / "model.safetensors").unlink()
     torch.save(weights, folder / "pytorch_model.bin")
     with pytest.raises(L2PDError, match=r"model\.safetensors missing"):
-        load_filter(folder)
+        load_filter(UnmaskFilter, folder)
 
 
 def test_what_is_no_folder_and_no_hub_id_is_refused():
     for source in ("./nowhere", "plain-name", "a/b/c"):
         with pytest.raises(L2PDError, match="no such folder"):
-            load_filter(source)
+            load_filter(UnmaskFilter, source)

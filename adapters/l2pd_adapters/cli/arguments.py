@@ -17,7 +17,16 @@ class EndOfText(str, Enum):
     """The end-of-text rules, spelled out here because the core's module imports torch."""
 
     block = "block"
+    predicted = "predicted"
     off = "off"
+
+
+class CacheKind(str, Enum):
+    """The caches, spelled out here because the engine's module imports the engine."""
+
+    none = "none"
+    prefix = "prefix"
+    dual = "dual"
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -26,14 +35,13 @@ ModelName = Annotated[
 ]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Length of the canvas, in tokens.")]
 BlockLength = Annotated[
-    int | None, typer.Option(min=1, help="Positions per block. [default: the model's]")
+    int | None, typer.Option(min=1, help="Positions per block.", show_default="the model's")
 ]
 EndOfTextRule = Annotated[
-    EndOfText, typer.Option(help="Whether a committed end-of-text token ends the text.")
+    EndOfText,
+    typer.Option(help="What ends a text: a committed end-of-text token, a predicted one, nothing."),
 ]
-Cache = Annotated[
-    str, typer.Option(help="Cache of keys and values between the steps; none computes all anew.")
-]
+Cache = Annotated[CacheKind, typer.Option(help="Which keys and values are kept within a block.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Prompts that are decoded together.")]
 
 POLICY_HELP = "NAME[,key=value...], as in confidence_threshold,threshold=0.9."

@@ -17,6 +17,7 @@ from l2pd_adapters.cli.arguments import (
     BatchSize,
     BlockLength,
     Cache,
+    CacheKind,
     EndOfText,
     EndOfTextRule,
     MaxNewTokens,
@@ -39,8 +40,8 @@ DEMO_POLICIES = (
     "learn2pd",
     "oracle",
 )
-DEMO_PROMPTS = 90
-"""Six of each family of the small world, whose file has one of every family in each fifteen."""
+DEMO_PROMPTS = 120
+"""Eight of each family: the file has one of every family in each fifteen prompts."""
 
 
 @dataclass(frozen=True)
@@ -67,17 +68,22 @@ def compare(
     prompts: Annotated[
         Path | None,
         typer.Option(
-            help="One prompt per line, or .jsonl. [default: the small world's held-out prompts]"
+            help="One per line, or .jsonl objects with a 'prompt'.",
+            show_default="the small world's held-out prompts",
         ),
     ] = None,
     limit: Annotated[
         int | None,
-        typer.Option(min=1, help=f"Only so many prompts. [default: all; {DEMO_PROMPTS} in --demo]"),
+        typer.Option(
+            min=1,
+            help="Only the first prompts.",
+            show_default=f"all; {DEMO_PROMPTS} in --demo",
+        ),
     ] = None,
     max_new_tokens: MaxNewTokens = 128,
     block_length: BlockLength = None,
     end_of_text: EndOfTextRule = EndOfText.block,
-    cache: Cache = "none",
+    cache: Cache = CacheKind.none,
     batch_size: BatchSize = 16,
     by_family: Annotated[
         bool, typer.Option("--by-family", help="Show validity and TPF of every family, too.")
@@ -96,9 +102,9 @@ def compare(
 ) -> None:
     """Compare policies on the same prompts.
 
-    Validity is what the prompts' checkers say; agreement is with the answers at one token per step
-    (which are made once more if no row has them); NFE counts forward passes, TPF tokens per
-    forward. Speed-ups are against the first row.
+    Validity is what the prompts' checkers say. Agreement is with the answers at
+    one token per step, which are made for it if no row has them. NFE counts
+    forward passes, TPF tokens per forward. Speed-ups are against the first row.
     """
     specs = list(policy or (DEMO_POLICIES if demo else ()))
     if not specs:
@@ -122,7 +128,7 @@ def compare(
         "max_new_tokens": max_new_tokens,
         "block_length": block_length,
         "end_of_text": end_of_text.value,
-        "cache": cache,
+        "cache": cache.value,
     }
     for made in policies:
         configuration_of(loaded, unmask_policy=made, **settings)

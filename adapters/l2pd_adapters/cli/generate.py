@@ -16,6 +16,7 @@ from l2pd_adapters.cli.arguments import (
     BatchSize,
     BlockLength,
     Cache,
+    CacheKind,
     EndOfText,
     EndOfTextRule,
     MaxNewTokens,
@@ -34,7 +35,7 @@ _FREE_SEEDS = 2**31
 
 def generate(
     prompt: Annotated[
-        str | None, typer.Argument(help="The prompt. [default: one per line of stdin]")
+        str | None, typer.Argument(help="The prompt.", show_default="one per line of stdin")
     ] = None,
     file: Annotated[
         Path | None,
@@ -47,9 +48,12 @@ def generate(
     end_of_text: EndOfTextRule = EndOfText.block,
     temperature: Annotated[float, typer.Option(min=0, help="Of sampling; 0 is greedy.")] = 0.0,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Of sampling; prompt i draws with seed + i.")
+        int | None,
+        typer.Option(
+            min=0, help="Of sampling; prompt i draws with seed + i.", show_default="a fresh one"
+        ),
     ] = None,
-    cache: Cache = "none",
+    cache: Cache = CacheKind.none,
     batch_size: BatchSize = 16,
     trace: Annotated[
         bool, typer.Option("--trace", help="Show on stderr which step committed each token.")
@@ -83,13 +87,13 @@ def generate(
         max_new_tokens=max_new_tokens,
         block_length=block_length,
         end_of_text=end_of_text.value,
-        cache=cache,
+        cache=cache.value,
         temperature=temperature,
         seed=seed,
         batch_size=batch_size,
     )
     if as_json:
-        typer.echo(json.dumps(_as_json(result), indent=2))
+        typer.echo(json.dumps(_as_json(result)))
     else:
         for answer in result.answers:
             typer.echo(answer.text)

@@ -21,6 +21,7 @@ from l2pd_plugins import ModelContext, UnmaskPolicy, create_policy
 from l2pd_plugins.denoising import StepOutcome
 from l2pd_plugins.end_of_text import EndOfText
 from l2pd_plugins.errors import L2PDError
+from l2pd_plugins.policy import STATISTICS
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ OUR_KEYWORDS = (
     "seed",
     "suppress_mask",
     "on_step",
+    "observe",
 )
 _SETTINGS = (
     "max_new_tokens",
@@ -117,6 +119,8 @@ class DecodeSettings:
     return_dict: bool = False
     streamer: Any = None
     on_step: StepObserver | None = None
+    observe: frozenset[str] = frozenset()
+    """Statistics that on_step is shown beyond what the policies require."""
 
     def describe(self, model: Any) -> str:
         """Everything that the result depends on, in one line."""
@@ -283,6 +287,7 @@ def make_settings(
         return_dict=bool(merged.get("return_dict_in_generate", False)),
         streamer=streamer,
         on_step=merged.get("on_step"),
+        observe=_observed(merged.get("observe", ())),
     )
 
 
@@ -328,6 +333,13 @@ def _seeds(seed: Any, batch_size: int) -> tuple[int, ...]:
         return tuple(_whole("seed", item, 0) for item in seed)
     first = int(torch.randint(2**31, ())) if seed is None else _whole("seed", seed, 0)
     return tuple(first + i for i in range(batch_size))
+
+
+def _observed(names: Any) -> frozenset[str]:
+    choices = STATISTICS - {"reference"}
+    if isinstance(names, str) or not set(names) <= choices:
+        raise L2PDError(f"observe={names!r}: wanted names out of {', '.join(sorted(choices))}")
+    return frozenset(names)
 
 
 def _whole(name: str, value: Any, least: int) -> int:

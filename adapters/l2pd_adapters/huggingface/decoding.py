@@ -119,6 +119,7 @@ class _Canvas:
             generators=None
             if settings.seeds is None
             else [torch.Generator(device).manual_seed(seed) for seed in settings.seeds],
+            observe=settings.observe,
         )
         self.needed = self.block.masked.tolist()
         """Positions of each live row's block whose logits the next step reads; a host copy."""
@@ -219,11 +220,8 @@ class _Canvas:
     def _follow_up(self, outcome: StepOutcome) -> None:
         """Rows whose block is full go on to the next one or leave; ended texts are cut."""
         visible = self.block.present.sum(-1, keepdim=True)
-        # What lies behind an end has left the canvas: a policy that requires "committed" sees it as
-        # any other one does, with confidence 1.
-        needed = self.block.needed() & ~outcome.behind
         report = torch.cat(
-            [needed, self.block.masked.any(-1, True), outcome.ended[:, None], visible],
+            [self.block.needed(), self.block.masked.any(-1, True), outcome.ended[:, None], visible],
             dim=-1,
         ).tolist()  # the one host read of the step
         length = self.settings.block_length
@@ -343,7 +341,12 @@ def _references(
     slow = create_policy("fixed_schedule", tokens_per_step=1)
     at = torch.tensor(missing, device=input_ids.device)
     first = replace(
-        settings, policies=(slow,) * len(missing), streamer=None, on_step=None, seeds=None
+        settings,
+        policies=(slow,) * len(missing),
+        streamer=None,
+        on_step=None,
+        seeds=None,
+        observe=frozenset(),
     )
     made = decode(model, input_ids[at], attention_mask[at], first)
     reference[at, : settings.max_new_tokens] = made.tokens

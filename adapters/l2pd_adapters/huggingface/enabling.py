@@ -6,6 +6,7 @@ transformers itself does for models that ship a custom generate.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,7 @@ def generate(
         suppress_mask: never predict the mask token (default); False is for parity with code that
             does not suppress it.
         on_step: called after every denoising step, see `StepObserver`.
+        observe: statistics that on_step is shown beyond what the policies require.
         max_new_tokens (or max_length), do_sample, temperature, top_k, top_p,
             num_return_sequences, eos_token_id, pad_token_id, return_dict_in_generate: as in
             transformers.
@@ -149,6 +151,7 @@ def custom_generate(
     seed: int | list[int] | None = None,
     suppress_mask: bool | None = None,
     on_step: StepObserver | None = None,
+    observe: Collection[str] | None = None,
     streamer: Any = None,
     **model_kwargs: Any,
 ) -> Tensor | DiffusionGenerateOutput:
@@ -182,6 +185,7 @@ def custom_generate(
         seed,
         suppress_mask,
         on_step,
+        observe,
     )
     merged = merged_config(model, generation_config, dict(zip(OUR_KEYWORDS, given, strict=True)))
     return _run(model, input_ids, mask, merged, streamer)

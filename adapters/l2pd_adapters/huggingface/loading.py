@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from l2pd_adapters.families import family_of, mask_token_of
@@ -39,14 +40,14 @@ def load(
     source = _source(name)
     try:
         config = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
+        family_of(config)
+        mask_token_of(config)
+        model = AutoModelForCausalLM.from_pretrained(
+            source, config=config, dtype=dtype, device_map=device_map, **kwargs
+        )
+        tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise L2PDError(f"model {str(name)!r} cannot be loaded: {error}") from error
-    family_of(config)
-    mask_token_of(config)
-    model = AutoModelForCausalLM.from_pretrained(
-        source, config=config, dtype=dtype, device_map=device_map, **kwargs
-    )
-    tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
     return enable(model.eval(), name=str(name)), tokenizer
 
 

@@ -70,11 +70,12 @@ def _addition(data: Data, answer: str) -> bool:
 
 
 def _dial(data: Data, answer: str) -> bool:
-    position, trace = data["start"], []
+    position = data["start"]
+    expected = str(position)
     for move in data["moves"]:
         position = (position + move) % 10
-        trace.append(str(position))
-    return answer == " ".join(trace)
+        expected += f"+{move}={position}"
+    return answer == expected
 
 
 # coupled
@@ -95,7 +96,7 @@ def _latin(data: Data, answer: str) -> bool:
 
 def _brackets(data: Data, answer: str) -> bool:
     opening, closing = data["style"]
-    if len(answer) != 2 * data["pairs"] or not answer.startswith(data["prefix"]):
+    if len(answer) != data["length"] or not answer.startswith(data["prefix"]):
         return False
     depth = 0
     for character in answer:
@@ -108,7 +109,7 @@ def _brackets(data: Data, answer: str) -> bool:
 
 
 def _walk(data: Data, answer: str) -> bool:
-    if not re.fullmatch(r"[0-9]+", answer) or len(answer) != data["steps"] + 1:
+    if not re.fullmatch(r"[0-9]+", answer) or len(answer) != data["length"]:
         return False
     places = [int(digit) for digit in answer]
     return (

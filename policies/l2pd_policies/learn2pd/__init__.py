@@ -1,6 +1,6 @@
 """Learn2PD (arXiv 2509.25188): a tiny trained filter decides which predictions are final."""
 
-from l2pd_policies.learn2pd.filter import SCHEMA_VERSION, UnmaskFilter, load_filter
+from l2pd_policies.learn2pd.filter import UnmaskFilter
 from l2pd_policies.learn2pd.policy import Learn2PD
 
-__all__ = ["SCHEMA_VERSION", "Learn2PD", "UnmaskFilter", "load_filter"]
+__all__ = ["Learn2PD", "UnmaskFilter"]

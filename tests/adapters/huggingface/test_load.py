@@ -61,6 +61,13 @@ def test_what_is_no_model_is_refused(tmp_path):
         load(tmp_path)
 
 
+def test_broken_weights_are_named(make_model, tmp_path):
+    make_model().save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(L2PDError, match="cannot be loaded"):
+        load(tmp_path)
+
+
 def test_an_autoregressive_model_is_refused(tmp_path):
     shape = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2}
     LlamaForCausalLM(LlamaConfig(vocab_size=16, num_hidden_layers=1, **shape)).save_pretrained(

@@ -1,0 +1,288 @@
+"""`l2pd learn2pd`: from a model and prompts to a trained filter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from l2pd_adapters.cli.arguments import (
+    POLICY_HELP,
+    BatchSize,
+    MaxNewTokens,
+    ModelName,
+    parse_policy,
+    quiet_loading,
+)
+from l2pd_plugins import L2PDError
+
+if TYPE_CHECKING:
+    from l2pd_adapters.evaluation import Prompt
+    from l2pd_plugins.trajectories import Trajectories
+    from l2pd_policies.learned.training import Trained
+
+app = typer.Typer(help="Collect trajectories and train filters.", no_args_is_help=True)
+
+STARTING_POLICIES = ("oracle", "confidence_threshold,threshold=0.7", "confidence_threshold")
+"""Whose states the first round of `settled` is trained on."""
+ROUND_THRESHOLDS = (0.8, 0.95)
+"""At which thresholds a filter decodes the training prompts between rounds: bold and careful."""
+
+Prompts = Annotated[
+    Path | None, typer.Option(help="Prompt file.", show_default="the shipped training prompts")
+]
+Limit = Annotated[int | None, typer.Option(min=2, help="Use the first so many prompts.")]
+
+
+@app.command()
+def collect(
+    out: Annotated[Path, typer.Option(help="Folder for the trajectories.")],
+    model: ModelName = "tiny-llada",
+    prompts: Prompts = None,
+    limit: Limit = None,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(help=f"Whose states to record: {POLICY_HELP}", show_default="oracle"),
+    ] = None,
+    max_new_tokens: MaxNewTokens = 128,
+    batch_size: BatchSize = 16,
+    prompts_per_shard: Annotated[
+        int, typer.Option(min=1, help="A run that is stopped loses at most one shard's work.")
+    ] = 64,
+) -> None:
+    """Record reference decodes and the states that policies reach.
+
+    A run that was stopped goes on where it was; several processes (accelerate launch) share the
+    work.
+    """
+    from l2pd_adapters.collecting import collect as run
+    from l2pd_adapters.huggingface import load
+
+    policies = [parse_policy(text) for text in policy or ["oracle"]]
+    source, chosen = _prompts(prompts, limit)
+    with quiet_loading(model):
+        loaded = load(model)
+    with _progress(f"collecting into {out.name}", len(chosen)) as done:
+        run(
+            *loaded,
+            chosen,
+            out,
+            policies=policies,
+            source=source,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            prompts_per_shard=prompts_per_shard,
+            progress=done,
+        )
+
+
+@app.command()
+def train(
+    out: Annotated[Path, typer.Option(help="Folder for the filter.")],
+    data: Annotated[
+        Path, typer.Option(help="Folder of trajectories; with --rounds, they are made there.")
+    ],
+    policy: Annotated[str, typer.Option(help="learn2pd or settled.")] = "learn2pd",
+    rounds: Annotated[
+        int, typer.Option(min=0, help="Rounds of decoding with the filter and training anew.")
+    ] = 0,
+    model: ModelName = "tiny-llada",
+    prompts: Prompts = None,
+    limit: Limit = None,
+    max_new_tokens: MaxNewTokens = 128,
+    batch_size: BatchSize = 16,
+    epochs: Annotated[int | None, typer.Option(min=1, show_default="by policy")] = None,
+    false_positive_rate: Annotated[
+        float,
+        typer.Option(min=0.0, max=1.0, help="Wrong predictions that the threshold may accept."),
+    ] = 0.01,
+    seed: int = 0,
+) -> None:
+    """Train a filter on trajectories; with --rounds N, on the states of its own decisions too."""
+    trained = train_filter(
+        out,
+        data,
+        policy=policy,
+        rounds=rounds,
+        model=model,
+        prompts=prompts,
+        limit=limit,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        epochs=epochs,
+        false_positive_rate=false_positive_rate,
+        seed=seed,
+    )
+    figures = ", ".join(f"{name} {value:.4g}" for name, value in trained.metrics.items())
+    typer.echo(f"{out}: {figures}")
+
+
+@app.command()
+def convert(
+    file: Annotated[Path, typer.Argument(help="The authors' .pth file.")],
+    out: Annotated[Path, typer.Option(help="Folder for the filter.")],
+    threshold: Annotated[float, typer.Option(help="As in the authors' LLaDA script.")] = 0.96,
+    progress: Annotated[str, typer.Option(help="As in the authors' code.")] = "always_top1",
+    base_model: str = "GSAI-ML/LLaDA-8B-Instruct",
+) -> None:
+    """Turn the authors' released filter into a filter folder. No code of the file is run."""
+    from l2pd_plugins.policy import PROGRESS_RULES
+    from l2pd_policies.learn2pd.convert import convert as read
+
+    if not 0 < threshold < 1:
+        raise L2PDError(f"threshold={threshold}: wanted a number between 0 and 1")
+    if progress not in PROGRESS_RULES:
+        raise L2PDError(f"progress={progress!r}: the choices are {', '.join(PROGRESS_RULES)}")
+    made = read(file, threshold=threshold, progress=progress, base_model=base_model)
+    made.save_pretrained(out)
+    typer.echo(f"{out}: a filter for blocks of {made.block_length} positions")
+
+
+def train_filter(
+    out: Path,
+    data: Path,
+    *,
+    policy: str = "learn2pd",
+    rounds: int = 0,
+    model: str = "tiny-llada",
+    prompts: Path | None = None,
+    limit: int | None = None,
+    max_new_tokens: int = 128,
+    batch_size: int = 16,
+    epochs: int | None = None,
+    false_positive_rate: float = 0.01,
+    seed: int = 0,
+) -> Trained:
+    """What ``l2pd learn2pd train`` does; see there.
+
+    With rounds, trajectories go to ``data/round-0`` (of the starting policies) and
+    ``data/round-N`` (of the filter of the round before), and the filter is trained anew on all of
+    them after each round.
+    """
+    import dataclasses
+
+    from l2pd_plugins.trajectories import Trajectories, read_trajectories
+    from l2pd_policies.learned.training import require_matplotlib, save_with_card
+    from l2pd_policies.learned.training import train as fit
+
+    kinds = _recipes()
+    if policy not in kinds:
+        raise L2PDError(f"policy {policy!r} has no filter to train; choices: {', '.join(kinds)}")
+    kind, recipe, bound = kinds[policy]
+    recipe = dataclasses.replace(
+        recipe,
+        epochs=epochs or recipe.epochs,
+        false_positive_rate=false_positive_rate,
+        seed=seed,
+    )
+    require_matplotlib()
+
+    def fitted(
+        trajectories: Trajectories, block_length: int, base_model: str, what: str
+    ) -> Trained:
+        with _progress(what, recipe.epochs) as done:
+            return fit(
+                kind,
+                trajectories,
+                recipe,
+                block_length=block_length if bound else None,
+                base_model=base_model,
+                report=lambda epoch: done(1),
+            )
+
+    facts: dict[str, Any] = {"policy": policy, "seed": seed, "rounds": rounds}
+    if rounds == 0:
+        manifest, trajectories = read_trajectories(data)
+        trained = fitted(trajectories, manifest.block_length, manifest.model, "training")
+    else:
+        from l2pd_adapters.collecting import collect as run
+        from l2pd_adapters.huggingface import load
+
+        source, chosen = _prompts(prompts, limit)
+        with quiet_loading(model):
+            loaded = load(model)
+        parts: list[Trajectories] = []
+        policies: list[Any] = [parse_policy(text) for text in STARTING_POLICIES]
+        for number in range(rounds + 1):
+            folder = data / f"round-{number}"
+            with _progress(f"collecting, round {number} of {rounds}", len(chosen)) as done:
+                run(
+                    *loaded,
+                    chosen,
+                    folder,
+                    policies=policies,
+                    source=source,
+                    max_new_tokens=max_new_tokens,
+                    batch_size=batch_size,
+                    references_from=data / "round-0" if number else None,
+                    progress=done,
+                )
+            manifest, trajectories = read_trajectories(folder)
+            # Policies are numbered per folder; keep those of different rounds apart.
+            shift = trajectories.policy + 1000 * number
+            parts.append(dataclasses.replace(trajectories, policy=shift))
+            everything = Trajectories.concatenate(parts)
+            what = f"training, round {number} of {rounds}"
+            trained = fitted(everything, manifest.block_length, manifest.model, what)
+            step = data / f"filter-{number}"
+            trained.filter.save_pretrained(step)
+            policies = [
+                {"name": policy, "filter": str(step), "threshold": threshold}
+                for threshold in ROUND_THRESHOLDS
+            ]
+    facts |= {
+        "model": manifest.model,
+        "prompts": f"{manifest.prompts}, {manifest.prompt_count}",
+        "max_new_tokens": manifest.max_new_tokens,
+        "block_length": manifest.block_length,
+        "end_of_text": manifest.end_of_text,
+        "dtype": manifest.dtype,
+        "recipe": recipe,
+    }
+    save_with_card(trained, out, title=f"{policy} filter for {manifest.model}", facts=facts)
+    return trained
+
+
+def _recipes() -> dict[str, tuple[Any, Any, bool]]:
+    """Per policy: class of the filter, recipe, whether it is bound to a block length."""
+    from l2pd_policies.learn2pd import UnmaskFilter
+    from l2pd_policies.learned.training import Recipe
+    from l2pd_policies.settled import SignalFilter
+
+    return {
+        "learn2pd": (UnmaskFilter, Recipe(epochs=4000), True),
+        "settled": (
+            SignalFilter,
+            Recipe(epochs=40, batch_size=256, masked_only=True, check_every=1, patience=8),
+            False,
+        ),
+    }
+
+
+def _prompts(path: Path | None, limit: int | None) -> tuple[str, list[Prompt]]:
+    from l2pd_adapters.evaluation import read_prompts
+    from l2pd_adapters.tiny_models import training_prompts
+
+    path = path or training_prompts()
+    return path.name, read_prompts(path, limit)
+
+
+@contextmanager
+def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar with the time left, on stderr."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda count: bar.advance(task, count)

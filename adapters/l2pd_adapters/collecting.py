@@ -1,0 +1,215 @@
+"""Trajectories for training filters: reference decodes, and the states that policies reach.
+
+For every prompt the model first decodes at one token per step; that answer is the reference. Then
+each policy decodes the same prompt, and every step is recorded with what was predicted and which
+predictions equal the reference. With the oracle as the policy, this is the data of Learn2PD
+(arXiv 2509.25188, section 3.2).
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from l2pd_adapters.evaluation import Prompt, encode_prompts, left_padded
+from l2pd_plugins import UnmaskPolicy, create_policy
+from l2pd_plugins.denoising import StepOutcome
+from l2pd_plugins.errors import L2PDError
+from l2pd_plugins.trajectories import (
+    Manifest,
+    Trajectories,
+    load_references,
+    read_manifest,
+    save_references,
+    write_manifest,
+)
+
+OBSERVED = frozenset({"confidence", "entropy", "margin", "committed"})
+
+
+def collect(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    out: Path,
+    *,
+    policies: Sequence[Any] = ("oracle",),
+    source: str = "",
+    max_new_tokens: int = 128,
+    block_length: int | None = None,
+    batch_size: int = 16,
+    prompts_per_shard: int = 64,
+    references_from: Path | None = None,
+    rank: int | None = None,
+    world_size: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Manifest:
+    """Record trajectories of all prompts into the folder `out`; shards that are there stay.
+
+    Args:
+        model, tokenizer: as `load` returns them.
+        policies: names, configs or objects, as `create_policy` takes them. A policy that requires
+            a reference is shown the reference decode.
+        source: what the manifest calls the prompts.
+        prompts_per_shard: prompts of a shard; a killed run loses at most one shard's work.
+        references_from: another such folder of the same prompts and model, whose reference decodes
+            are taken instead of being made again.
+        rank, world_size: which shards are this process's; by default from the environment that
+            ``accelerate launch`` and ``torchrun`` set.
+        progress: called with the number of prompts that were done, after every batch, and for
+            shards that were there already.
+
+    Returns the manifest. Raises L2PDError if `out` holds data that was made otherwise.
+    """
+    if not prompts:
+        raise L2PDError("there are no prompts to collect from")
+    rank = int(os.environ.get("RANK", "0")) if rank is None else rank
+    world_size = int(os.environ.get("WORLD_SIZE", "1")) if world_size is None else world_size
+    made = [create_policy(policy) for policy in policies]
+    block_length = block_length or getattr(model.config, "block_length", None) or 32
+    texts = "\n".join(prompt.text for prompt in prompts)
+    manifest = Manifest(
+        model=model.generate.name,
+        prompts=source,
+        prompts_sha256=hashlib.sha256(texts.encode()).hexdigest(),
+        prompt_count=len(prompts),
+        policies=[policy.describe() for policy in made],
+        max_new_tokens=max_new_tokens,
+        block_length=block_length,
+        end_of_text="block",
+        dtype=str(model.dtype).removeprefix("torch."),
+        batch_size=batch_size,
+        prompts_per_shard=prompts_per_shard,
+    )
+    write_manifest(out, manifest)
+    encoded = encode_prompts(tokenizer, prompts)
+    for shard in range(rank, manifest.shards, world_size):
+        first = shard * prompts_per_shard
+        members = range(first, min(first + prompts_per_shard, len(prompts)))
+        path = manifest.path_of(out, shard)
+        if path.is_file():
+            if progress is not None:
+                progress(len(members))
+            continue
+        # By length within the shard, so that batches need little padding and stay the same.
+        order = sorted(members, key=lambda i: (len(encoded[i]), i))
+        batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+        references = _references(model, encoded, batches, manifest, out, shard, references_from)
+        parts = []
+        for rows in batches:
+            wanted = references[[i - first for i in rows]]
+            inputs = left_padded([encoded[i] for i in rows])
+            for index, policy in enumerate(made):
+                parts += _record(model, rows, inputs, wanted, index, policy, manifest)
+            if progress is not None:
+                progress(len(rows))
+        Trajectories.concatenate(parts).save(path)
+    return manifest
+
+
+def _settings(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "max_new_tokens": manifest.max_new_tokens,
+        "block_length": manifest.block_length,
+        "end_of_text": manifest.end_of_text,
+    }
+
+
+def _references(
+    model: Any,
+    encoded: Sequence[Tensor],
+    batches: list[list[int]],
+    manifest: Manifest,
+    out: Path,
+    shard: int,
+    elsewhere: Path | None,
+) -> Tensor:
+    """Reference decodes (P, G) of a shard's prompts, in their order; made if they are nowhere."""
+    own = manifest.reference_path_of(out, shard)
+    if elsewhere is not None:
+        theirs = read_manifest(elsewhere)
+        for name in ("model", "prompts_sha256", "max_new_tokens", "block_length", "end_of_text"):
+            if getattr(theirs, name) != getattr(manifest, name):
+                raise L2PDError(
+                    f"the reference decodes in {elsewhere} have {name}={getattr(theirs, name)!r}, "
+                    f"this run has {getattr(manifest, name)!r}"
+                )
+        if theirs.prompts_per_shard != manifest.prompts_per_shard:
+            raise L2PDError(f"{elsewhere} has shards of {theirs.prompts_per_shard} prompts")
+        own = theirs.reference_path_of(elsewhere, shard)
+    if own.is_file() or elsewhere is not None:
+        return load_references(own)
+    first = min(min(rows) for rows in batches)
+    end = model.generation_config.eos_token_id
+    filler = end if isinstance(end, int) else end[0]
+    found = torch.full((sum(map(len, batches)), manifest.max_new_tokens), filler)
+    for rows in batches:
+        input_ids, attention_mask = left_padded([encoded[i] for i in rows])
+        made = model.generate(
+            input_ids,
+            attention_mask=attention_mask,
+            unmask_policy="fixed_schedule",
+            pad_token_id=filler,
+            **_settings(manifest),
+        )[:, input_ids.shape[1] :].cpu()
+        found[torch.tensor(rows) - first, : made.shape[1]] = made
+    save_references(own, found)
+    return found
+
+
+def _record(
+    model: Any,
+    rows: list[int],
+    inputs: tuple[Tensor, Tensor],
+    references: Tensor,
+    index: int,
+    policy: UnmaskPolicy,
+    manifest: Manifest,
+) -> list[Trajectories]:
+    """Every step of a batch under one policy."""
+    length = manifest.block_length
+    padding = -references.shape[1] % length
+    wanted_of = torch.nn.functional.pad(references, (0, padding), value=-1)
+    if "reference" in policy.requires:
+        policy = copy.copy(policy)
+        object.__setattr__(policy, "reference", references.tolist())
+    recorded: list[Trajectories] = []
+
+    def record(sequences: list[int], blocks: list[int], outcome: StepOutcome) -> None:
+        step = outcome.step
+        assert step.entropy is not None and step.margin is not None  # observed
+        columns = torch.tensor(blocks).unsqueeze(-1) * length + torch.arange(length)
+        wanted = wanted_of[torch.tensor(sequences).unsqueeze(-1), columns]
+        x0 = step.x0.cpu()
+        recorded.append(
+            Trajectories(
+                prompt=torch.tensor([rows[i] for i in sequences]),
+                policy=torch.full((len(sequences),), index),
+                block=torch.tensor(blocks),
+                step=step.step_index.cpu(),
+                masked=step.masked.cpu(),
+                present=step.present.cpu(),
+                x0=x0.to(torch.int32),
+                confidence=step.confidence.cpu(),
+                entropy=step.entropy.cpu(),
+                margin=step.margin.cpu(),
+                correct=x0 == wanted,
+            )
+        )
+
+    model.generate(
+        inputs[0],
+        attention_mask=inputs[1],
+        unmask_policy=policy,
+        on_step=record,
+        observe=OBSERVED,
+        **_settings(manifest),
+    )
+    return recorded

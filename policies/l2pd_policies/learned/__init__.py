@@ -1,0 +1,1 @@
+"""What policies with trained filters share: the filter and its folder, the policy, the training."""

@@ -1,0 +1,173 @@
+"""A trained filter and the folder that it is stored in."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from l2pd_plugins.errors import L2PDError
+from l2pd_plugins.policy import PROGRESS_RULES
+from l2pd_plugins.trajectories import Trajectories
+
+SCHEMA_VERSION = 1
+"""Version of a filter folder's config.json."""
+
+_FILES = ("config.json", "model.safetensors")
+
+F = TypeVar("F", bound="LearnedFilter")
+
+
+class LearnedFilter(
+    nn.Module,
+    PyTorchModelHubMixin,
+    ABC,
+    library_name="l2pd-plugins",
+    tags=["diffusion-language-model", "unmask-policy"],
+):
+    """Says of every position of a block whether its present prediction is the final one.
+
+    Args:
+        block_length: positions per block that it was trained for; None fits every length.
+        threshold: probability above which a position is unmasked, 0 < threshold < 1.
+        progress: progress rule to decode with.
+        features: names of its inputs, in order.
+        base_model: name of the model on whose decodes it was trained.
+        false_positive_rate: share of wrong predictions that `threshold` accepts, measured on
+            validation prompts; None if the threshold was not calibrated.
+        schema_version: of these fields.
+    """
+
+    FEATURES: ClassVar[tuple[str, ...]]
+    """What the class's inputs are."""
+
+    def __init__(
+        self,
+        block_length: int | None = 32,
+        threshold: float = 0.96,
+        progress: str = "argmax_if_empty",
+        features: tuple[str, ...] | list[str] | None = None,
+        base_model: str = "",
+        false_positive_rate: float | None = None,
+        schema_version: int = SCHEMA_VERSION,
+    ) -> None:
+        super().__init__()
+        self.block_length = block_length
+        self.threshold = threshold
+        self.progress = progress
+        self.features = tuple(features or self.FEATURES)
+        self.base_model = base_model
+        self.false_positive_rate = false_positive_rate
+        self.schema_version = schema_version
+
+    @abstractmethod
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Features of B blocks -> (B, L) logits of "this prediction is final"."""
+
+    @staticmethod
+    @abstractmethod
+    def inputs_of(trajectories: Trajectories) -> Tensor:
+        """The features of every recorded step, as the policy would have made them."""
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:
+        """Write config.json and model.safetensors; the arguments are those of the hub's mixin."""
+        # The mixin by itself stores the arguments that were given, and loses the defaults.
+        config = {name: getattr(self, name) for name in _FIELDS}
+        config["features"] = list(self.features)
+        return super().save_pretrained(save_directory, **{"config": config, **kwargs})
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x (..., I), weight (O, I), bias (O,) -> (..., O), each row to the bit whatever the others.
+
+    A BLAS product picks its summation order by the shape of the whole batch, so a row's bits would
+    depend on how many rows there are.
+    """
+    return (x.unsqueeze(-2) * weight).sum(-1) + bias
+
+
+def load_filter(kind: type[F], source: str | Path) -> F:
+    """Load a filter from a folder (config.json, model.safetensors) or a hub id, in eval mode.
+
+    Raises L2PDError, which says what is wrong, if the folder or a file is missing, the config is
+    incomplete, has unknown fields or another schema version, or the weights do not fit or are not
+    finite. Pickles are never read.
+    """
+    folder = _folder(source)
+    config = _config(kind, folder)
+    try:
+        weights = load_file(folder / "model.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise L2PDError(f"filter {source}: model.safetensors cannot be read: {error}") from error
+    made = kind(**config)
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    wanted = {name: tuple(tensor.shape) for name, tensor in made.state_dict().items()}
+    if shapes != wanted:
+        raise L2PDError(f"filter {source}: weights are {shapes}, the config wants {wanted}")
+    for name, tensor in weights.items():
+        if not tensor.isfinite().all():
+            raise L2PDError(f"filter {source}: weight {name} has values that are not finite")
+    made.load_state_dict({name: tensor.to(torch.float32) for name, tensor in weights.items()})
+    return made.eval().requires_grad_(False)
+
+
+def _folder(source: str | Path) -> Path:
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        # A path that does not exist must not be taken for a hub id.
+        text = str(source)
+        if isinstance(source, Path) or text.startswith((".", "/", "~")) or text.count("/") != 1:
+            raise L2PDError(f"filter {text!r}: no such folder, and no hub id (owner/name) either")
+        try:
+            folder = Path(snapshot_download(text, allow_patterns=list(_FILES)))
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+            raise L2PDError(
+                f"filter {text!r}: no such folder here, and the hub did not give it: {error}"
+            ) from error
+    missing = [name for name in _FILES if not (folder / name).is_file()]
+    if missing:
+        raise L2PDError(
+            f"filter {source}: {' and '.join(missing)} missing; a filter folder holds "
+            f"{' and '.join(_FILES)} (weights only as safetensors)"
+        )
+    return folder
+
+
+_FIELDS = list(inspect.signature(LearnedFilter.__init__).parameters)[1:]
+"""What config.json holds, for every filter."""
+
+
+def _config(kind: type[LearnedFilter], folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise L2PDError(f"filter {folder}: config.json is no JSON: {error}") from error
+    if not isinstance(config, dict) or set(config) != set(_FIELDS):
+        given = sorted(config) if isinstance(config, dict) else config
+        raise L2PDError(f"filter {folder}: config.json must hold {_FIELDS}, it holds {given}")
+
+    def check(name: str, good: bool, allowed: object) -> None:
+        if not good:
+            raise L2PDError(f"filter {folder}: {name} = {config[name]!r}, allowed: {allowed}")
+
+    length, threshold, rate = (
+        config[name] for name in ("block_length", "threshold", "false_positive_rate")
+    )
+    check("schema_version", config["schema_version"] == SCHEMA_VERSION, SCHEMA_VERSION)
+    check("block_length", length is None or (type(length) is int and length > 0), "from 1, or null")
+    check("threshold", isinstance(threshold, float) and 0 < threshold < 1, "between 0 and 1")
+    check("progress", config["progress"] in PROGRESS_RULES, PROGRESS_RULES)
+    check("features", config["features"] == list(kind.FEATURES), list(kind.FEATURES))
+    check("base_model", isinstance(config["base_model"], str), "a string")
+    good = rate is None or (isinstance(rate, float) and 0 <= rate <= 1)
+    check("false_positive_rate", good, "from 0 to 1, or null")
+    return config

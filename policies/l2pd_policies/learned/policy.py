@@ -1,0 +1,96 @@
+"""The policy around a filter."""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from dataclasses import field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from typing_extensions import Self
+
+from l2pd_plugins.errors import L2PDError
+from l2pd_plugins.options import options
+from l2pd_plugins.policy import DenoisingStep, ModelContext, UnmaskPolicy
+from l2pd_policies.learned.filter import LearnedFilter, load_filter
+
+
+@options
+class FilterPolicy(UnmaskPolicy):
+    """Unmask the positions whose prediction a trained filter takes for the final one.
+
+    `filter` is a folder or hub id; without it, the filter that belongs to the model. `threshold`
+    is the probability that the filter has to exceed; without it, the one the filter was
+    calibrated for.
+    """
+
+    filter_class: ClassVar[type[LearnedFilter]]
+    folder_name: ClassVar[str]
+    """The filter that belongs to a model lies in ``<model>/policies/<folder_name>``."""
+
+    filter: str | None = None
+    threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
+    _loaded: Any = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.filter is not None:
+            self._use(load_filter(self.filter_class, self.filter))
+
+    @abstractmethod
+    def inputs(self, step: DenoisingStep, state: dict[str, Tensor]) -> Tensor:
+        """What the filter is fed at this step."""
+
+    def use(self, loaded: LearnedFilter) -> Self:
+        """The same policy with a filter that is in memory already."""
+        twin = copy.copy(self)
+        twin._use(loaded)
+        return twin
+
+    def _use(self, loaded: LearnedFilter) -> None:
+        self._loaded = loaded
+        self._on_device: dict[torch.device, LearnedFilter] = {}
+        # A class variable for other policies; here each filter brings its own rule.
+        self.__dict__["progress"] = loaded.progress
+        if self.threshold is None:
+            self.threshold = loaded.threshold
+
+    def for_model(self, model: ModelContext) -> Self:
+        """The policy with the model's own filter, unless it has one already."""
+        ready = self
+        if self._loaded is None:
+            folder = None if model.path is None else Path(model.path, "policies", self.folder_name)
+            if folder is None or not folder.is_dir():
+                raise L2PDError(
+                    f"{self.name}: no filter belongs to the model {model.name!r} "
+                    f"({folder or 'it has no folder'}); name one with filter=FOLDER or a hub id"
+                )
+            ready = self.use(load_filter(self.filter_class, folder))
+            ready.filter = f"{model.name}/policies/{self.folder_name}"
+        ready._check_block_length(model.block_length)
+        return ready
+
+    def _check_block_length(self, block_length: int) -> None:
+        if self._loaded is None:
+            raise L2PDError(f"{self.name}: no filter; name one with filter=FOLDER or a hub id")
+        trained = self._loaded.block_length
+        if trained is not None and trained != block_length:
+            raise L2PDError(
+                f"{self.name}: the filter {self.filter} is for blocks of {trained} positions, "
+                f"this decode has block_length={block_length}"
+            )
+
+    def init_state(
+        self, batch_size: int, block_length: int, device: torch.device
+    ) -> dict[str, Tensor]:
+        self._check_block_length(block_length)
+        if device not in self._on_device:
+            self._on_device[device] = copy.deepcopy(self._loaded).to(device)
+        return {}
+
+    def select(self, step: DenoisingStep, state: dict[str, Tensor]) -> Tensor:
+        logits = self._on_device[step.confidence.device](self.inputs(step, state))
+        return step.masked & (logits.sigmoid() > self.threshold)

@@ -1,0 +1,216 @@
+"""Training a filter on recorded trajectories: split, fit, calibrate, and say what came of it."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from l2pd_plugins.errors import L2PDError
+from l2pd_plugins.trajectories import Trajectories
+from l2pd_policies.learned.filter import LearnedFilter
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a filter is trained."""
+
+    epochs: int
+    batch_size: int | None = None
+    """Steps per update; None takes all at once."""
+    learning_rate: float = 3e-3
+    masked_only: bool = False
+    """Whether positions that are committed already count in the loss."""
+    validation_share: float = 0.2
+    """Share of the prompts that are held out for validation."""
+    check_every: int = 50
+    """Epochs between looks at the validation loss."""
+    patience: int = 10
+    """Looks without a better validation loss before training stops."""
+    false_positive_rate: float = 0.01
+    """Share of wrong predictions at masked positions that the calibrated threshold accepts."""
+    seed: int = 0
+
+
+@dataclass
+class Trained:
+    """A trained filter and how it got there."""
+
+    filter: LearnedFilter
+    metrics: dict[str, float]
+    history: list[dict[str, float]] = field(default_factory=list)
+    """Training and validation loss at every look."""
+
+
+def split_by_prompt(data: Trajectories, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """bool (N,) each: steps for training and for validation. A prompt's steps stay together, since
+    the steps of one decode are near copies of each other."""
+    prompts = data.prompt.unique()
+    if len(prompts) < 2:
+        raise L2PDError("trajectories of at least two prompts are needed, one to validate on")
+    generator = torch.Generator().manual_seed(seed)
+    order = prompts[torch.randperm(len(prompts), generator=generator)]
+    held_out = order[: max(1, min(len(order) - 1, round(share * len(order))))]
+    validation = torch.isin(data.prompt, held_out)
+    return ~validation, validation
+
+
+def train(
+    kind: type[LearnedFilter],
+    data: Trajectories,
+    recipe: Recipe,
+    *,
+    block_length: int | None,
+    base_model: str,
+    progress: str = "argmax_if_empty",
+    report: Callable[[int], None] | None = None,
+) -> Trained:
+    """Fit a filter; the weights with the best validation loss are kept.
+
+    Args:
+        kind: class of the filter.
+        block_length: what the filter is bound to, or None.
+        base_model: whose trajectories these are, for the filter's config.
+        progress: the progress rule that its config records.
+        report: called after every epoch with its number.
+
+    Seeded: the same data and recipe give the same weights on the CPU.
+    """
+    training, validation = split_by_prompt(data, recipe.validation_share, recipe.seed)
+    inputs, targets = kind.inputs_of(data), data.correct.float()
+    # A position that is not there has nothing to be right about.
+    counts = (data.masked if recipe.masked_only else data.present).float()
+    torch.manual_seed(recipe.seed)
+    made = kind() if block_length is None else kind(block_length=block_length)
+    made.train()
+    optimizer = torch.optim.AdamW(made.parameters(), lr=recipe.learning_rate)
+    generator = torch.Generator().manual_seed(recipe.seed)
+
+    def loss_of(rows: Tensor) -> Tensor:
+        losses = binary_cross_entropy_with_logits(
+            made(inputs[rows]), targets[rows], reduction="none"
+        )
+        weight = counts[rows]
+        return (losses * weight).sum() / weight.sum().clamp(min=1)
+
+    train_rows, held_rows = training.nonzero().flatten(), validation.nonzero().flatten()
+    best, kept, since, history = float("inf"), copy.deepcopy(made.state_dict()), 0, []
+    for epoch in range(1, recipe.epochs + 1):
+        size = recipe.batch_size or len(train_rows)
+        order = train_rows
+        if size < len(train_rows):
+            order = train_rows[torch.randperm(len(train_rows), generator=generator)]
+        total = 0.0
+        for rows in order.split(size):
+            loss = loss_of(rows)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.item() * len(rows) / len(train_rows)
+        if report is not None:
+            report(epoch)
+        if epoch % recipe.check_every and epoch != recipe.epochs:
+            continue
+        with torch.no_grad():
+            held = float(loss_of(held_rows))
+        history.append({"epoch": epoch, "training": total, "validation": held})
+        if held < best:
+            best, kept, since = held, copy.deepcopy(made.state_dict()), 0
+        else:
+            since += 1
+            if since >= recipe.patience:
+                break
+    made.load_state_dict(kept)
+    made.eval().requires_grad_(False)
+    probability = torch.cat([made(part).sigmoid() for part in inputs[held_rows].split(4096)])
+    held_data = data.take(held_rows)
+    made.threshold = calibrate(probability, held_data, recipe.false_positive_rate)
+    made.false_positive_rate = recipe.false_positive_rate
+    made.base_model, made.progress = base_model, progress
+    metrics = {
+        "validation_loss": best,
+        "prompts": float(len(data.prompt.unique())),
+        "steps": float(len(data)),
+        **measure(probability, held_data, made.threshold),
+    }
+    return Trained(made, metrics, history)
+
+
+def calibrate(probability: Tensor, data: Trajectories, false_positive_rate: float) -> float:
+    """The threshold above which at most this share of the wrong masked predictions lies."""
+    wrong = probability[data.masked & ~data.correct].sort(descending=True).values
+    if not len(wrong):
+        return 0.5
+    allowed = min(int(false_positive_rate * len(wrong)), len(wrong) - 1)
+    # The policy takes what exceeds the threshold, so the first that is too many stays below.
+    return min(max(float(wrong[allowed]), 1e-6), 1 - 1e-6)
+
+
+def measure(probability: Tensor, data: Trajectories, threshold: float) -> dict[str, float]:
+    """How the filter decides on the masked positions of some steps."""
+    accepted, masked = probability > threshold, data.masked
+    right, wrong = masked & data.correct, masked & ~data.correct
+    taken = (accepted & masked).sum().clamp(min=1)
+    return {
+        "threshold": threshold,
+        "true_positive_rate": float((accepted & right).sum() / right.sum().clamp(min=1)),
+        "false_positive_rate": float((accepted & wrong).sum() / wrong.sum().clamp(min=1)),
+        "precision": float((accepted & right).sum() / taken),
+    }
+
+
+def save_with_card(trained: Trained, folder: Path, *, title: str, facts: dict[str, Any]) -> None:
+    """Write the filter, its card (README.md), metrics.json and a picture of the loss curves."""
+    trained.filter.save_pretrained(folder)
+    (folder / "metrics.json").write_text(
+        json.dumps({"metrics": trained.metrics, "history": trained.history}, indent=2) + "\n"
+    )
+    picture = draw_curves(trained.history, folder / "curves.png")
+    rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
+    measured = "\n".join(f"| {name} | {value:.4g} |" for name, value in trained.metrics.items())
+    parameters = sum(p.numel() for p in trained.filter.parameters())
+    (folder / "README.md").write_text(
+        f"---\nlibrary_name: l2pd-plugins\ntags: [diffusion-language-model, unmask-policy]\n---\n\n"
+        f"# {title}\n\n{parameters} parameters; says which predictions of "
+        f"{trained.filter.base_model or 'a model'} are final.\n\n"
+        f"| made from | |\n|---|---|\n{rows}\n\n"
+        f"| on validation prompts | |\n|---|---|\n{measured}\n\n"
+        f"Rates are over masked positions.\n{picture}",
+        encoding="utf-8",
+    )
+
+
+def draw_curves(history: list[dict[str, float]], path: Path) -> str:
+    """Draw the losses to a PNG; returns the line that shows it on the card.
+
+    Raises L2PDError if matplotlib is not installed.
+    """
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    axes = figure.add_subplot()
+    epochs = [look["epoch"] for look in history]
+    for name in ("training", "validation"):
+        axes.plot(epochs, [look[name] for look in history], label=name)
+    axes.set(xlabel="epoch", ylabel="binary cross entropy, nats", yscale="log")
+    axes.legend()
+    figure.savefig(path, dpi=100)
+    return f"\n![losses]({path.name})\n"
+
+
+def require_matplotlib() -> None:
+    """Raise L2PDError if the picture could not be drawn, before anything is trained."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise L2PDError(
+            "training draws its curves with matplotlib: pip install 'l2pd-plugins[train]'"
+        ) from error

@@ -1,0 +1,59 @@
+"""The policy around the signal filter."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from l2pd_plugins.options import options
+from l2pd_plugins.policy import DenoisingStep
+from l2pd_policies.learned.policy import FilterPolicy
+from l2pd_policies.settled.filter import SignalFilter
+from l2pd_policies.settled.signals import how_long, signals
+
+
+@options
+class Settled(FilterPolicy):
+    """Unmask the predictions that a small convolutional filter takes for settled.
+
+    It sees more than the paper's filter: masks, margin, entropy, the confidence one step before,
+    and for how many steps the prediction has stood, with each position's neighbours; it fits any
+    block length, and it is trained on the states that its own decisions reach.
+
+    `filter` is a folder or hub id; without it, the filter that belongs to the model. `threshold`
+    is the probability that the filter has to exceed; without it, the one the filter was
+    calibrated for.
+
+    Source: this project; the setting is that of Learn2PD, arXiv 2509.25188, persistence is the
+    signal of CORA-Diff, arXiv 2608.11235.
+    """
+
+    requires = frozenset({"confidence", "committed", "margin", "entropy"})
+    filter_class = SignalFilter
+    folder_name = "settled"
+
+    def init_state(
+        self, batch_size: int, block_length: int, device: torch.device
+    ) -> dict[str, Tensor]:
+        shape = (batch_size, block_length)
+        return super().init_state(batch_size, block_length, device) | {
+            "x0": torch.full(shape, -1, dtype=torch.int64, device=device),
+            "confidence": torch.zeros(shape, device=device),
+            "stood": torch.zeros(shape, dtype=torch.int64, device=device),
+        }
+
+    def inputs(self, step: DenoisingStep, state: dict[str, Tensor]) -> Tensor:
+        """(B, L, C) signals; what the next step compares with goes into the state."""
+        assert step.margin is not None and step.entropy is not None  # required
+        stood = how_long(step.x0, state["x0"], state["stood"], step.step_index == 0)
+        made = signals(
+            masked=step.masked,
+            present=step.present,
+            confidence=step.confidence,
+            confidence_before=state["confidence"],
+            stood=stood,
+            margin=step.margin,
+            entropy=step.entropy,
+        )
+        state.update(x0=step.x0, confidence=step.confidence, stood=stood)
+        return made

@@ -1,0 +1,203 @@
+"""Collecting, training and converting, from the command line, on a small random model."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from l2pd_plugins import create_policy
+from l2pd_plugins.trajectories import read_trajectories
+
+START = "from l2pd_adapters.cli import main; main()"
+
+
+@pytest.fixture(scope="session")
+def prompt_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("prompts") / "prompts.txt"
+    path.write_text("\n".join(f"Say {'x' * (i % 7)} number {i}." for i in range(12)) + "\n")
+    return path
+
+
+def collecting(small_model, prompt_file, out, *more):
+    return [
+        *("learn2pd", "collect", "--model", str(small_model), "--prompts", str(prompt_file)),
+        *("--out", str(out), "--max-new-tokens", "24", "--batch-size", "2"),
+        *("--prompts-per-shard", "3", *more),
+    ]
+
+
+@pytest.fixture(scope="session")
+def collected(small_model, prompt_file, tmp_path_factory):
+    out = tmp_path_factory.mktemp("data") / "whole"
+    command = collecting(small_model, prompt_file, out, "--policy", "oracle")
+    subprocess.run([sys.executable, "-c", START, *command], check=True, capture_output=True)
+    return out
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_killed_run_goes_on_and_gives_the_same_data(
+    small_model, prompt_file, collected, tmp_path
+):
+    out = tmp_path / "cut"
+    command = [sys.executable, "-c", START, *collecting(small_model, prompt_file, out)]
+    running = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    while not any(out.glob("shard-00001*")):
+        assert running.poll() is None
+        time.sleep(0.002)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    assert len(list(out.glob("shard-*"))) < 4
+    subprocess.run(command, check=True, capture_output=True)
+    for leftover in out.glob(".*"):  # what the kill caught in the middle of writing
+        leftover.unlink()
+    assert contents(out) == contents(collected)
+
+
+def test_processes_share_the_shards(small_model, prompt_file, collected, tmp_path):
+    out = tmp_path / "shared"
+    command = [sys.executable, "-c", START, *collecting(small_model, prompt_file, out)]
+    for rank in ("0", "1"):
+        environment = {**os.environ, "RANK": rank, "WORLD_SIZE": "2"}
+        subprocess.run(command, check=True, capture_output=True, env=environment)
+        assert len(list(out.glob("shard-*"))) == 2 * (int(rank) + 1)
+    assert contents(out) == contents(collected)
+
+
+def test_what_is_recorded(collected):
+    manifest, data = read_trajectories(collected)
+    assert manifest.policies == ["oracle()"]
+    assert data.prompt.unique().tolist() == list(range(12))
+    first = data.step == 0
+    assert data.masked[first].equal(data.present[first])
+    assert ((data.confidence > 0) == data.present).all()
+    # The oracle commits what is right: nothing right is still masked one step later.
+    for prompt in range(12):
+        mine = data.take(data.prompt == prompt)
+        for now in range(len(mine) - 1):
+            if mine.block[now + 1] == mine.block[now]:
+                kept = mine.masked[now] & mine.correct[now] & mine.present[now + 1]
+                assert not (kept & mine.masked[now + 1]).any()
+
+
+def test_other_settings_do_not_mix(l2pd, small_model, prompt_file, collected):
+    done = l2pd(*collecting(small_model, prompt_file, collected, "--policy", "fixed_schedule"))
+    assert done.returncode == 2
+    assert "policies=['oracle()'], this run has ['fixed_schedule(tokens_per_step=1)']" in (
+        done.stderr.replace("\n", " ")
+    )
+
+
+@pytest.mark.parametrize("policy", ["learn2pd", "settled"])
+def test_training_twice_gives_the_same_weights(l2pd, collected, tmp_path, policy):
+    for name in ("a", "b"):
+        done = l2pd(
+            *("learn2pd", "train", "--data", collected, "--out", tmp_path / name),
+            *("--policy", policy, "--epochs", "60", "--false-positive-rate", "0.05"),
+        )
+        assert done.returncode == 0, done.stderr
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("a", "b"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    made = create_policy(policy, filter=str(tmp_path / "a"))
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert made.threshold == config["threshold"]
+    assert config["false_positive_rate"] == 0.05
+    assert config["base_model"].endswith("small")
+    metrics = json.loads((tmp_path / "a" / "metrics.json").read_text())["metrics"]
+    assert metrics["false_positive_rate"] <= 0.05
+    card = (tmp_path / "a" / "README.md").read_text()
+    assert "seed" in card and "curves.png" in card
+    assert (tmp_path / "a" / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_rounds(l2pd, small_model, prompt_file, tmp_path):
+    done = l2pd(
+        *("learn2pd", "train", "--policy", "settled", "--rounds", "1", "--epochs", "3"),
+        *("--model", small_model, "--prompts", prompt_file, "--limit", "6"),
+        *("--max-new-tokens", "16", "--data", tmp_path / "d", "--out", tmp_path / "f"),
+    )
+    assert done.returncode == 0, done.stderr
+    manifest, _ = read_trajectories(tmp_path / "d" / "round-1")
+    assert [p.split("threshold=")[1] for p in manifest.policies] == ["0.8)", "0.95)"]
+    assert not list((tmp_path / "d" / "round-1").glob("reference-*"))
+    assert create_policy("settled", filter=str(tmp_path / "f")).threshold > 0
+
+
+def test_the_policy_that_cannot_be_trained_is_named(l2pd, collected, tmp_path):
+    done = l2pd("learn2pd", "train", "--data", collected, "--out", tmp_path, "--policy", "oracle")
+    assert done.returncode == 2
+    assert "learn2pd, settled" in done.stderr
+
+
+def released(length=32, **changes):
+    generator = torch.Generator().manual_seed(0)
+    weights = {
+        "0.weight": torch.randn(length, length, generator=generator),
+        "0.bias": torch.randn(length, generator=generator),
+        "2.weight": torch.randn(length, length, generator=generator),
+        "2.bias": torch.randn(length, generator=generator),
+    }
+    weights.update(changes)
+    return {k: v for k, v in weights.items() if v is not None}
+
+
+def test_convert_gives_the_same_decisions(l2pd, tmp_path, make_step):
+    weights = released()
+    torch.save(weights, tmp_path / "f.pth")
+    done = l2pd("learn2pd", "convert", tmp_path / "f.pth", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    policy = create_policy("learn2pd", filter=str(tmp_path / "out"))
+    assert (policy.threshold, policy.progress) == (0.96, "always_top1")
+    confidence = torch.rand(50, 32, generator=torch.Generator().manual_seed(1))
+    hidden = (confidence @ weights["0.weight"].T + weights["0.bias"]).clamp(min=0)
+    logits = hidden @ weights["2.weight"].T + weights["2.bias"]
+    policy.init_state(50, 32, torch.device("cpu"))
+    chosen = policy.select(make_step(confidence.tolist()), {})
+    assert torch.equal(chosen, torch.sigmoid(logits) > 0.96)
+
+
+class Payload:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.path),))
+
+
+def test_a_pickle_with_code_is_refused_and_runs_nothing(l2pd, tmp_path):
+    torch.save({"0.weight": Payload(tmp_path / "made-by-code")}, tmp_path / "bad.pth")
+    done = l2pd("learn2pd", "convert", tmp_path / "bad.pth", "--out", tmp_path / "out")
+    assert done.returncode == 2
+    assert "refused" in done.stderr
+    assert not (tmp_path / "made-by-code").exists()
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        released(**{"2.bias": None}),
+        released(**{"4.weight": torch.zeros(32, 32)}),
+        released(**{"0.weight": torch.zeros(32, 16)}),
+        released(**{"0.bias": torch.full((32,), torch.nan)}),
+        [torch.zeros(32, 32)],
+        torch.zeros(3),
+    ],
+)
+def test_other_contents_are_refused(l2pd, tmp_path, content):
+    torch.save(content, tmp_path / "f.pth")
+    done = l2pd("learn2pd", "convert", tmp_path / "f.pth", "--out", tmp_path / "out")
+    assert done.returncode == 2
+    assert "error:" in done.stderr
+    (tmp_path / "f.pth").write_bytes(b"nonsense")
+    assert l2pd("learn2pd", "convert", tmp_path / "f.pth", "--out", tmp_path).returncode == 2
