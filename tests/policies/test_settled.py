@@ -1,0 +1,134 @@
+"""The signal filter sees in training what it sees in decoding, for every block length."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from l2pd_plugins import L2PDError, ModelContext, create_policy
+from l2pd_plugins.denoising import BlockBatch, denoising_step
+from l2pd_plugins.end_of_text import EndOfText
+from l2pd_plugins.trajectories import Trajectories
+from l2pd_policies.settled import Settled, SignalFilter
+from l2pd_policies.settled.signals import SIGNALS
+
+MASK, EOT, VOCABULARY = 30, 29, 31
+
+
+@pytest.fixture
+def filter_folder(tmp_path):
+    torch.manual_seed(0)
+    made = SignalFilter(threshold=0.55, base_model="m")
+    for weight in made.parameters():
+        weight.data.mul_(3)
+    made.save_pretrained(tmp_path / "settled")
+    return str(tmp_path / "settled")
+
+
+class Watched(Settled):
+    """Writes down what the filter is fed."""
+
+    def inputs(self, step, state):
+        made = super().inputs(step, state)
+        self.__dict__.setdefault("seen", []).append(made)
+        return made
+
+
+def decode(policy, rows, length, seed=0):
+    """A whole block with drifting random predictions: what was fed, what was recorded, tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    batch = BlockBatch.start(torch.full((rows, length), MASK), [policy] * rows, mask_token_id=MASK)
+    base = torch.randn(rows, length, VOCABULARY, generator=generator) * 2
+    records = []
+    while batch.masked.any():
+        base = base + torch.randn(rows, length, VOCABULARY, generator=generator)
+        outcome = denoising_step(batch, base, end_of_text=EndOfText("block", (EOT,)))
+        records.append(outcome.step)
+    return batch, records
+
+
+def trajectories(records, order):
+    rows = len(records[0].masked)
+    parts = [
+        Trajectories(
+            prompt=torch.arange(rows),
+            policy=torch.zeros(rows, dtype=torch.int64),
+            block=torch.zeros(rows, dtype=torch.int64),
+            step=torch.full((rows,), index),
+            masked=step.masked,
+            present=step.present,
+            x0=step.x0.to(torch.int32),
+            confidence=step.confidence,
+            entropy=step.entropy,
+            margin=step.margin,
+            correct=step.masked,
+        )
+        for index, step in enumerate(records)
+    ]
+    return Trajectories.concatenate([parts[i] for i in order])
+
+
+@pytest.mark.parametrize("length", [1, 5, 32])
+def test_training_sees_what_decoding_sees(filter_folder, length):
+    policy = Watched(filter=filter_folder)
+    _, records = decode(policy, 4, length)
+    order = list(reversed(range(len(records))))
+    data = trajectories(records, order)
+    fed = torch.cat([policy.seen[i] for i in order])
+    # A row that has ended is not recorded by an engine; here it is, and only until then counts.
+    alive = data.masked.any(-1)
+    assert torch.equal(SignalFilter.inputs_of(data)[alive], fed[alive])
+    assert fed.shape[-1] == len(SIGNALS)
+
+
+def test_a_row_does_not_depend_on_its_batch_to_the_bit(filter_folder):
+    policy = create_policy("settled", filter=filter_folder)
+    policy.init_state(1, 32, torch.device("cpu"))
+    loaded = policy._on_device[torch.device("cpu")]
+    inputs = torch.rand(17, 32, len(SIGNALS))
+    inputs[..., 1] = 1
+    together = loaded(inputs)
+    for row in range(17):
+        assert torch.equal(loaded(inputs[row : row + 1])[0], together[row])
+
+
+def test_positions_behind_the_end_do_not_matter(filter_folder):
+    policy = create_policy("settled", filter=filter_folder)
+    policy.init_state(1, 8, torch.device("cpu"))
+    loaded = policy._on_device[torch.device("cpu")]
+    inputs = torch.rand(1, 5, len(SIGNALS))
+    inputs[..., 1] = 1
+    longer = torch.cat([inputs, torch.zeros(1, 3, len(SIGNALS))], dim=1)
+    assert torch.allclose(loaded(longer)[:, :5], loaded(inputs), atol=1e-6)
+
+
+def test_training_and_inference_compute_the_same():
+    made = SignalFilter()
+    inputs = torch.rand(6, 9, len(SIGNALS))
+    inputs[..., 1] = 1
+    made.train()
+    first = made(inputs)
+    assert torch.allclose(first, made.eval()(inputs), atol=1e-5)
+
+
+def test_it_is_small_and_fits_every_block_length(filter_folder):
+    assert sum(p.numel() for p in SignalFilter().parameters()) <= 20_000
+    policy = create_policy("settled", filter=filter_folder)
+    for length in (1, 4, 64):
+        policy.for_model(ModelContext("m", length, MASK, VOCABULARY))
+        batch, _ = decode(policy, 3, length)
+        assert not batch.masked.any()
+
+
+def test_the_paper_s_filter_is_no_signal_filter(filter_folder):
+    with pytest.raises(L2PDError, match="features"):
+        create_policy("learn2pd", filter=filter_folder)
+
+
+def test_copies_keep_their_filter(filter_folder):
+    policy = create_policy("settled", filter=filter_folder)
+    one, _ = decode(policy, 2, 8)
+    two, _ = decode(copy.deepcopy(policy), 2, 8)
+    assert torch.equal(one.tokens, two.tokens)
