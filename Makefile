@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 # Example distributions, such as a third-party policy, which the tests find by their entry points.
 EXAMPLES := $(wildcard examples/*/pyproject.toml)
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint filters clean
 .DEFAULT_GOAL := test
 
 demo: $(STAMP)
@@ -22,6 +22,16 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The filters that come with tiny-llada, from nothing: decode, record, train.
+MODEL := adapters/l2pd_adapters/tiny_models/tiny-llada
+RUNS := runs/filters
+filters: $(STAMP)
+	$(BIN)/l2pd learn2pd collect --policy oracle --limit 800 --out $(RUNS)/oracle
+	$(BIN)/l2pd learn2pd train --policy learn2pd --data $(RUNS)/oracle \
+		--out $(MODEL)/policies/learn2pd
+	$(BIN)/l2pd learn2pd train --policy settled --rounds 3 --data $(RUNS)/settled \
+		--out $(MODEL)/policies/settled
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

@@ -25,7 +25,7 @@ from l2pd_plugins.policy import PolicySpec, UnmaskPolicy
 if TYPE_CHECKING:
     from tests.conftest import PluginSite
 
-BUILTIN = ["confidence_threshold", "fixed_schedule", "learn2pd", "oracle"]
+BUILTIN = ["confidence_threshold", "fixed_schedule", "learn2pd", "oracle", "settled"]
 
 
 def offering(*specs: str) -> str:

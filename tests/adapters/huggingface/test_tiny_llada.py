@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import TextDiffusionStreamer, TextIteratorStreamer, TextStreamer
 
 from l2pd_adapters.evaluation import read_prompts
 from l2pd_adapters.huggingface import load
@@ -121,3 +122,27 @@ def test_a_batch_of_sixteen_equals_each_alone(tiny_llada, choices):
         ids = batch["input_ids"][row : row + 1, width - int(lengths[row]) :]
         alone = model.generate(ids, max_new_tokens=128, unmask_policy=choice)[0, ids.shape[1] :]
         assert together[row, width : width + len(alone)].tolist() == alone.tolist()
+
+
+def test_the_streamers_of_transformers(tiny_llada, capsys):
+    model, tokenizer = tiny_llada
+    prompt = read_prompts(heldout_prompts(), 1)[0].text
+    batch = tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}],
+        add_generation_prompt=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    width = batch["input_ids"].shape[1]
+    answer = tokenizer.decode(
+        model.generate(**batch, max_new_tokens=64)[0, width:], skip_special_tokens=True
+    )
+    for kind in (TextStreamer, TextIteratorStreamer, TextDiffusionStreamer):
+        streamer = kind(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        model.generate(**batch, max_new_tokens=64, streamer=streamer)
+        printed = capsys.readouterr().out
+        if kind is TextIteratorStreamer:
+            printed = "".join(streamer)
+        assert answer in printed
+        # Drafts are shown in yellow and overwritten.
+        assert ("\033[33m" in printed) == (kind is TextDiffusionStreamer)
