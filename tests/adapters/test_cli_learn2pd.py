@@ -66,11 +66,13 @@ def test_a_killed_run_goes_on_and_gives_the_same_data(
 
 def test_processes_share_the_shards(small_model, prompt_file, collected, tmp_path):
     out = tmp_path / "shared"
-    command = [sys.executable, "-c", START, *collecting(small_model, prompt_file, out)]
-    for rank in ("0", "1"):
-        environment = {**os.environ, "RANK": rank, "WORLD_SIZE": "2"}
-        subprocess.run(command, check=True, capture_output=True, env=environment)
-        assert len(list(out.glob("shard-*"))) == 2 * (int(rank) + 1)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = collecting(small_model, prompt_file, out)
+    subprocess.run(
+        [sys.executable, *launch, "-m", "l2pd_adapters.cli", *command],
+        check=True,
+        capture_output=True,
+    )
     assert contents(out) == contents(collected)
 
 

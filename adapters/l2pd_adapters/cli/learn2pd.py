@@ -55,8 +55,8 @@ def collect(
 ) -> None:
     """Record reference decodes and the states that policies reach.
 
-    A run that was stopped goes on where it was; several processes (accelerate launch) share the
-    work.
+    A run that was stopped goes on where it was. Several processes share the work:
+    accelerate launch -m l2pd_adapters.cli learn2pd collect ...
     """
     from l2pd_adapters.collecting import collect as run
     from l2pd_adapters.huggingface import load
