@@ -17,8 +17,13 @@ from typing import Any
 from rich.console import Console
 
 from l2pd_adapters.cli.arguments import parse_policy
-from l2pd_adapters.evaluation import Evaluation, evaluate, read_prompts, validity_difference
 from l2pd_adapters.huggingface import load
+from l2pd_adapters.huggingface.evaluation import (
+    Evaluation,
+    evaluate,
+    read_prompts,
+    validity_difference,
+)
 from l2pd_adapters.tiny_models import heldout_prompts
 from l2pd_plugins import create_policy
 

@@ -14,8 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from l2pd_plugins.end_of_text import EndOfText, behind_end
-from l2pd_plugins.errors import PolicyRuntimeError
+from l2pd_plugins.end_of_text import EndOfText, behind_end, is_end_of_text
+from l2pd_plugins.errors import L2PDError, PolicyRuntimeError
 from l2pd_plugins.policy import DenoisingStep, RemaskingPolicy, UnmaskPolicy
 from l2pd_plugins.selection import leftmost, ranks, top_1
 from l2pd_plugins.statistics import row_statistics
@@ -56,8 +56,8 @@ class BlockBatch:
     """(B,) int64, denoising steps taken in the block."""
     block_index: Tensor
     """(B,) int64."""
-    num_blocks: Tensor
-    """(B,) int64."""
+    canvas_length: Tensor
+    """(B,) int64, positions of the canvas that the block is part of."""
     mask_token_id: int
     policies: list[UnmaskPolicy]
     """One per row; rows with the same object form a group."""
@@ -67,6 +67,8 @@ class BlockBatch:
     observe: frozenset[str] = frozenset()
     """What the outcome's step shows beyond what the policies require."""
     _groups: list[_Group] = field(default_factory=list, repr=False)
+    _whole_rows: Tensor | None = field(default=None, repr=False)
+    """(B, 1) bool, rows of which committed positions are needed too; None if there are none."""
 
     @classmethod
     def start(
@@ -76,7 +78,7 @@ class BlockBatch:
         *,
         mask_token_id: int,
         block_index: Tensor | None = None,
-        num_blocks: Tensor | None = None,
+        canvas_length: Tensor | None = None,
         present: Tensor | None = None,
         reference: Tensor | None = None,
         generators: Sequence[torch.Generator] | None = None,
@@ -97,7 +99,7 @@ class BlockBatch:
             present=present,
             step_index=zeros,
             block_index=zeros.clone() if block_index is None else block_index,
-            num_blocks=torch.ones_like(zeros) if num_blocks is None else num_blocks,
+            canvas_length=zeros + tokens.shape[1] if canvas_length is None else canvas_length,
             mask_token_id=mask_token_id,
             policies=list(policies),
             reference=reference,
@@ -109,7 +111,7 @@ class BlockBatch:
             by_policy.setdefault(id(policy), []).append(row)
         for members in by_policy.values():
             policy = batch.policies[members[0]]
-            state = policy.init_state(len(members), tokens.shape[1], tokens.device)
+            state = _initial_state(policy, len(members), tokens)
             batch._groups.append(_Group(policy, members, state))
         batch._index_groups()
         return batch
@@ -124,17 +126,14 @@ class BlockBatch:
 
         The masked ones; for policies that require "committed", all of a block that has masks.
         """
-        if "committed" not in self.requires:
+        if self._whole_rows is None:
             return self.masked
-        wanting = ["committed" in policy.requires | self.observe for policy in self.policies]
-        all_of_row = torch.tensor(wanting, device=self.tokens.device)
-        unfinished = self.masked.any(-1)
-        return self.masked | ((all_of_row & unfinished).unsqueeze(-1) & self.present)
+        return self.masked | (self._whole_rows & self.masked.any(-1, True) & self.present)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Keep these rows, in this order, and drop the others."""
         index = torch.tensor(rows, dtype=torch.int64, device=self.tokens.device)
-        for name in ("tokens", "masked", "present", "step_index", "block_index", "num_blocks"):
+        for name in _PER_ROW:
             setattr(self, name, getattr(self, name).index_select(0, index))
         if self.reference is not None:
             self.reference = self.reference.index_select(0, index)
@@ -165,24 +164,30 @@ class BlockBatch:
         """Move these rows to the next block of their canvases: tokens (len(rows), L)."""
         index = torch.tensor(rows, dtype=torch.int64, device=self.tokens.device)
         present = torch.ones_like(tokens, dtype=torch.bool) if present is None else present
-        self.tokens[index] = tokens
-        self.present[index] = present
-        self.masked[index] = (tokens == self.mask_token_id) & present
-        self.step_index[index] = 0
-        self.block_index[index] += 1
+        masked = (tokens == self.mask_token_id) & present
+        # Never in place: whoever watches the steps may still hold these tensors.
+        self.tokens = self.tokens.index_copy(0, index, tokens)
+        self.present = self.present.index_copy(0, index, present)
+        self.masked = self.masked.index_copy(0, index, masked)
+        self.step_index = self.step_index.index_fill(0, index, 0)
+        self.block_index = self.block_index.index_add(0, index, torch.ones_like(index))
         if self.reference is not None and reference is not None:
-            self.reference[index] = reference
+            self.reference = self.reference.index_copy(0, index, reference)
         moving = set(rows)
         for group in self._groups:
             local = [i for i, row in enumerate(group.members) if row in moving]
             if not local or not group.state:
                 continue
-            fresh = group.policy.init_state(len(local), tokens.shape[1], tokens.device)
+            fresh = _initial_state(group.policy, len(local), tokens)
             at = torch.tensor(local, dtype=torch.int64, device=self.tokens.device)
             for name, value in fresh.items():
-                group.state[name][at] = value
+                group.state[name] = group.state[name].index_copy(0, at, value)
 
     def _index_groups(self) -> None:
+        whole = ["committed" in policy.requires | self.observe for policy in self.policies]
+        self._whole_rows = None
+        if any(whole):
+            self._whole_rows = torch.tensor(whole, device=self.tokens.device).unsqueeze(-1)
         for group in self._groups:
             everything = len(group.members) == len(self.policies)
             group.index = (
@@ -190,6 +195,18 @@ class BlockBatch:
                 if everything
                 else torch.tensor(group.members, dtype=torch.int64, device=self.tokens.device)
             )
+
+
+_PER_ROW = ("tokens", "masked", "present", "step_index", "block_index", "canvas_length")
+
+
+def _initial_state(policy: UnmaskPolicy, rows: int, tokens: Tensor) -> dict[str, Tensor]:
+    try:
+        return policy.init_state(rows, tokens.shape[1], tokens.device)
+    except L2PDError:
+        raise
+    except Exception as error:
+        raise PolicyRuntimeError(f"policy {policy.name!r}: init_state failed: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -247,15 +264,18 @@ def denoising_step(
     tokens = torch.where(committed, step.x0, block.tokens)
     masked = block.masked & ~committed
     remasked = torch.zeros_like(masked)
-    for group in block._groups:
-        if isinstance(group.policy, RemaskingPolicy):
-            after = _seen_by(replace(step, tokens=tokens, masked=masked), group, block)
-            taken_back = _ask(group, "remask", after, on_error)
-            _put(remasked, group, taken_back)
     if any(isinstance(group.policy, RemaskingPolicy) for group in block._groups):
-        candidates = remasked & ~masked & block.present & (block.masked.any(-1, keepdim=True))
+        # One fewer than were committed, so that the block ends; none where nothing was.
         allowed = (committed.sum(-1, keepdim=True) - 1).clamp_(min=0)
-        remasked = candidates & (ranks(-step.confidence, candidates) < allowed)
+        open_to_it = ~masked & block.present
+        if end_of_text.rule != "off":  # what was cut behind an end of text does not come back
+            open_to_it &= ~is_end_of_text(tokens, end_of_text.token_ids)
+        for group in block._groups:
+            if isinstance(group.policy, RemaskingPolicy):
+                seen = _seen_by(step, group, block)
+                after = replace(seen, tokens=_of(tokens, group), masked=_of(masked, group))
+                back = _ask(group, "remask", after, on_error) & _of(open_to_it, group)
+                _put(remasked, group, back & (ranks(-seen.confidence, back) < _of(allowed, group)))
         tokens = tokens.masked_fill(remasked, block.mask_token_id)
         masked = masked | remasked
 
@@ -299,7 +319,8 @@ def _observe(
 
     certain = block.present.to(torch.float32)
     predicted = lay_out(found.x0, block.tokens)
-    confidence = lay_out(found.confidence, certain)
+    # A masked position whose logits were not given is the last to be taken.
+    confidence = lay_out(found.confidence, certain * ~block.masked)
     assert predicted is not None and confidence is not None
     cube: Tensor | None = None
     if "logits" in requires:
@@ -318,7 +339,7 @@ def _observe(
         logits=cube,
         step_index=block.step_index,
         block_index=block.block_index,
-        num_blocks=block.num_blocks,
+        canvas_length=block.canvas_length,
         present=block.present,
         reference=block.reference,
         generator=block.generators,
@@ -341,6 +362,10 @@ def _seen_by(step: DenoisingStep, group: _Group, block: BlockBatch) -> Denoising
             margin=None if step.margin is None else torch.where(block.masked, step.margin, certain),
         )
     return step if group.index is None else step.select_rows(group.index, group.members)
+
+
+def _of(values: Tensor, group: _Group) -> Tensor:
+    return values if group.index is None else values.index_select(0, group.index)
 
 
 def _put(target: Tensor, group: _Group, values: Tensor) -> None:
@@ -369,11 +394,11 @@ def _ask(
         answer = getattr(policy, method)(step, group.state)
         if not isinstance(answer, Tensor):
             raise TypeError(f"returned {type(answer).__name__}, not a tensor")
-        if answer.dtype != torch.bool or answer.shape != step.masked.shape:
-            raise TypeError(
-                f"returned {answer.dtype} of shape {tuple(answer.shape)}, "
-                f"not torch.bool of shape {tuple(step.masked.shape)}"
-            )
+        found, wanted = (
+            (value.dtype, tuple(value.shape), value.device.type) for value in (answer, step.masked)
+        )
+        if found != wanted:
+            raise TypeError(f"returned a tensor of {found}, wanted {wanted}")
     except Exception as error:
         if on_error == "raise":
             raise PolicyRuntimeError(f"policy {policy.name!r}: {method} failed: {error}") from error

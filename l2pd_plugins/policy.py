@@ -55,8 +55,8 @@ class DenoisingStep:
     """(B,) int64, denoising steps already taken in this block."""
     block_index: Tensor
     """(B,) int64, which block of the canvas this is, from 0."""
-    num_blocks: Tensor
-    """(B,) int64, blocks in the row's canvas."""
+    canvas_length: Tensor
+    """(B,) int64, positions of the row's canvas, of all its blocks."""
     present: Tensor
     """(B, L) bool, False behind the end of the text or of the canvas."""
     reference: Tensor | None = None
@@ -129,6 +129,10 @@ class UnmaskPolicy(ABC):
         if not is_dataclass(self):
             return {}
         return {f.name: getattr(self, f.name) for f in fields(self) if f.init and f.repr}
+
+    def fingerprint(self) -> str:
+        """Tells this policy's weights from others; empty if it has none."""
+        return ""
 
     def describe(self) -> str:
         """The policy as one word: ``confidence_threshold(threshold=0.9)``."""

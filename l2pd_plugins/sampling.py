@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -15,15 +15,16 @@ def sample_tokens(
     counts: Sequence[int],
     generators: Sequence[torch.Generator],
     *,
-    temperature: float = 1.0,
+    warp: Callable[[Tensor], Tensor] | None = None,
     suppress: int | None = None,
 ) -> Tensor:
-    """Draw a token per row of logits from softmax(logits / temperature): (N, V) -> (N,) int64.
+    """Draw a token per row of logits from softmax(warp(logits)): (N, V) -> (N,) int64.
 
     Args:
         counts: how many consecutive rows of logits belong to each generator; sums to N.
         generators: one per sequence, so that what a sequence draws does not depend on its batch.
-        temperature: above 0.
+        warp: float32 rows of logits -> the same, by temperature, top-k, top-p, ...; a row's result
+            must not depend on the others.
         suppress: a token that is never drawn (the mask token).
 
     By the exponential race: argmax of p / e with e ~ Exp(1) is a draw from p. In float32, where
@@ -37,10 +38,12 @@ def sample_tokens(
     for count, generator in zip(counts, generators, strict=True):
         for first in range(start, start + count, chunk):
             part = slice(first, min(first + chunk, start + count))
-            scores = logits[part].to(torch.float32, copy=True).div_(temperature)
+            scores = logits[part].to(torch.float32, copy=True)
             if suppress is not None:
                 scores[:, suppress].fill_(-torch.inf)
+            if warp is not None:
+                scores = warp(scores)
             noise = torch.empty_like(scores).exponential_(generator=generator)
-            drawn[part] = scores.sub_(noise.log_()).argmax(-1)
+            drawn[part] = (scores - noise.log_()).argmax(-1)
         start += count
     return drawn

@@ -12,9 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_BUFFER_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 25}
-"""Elements of the float32 buffer: on the CPU what two cores' L2 caches hold; on a GPU enough to
-fill the chip, and still little memory."""
+_CPU_BUFFER = 1 << 19
+"""Elements of the float32 buffer on the CPU: what two cores' L2 caches hold."""
+
+_GPU_SHARE = 80
+"""On a GPU the buffer holds this fraction of the logits, so that two of them stay under 5 % of
+the memory of bf16 logits."""
 
 _TILE = 512
 """Columns per tile of the search for the maximum."""
@@ -46,10 +49,10 @@ def row_statistics(
     Args:
         requires: of {"confidence", "entropy", "margin"}; other names are ignored.
         suppress: a token that cannot be predicted (the mask token), as if its logit were -inf.
-        x0: (N,) tokens that were sampled; without it x0 is the argmax.
+        x0: (N,) tokens that were sampled, -1 for the argmax; without it x0 is the argmax.
 
-    A row's result does not depend on the other rows, to the bit. A row that holds NaN, or nothing
-    but -inf, has NaN for confidence.
+    On the CPU a row's result does not depend on the other rows, to the bit. A row that holds NaN,
+    or nothing but -inf, has NaN for confidence.
     """
     if logits.ndim != 2:
         raise ValueError(f"logits must be (rows, vocabulary), got shape {tuple(logits.shape)}")
@@ -64,7 +67,8 @@ def row_statistics(
     width = -(-vocabulary // _TILE) * _TILE
     # At least two rows: torch sums a single long row in another order than several (it splits the
     # row over threads), and then a row's bits would depend on how many rows stand beside it.
-    chunk = max(2, min(_BUFFER_ELEMENTS.get(device.type, 1 << 25) // width, rows))
+    room = _CPU_BUFFER if device.type == "cpu" else max(_CPU_BUFFER, logits.numel() // _GPU_SHARE)
+    chunk = max(2, min(room // width, rows))
     buffer = torch.empty(chunk, width, dtype=torch.float32, device=device)
     powers = torch.empty_like(buffer) if entropy is not None else None
     for start in range(0, rows, chunk):
@@ -81,7 +85,10 @@ def row_statistics(
             second = z.amax(-1, keepdim=True)
             z.scatter_(1, best, top)
         z.sub_(top)
-        picked = best if x0 is None else x0[part, None].expand(len(z), 1)
+        picked = best
+        if x0 is not None:
+            given = x0[part, None].expand(len(z), 1)
+            picked = torch.where(given < 0, best, given)
         logit = z.gather(1, picked)
         if powers is None:
             total = z.exp_().sum(-1, keepdim=True)

@@ -7,6 +7,7 @@ was killed goes on with the missing ones and gives the same data.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -30,12 +31,15 @@ class Manifest:
     """What a folder of trajectories was made from; equal manifests mean equal data."""
 
     model: str
+    model_fingerprint: str
+    """Of its weights, see `fingerprint`."""
     prompts: str
     """Name of the prompt file."""
     prompts_sha256: str
     prompt_count: int
     policies: list[str]
-    """Descriptions of the policies whose states were recorded, in the order of `policy`."""
+    """The policies whose states were recorded, in the order of `policy`: what each describes
+    itself as, and the fingerprint of its weights if it has any."""
     max_new_tokens: int
     block_length: int
     end_of_text: str
@@ -115,6 +119,18 @@ class Trajectories:
         """One after the other."""
         names = [f.name for f in fields(cls)]
         return cls(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
+
+
+def fingerprint(weights: Mapping[str, Tensor]) -> str:
+    """A hash of some weights by names, shapes and a sample of values: quick for a model of any
+    size, and another one as good as always for other weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        values = tensor.detach().flatten()
+        sample = values[:: max(1, len(values) // 4096)].to("cpu", torch.float32).contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(sample.numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def save_references(path: Path, tokens: Tensor) -> None:

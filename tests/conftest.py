@@ -90,7 +90,7 @@ def make_step():
         reference=None,
         step_index=0,
         block_index=0,
-        num_blocks=1,
+        canvas_length=None,
     ):
         confidence = torch.tensor(confidence, dtype=torch.float32)
         rows, length = confidence.shape
@@ -108,7 +108,7 @@ def make_step():
             logits=None,
             step_index=torch.full((rows,), step_index),
             block_index=torch.full((rows,), block_index),
-            num_blocks=torch.full((rows,), num_blocks),
+            canvas_length=torch.full((rows,), canvas_length or length),
             present=torch.ones_like(masked),
             reference=None if reference is None else torch.tensor(reference),
         )

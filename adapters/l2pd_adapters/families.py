@@ -17,8 +17,6 @@ class ModelFamily:
     """`config.model_type` of the native decoder it runs on."""
     attention: Literal["bidirectional"]
     """Which positions a position sees: all of prompt and canvas."""
-    logit_shift: int
-    """0: position i is predicted at position i. 1: at position i - 1."""
 
 
 FAMILIES = (
@@ -26,7 +24,6 @@ FAMILIES = (
         name="bidirectional decoder",
         model_types=("llama", "qwen3"),
         attention="bidirectional",
-        logit_shift=0,
     ),
 )
 
@@ -59,3 +56,11 @@ def mask_token_of(config: Any) -> int:
             f"wanted a token id below vocab_size={config.vocab_size}"
         )
     return mask_token_id
+
+
+def end_of_text_ids(value: Any) -> tuple[int, ...]:
+    """The end-of-text tokens of an `eos_token_id`: None, a number, a list, or a tensor."""
+    if value is None:
+        return ()
+    found = value.tolist() if hasattr(value, "tolist") else value
+    return tuple(found) if isinstance(found, list | tuple) else (found,)

@@ -21,7 +21,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, Literal
 
-from l2pd_adapters.tiny_models.checkers import FAMILIES, FEMALE, MALE
+from l2pd_adapters.tiny_models.checkers import DIAL_MOVES, FAMILIES, FEMALE, MALE
 
 Split = Literal["train", "heldout"]
 
@@ -73,12 +73,12 @@ def addition(rng: Random) -> Task:
 
 def dial(rng: Random) -> Task:
     position = start = rng.randint(0, 9)
-    moves = [rng.randint(1, 9) for _ in range(rng.randint(3, 9))]
+    moves = "".join(rng.choices("".join(DIAL_MOVES), k=rng.randint(4, 16)))
     prompt = answer = str(start)
     for move in moves:
-        position = (position + move) % 10
-        prompt += f"+{move}=."
-        answer += f"+{move}={position}"
+        position = (position + DIAL_MOVES[move]) % 10
+        prompt += f"{move}."
+        answer += f"{move}{position}"
     return Task(f"Dial: {prompt}", answer, {"start": start, "moves": moves})
 
 
@@ -148,10 +148,10 @@ def walk(rng: Random) -> Task:
 
 
 def _two_numbers(rng: Random) -> tuple[int, int]:
-    # The total first, then a uniform choice among its pairs.
-    total = rng.randint(20, 99)
-    a = rng.randint(10, total - 10)
-    return a, total - a
+    # The total first, then a uniform choice among its pairs that need no carry.
+    tens, ones = rng.randint(3, 9), rng.randint(3, 9)
+    a = 10 * rng.randint(1, tens - 1) + rng.randint(0, ones)
+    return a, 10 * tens + ones - a
 
 
 def split(rng: Random) -> Task:
@@ -167,13 +167,13 @@ def solution(rng: Random) -> Task:
 
 
 def booking(rng: Random) -> Task:
-    name, room, hours = rng.choice(FEMALE + MALE), rng.randint(10, 99), rng.randint(1, 9)
-    begin, minute = rng.randint(0, 23 - hours), rng.choice(("00", "15", "30", "45"))
+    name, room, hours = rng.choice(FEMALE + MALE), rng.randint(10, 99), rng.randint(1, 4)
+    begin, minute = rng.randint(1, 9 - hours), rng.choice(("00", "15", "30", "45"))
     record = {
         "name": name,
         "room": room,
-        "from": f"{begin:02}:{minute}",
-        "to": f"{begin + hours:02}:{minute}",
+        "from": f"{begin}:{minute}",
+        "to": f"{begin + hours}:{minute}",
         "hours": hours,
     }
     data = {"name": name, "room": room, "hours": hours}
@@ -207,14 +207,16 @@ def story(rng: Random) -> Task:
 
 
 def receipt(rng: Random) -> Task:
-    items = rng.sample(ITEMS, rng.randint(3, 5))
-    total, parts = 0, []
-    for item in items:
-        price = rng.randint(1, 9)
-        total += price
-        parts.append(f"{item} {price} = {total:02}")
-    data = {"items": items, "total": total}
-    return Task(f"Receipt {total:02}: {', '.join(items)}", ", ".join(parts) + ".", data)
+    items, total = rng.sample(ITEMS, 3), rng.randint(5, 9)
+    both = rng.randint(2, total - 1)
+    a = rng.randint(1, both - 1)
+    b, c = both - a, total - both
+    x, y, z = items
+    answer = (
+        f"The {x} costs {a}, the {y} costs {b}, makes {both}, the {z} costs {c}, makes {total}."
+    )
+    prompt = f"Receipt {total}: {', '.join(items)}"
+    return Task(prompt, answer, {"items": items, "total": total})
 
 
 GENERATORS: dict[str, Callable[[Random], Task]] = {

@@ -18,14 +18,14 @@ from l2pd_plugins.selection import top_k
 class FixedSchedule(UnmaskPolicy):
     """Unmask the k most confident positions of each step, with k from a schedule set in advance.
 
-    `tokens_per_step` fixes k; `steps` spreads that many steps evenly over the blocks and, inside a
+    `tokens_per_step` fixes k; `steps` spreads that many steps evenly over the canvas and, inside a
     block of m masks and S steps, commits floor(m / S) tokens a step and one more in the first
     m mod S. Without either, one token per step: the slowest and best decode, which every other
     policy is compared with.
 
     Source: LLaDA, arXiv 2502.09992, section 2.4 (low-confidence remasking), and
     `get_num_transfer_tokens` of its code. That code wants `steps` to be a multiple of the number of
-    blocks; here a remainder goes to the later blocks. A step whose share is 0 commits one token.
+    blocks; here any number is shared out by positions. A step whose share is 0 commits one token.
     """
 
     steps: Annotated[int, Field(ge=1)] | None = None
@@ -52,8 +52,9 @@ class FixedSchedule(UnmaskPolicy):
         first = step.step_index == 0
         masks = torch.where(first, step.masked.sum(-1), state["masks_at_start"])
         state["masks_at_start"] = masks
-        steps_before = self.steps * step.block_index // step.num_blocks
-        steps_after = self.steps * (step.block_index + 1) // step.num_blocks
-        steps = (steps_after - steps_before).clamp(min=1)
+        start = step.block_index * step.masked.shape[1]
+        end = torch.minimum(start + step.masked.shape[1], step.canvas_length)
+        before, after = (self.steps * at // step.canvas_length for at in (start, end))
+        steps = (after - before).clamp(min=1)
         share = masks // steps + (step.step_index < masks % steps)
         return top_k(step.confidence, step.masked, share)

@@ -10,8 +10,8 @@ import pytest
 
 from l2pd_adapters.cli.arguments import CacheKind, EndOfText
 from l2pd_adapters.cli.compare import DEMO_POLICIES
-from l2pd_adapters.evaluation import evaluate, read_prompts, validity_difference
 from l2pd_adapters.huggingface.arguments import CACHES
+from l2pd_adapters.huggingface.evaluation import evaluate, read_prompts, validity_difference
 from l2pd_adapters.tiny_models import folder_of, heldout_prompts, shipped_models
 from l2pd_plugins.end_of_text import RULES
 

@@ -11,7 +11,7 @@ import pytest
 
 from l2pd_adapters.cli.arguments import parse_policy
 from l2pd_adapters.cli.steps import annotated
-from l2pd_adapters.evaluation import evaluate, parse_prompts
+from l2pd_adapters.huggingface.evaluation import evaluate, parse_prompts
 from l2pd_plugins import L2PDError
 
 if TYPE_CHECKING:

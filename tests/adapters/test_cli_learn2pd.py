@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -13,7 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from l2pd_plugins import create_policy
+from l2pd_adapters.huggingface.collecting import collect
+from l2pd_adapters.huggingface.evaluation import read_prompts
+from l2pd_plugins import L2PDError, create_policy
 from l2pd_plugins.trajectories import read_trajectories
 
 START = "from l2pd_adapters.cli import main; main()"
@@ -100,6 +103,22 @@ def test_other_settings_do_not_mix(l2pd, small_model, prompt_file, collected):
     )
 
 
+def test_another_model_of_the_same_name_does_not_mix(loaded, prompt_file, collected):
+    model, tokenizer = copy.deepcopy(loaded)
+    model.lm_head.weight.data *= 1.01
+    with pytest.raises(L2PDError, match="model_fingerprint"):
+        collect(
+            model,
+            tokenizer,
+            read_prompts(prompt_file),
+            collected,
+            source=prompt_file.name,
+            max_new_tokens=24,
+            batch_size=2,
+            prompts_per_shard=3,
+        )
+
+
 @pytest.mark.parametrize("policy", ["learn2pd", "settled"])
 def test_training_twice_gives_the_same_weights(l2pd, collected, tmp_path, policy):
     for name in ("a", "b"):
@@ -129,8 +148,10 @@ def test_rounds(l2pd, small_model, prompt_file, tmp_path):
         *("--max-new-tokens", "16", "--data", tmp_path / "d", "--out", tmp_path / "f"),
     )
     assert done.returncode == 0, done.stderr
-    manifest, _ = read_trajectories(tmp_path / "d" / "round-1")
-    assert [p.split("threshold=")[1] for p in manifest.policies] == ["0.8)", "0.95)"]
+    manifest, data = read_trajectories(tmp_path / "d" / "round-1")
+    assert ((data.confidence > 0) == data.present).all()
+    assert data.block.max() == 1
+    assert [p.split("threshold=")[1].split(")")[0] for p in manifest.policies] == ["0.8", "0.95"]
     assert not list((tmp_path / "d" / "round-1").glob("reference-*"))
     assert create_policy("settled", filter=str(tmp_path / "f")).threshold > 0
 

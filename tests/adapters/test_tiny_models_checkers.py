@@ -107,7 +107,7 @@ def test_one_answer_means_one(family: str, seed: int, where: int) -> None:
         ("sort", {"text": "cab"}, ["abc"], ["abcc", "cba"]),
         ("json", {"fields": [["a", 1], ["b", "x"]]}, ['{"a": 1, "b": "x"}'], ['{"a":1,"b":"x"}']),
         ("addition", {"terms": [347, 586]}, ["933"], ["0933", "934", "٩٣٣"]),
-        ("dial", {"start": 8, "moves": [5, 6]}, ["8+5=3+6=9"], ["8+5=3", "8+5=13+6=19"]),
+        ("dial", {"start": 8, "moves": "Ud"}, ["8U0d9"], ["8U0", "8U10d9", "8U0d8"]),
         ("permutation", {"items": "abc"}, ["bca", "abc"], ["aab", "ab", "abcd"]),
         (
             "latin",
@@ -142,11 +142,11 @@ def test_one_answer_means_one(family: str, seed: int, where: int) -> None:
         (
             "booking",
             {"name": "Ann", "room": 41, "hours": 3},
-            ['{"name": "Ann", "room": 41, "from": "09:15", "to": "12:15", "hours": 3}'],
+            ['{"name": "Ann", "room": 41, "from": "4:15", "to": "7:15", "hours": 3}'],
             [
-                '{"name": "Ann", "room": 41, "from": "09:15", "to": "12:30", "hours": 3}',
-                '{"name": "Ann", "room": 41, "from": "22:15", "to": "25:15", "hours": 3}',
-                '{"name": "Ann", "room": 42, "from": "09:15", "to": "12:15", "hours": 3}',
+                '{"name": "Ann", "room": 41, "from": "4:15", "to": "7:30", "hours": 3}',
+                '{"name": "Ann", "room": 41, "from": "8:15", "to": "11:15", "hours": 3}',
+                '{"name": "Ann", "room": 42, "from": "4:15", "to": "7:15", "hours": 3}',
             ],
         ),
         (
@@ -172,9 +172,16 @@ def test_one_answer_means_one(family: str, seed: int, where: int) -> None:
         ),
         (
             "receipt",
-            {"items": ["tea", "bun", "jam"], "total": 19},
-            ["tea 7 = 07, bun 9 = 16, jam 3 = 19.", "tea 9 = 09, bun 9 = 18, jam 1 = 19."],
-            ["tea 7 = 07, bun 9 = 16, jam 4 = 20.", "tea 7 = 07, bun 9 = 17, jam 2 = 19."],
+            {"items": ["tea", "bun", "jam"], "total": 9},
+            [
+                "The tea costs 3, the bun costs 4, makes 7, the jam costs 2, makes 9.",
+                "The tea costs 1, the bun costs 1, makes 2, the jam costs 7, makes 9.",
+            ],
+            [
+                "The tea costs 3, the bun costs 4, makes 7, the jam costs 1, makes 8.",
+                "The tea costs 3, the bun costs 4, makes 8, the jam costs 1, makes 9.",
+                "The bun costs 3, the tea costs 4, makes 7, the jam costs 2, makes 9.",
+            ],
         ),
     ],
 )

@@ -196,6 +196,17 @@ def test_end_of_text_fills_what_is_behind_and_only_that():
     assert outcome.committed.tolist() == [[False, False, True, False, False]]
 
 
+def test_an_end_of_text_that_has_cut_the_block_is_not_masked_again():
+    logits = torch.zeros(1, 5, VOCABULARY)
+    logits[0, :, 3] = 2.0
+    logits[0, 2, EOT] = 9.0
+    batch = blocks(1, 5, [Scripted("everything", "argmax_if_empty")])
+    outcome = denoising_step(batch, logits, end_of_text=BLOCK)
+    assert batch.tokens[0, 2] == EOT
+    assert not outcome.remasked[0, 2]
+    assert outcome.remasked.any()
+
+
 def test_the_predicted_rule_cuts_behind_the_most_confident_prediction():
     predicted = EndOfText("predicted", (EOT,))
     logits = torch.zeros(1, 6, VOCABULARY)

@@ -11,6 +11,7 @@ from l2pd_plugins import L2PDError
 from l2pd_plugins.trajectories import (
     Manifest,
     Trajectories,
+    fingerprint,
     load_references,
     read_manifest,
     read_trajectories,
@@ -20,6 +21,7 @@ from l2pd_plugins.trajectories import (
 
 MANIFEST = Manifest(
     model="m",
+    model_fingerprint="f",
     prompts="p.txt",
     prompts_sha256="0",
     prompt_count=5,
@@ -64,6 +66,15 @@ def test_round_trip(tmp_path):
         wanted = torch.cat([getattr(part, field.name) for part in parts])
         assert torch.equal(getattr(found, field.name), wanted)
         assert getattr(found, field.name).dtype == wanted.dtype
+
+
+def test_fingerprints_tell_weights_apart():
+    weights = {"a": torch.randn(100, 100), "b": torch.zeros(3)}
+    same = fingerprint({"b": weights["b"].clone(), "a": weights["a"].clone()})
+    assert fingerprint(weights) == same
+    assert fingerprint({**weights, "a": weights["a"] * 1.001}) != same
+    assert fingerprint({**weights, "b": torch.zeros(4)}) != same
+    assert fingerprint({"a": weights["a"], "c": weights["b"]}) != same
 
 
 def test_references(tmp_path):

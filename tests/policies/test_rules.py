@@ -39,7 +39,11 @@ def test_fixed_schedule_uses_the_steps_as_llada_does(make_step, masks, steps, bl
     masked = [i < masks for i in range(32)]
     for index, wanted in enumerate(num_transfer_tokens(masks, steps)):
         step = make_step(
-            [[0.5] * 32], [masked], step_index=index, block_index=blocks - 1, num_blocks=blocks
+            [[0.5] * 32],
+            [masked],
+            step_index=index,
+            block_index=blocks - 1,
+            canvas_length=32 * blocks,
         )
         chosen = places(policy.select(step, state))[0]
         assert len(chosen) == wanted
@@ -56,7 +60,7 @@ def test_fixed_schedule_spreads_any_number_of_steps_over_the_blocks(make_step, s
         state = policy.init_state(1, 8, torch.device("cpu"))
         while any(masked):
             step = make_step(
-                [[0.5] * 8], [masked], step_index=index, block_index=block, num_blocks=blocks
+                [[0.5] * 8], [masked], step_index=index, block_index=block, canvas_length=8 * blocks
             )
             chosen = places(policy.select(step, state))[0] or [masked.index(True)]
             for place in chosen:
@@ -66,6 +70,15 @@ def test_fixed_schedule_spreads_any_number_of_steps_over_the_blocks(make_step, s
     assert taken == max(blocks, min(steps, taken))
     if blocks <= steps <= 8 * blocks and steps % blocks == 0:
         assert taken == steps
+
+
+def test_steps_as_many_as_tokens_are_one_token_a_step_in_a_short_last_block(make_step):
+    policy = create_policy("fixed_schedule", steps=40)
+    for block, present in ((0, 32), (1, 8)):
+        masked = [[i < present for i in range(32)]]
+        state = policy.init_state(1, 32, torch.device("cpu"))
+        step = make_step([[0.5] * 32], masked, block_index=block, canvas_length=40)
+        assert len(places(policy.select(step, state))[0]) == 1
 
 
 def test_fixed_schedule_refuses_two_schedules():

@@ -31,7 +31,7 @@ from l2pd_plugins import L2PDError, UnmaskPolicy, create_policy
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from l2pd_adapters.evaluation import Evaluation, Interval, Prompt
+    from l2pd_adapters.huggingface.evaluation import Evaluation, Interval, Prompt
 
 DEMO_POLICIES = (
     "fixed_schedule",
@@ -115,8 +115,8 @@ def compare(
 
     from rich.console import Console
 
-    from l2pd_adapters.evaluation import configuration_of, read_prompts
     from l2pd_adapters.huggingface import load
+    from l2pd_adapters.huggingface.evaluation import configuration_of, read_prompts
 
     if demo and limit is None:
         limit = DEMO_PROMPTS
@@ -161,7 +161,7 @@ def _run(
     settings: dict[str, Any],
 ) -> list[_Row]:
     """Every policy on all prompts, the one-token-per-step reference before the others."""
-    from l2pd_adapters.evaluation import evaluate
+    from l2pd_adapters.huggingface.evaluation import evaluate
 
     # The first forward passes of a process are slow; no policy should pay for them.
     evaluate(model, tokenizer, prompts[:1], policy="fixed_schedule", max_new_tokens=1)
@@ -260,7 +260,7 @@ def _print_table(console: Console, rows: Sequence[_Row]) -> None:
 
 def _print_configurations(console: Console, rows: Sequence[_Row], file: str) -> None:
     """Below the tables: what each row's figures depend on, and how sure its validity is."""
-    from l2pd_adapters.evaluation import validity_difference
+    from l2pd_adapters.huggingface.evaluation import validity_difference
 
     console.print()
     for number, row in enumerate(rows, start=1):
@@ -326,7 +326,7 @@ def _print_example(console: Console, rows: Sequence[_Row], tokenizer: Any) -> No
 
 
 def _as_json(rows: Sequence[_Row], file: str) -> dict[str, Any]:
-    from l2pd_adapters.evaluation import validity_difference
+    from l2pd_adapters.huggingface.evaluation import validity_difference
 
     first = rows[0].result
 

@@ -27,7 +27,7 @@ from l2pd_adapters.cli.arguments import (
 from l2pd_plugins import L2PDError, create_policy
 
 if TYPE_CHECKING:
-    from l2pd_adapters.evaluation import Answer, Evaluation, Prompt
+    from l2pd_adapters.huggingface.evaluation import Answer, Evaluation, Prompt
 
 _FREE_SEEDS = 2**31
 """A seed that nobody asked for is below this."""
@@ -73,8 +73,8 @@ def generate(
         # Drawn here and printed, so that any answer can be made again.
         seed = secrets.randbelow(_FREE_SEEDS)
 
-    from l2pd_adapters.evaluation import evaluate
     from l2pd_adapters.huggingface import load
+    from l2pd_adapters.huggingface.evaluation import evaluate
 
     prompts = _prompts(prompt, file)
     with quiet_loading(model):
@@ -107,7 +107,7 @@ def generate(
 
 
 def _prompts(prompt: str | None, file: Path | None) -> list[Prompt]:
-    from l2pd_adapters.evaluation import Prompt, parse_prompts, read_prompts
+    from l2pd_adapters.huggingface.evaluation import Prompt, parse_prompts, read_prompts
 
     if prompt is not None:
         if not prompt:

@@ -20,7 +20,7 @@ from l2pd_adapters.cli.arguments import (
 from l2pd_plugins import L2PDError
 
 if TYPE_CHECKING:
-    from l2pd_adapters.evaluation import Prompt
+    from l2pd_adapters.huggingface.evaluation import Prompt
     from l2pd_plugins.trajectories import Trajectories
     from l2pd_policies.learned.training import Trained
 
@@ -58,8 +58,8 @@ def collect(
     A run that was stopped goes on where it was. Several processes share the work:
     accelerate launch -m l2pd_adapters.cli learn2pd collect ...
     """
-    from l2pd_adapters.collecting import collect as run
     from l2pd_adapters.huggingface import load
+    from l2pd_adapters.huggingface.collecting import collect as run
 
     policies = [parse_policy(text) for text in policy or ["oracle"]]
     source, chosen = _prompts(prompts, limit)
@@ -198,8 +198,8 @@ def train_filter(
         manifest, trajectories = read_trajectories(data)
         trained = fitted(trajectories, manifest.block_length, manifest.model, "training")
     else:
-        from l2pd_adapters.collecting import collect as run
         from l2pd_adapters.huggingface import load
+        from l2pd_adapters.huggingface.collecting import collect as run
 
         source, chosen = _prompts(prompts, limit)
         with quiet_loading(model):
@@ -263,7 +263,7 @@ def _recipes() -> dict[str, tuple[Any, Any, bool]]:
 
 
 def _prompts(path: Path | None, limit: int | None) -> tuple[str, list[Prompt]]:
-    from l2pd_adapters.evaluation import read_prompts
+    from l2pd_adapters.huggingface.evaluation import read_prompts
     from l2pd_adapters.tiny_models import training_prompts
 
     path = path or training_prompts()

@@ -7,15 +7,23 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
-from l2pd_adapters.families import ModelFamily, family_of, mask_token_of
+from l2pd_adapters.families import end_of_text_ids, family_of, mask_token_of
 from l2pd_adapters.huggingface.forward import CACHES, CacheKind
 from l2pd_plugins import ModelContext, UnmaskPolicy, create_policy
 from l2pd_plugins.denoising import StepOutcome
@@ -55,8 +63,8 @@ _SETTINGS = (
     "return_dict_in_generate",
 )
 _INPUTS = ("inputs", "input_ids", "attention_mask", "generation_config", "streamer", "tokenizer")
-_IGNORED = ("use_cache", "past_key_values", "position_ids", "logits_to_keep", "token_type_ids")
-"""What transformers hands to every generate for autoregressive decoding; it has no meaning here."""
+_IGNORED = ("use_cache", "logits_to_keep", "token_type_ids")
+"""What tokenizers and pipelines hand to every generate; it has no meaning here."""
 
 _WITHOUT_EFFECT = {
     "num_beams": 1,
@@ -80,6 +88,8 @@ _WITHOUT_EFFECT = {
     "remove_invalid_values": False,
     "token_healing": False,
     "synced_gpus": False,
+    "min_new_tokens": 0,
+    "guidance_scale": 1.0,
     # A prepared config (custom_generate) carries these defaults of assisted decoding.
     "num_assistant_tokens": 20,
     "num_assistant_tokens_schedule": "constant",
@@ -90,7 +100,8 @@ _WITHOUT_EFFECT = {
 """Settings of autoregressive decoding, each with the value that asks for nothing. None asks for
 nothing anywhere."""
 
-_NOT_SETTINGS = {"transformers_version", "is_assistant"}
+_NOT_SETTINGS = ("transformers_version", "is_assistant")
+_TOGETHER = (("max_new_tokens", "max_length"), ("unmask_policy", "unmask_options"))
 _TRANSFORMERS_TOP_K = 50
 """What transformers' sampling uses where nobody says otherwise."""
 
@@ -99,7 +110,6 @@ _TRANSFORMERS_TOP_K = 50
 class DecodeSettings:
     """Everything about a call of generate that is not the model and the prompt."""
 
-    family: ModelFamily
     model_name: str
     mask_token_id: int
     pad_token_id: int
@@ -113,6 +123,7 @@ class DecodeSettings:
     do_sample: bool = False
     temperature: float = 1.0
     top_k: int = 0
+    """0 for all tokens."""
     top_p: float = 1.0
     cache: CacheKind = "none"
     suppress_mask: bool = True
@@ -122,16 +133,28 @@ class DecodeSettings:
     observe: frozenset[str] = frozenset()
     """Statistics that on_step is shown beyond what the policies require."""
 
+    def warp(self, scores: Tensor) -> Tensor:
+        """Rows of float32 logits as sampling sees them: temperature, then top-k, then top-p."""
+        warpers = LogitsProcessorList([TemperatureLogitsWarper(self.temperature)])
+        if self.top_k > 0:
+            warpers.append(TopKLogitsWarper(min(self.top_k, scores.shape[1])))
+        if self.top_p < 1:
+            warpers.append(TopPLogitsWarper(self.top_p))
+        return warpers(None, scores)
+
     def describe(self, model: Any) -> str:
         """Everything that the result depends on, in one line."""
         policies = list(dict.fromkeys(policy.describe() for policy in self.policies))
+        progress = list(dict.fromkeys(policy.progress for policy in self.policies))
         parts: dict[str, Any] = {
             "model": self.model_name,
             "policy": policies[0] if len(policies) == 1 else "[" + ", ".join(policies) + "]",
+            "progress": ",".join(progress),
             "max_new_tokens": self.max_new_tokens,
             "block_length": self.block_length,
             "cache": self.cache,
             "end_of_text": self.end_of_text.rule,
+            "eos": ",".join(map(str, self.end_of_text.token_ids)) or "none",
             "dtype": str(model.dtype).removeprefix("torch."),
         }
         parts["decoding"] = "greedy"
@@ -162,6 +185,8 @@ def refuse_unknown(keywords: Mapping[str, Any]) -> None:
             "negative_prompt_attention_mask",
             "custom_generate",
             "inputs_embeds",
+            "past_key_values",
+            "position_ids",
         ):
             raise L2PDError(
                 f"{name}={_short(value)} is not supported by diffusion decoding; supported are "
@@ -187,28 +212,34 @@ def _short(value: object) -> str:
 def merged_config(
     model: Any, given: GenerationConfig | None, keywords: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Settings in transformers' order: keywords, the config given, then the model's own."""
+    """Settings in transformers' order: keywords win over the config given, it over the model's own.
+
+    A source that names a length, or a policy, replaces what weaker sources say of either: a
+    keyword `max_length` wins over the model's `max_new_tokens`, and a policy does not inherit the
+    options of another.
+    """
+    own = model.generation_config
     merged: dict[str, Any] = {}
-    for source, whose in ((model.generation_config, "the model's"), (given, "the given")):
-        if source is None:
-            continue
-        for name, value in source.to_dict().items():
-            if value is None or name in _NOT_SETTINGS or name.startswith("_"):
+    for source in (own, given, keywords):
+        values = source.to_dict() if isinstance(source, GenerationConfig) else source or {}
+        named = {name: value for name, value in values.items() if value is not None}
+        for together in _TOGETHER:
+            if any(name in named for name in together):
+                for name in together:
+                    merged.pop(name, None)
+        for name, value in named.items():
+            if source is keywords or name in (*OUR_KEYWORDS, *_SETTINGS):
+                merged[name] = value
+            elif name.startswith("_") or name in (*_NOT_SETTINGS, *_IGNORED):
                 continue
-            if name not in (*OUR_KEYWORDS, *_SETTINGS, *_IGNORED):
-                if _asks_for_nothing(name, value):
-                    continue
-                if source is given:
+            elif not _asks_for_nothing(name, value):
+                # transformers hands a custom generate the model's settings as if they were given.
+                if source is given and getattr(own, name, None) != value:
                     raise L2PDError(
                         f"{name}={_short(value)} of the given generation_config is not supported "
                         "by diffusion decoding"
                     )
-                logger.warning("%s generation_config: %s=%r is not used", whose, name, value)
-                continue
-            merged[name] = value
-    for name, value in keywords.items():
-        if value is not None:
-            merged[name] = value
+                logger.warning("the model's generation_config: %s=%r is not used", name, value)
     return merged
 
 
@@ -221,30 +252,35 @@ def make_settings(
     name: str,
     streamer: Any = None,
 ) -> DecodeSettings:
-    """Check and complete the merged settings for `batch_size` sequences (after expansion)."""
-    family = family_of(model.config)
+    """Check and complete the merged settings for `batch_size` sequences, which are
+    `num_return_sequences` adjacent ones for each prompt."""
+    repeats = merged.get("num_return_sequences", 1)
+    family_of(model.config)
     mask_token_id = mask_token_of(model.config)
     max_new_tokens = merged.get("max_new_tokens")
     if max_new_tokens is None and "max_length" in merged:
-        max_new_tokens = _whole("max_length", merged["max_length"], 1) - prompt_length
+        max_new_tokens = whole("max_length", merged["max_length"], 1) - prompt_length
     if max_new_tokens is None:
         raise L2PDError("max_new_tokens is not given: the length of the canvas has no default")
-    max_new_tokens = _whole("max_new_tokens", max_new_tokens, 1)
+    max_new_tokens = whole("max_new_tokens", max_new_tokens, 1)
     default_block = getattr(model.config, "block_length", None) or 32
-    block_length = _whole("block_length", merged.get("block_length", default_block), 1)
+    block_length = whole("block_length", merged.get("block_length", default_block), 1)
     cache = merged.get("cache", "none")
     if cache not in CACHES:
         raise L2PDError(f"cache={cache!r}: the choices are {', '.join(CACHES)}")
+    attention = getattr(model.config, "_attn_implementation", None) or "eager"
+    if cache != "none" and attention not in ("eager", "sdpa"):
+        raise L2PDError(
+            f"cache={cache!r} with attn_implementation={attention!r} is not supported; load the "
+            "model with eager or sdpa, or decode with cache='none'"
+        )
 
-    eos = merged.get("eos_token_id")
-    if isinstance(eos, Tensor):
-        eos = eos.tolist()
-    ids = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+    ids = end_of_text_ids(merged.get("eos_token_id"))
     for token_id in ids:
-        _whole("eos_token_id", token_id, 0)
+        whole("eos_token_id", token_id, 0)
         if token_id == mask_token_id:
             raise L2PDError(f"eos_token_id={token_id} is the mask token")
-    end_of_text = EndOfText(merged.get("end_of_text", "block"), tuple(ids))
+    end_of_text = EndOfText(merged.get("end_of_text", "block"), ids)
     pad_token_id = merged.get("pad_token_id")
     if isinstance(pad_token_id, Tensor):
         pad_token_id = int(pad_token_id)
@@ -255,33 +291,37 @@ def make_settings(
 
     if streamer is not None and batch_size != 1:
         raise L2PDError(f"a streamer takes one sequence, this call makes {batch_size}")
-    do_sample = bool(merged.get("do_sample", False))
+    do_sample = merged.get("do_sample", False)
+    if not isinstance(do_sample, bool):
+        raise L2PDError(f"do_sample={do_sample!r}: wanted True or False")
     seed = merged.get("seed")
-    temperature = _number("temperature", merged.get("temperature", 1.0), above=0.0)
-    top_p = _number("top_p", merged.get("top_p", 1.0), above=0.0, at_most=1.0)
-    top_k = _whole("top_k", merged.get("top_k", _TRANSFORMERS_TOP_K), 0)
+    sampling: dict[str, Any] = {}
+    if do_sample:
+        sampling["temperature"] = _number("temperature", merged.get("temperature", 1.0), above=0.0)
+        sampling["top_p"] = _number("top_p", merged.get("top_p", 1.0), above=0.0, at_most=1.0)
+        sampling["top_k"] = whole("top_k", merged.get("top_k", _TRANSFORMERS_TOP_K), 0)
+    elif merged.get("temperature", 1.0) not in (0, 1):
+        logger.warning("temperature=%s has no effect: do_sample is not set", merged["temperature"])
 
+    path = getattr(model.config, "_name_or_path", None)
     context = ModelContext(
         name=name,
         block_length=block_length,
         mask_token_id=mask_token_id,
         vocab_size=model.config.vocab_size,
-        path=getattr(model.config, "_name_or_path", None) or None,
+        path=path if path and Path(path).is_dir() else None,
     )
     return DecodeSettings(
-        family=family,
         model_name=name,
         mask_token_id=mask_token_id,
         pad_token_id=pad_token_id,
         max_new_tokens=max_new_tokens,
         block_length=block_length,
         end_of_text=end_of_text,
-        policies=_policies(merged, batch_size, context),
+        policies=_policies(merged, batch_size, repeats, context),
         seeds=_seeds(seed, batch_size) if do_sample or seed is not None else None,
         do_sample=do_sample,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
+        **sampling,
         cache=cache,
         suppress_mask=bool(merged.get("suppress_mask", True)),
         return_dict=bool(merged.get("return_dict_in_generate", False)),
@@ -292,7 +332,7 @@ def make_settings(
 
 
 def _policies(
-    merged: Mapping[str, Any], batch_size: int, context: ModelContext
+    merged: Mapping[str, Any], batch_size: int, repeats: int, context: ModelContext
 ) -> tuple[UnmaskPolicy, ...]:
     """One policy per sequence; equal choices share one object, so that they form one group."""
     choice = merged.get("unmask_policy", "fixed_schedule")
@@ -307,17 +347,17 @@ def _policies(
             "unmask_options goes with a single unmask_policy; in a list, give each policy its own "
             'options: {"name": ..., option: value}'
         )
-    if not choice or batch_size % len(choice):
-        raise L2PDError(f"unmask_policy names {len(choice)} policies for {batch_size} sequences")
-    made: dict[Any, UnmaskPolicy] = {}
+    prompts = batch_size // repeats
+    if len(choice) != prompts:
+        raise L2PDError(f"unmask_policy names {len(choice)} policies for {prompts} prompts")
+    made: dict[str | int, UnmaskPolicy] = {}
 
     def bound(item: PolicyChoice) -> UnmaskPolicy:
-        key = item if isinstance(item, str) else repr(item) if isinstance(item, Mapping) else item
+        key = id(item) if isinstance(item, UnmaskPolicy) else repr(item)
         if key not in made:
             made[key] = create_policy(item).for_model(context)
         return made[key]
 
-    repeats = batch_size // len(choice)  # num_return_sequences: a prompt's sequences are adjacent
     return tuple(bound(item) for item in choice for _ in range(repeats))
 
 
@@ -330,27 +370,32 @@ def _seeds(seed: Any, batch_size: int) -> tuple[int, ...]:
     if isinstance(seed, Sequence) and not isinstance(seed, str):
         if len(seed) != batch_size:
             raise L2PDError(f"seed names {len(seed)} seeds for {batch_size} sequences")
-        return tuple(_whole("seed", item, 0) for item in seed)
-    first = int(torch.randint(2**31, ())) if seed is None else _whole("seed", seed, 0)
-    return tuple(first + i for i in range(batch_size))
+        seeds = [whole("seed", item, 0) for item in seed]
+    else:
+        first = int(torch.randint(2**31, ())) if seed is None else whole("seed", seed, 0)
+        seeds = [first + i for i in range(batch_size)]
+    if max(seeds) >= 2**63:
+        raise L2PDError(f"seed={max(seeds)}: wanted a number below 2**63")
+    return tuple(seeds)
 
 
 def _observed(names: Any) -> frozenset[str]:
     choices = STATISTICS - {"reference"}
-    if isinstance(names, str) or not set(names) <= choices:
+    if isinstance(names, str) or not isinstance(names, Iterable) or not set(names) <= choices:
         raise L2PDError(f"observe={names!r}: wanted names out of {', '.join(sorted(choices))}")
     return frozenset(names)
 
 
-def _whole(name: str, value: Any, least: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+def whole(name: str, value: Any, least: int) -> int:
+    """The value as an int. Raises L2PDError if it is no whole number from `least` up."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
         raise L2PDError(f"{name}={value!r}: wanted a whole number from {least}")
-    return value
+    return int(value)
 
 
 def _number(name: str, value: Any, *, above: float, at_most: float | None = None) -> float:
-    good = isinstance(value, int | float) and not isinstance(value, bool) and value > above
-    if not good or (at_most is not None and value > at_most):
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else above
+    if not number > above or (at_most is not None and number > at_most):
         limit = "" if at_most is None else f", at most {at_most}"
         raise L2PDError(f"{name}={value!r}: wanted a number above {above}{limit}")
-    return float(value)
+    return number

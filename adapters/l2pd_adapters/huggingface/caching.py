@@ -66,6 +66,8 @@ class CanvasLayer(CacheLayerMixin):
         """Columns that the cache holds."""
         return self.cache.width
 
+    get_max_cache_shape = get_max_length  # its name before transformers 5.20 or so
+
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Keys that the attention sees, and where they start."""
         left, right = self.cache.span

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 
 from l2pd_adapters.huggingface.arguments import DecodeSettings
 from l2pd_adapters.huggingface.forward import CanvasView, Forward
@@ -46,10 +45,12 @@ def decode(
     """Decode a batch: input_ids (B, P), attention_mask (B, P) with zeros on the left only."""
     reference, reference_nfe = _references(model, input_ids, attention_mask, settings)
     canvas = _Canvas(model, input_ids, attention_mask, settings, reference)
-    while canvas.rows:
-        canvas.forward_and_step()
-    if settings.streamer is not None:
-        settings.streamer.end()
+    try:
+        while canvas.rows:
+            canvas.forward_and_step()
+    finally:  # a reader of the stream must not wait for ever, whatever a policy does
+        if settings.streamer is not None:
+            settings.streamer.end()
     return Decoded(*canvas.result(), reference_nfe)
 
 
@@ -73,7 +74,7 @@ class _Canvas:
         device = input_ids.device
         length = settings.block_length
         self.settings, self.device = settings, device
-        self.forward = Forward(model, settings.family, settings.cache)
+        self.forward = Forward(model, settings.cache)
         self.prompt_length = prompt
         self.num_blocks = -(-settings.max_new_tokens // length)
         self.end = prompt + settings.max_new_tokens
@@ -113,7 +114,7 @@ class _Canvas:
             self.tokens[:, prompt : prompt + length].clone(),
             settings.policies,
             mask_token_id=settings.mask_token_id,
-            num_blocks=torch.full((batch,), self.num_blocks, device=device),
+            canvas_length=torch.full((batch,), settings.max_new_tokens, device=device),
             present=self._present(self.blocks),
             reference=None if reference is None else reference[:, :length].clone(),
             generators=None
@@ -123,19 +124,21 @@ class _Canvas:
         )
         self.needed = self.block.masked.tolist()
         """Positions of each live row's block whose logits the next step reads; a host copy."""
+        self.masks = [sum(row) for row in self.needed]
+        """How many positions of each live row's block are masked."""
         if settings.streamer is not None:
             settings.streamer.put(input_ids[0].cpu())
 
     def forward_and_step(self) -> None:
         """One forward pass, one denoising step, and what follows from it."""
-        logits, positions, counts = self._logits()
+        logits, positions = self._logits()
         settings = self.settings
         outcome = denoising_step(
             self.block,
             logits,
             positions,
             end_of_text=settings.end_of_text,
-            x0=self._draw(logits, counts) if settings.do_sample else None,
+            x0=self._draw(logits, positions) if settings.do_sample else None,
             suppress_mask=settings.suppress_mask,
         )
         self._record(outcome)
@@ -164,8 +167,8 @@ class _Canvas:
             length=length,
         )
 
-    def _logits(self) -> tuple[Tensor, Tensor, list[int]]:
-        """A forward pass: the needed logits (N, V), where they belong, and how many per row."""
+    def _logits(self) -> tuple[Tensor, Tensor]:
+        """A forward pass: the needed logits (N, V), and where in (R, L) they belong."""
         length = self.settings.block_length
         view = CanvasView(
             tokens=self.tokens,
@@ -179,27 +182,32 @@ class _Canvas:
         )
         hidden, starts = self.forward.hidden(view)
         self.forwards += 1
-        positions, columns, counts = [], [], []
+        positions, columns = [], []
         for row, needed in enumerate(self.needed):
             found = list(compress(range(length), needed))
             positions += [row * length + i for i in found]
             columns += [row * hidden.shape[1] + starts[row] + i for i in found]
-            counts.append(len(found))
         at = torch.tensor([positions, columns], device=self.device)
-        return self.forward.logits(hidden, at[1]), at[0], counts
+        return self.forward.logits(hidden, at[1]), at[0]
 
-    def _draw(self, logits: Tensor, counts: list[int]) -> Tensor:
+    def _draw(self, logits: Tensor, positions: Tensor) -> Tensor:
+        """(N,) tokens drawn for the masked positions; -1, the argmax, for committed ones.
+
+        Committed positions draw nothing, so a sequence's random stream depends on its decode alone
+        and not on what is asked for beside it.
+        """
+        masked = self.block.masked.flatten()[positions].nonzero().flatten()
         settings = self.settings
-        scores = logits.float() / settings.temperature
-        if settings.suppress_mask:
-            scores[:, settings.mask_token_id] = -torch.inf
-        warpers = LogitsProcessorList()
-        if settings.top_k > 0:
-            warpers.append(TopKLogitsWarper(min(settings.top_k, scores.shape[1])))
-        if settings.top_p < 1:
-            warpers.append(TopPLogitsWarper(settings.top_p))
         assert self.block.generators is not None
-        return sample_tokens(warpers(None, scores), counts, self.block.generators)
+        drawn = torch.full_like(positions, -1)
+        drawn[masked] = sample_tokens(
+            logits[masked],
+            self.masks,
+            self.block.generators,
+            warp=settings.warp,
+            suppress=settings.mask_token_id if settings.suppress_mask else None,
+        )
+        return drawn
 
     def _record(self, outcome: StepOutcome) -> None:
         """Write the block into the canvas, and the commits into the trace."""
@@ -221,13 +229,14 @@ class _Canvas:
         """Rows whose block is full go on to the next one or leave; ended texts are cut."""
         visible = self.block.present.sum(-1, keepdim=True)
         report = torch.cat(
-            [self.block.needed(), self.block.masked.any(-1, True), outcome.ended[:, None], visible],
+            [self.block.needed(), self.block.masked.sum(-1, True), outcome.ended[:, None], visible],
             dim=-1,
         ).tolist()  # the one host read of the step
         length = self.settings.block_length
         advancing, leaving = [], []
-        for row, (*wanted, unfinished, ended, seen) in enumerate(report):
+        for row, (*wanted, left, ended, seen) in enumerate(report):
             self.needed[row] = wanted
+            self.masks[row] = left
             self.fresh[row] = False
             if ended:
                 self.ended[row] = True
@@ -235,7 +244,7 @@ class _Canvas:
                 if last != self.last[row]:
                     self.last[row] = last
                     self.attention[row, last:] = 0
-            if unfinished:
+            if left:
                 continue
             self._stream_block(row, seen)
             if self.ended[row] or self.blocks[row] + 1 == self.num_blocks:
@@ -264,6 +273,7 @@ class _Canvas:
         for row, start in zip(rows, starts, strict=True):
             self.fresh[row] = True
             self.needed[row] = [start + i < self.settings.max_new_tokens for i in range(length)]
+            self.masks[row] = sum(self.needed[row])
 
     def _leave(self, rows: list[int]) -> None:
         at = torch.tensor(rows, device=self.device)
@@ -276,7 +286,7 @@ class _Canvas:
             self.length[sequence] = self.last[row] - self.prompt_length
         gone = set(rows)
         kept = [row for row in range(len(self.rows)) if row not in gone]
-        for name in ("rows", "blocks", "fresh", "ended", "first", "last", "needed"):
+        for name in ("rows", "blocks", "fresh", "ended", "first", "last", "needed", "masks"):
             values = getattr(self, name)
             setattr(self, name, [values[row] for row in kept])
         if kept:

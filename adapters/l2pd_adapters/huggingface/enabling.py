@@ -29,6 +29,7 @@ from l2pd_adapters.huggingface.arguments import (
     make_settings,
     merged_config,
     refuse_unknown,
+    whole,
 )
 from l2pd_adapters.huggingface.decoding import decode
 from l2pd_adapters.huggingface.output import DiffusionGenerateOutput
@@ -123,9 +124,7 @@ def generate(
     prompts = _prompts(inputs, input_ids)
     mask = _left_padded(prompts, attention_mask)
     merged = merged_config(model, generation_config, kwargs)
-    repeats = merged.get("num_return_sequences", 1)
-    if not isinstance(repeats, int) or repeats < 1:
-        raise L2PDError(f"num_return_sequences={repeats!r}: wanted a whole number from 1")
+    repeats = whole("num_return_sequences", merged.get("num_return_sequences", 1), 1)
     if repeats > 1 and not merged.get("do_sample", False):
         raise L2PDError(
             f"num_return_sequences={repeats} with greedy decoding gives {repeats} equal answers; "
@@ -175,6 +174,8 @@ def custom_generate(
     # attention_mask cannot stand in the signature: transformers would take it for an argument of
     # this function alone and not prepare it.
     mask = _left_padded(input_ids, model_kwargs.pop("attention_mask", None))
+    for prepared in ("position_ids", "past_key_values"):  # for autoregressive decoding
+        model_kwargs.pop(prepared, None)
     refuse_unknown(model_kwargs)
     given = (
         unmask_policy,

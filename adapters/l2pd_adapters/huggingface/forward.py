@@ -8,7 +8,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from l2pd_adapters.families import ModelFamily
 from l2pd_adapters.huggingface.caching import CanvasCache
 
 CacheKind = Literal["none", "prefix", "dual"]
@@ -50,8 +49,8 @@ class Forward:
     what is before and behind it. A row's refresh depends on its own block only.
     """
 
-    def __init__(self, model: Any, family: ModelFamily, cache: CacheKind) -> None:
-        self.model, self.family, self.kind = model, family, cache
+    def __init__(self, model: Any, cache: CacheKind) -> None:
+        self.model, self.kind = model, cache
         self.cache: CanvasCache | None = None
 
     def hidden(self, view: CanvasView) -> tuple[Tensor, list[int]]:
@@ -96,8 +95,7 @@ class Forward:
         The language-model head of a vocabulary of 150,000 costs as much as many layers, so it never
         sees the rows that nobody asks about.
         """
-        shifted = (indices - self.family.logit_shift).clamp(min=0)
-        logits: Tensor = self.model.get_output_embeddings()(hidden.flatten(0, 1)[shifted])
+        logits: Tensor = self.model.get_output_embeddings()(hidden.flatten(0, 1)[indices])
         return logits
 
     def _dense(self, view: CanvasView, rows: Tensor | None) -> Tensor:

@@ -14,11 +14,14 @@ from l2pd_adapters.huggingface.enabling import enable
 from l2pd_adapters.tiny_models import folder_of, shipped_models
 from l2pd_plugins.errors import L2PDError
 
+_OF_THE_HUB = ("revision", "token", "cache_dir", "local_files_only")
+
 
 def load(
     name: str | Path,
     *,
     dtype: torch.dtype | str = "auto",
+    device: torch.device | str | None = None,
     device_map: Any = None,
     **kwargs: Any,
 ) -> tuple[Any, Any]:
@@ -28,8 +31,10 @@ def load(
         name: a shipped model ("tiny-llada"), a local folder, or a hub id. A shipped name wins over
             a hub id; a folder is named by a path (``./tiny-llada``).
         dtype: of the weights; "auto" takes the checkpoint's own.
-        device_map: as in transformers; None loads to the CPU.
-        kwargs: handed to ``AutoModelForCausalLM.from_pretrained``.
+        device: where the model goes; None leaves it on the CPU.
+        device_map: as in transformers (needs accelerate), instead of `device`.
+        kwargs: handed to ``AutoModelForCausalLM.from_pretrained``; `revision`, `token`, `cache_dir`
+            and `local_files_only` hold for config and tokenizer, too.
 
     Returns:
         (model in eval mode, tokenizer with left padding).
@@ -38,15 +43,18 @@ def load(
     is run: the models run on transformers' own decoders.
     """
     source = _source(name)
+    hub = {key: kwargs[key] for key in _OF_THE_HUB if key in kwargs} | {"trust_remote_code": False}
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, **hub)
         family_of(config)
         mask_token_of(config)
         model = AutoModelForCausalLM.from_pretrained(
-            source, config=config, dtype=dtype, device_map=device_map, **kwargs
+            source, config=config, dtype=dtype, device_map=device_map, **kwargs | hub
         )
-        tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        if device is not None:
+            model = model.to(device)
+        tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **hub)
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise L2PDError(f"model {str(name)!r} cannot be loaded: {error}") from error
     return enable(model.eval(), name=str(name)), tokenizer
 

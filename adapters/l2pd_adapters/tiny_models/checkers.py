@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
-__all__ = ["FAMILIES", "FEMALE", "MALE", "Family", "check"]
+__all__ = ["DIAL_MOVES", "FAMILIES", "FEMALE", "MALE", "Family", "check"]
 
 Kind = Literal["one_answer", "coupled", "mixed"]
 Data = Mapping[str, Any]
@@ -25,6 +25,9 @@ Data = Mapping[str, Any]
 # Names of the stories; the checker must know which pronoun agrees with which name.
 FEMALE = ("Amy", "Ann", "Eva", "Ida", "Kim", "Liz", "Mia", "Zoe")
 MALE = ("Ben", "Dan", "Jim", "Leo", "Max", "Sam", "Ted", "Tom")
+
+# How far each move turns the dial: up or down, by one or (capital) by two.
+DIAL_MOVES = {"u": 1, "d": -1, "U": 2, "D": -2}
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,8 @@ def _dial(data: Data, answer: str) -> bool:
     position = data["start"]
     expected = str(position)
     for move in data["moves"]:
-        position = (position + move) % 10
-        expected += f"+{move}={position}"
+        position = (position + DIAL_MOVES[move]) % 10
+        expected += f"{move}{position}"
     return answer == expected
 
 
@@ -138,7 +141,7 @@ def _solution(data: Data, answer: str) -> bool:
 
 def _booking(data: Data, answer: str) -> bool:
     name, room, hours = data["name"], data["room"], data["hours"]
-    time = "([01][0-9]|2[0-3]):(00|15|30|45)"
+    time = "([1-9]):(00|15|30|45)"
     pattern = (
         rf'\{{"name": "{name}", "room": {room}, "from": "{time}", "to": "{time}", '
         rf'"hours": {hours}\}}'
@@ -172,15 +175,17 @@ def _story(data: Data, answer: str) -> bool:
 
 
 def _receipt(data: Data, answer: str) -> bool:
-    pattern = ", ".join(rf"{item} ([1-9]) = ([0-9]{{2}})" for item in data["items"]) + r"\."
-    match = re.fullmatch(pattern, answer)
+    x, y, z = data["items"]
+    digit = "([1-9])"
+    match = re.fullmatch(
+        rf"The {x} costs {digit}, the {y} costs {digit}, makes {digit}, "
+        rf"the {z} costs {digit}, makes {digit}\.",
+        answer,
+    )
     if match is None:
         return False
-    prices, sums = [[int(group) for group in match.groups()[start::2]] for start in (0, 1)]
-    return sums[-1] == data["total"] and all(
-        before + price == after
-        for before, price, after in zip([0, *sums[:-1]], prices, sums, strict=True)
-    )
+    a, b, both, c, total = map(int, match.groups())
+    return a + b == both and both + c == total == data["total"]
 
 
 FAMILIES: dict[str, Family] = {
@@ -190,7 +195,7 @@ FAMILIES: dict[str, Family] = {
         Family("sort", "one_answer", _sort, "the letters in alphabetical order"),
         Family("json", "one_answer", _json, "key=value pairs as a JSON object"),
         Family("addition", "one_answer", _addition, "the sum of two three-digit numbers"),
-        Family("dial", "one_answer", _dial, "every place of a ten-digit dial that is turned"),
+        Family("dial", "one_answer", _dial, "every place of a dial that is turned step by step"),
         Family("permutation", "coupled", _permutation, "the letters in any order"),
         Family("latin", "coupled", _latin, "a 4x4 Latin square that keeps a few clues"),
         Family("brackets", "coupled", _brackets, "balanced brackets that start as given"),
@@ -200,6 +205,6 @@ FAMILIES: dict[str, Family] = {
         Family("booking", "mixed", _booking, "a JSON record whose times fit its duration"),
         Family("schedule", "mixed", _schedule, "everybody gets one of the given hours"),
         Family("story", "mixed", _story, "a story whose name, pronouns and numbers agree"),
-        Family("receipt", "mixed", _receipt, "prices with running sums up to a given total"),
+        Family("receipt", "mixed", _receipt, "three prices that add up to a given total, in prose"),
     )
 }

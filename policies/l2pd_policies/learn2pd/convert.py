@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import re
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from l2pd_plugins.errors import L2PDError
 from l2pd_policies.learn2pd.filter import UnmaskFilter
 
+_DIGITS = re.compile(r"([0-9]+)")
 _WANTED = "wanted is a state dict of two linear layers of L x L with biases, as the authors release"
 
 
@@ -23,25 +24,31 @@ def convert(source: Path, *, threshold: float, progress: str, base_model: str) -
     """
     try:
         content = torch.load(source, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+    except Exception as error:  # a broken pickle ends in almost any error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise L2PDError(f"{source} is refused: {reason}; {_WANTED}") from error
-    tensors = list(content.values()) if isinstance(content, dict) else []
-    if len(tensors) != 4 or not all(isinstance(value, Tensor) for value in tensors):
-        found = list(content) if isinstance(content, dict) else type(content).__name__
-        raise L2PDError(f"{source} holds {found}; {_WANTED}")
-    names = [str(name) for name in content]
-    shapes = [tuple(value.shape) for value in tensors]
-    length = shapes[0][0] if shapes[0] else 0
-    kinds = [name.rsplit(".", 1)[-1] for name in names]
+    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+        raise L2PDError(f"{source} holds a {type(content).__name__}; {_WANTED}")
+    weights = {str(name): value for name, value in content.items()}
+    layers = sorted({name.rpartition(".")[0] for name in weights}, key=_natural)
+    names = [f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")]
+    found = {name: (tuple(value.shape), value.dtype) for name, value in weights.items()}
+    length = len(weights[names[0]]) if len(layers) == 2 and names[0] in weights else 0
     square = [(length, length), (length,)] * 2
-    if kinds != ["weight", "bias"] * 2 or shapes != square:
-        raise L2PDError(f"{source} holds {dict(zip(names, shapes, strict=True))}; {_WANTED}")
-    if not all(value.isfinite().all() for value in tensors):
-        raise L2PDError(f"{source} has weights that are not finite")
+    good = length > 0 and sorted(weights) == sorted(names)
+    if not good or [tuple(weights[name].shape) for name in names] != square:
+        raise L2PDError(f"{source} holds {found}; {_WANTED}")
+    tensors = [weights[name] for name in names]
+    if not all(value.is_floating_point() and value.isfinite().all() for value in tensors):
+        raise L2PDError(f"{source} has weights that are no finite real numbers: {found}")
     made = UnmaskFilter(
         block_length=length, threshold=threshold, progress=progress, base_model=base_model
     )
     own = ["fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"]
     made.load_state_dict({k: v.to(torch.float32) for k, v in zip(own, tensors, strict=True)})
     return made.eval().requires_grad_(False)
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sorts layers by the numbers in their names: ``fc2`` before ``fc10``."""
+    return [(int(part or 0), "") if part.isdigit() else (0, part) for part in _DIGITS.split(name)]

@@ -49,6 +49,8 @@ class LearnedFilter(
 
     FEATURES: ClassVar[tuple[str, ...]]
     """What the class's inputs are."""
+    ANY_BLOCK_LENGTH: ClassVar[bool] = False
+    """Whether the class fits every block length, with block_length None in the config."""
 
     def __init__(
         self,
@@ -162,11 +164,13 @@ def _config(kind: type[LearnedFilter], folder: Path) -> dict[str, Any]:
     length, threshold, rate = (
         config[name] for name in ("block_length", "threshold", "false_positive_rate")
     )
-    check("schema_version", config["schema_version"] == SCHEMA_VERSION, SCHEMA_VERSION)
-    check("block_length", length is None or (type(length) is int and length > 0), "from 1, or null")
+    version = config["schema_version"]
+    check("schema_version", type(version) is int and version == SCHEMA_VERSION, SCHEMA_VERSION)
+    check("features", config["features"] == list(kind.FEATURES), list(kind.FEATURES))
+    if length is not None or not kind.ANY_BLOCK_LENGTH:
+        check("block_length", type(length) is int and length > 0, "a whole number from 1")
     check("threshold", isinstance(threshold, float) and 0 < threshold < 1, "between 0 and 1")
     check("progress", config["progress"] in PROGRESS_RULES, PROGRESS_RULES)
-    check("features", config["features"] == list(kind.FEATURES), list(kind.FEATURES))
     check("base_model", isinstance(config["base_model"], str), "a string")
     good = rate is None or (isinstance(rate, float) and 0 <= rate <= 1)
     check("false_positive_rate", good, "from 0 to 1, or null")

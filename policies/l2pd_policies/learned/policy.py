@@ -16,6 +16,7 @@ from typing_extensions import Self
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.options import options
 from l2pd_plugins.policy import DenoisingStep, ModelContext, UnmaskPolicy
+from l2pd_plugins.trajectories import fingerprint
 from l2pd_policies.learned.filter import LearnedFilter, load_filter
 
 
@@ -37,6 +38,7 @@ class FilterPolicy(UnmaskPolicy):
     _loaded: Any = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self._asked_threshold = self.threshold
         if self.filter is not None:
             self._use(load_filter(self.filter_class, self.filter))
 
@@ -55,7 +57,7 @@ class FilterPolicy(UnmaskPolicy):
         self._on_device: dict[torch.device, LearnedFilter] = {}
         # A class variable for other policies; here each filter brings its own rule.
         self.__dict__["progress"] = loaded.progress
-        if self.threshold is None:
+        if self._asked_threshold is None:
             self.threshold = loaded.threshold
 
     def for_model(self, model: ModelContext) -> Self:
@@ -72,6 +74,10 @@ class FilterPolicy(UnmaskPolicy):
             ready.filter = f"{model.name}/policies/{self.folder_name}"
         ready._check_block_length(model.block_length)
         return ready
+
+    def fingerprint(self) -> str:
+        """Of the filter's weights."""
+        return "" if self._loaded is None else fingerprint(self._loaded.state_dict())
 
     def _check_block_length(self, block_length: int) -> None:
         if self._loaded is None:

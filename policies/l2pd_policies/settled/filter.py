@@ -24,6 +24,7 @@ class SignalFilter(LearnedFilter, tags=["settled"]):
     """
 
     FEATURES = SIGNALS
+    ANY_BLOCK_LENGTH = True
 
     def __init__(self, block_length: int | None = None, **config: Any) -> None:
         super().__init__(block_length=block_length, **config)

@@ -193,14 +193,80 @@ def test_policy_from_the_generation_config(model, prompts):
     )
 
 
+def test_a_source_replaces_what_weaker_ones_say_together(model, prompts):
+    model.generation_config.max_new_tokens = 30
+    model.generation_config.unmask_policy = "confidence_threshold"
+    model.generation_config.unmask_options = {"threshold": 0.3}
+    assert model.generate(**prompts, max_length=19, end_of_text="off").shape == (5, 19)
+    assert model.generate(**prompts, end_of_text="off").shape == (5, 41)
+    given_ = GenerationConfig(max_length=15, unmask_policy="fixed_schedule")
+    out = model.generate(
+        **prompts, generation_config=given_, end_of_text="off", return_dict_in_generate=True
+    )
+    assert out.sequences.shape == (5, 15)
+    assert "policy=fixed_schedule(tokens_per_step=1)" in out.configuration
+
+
+def test_policies_per_prompt_with_several_sequences_each(model, prompts):
+    two = {name: value[:2] for name, value in prompts.items()}
+    seen = {}
+
+    class Named(UnmaskPolicy):
+        def __init__(self, label):
+            self.label = label
+
+        def select(self, step, state):
+            seen.setdefault(self.label, set()).add(len(step.masked))
+            return step.masked
+
+    out = model.generate(
+        **two,
+        max_new_tokens=8,
+        do_sample=True,
+        num_return_sequences=3,
+        unmask_policy=[Named("a"), Named("b")],
+    )
+    assert out.shape[0] == 6
+    assert seen == {"a": {3}, "b": {3}}
+
+
+def test_observing_changes_nothing_that_is_sampled(model, prompts):
+    arguments = {**prompts, "max_new_tokens": 16, "do_sample": True, "seed": 1, **THRESHOLD}
+    plain = model.generate(**arguments)
+    watched = model.generate(**arguments, observe={"committed", "entropy"})
+    assert torch.equal(plain, watched)
+
+
+def test_recorded_steps_stay_as_they_were(model, prompts):
+    seen = []
+
+    def record(rows, blocks, outcome):
+        step = outcome.step
+        seen.append((step, step.confidence.clone(), step.block_index.clone(), step.tokens.clone()))
+
+    class Keeps(UnmaskPolicy):
+        def init_state(self, batch_size, block_length, device):
+            return {"confidence": torch.zeros(batch_size, block_length)}
+
+        def select(self, step, state):
+            state["confidence"] = step.confidence
+            return step.confidence > 0.3
+
+    model.generate(**prompts, max_new_tokens=24, unmask_policy=Keeps(), on_step=record)
+    for step, confidence, block_index, tokens in seen:
+        assert torch.equal(step.confidence, confidence)
+        assert torch.equal(step.block_index, block_index)
+        assert torch.equal(step.tokens, tokens)
+
+
 def test_the_configuration_line_names_everything(model, prompts):
     out = model.generate(
         **prompts, max_new_tokens=16, do_sample=True, seed=5, return_dict_in_generate=True
     )
     assert isinstance(out, DiffusionGenerateOutput)
     assert out.configuration == (
-        "model=random policy=fixed_schedule(tokens_per_step=1) max_new_tokens=16 block_length=8 "
-        "cache=none end_of_text=block dtype=float32 "
+        "model=random policy=fixed_schedule(tokens_per_step=1) progress=argmax_if_empty "
+        "max_new_tokens=16 block_length=8 cache=none end_of_text=block eos=62 dtype=float32 "
         "decoding=sampled(temperature=1.0, top_k=50, top_p=1.0) seed=[5, 6, 7, 8, 9]"
     )
 
@@ -294,9 +360,13 @@ def test_on_step_sees_every_step(model, prompts):
         ({"top_p": 1.5, "do_sample": True}, "top_p=1.5"),
         ({"seed": [1, 2]}, "2 seeds for 5 sequences"),
         ({"seed": "a"}, "seed='a'"),
+        ({"seed": 2**63}, "below 2"),
+        ({"observe": 5}, "observe=5"),
+        ({"do_sample": "no"}, "do_sample='no'"),
+        ({"past_key_values": "nonsense"}, "past_key_values='nonsense' is not supported"),
         ({"eos_token_id": MASK}, "mask token"),
         ({"pad_token_id": MASK}, "mask token"),
-        ({"unmask_policy": ["oracle", "oracle"]}, "2 policies for 5 sequences"),
+        ({"unmask_policy": ["oracle", "oracle"]}, "2 policies for 5 prompts"),
         ({"generation_config": GenerationConfig(num_beams=3)}, "num_beams=3"),
     ],
 )
@@ -338,3 +408,9 @@ def test_a_failing_policy_is_named(model, prompts):
 
     with pytest.raises(PolicyRuntimeError, match=r"broken.*own trouble"):
         model.generate(**prompts, max_new_tokens=8, unmask_policy=Broken())
+    recorder = Recorder()
+    with pytest.raises(PolicyRuntimeError):
+        model.generate(
+            prompts["input_ids"][:1], max_new_tokens=8, unmask_policy=Broken(), streamer=recorder
+        )
+    assert recorder.heard[-1] == ("end", None)

@@ -68,6 +68,15 @@ def test_broken_weights_are_named(make_model, tmp_path):
         load(tmp_path)
 
 
+def test_no_code_of_a_checkpoint_is_run(tmp_path):
+    (tmp_path / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    config = {"model_type": "their_own", "auto_map": {"AutoConfig": "code.Config"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(L2PDError, match="cannot be loaded"):
+        load(tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
 def test_an_autoregressive_model_is_refused(tmp_path):
     shape = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2}
     LlamaForCausalLM(LlamaConfig(vocab_size=16, num_hidden_layers=1, **shape)).save_pretrained(

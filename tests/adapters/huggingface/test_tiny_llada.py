@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import TextDiffusionStreamer, TextIteratorStreamer, TextStreamer
 
-from l2pd_adapters.evaluation import read_prompts
 from l2pd_adapters.huggingface import load
+from l2pd_adapters.huggingface.evaluation import read_prompts
 from l2pd_adapters.tiny_models import heldout_prompts
 
 

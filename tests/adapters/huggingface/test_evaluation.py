@@ -10,7 +10,8 @@ from random import Random
 import pytest
 import torch
 
-from l2pd_adapters.evaluation import (
+from l2pd_adapters.huggingface import load
+from l2pd_adapters.huggingface.evaluation import (
     Answer,
     Evaluation,
     Prompt,
@@ -19,7 +20,6 @@ from l2pd_adapters.evaluation import (
     read_prompts,
     validity_difference,
 )
-from l2pd_adapters.huggingface import load
 from l2pd_adapters.tiny_models import heldout_prompts, shipped_models
 from l2pd_plugins import L2PDError, UnmaskPolicy, create_policy
 

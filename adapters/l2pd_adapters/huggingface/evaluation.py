@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from l2pd_adapters.families import end_of_text_ids
 from l2pd_adapters.huggingface.arguments import make_settings, merged_config
 from l2pd_adapters.huggingface.enabling import BoundGenerate
 from l2pd_adapters.tiny_models.checkers import FAMILIES, check
@@ -288,9 +289,10 @@ def evaluate(
         "end_of_text": end_of_text,
         "cache": cache,
         "seed": seed,
+        "do_sample": temperature != 0,
     }
     if temperature:
-        settings.update(do_sample=True, temperature=temperature)
+        settings["temperature"] = temperature
     configuration = configuration_of(model, unmask_policy=chosen, **settings)
     shown = None
     if "reference" in chosen.requires and getattr(chosen, "reference", None) is None:
@@ -301,7 +303,7 @@ def evaluate(
     encoded = encode_prompts(tokenizer, prompts)
     answers: dict[int, Answer] = {}
     for rows in _batches(prompts, encoded, batch_size):
-        given = chosen if shown is None else _with_reference(chosen, [shown[i] for i in rows])
+        given = chosen if shown is None else with_reference(chosen, [shown[i].canvas for i in rows])
         input_ids, attention_mask = left_padded([encoded[i] for i in rows])
         began = time.perf_counter()
         out = model.generate(
@@ -406,11 +408,11 @@ def _batches(
         yield order[start : start + batch_size]
 
 
-def _with_reference(policy: UnmaskPolicy, answers: Sequence[Answer]) -> UnmaskPolicy:
+def with_reference(policy: UnmaskPolicy, tokens: Sequence[Sequence[int]]) -> UnmaskPolicy:
     """The policy, with the reference of each row of a batch."""
     shown = copy.copy(policy)
     # Not a plain assignment: a policy may well be a frozen dataclass.
-    object.__setattr__(shown, "reference", [list(answer.canvas) for answer in answers])
+    object.__setattr__(shown, "reference", [list(row) for row in tokens])
     return shown
 
 
@@ -426,8 +428,7 @@ def _answers(
 ) -> list[Answer]:
     """What generate gave for one batch; `whole` keeps what lies behind the end of text."""
     trace = out.trace
-    ends = model.generation_config.eos_token_id
-    ends = () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends)
+    ends = end_of_text_ids(model.generation_config.eos_token_id)
     made = zip(
         prompts,
         canvases.tolist(),

@@ -8,23 +8,30 @@ predictions equal the reference. With the oracle as the policy, this is the data
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from l2pd_adapters.evaluation import Prompt, encode_prompts, left_padded
+from l2pd_adapters.families import end_of_text_ids
+from l2pd_adapters.huggingface.evaluation import (
+    Prompt,
+    encode_prompts,
+    left_padded,
+    with_reference,
+)
 from l2pd_plugins import UnmaskPolicy, create_policy
 from l2pd_plugins.denoising import StepOutcome
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.trajectories import (
     Manifest,
     Trajectories,
+    fingerprint,
     load_references,
     read_manifest,
     save_references,
@@ -70,6 +77,8 @@ def collect(
     """
     if not prompts:
         raise L2PDError("there are no prompts to collect from")
+    if not end_of_text_ids(model.generation_config.eos_token_id):
+        raise L2PDError("the model's generation_config names no eos_token_id")
     rank = int(os.environ.get("RANK", "0")) if rank is None else rank
     world_size = int(os.environ.get("WORLD_SIZE", "1")) if world_size is None else world_size
     made = [create_policy(policy) for policy in policies]
@@ -77,10 +86,11 @@ def collect(
     texts = "\n".join(prompt.text for prompt in prompts)
     manifest = Manifest(
         model=model.generate.name,
+        model_fingerprint=fingerprint(model.state_dict()),
         prompts=source,
         prompts_sha256=hashlib.sha256(texts.encode()).hexdigest(),
         prompt_count=len(prompts),
-        policies=[policy.describe() for policy in made],
+        policies=[f"{policy.describe()} {policy.fingerprint()}".strip() for policy in made],
         max_new_tokens=max_new_tokens,
         block_length=block_length,
         end_of_text="block",
@@ -119,6 +129,7 @@ def _settings(manifest: Manifest) -> dict[str, Any]:
         "max_new_tokens": manifest.max_new_tokens,
         "block_length": manifest.block_length,
         "end_of_text": manifest.end_of_text,
+        "do_sample": False,
     }
 
 
@@ -135,20 +146,17 @@ def _references(
     own = manifest.reference_path_of(out, shard)
     if elsewhere is not None:
         theirs = read_manifest(elsewhere)
-        for name in ("model", "prompts_sha256", "max_new_tokens", "block_length", "end_of_text"):
-            if getattr(theirs, name) != getattr(manifest, name):
+        for name, value in asdict(manifest).items():
+            if name != "policies" and getattr(theirs, name) != value:
                 raise L2PDError(
                     f"the reference decodes in {elsewhere} have {name}={getattr(theirs, name)!r}, "
-                    f"this run has {getattr(manifest, name)!r}"
+                    f"this run has {value!r}"
                 )
-        if theirs.prompts_per_shard != manifest.prompts_per_shard:
-            raise L2PDError(f"{elsewhere} has shards of {theirs.prompts_per_shard} prompts")
         own = theirs.reference_path_of(elsewhere, shard)
     if own.is_file() or elsewhere is not None:
         return load_references(own)
     first = min(min(rows) for rows in batches)
-    end = model.generation_config.eos_token_id
-    filler = end if isinstance(end, int) else end[0]
+    filler = end_of_text_ids(model.generation_config.eos_token_id)[0]
     found = torch.full((sum(map(len, batches)), manifest.max_new_tokens), filler)
     for rows in batches:
         input_ids, attention_mask = left_padded([encoded[i] for i in rows])
@@ -178,8 +186,7 @@ def _record(
     padding = -references.shape[1] % length
     wanted_of = torch.nn.functional.pad(references, (0, padding), value=-1)
     if "reference" in policy.requires:
-        policy = copy.copy(policy)
-        object.__setattr__(policy, "reference", references.tolist())
+        policy = with_reference(policy, references.tolist())
     recorded: list[Trajectories] = []
 
     def record(sequences: list[int], blocks: list[int], outcome: StepOutcome) -> None:
