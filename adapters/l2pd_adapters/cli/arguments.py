@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import Enum
 from typing import Annotated, Any
 
@@ -33,6 +32,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ModelName = Annotated[
     str, typer.Option("--model", help="A shipped model, a folder, or a hub id (owner/name).")
 ]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N, or auto.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Length of the canvas, in tokens.")]
 BlockLength = Annotated[
     int | None, typer.Option(min=1, help="Positions per block.", show_default="the model's")
@@ -64,24 +64,39 @@ def parse_policy(text: str) -> dict[str, Any]:
         if key in config:
             raise L2PDError(f"policy {text!r}: {key!r} is given twice")
         try:
-            config[key] = yaml.safe_load(value)
+            config[key] = _scalar(yaml.safe_load(value))
         except yaml.YAMLError:
             raise L2PDError(f"policy {text!r}: the value of {pair!r} is no YAML scalar") from None
     return config
 
 
-@contextmanager
-def quiet_loading(model: str) -> Iterator[None]:
-    """No progress bar where the weights load in no time, or nobody is watching."""
+def _scalar(value: Any) -> Any:
+    """YAML 1.1 takes 1e-3 for a text; nobody who writes it means one."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def load_model(name: str, device: str) -> tuple[Any, Any]:
+    """The model and its tokenizer, on a device; "auto" is the GPU of this process if there is one.
+
+    No progress bar where the weights load in no time, or nobody is watching.
+    """
+    import torch
     from transformers.utils import logging
 
+    from l2pd_adapters.huggingface import load
     from l2pd_adapters.tiny_models import shipped_models
 
+    if device == "auto":
+        rank = os.environ.get("LOCAL_RANK", "0")  # set by accelerate launch and torchrun
+        device = f"cuda:{rank}" if torch.cuda.is_available() else "cpu"
     shown = logging.is_progress_bar_enabled()
-    if model in shipped_models() or not sys.stderr.isatty():
+    if name in shipped_models() or not sys.stderr.isatty():
         logging.disable_progress_bar()
     try:
-        yield
+        return load(name, device=device)
     finally:
         if shown:
             logging.enable_progress_bar()

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,13 +17,15 @@ from l2pd_adapters.cli.arguments import (
     BlockLength,
     Cache,
     CacheKind,
+    Device,
     EndOfText,
     EndOfTextRule,
     MaxNewTokens,
     ModelName,
+    load_model,
     parse_policy,
-    quiet_loading,
 )
+from l2pd_adapters.cli.progress import progress
 from l2pd_adapters.tiny_models import heldout_prompts
 from l2pd_plugins import L2PDError, UnmaskPolicy, create_policy
 
@@ -56,15 +57,12 @@ class _Row:
         return self.policy.describe()
 
 
-class _Advance(Protocol):
-    def __call__(self, count: int, /) -> None: ...
-
-
 def compare(
     policy: Annotated[
         list[str] | None, typer.Option(help=f"{POLICY_HELP} Give it several times.")
     ] = None,
     model: ModelName = "tiny-llada",
+    device: Device = "auto",
     prompts: Annotated[
         Path | None,
         typer.Option(
@@ -115,15 +113,13 @@ def compare(
 
     from rich.console import Console
 
-    from l2pd_adapters.huggingface import load
     from l2pd_adapters.huggingface.evaluation import configuration_of, read_prompts
 
     if demo and limit is None:
         limit = DEMO_PROMPTS
     source = heldout_prompts() if prompts is None else prompts
     asked = read_prompts(source, limit)
-    with quiet_loading(model):
-        loaded, tokenizer = load(model)
+    loaded, tokenizer = load_model(model, device)
     settings = {
         "max_new_tokens": max_new_tokens,
         "block_length": block_length,
@@ -170,10 +166,10 @@ def _run(
     slow = create_policy("fixed_schedule") if at is None else policies[at]
     results: dict[int, Evaluation] = {}
     runs = len(policies) + (at is None)
-    with _progress(runs * len(prompts)) as start:
+    with progress(runs * len(prompts)) as start:
 
         def run(policy: UnmaskPolicy, **given: Any) -> Evaluation:
-            advance = start(policy.describe())
+            advance = start(f"decoding: {policy.describe()}")
             arguments = {"policy": policy, "progress": advance, **settings, **given}
             return evaluate(model, tokenizer, prompts, **arguments)
 
@@ -188,44 +184,6 @@ def _run(
 
 def _one_token_per_step(policy: UnmaskPolicy) -> bool:
     return policy.name == "fixed_schedule" and policy.options().get("tokens_per_step") == 1
-
-
-class _Start(Protocol):
-    def __call__(self, label: str, /) -> _Advance: ...
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[_Start]:
-    """Progress on stderr: a bar with the time left on a terminal, else a line for every run."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    console = Console(stderr=True, highlight=False, markup=False)
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=16),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(compact=True),
-        TextColumn("left"),
-    )
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task("", total=total)
-
-        def start(label: str, /) -> _Advance:
-            bar.update(task, description=label)
-            if not console.is_terminal:
-                console.print(f"decoding: {label}", soft_wrap=True)
-            return lambda count: bar.advance(task, count)
-
-        yield start
 
 
 def _print_table(console: Console, rows: Sequence[_Row]) -> None:

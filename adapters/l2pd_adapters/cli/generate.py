@@ -17,12 +17,13 @@ from l2pd_adapters.cli.arguments import (
     BlockLength,
     Cache,
     CacheKind,
+    Device,
     EndOfText,
     EndOfTextRule,
     MaxNewTokens,
     ModelName,
+    load_model,
     parse_policy,
-    quiet_loading,
 )
 from l2pd_plugins import L2PDError, create_policy
 
@@ -42,6 +43,7 @@ def generate(
         typer.Option(help="Prompts: one per line, or .jsonl objects with a 'prompt'; - is stdin."),
     ] = None,
     model: ModelName = "tiny-llada",
+    device: Device = "auto",
     policy: Annotated[str, typer.Option(help=POLICY_HELP)] = "fixed_schedule",
     max_new_tokens: MaxNewTokens = 128,
     block_length: BlockLength = None,
@@ -73,12 +75,10 @@ def generate(
         # Drawn here and printed, so that any answer can be made again.
         seed = secrets.randbelow(_FREE_SEEDS)
 
-    from l2pd_adapters.huggingface import load
     from l2pd_adapters.huggingface.evaluation import evaluate
 
     prompts = _prompts(prompt, file)
-    with quiet_loading(model):
-        loaded, tokenizer = load(model)
+    loaded, tokenizer = load_model(model, device)
     result = evaluate(
         loaded,
         tokenizer,

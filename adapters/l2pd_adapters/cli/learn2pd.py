@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,12 +10,15 @@ import typer
 from l2pd_adapters.cli.arguments import (
     POLICY_HELP,
     BatchSize,
+    Device,
     MaxNewTokens,
     ModelName,
+    load_model,
     parse_policy,
-    quiet_loading,
 )
+from l2pd_adapters.cli.progress import progress
 from l2pd_plugins import L2PDError
+from l2pd_plugins.policy import normalize_name
 
 if TYPE_CHECKING:
     from l2pd_adapters.huggingface.evaluation import Prompt
@@ -41,6 +42,7 @@ Limit = Annotated[int | None, typer.Option(min=2, help="Use the first so many pr
 def collect(
     out: Annotated[Path, typer.Option(help="Folder for the trajectories.")],
     model: ModelName = "tiny-llada",
+    device: Device = "auto",
     prompts: Prompts = None,
     limit: Limit = None,
     policy: Annotated[
@@ -58,14 +60,12 @@ def collect(
     A run that was stopped goes on where it was. Several processes share the work:
     accelerate launch -m l2pd_adapters.cli learn2pd collect ...
     """
-    from l2pd_adapters.huggingface import load
     from l2pd_adapters.huggingface.collecting import collect as run
 
     policies = [parse_policy(text) for text in policy or ["oracle"]]
     source, chosen = _prompts(prompts, limit)
-    with quiet_loading(model):
-        loaded = load(model)
-    with _progress(f"collecting into {out.name}", len(chosen)) as done:
+    loaded = load_model(model, device)
+    with progress(len(chosen)) as start:
         run(
             *loaded,
             chosen,
@@ -75,7 +75,7 @@ def collect(
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
             prompts_per_shard=prompts_per_shard,
-            progress=done,
+            progress=start(f"collecting into {out}"),
         )
 
 
@@ -90,6 +90,7 @@ def train(
         int, typer.Option(min=0, help="Rounds of decoding with the filter and training anew.")
     ] = 0,
     model: ModelName = "tiny-llada",
+    device: Device = "auto",
     prompts: Prompts = None,
     limit: Limit = None,
     max_new_tokens: MaxNewTokens = 128,
@@ -108,6 +109,7 @@ def train(
         policy=policy,
         rounds=rounds,
         model=model,
+        device=device,
         prompts=prompts,
         limit=limit,
         max_new_tokens=max_new_tokens,
@@ -148,6 +150,7 @@ def train_filter(
     policy: str = "learn2pd",
     rounds: int = 0,
     model: str = "tiny-llada",
+    device: str = "auto",
     prompts: Path | None = None,
     limit: int | None = None,
     max_new_tokens: int = 128,
@@ -169,6 +172,7 @@ def train_filter(
     from l2pd_policies.learned.training import train as fit
 
     kinds = _recipes()
+    policy = {normalize_name(name): name for name in kinds}.get(normalize_name(policy), policy)
     if policy not in kinds:
         raise L2PDError(f"policy {policy!r} has no filter to train; choices: {', '.join(kinds)}")
     kind, recipe, bound = kinds[policy]
@@ -183,32 +187,33 @@ def train_filter(
     def fitted(
         trajectories: Trajectories, block_length: int, base_model: str, what: str
     ) -> Trained:
-        with _progress(what, recipe.epochs) as done:
+        with progress(recipe.epochs) as start:
+            advance = start(what)
             return fit(
                 kind,
                 trajectories,
                 recipe,
                 block_length=block_length if bound else None,
                 base_model=base_model,
-                report=lambda epoch: done(1),
+                report=lambda epoch: advance(1),
             )
 
     facts: dict[str, Any] = {"policy": policy, "seed": seed, "rounds": rounds}
     if rounds == 0:
+        if prompts is not None or limit is not None:
+            raise L2PDError("--prompts and --limit go with --rounds, which collects trajectories")
         manifest, trajectories = read_trajectories(data)
         trained = fitted(trajectories, manifest.block_length, manifest.model, "training")
     else:
-        from l2pd_adapters.huggingface import load
         from l2pd_adapters.huggingface.collecting import collect as run
 
         source, chosen = _prompts(prompts, limit)
-        with quiet_loading(model):
-            loaded = load(model)
+        loaded = load_model(model, device)
         parts: list[Trajectories] = []
         policies: list[Any] = [parse_policy(text) for text in STARTING_POLICIES]
         for number in range(rounds + 1):
             folder = data / f"round-{number}"
-            with _progress(f"collecting, round {number} of {rounds}", len(chosen)) as done:
+            with progress(len(chosen)) as start:
                 run(
                     *loaded,
                     chosen,
@@ -218,7 +223,7 @@ def train_filter(
                     max_new_tokens=max_new_tokens,
                     batch_size=batch_size,
                     references_from=data / "round-0" if number else None,
-                    progress=done,
+                    progress=start(f"collecting, round {number} of {rounds}"),
                 )
             manifest, trajectories = read_trajectories(folder)
             # Policies are numbered per folder; keep those of different rounds apart.
@@ -268,21 +273,3 @@ def _prompts(path: Path | None, limit: int | None) -> tuple[str, list[Prompt]]:
 
     path = path or training_prompts()
     return path.name, read_prompts(path, limit)
-
-
-@contextmanager
-def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar with the time left, on stderr."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda count: bar.advance(task, count)

@@ -118,8 +118,15 @@ def _option(parameter: inspect.Parameter, factory: Callable[..., Any]) -> _Optio
     if isinstance(annotation, str):
         # Under `from __future__ import annotations`, a type is the text of an expression; the
         # text will do where its names are imported for type checkers only.
-        with contextlib.suppress(Exception):
-            annotation = eval(annotation, dict(vars(sys.modules[factory.__module__])))
+        for owner in inspect.getmro(factory) if inspect.isclass(factory) else (factory,):
+            if parameter.name in getattr(owner, "__annotations__", {}) or owner is factory:
+                with contextlib.suppress(Exception):
+                    module = vars(sys.modules[owner.__module__])
+                    return _described(parameter, eval(annotation, dict(module)))
+    return _described(parameter, annotation)
+
+
+def _described(parameter: inspect.Parameter, annotation: Any) -> _Option:
     default = None if parameter.default is parameter.empty else repr(parameter.default)
     return _Option(parameter.name, _type_name(annotation), default)
 
