@@ -1,8 +1,8 @@
 """A small bidirectional Qwen3 that trains fast on a CPU, with the native checkpoint's own names.
 
 Parameters are named as in transformers' `Qwen3ForCausalLM`, so the state dict is the checkpoint.
-Attention is explicit batched matrix products: compiled, their backward is several times faster on
-a CPU than that of scaled_dot_product_attention.
+In training, attention is explicit batched matrix products: compiled, their backward is several
+times faster on a CPU than that of scaled_dot_product_attention.
 """
 
 from __future__ import annotations
@@ -73,11 +73,10 @@ class Attention(nn.Module):
         k = self.k_norm(self.k_proj(x).view(split)).transpose(1, 2)
         v = self.v_proj(x).view(split).transpose(1, 2)
         q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
-        flat = (b * self.heads, t, self.head_dim)
-        scores = torch.bmm(q.reshape(flat), k.reshape(flat).transpose(1, 2))
-        scores = scores.view(b, self.heads, t, t).float() * self.head_dim**-0.5 + bias
-        weights = scores.softmax(-1).to(x.dtype).view(b * self.heads, t, t)
-        mixed = torch.bmm(weights, v.reshape(flat)).view(b, self.heads, t, self.head_dim)
+        if torch.is_grad_enabled():
+            mixed = _attend(q, k, v, bias)
+        else:
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
         return self.o_proj(mixed.transpose(1, 2).reshape(b, t, -1))
 
 
@@ -150,6 +149,15 @@ class TinyModel(nn.Module):
         # One layer, not the whole model: six times less to compile for every length.
         for layer in self.model.layers:
             layer.compile(dynamic=False)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """Attention whose backward is fast on a CPU when compiled."""
+    b, heads, t, size = q.shape
+    q, k, v = (x.reshape(b * heads, t, size) for x in (q, k, v))
+    scores = torch.bmm(q, k.transpose(1, 2)).view(b, heads, t, t)
+    weights = (scores.float() * size**-0.5 + bias).softmax(-1).to(q.dtype)
+    return torch.bmm(weights.view(b * heads, t, t), v).view(b, heads, t, size)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -39,6 +39,7 @@ DEMO_POLICIES = (
     "confidence_threshold,threshold=0.9",
     "confidence_threshold,threshold=0.7",
     "learn2pd",
+    "settled",
     "oracle",
 )
 DEMO_PROMPTS = 120
