@@ -31,7 +31,7 @@ filters: $(STAMP)
 	$(BIN)/l2pd learn2pd train --policy learn2pd --data $(RUNS)/oracle \
 		--out $(MODEL)/policies/learn2pd
 	$(BIN)/l2pd learn2pd train --policy settled --rounds 3 --data $(RUNS)/settled \
-		--out $(MODEL)/policies/settled
+		--false-positive-rate 0.05 --out $(MODEL)/policies/settled
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

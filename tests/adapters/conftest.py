@@ -17,6 +17,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from l2pd_adapters.cli import main
 from l2pd_adapters.huggingface import load
 from l2pd_policies.learn2pd import UnmaskFilter
+from l2pd_policies.settled import SignalFilter
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny_dllm" / "tokenizer.py"
 
@@ -54,9 +55,11 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         # Answers of all lengths: the end of text is likelier than any other token.
         model.lm_head.weight.data[source.END_OF_TEXT_ID] *= 3
         made = UnmaskFilter(block_length=8, threshold=0.5, base_model="small")
+        signals = SignalFilter(threshold=0.5, base_model="small")
     model.save_pretrained(folder)
     source.build_tokenizer().save_pretrained(folder)
     made.save_pretrained(folder / "policies" / "learn2pd")
+    signals.save_pretrained(folder / "policies" / "settled")
     return folder
 
 

@@ -23,6 +23,7 @@ ROWS = [
     "confidence_threshold(threshold=0.9)",
     "confidence_threshold(threshold=0.7)",
     "learn2pd()",
+    "settled()",
     "oracle()",
 ]
 
@@ -92,7 +93,7 @@ def test_the_demo_prints_everything(l2pd, settings) -> None:
     assert ended.returncode == 0, ended.stderr
     lines = ended.stdout.splitlines()
     assert "\x1b" not in ended.stdout + ended.stderr
-    numbered = [line for line in lines if line[:2] in ("1 ", "2 ", "3 ", "4 ", "5 ")]
+    numbered = [line for line in lines if line[:2] in ("1 ", "2 ", "3 ", "4 ", "5 ", "6 ")]
     assert [line.split()[1] for line in numbered] == [row.partition("(")[0] for row in ROWS]
     assert {len(line.split()) for line in numbered} == {12}
     for number, row in enumerate(ROWS, start=1):

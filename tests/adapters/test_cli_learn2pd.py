@@ -20,6 +20,8 @@ from l2pd_plugins import L2PDError, create_policy
 from l2pd_plugins.trajectories import read_trajectories
 
 START = "from l2pd_adapters.cli import main; main()"
+# Sums over another number of threads may differ in their last bits; torchrun sets 1 by itself.
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +43,9 @@ def collecting(small_model, prompt_file, out, *more):
 def collected(small_model, prompt_file, tmp_path_factory):
     out = tmp_path_factory.mktemp("data") / "whole"
     command = collecting(small_model, prompt_file, out, "--policy", "oracle")
-    subprocess.run([sys.executable, "-c", START, *command], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-c", START, *command], check=True, capture_output=True, env=ONE_THREAD
+    )
     return out
 
 
@@ -54,14 +58,14 @@ def test_a_killed_run_goes_on_and_gives_the_same_data(
 ):
     out = tmp_path / "cut"
     command = [sys.executable, "-c", START, *collecting(small_model, prompt_file, out)]
-    running = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    running = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=ONE_THREAD)
     while not any(out.glob("shard-00001*")):
         assert running.poll() is None
         time.sleep(0.002)
     running.send_signal(signal.SIGKILL)
     running.wait()
     assert len(list(out.glob("shard-*"))) < 4
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run(command, check=True, capture_output=True, env=ONE_THREAD)
     for leftover in out.glob(".*"):  # what the kill caught in the middle of writing
         leftover.unlink()
     assert contents(out) == contents(collected)
@@ -75,6 +79,7 @@ def test_processes_share_the_shards(small_model, prompt_file, collected, tmp_pat
         [sys.executable, *launch, "-m", "l2pd_adapters.cli", *command],
         check=True,
         capture_output=True,
+        env=ONE_THREAD,
     )
     assert contents(out) == contents(collected)
 
@@ -151,7 +156,7 @@ def test_rounds(l2pd, small_model, prompt_file, tmp_path):
     manifest, data = read_trajectories(tmp_path / "d" / "round-1")
     assert ((data.confidence > 0) == data.present).all()
     assert data.block.max() == 1
-    assert [p.split("threshold=")[1].split(")")[0] for p in manifest.policies] == ["0.8", "0.95"]
+    assert [p.split("threshold=")[1].split(")")[0] for p in manifest.policies] == ["0.7", "0.9"]
     assert not list((tmp_path / "d" / "round-1").glob("reference-*"))
     assert create_policy("settled", filter=str(tmp_path / "f")).threshold > 0
 

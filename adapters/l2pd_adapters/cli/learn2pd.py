@@ -29,7 +29,7 @@ app = typer.Typer(help="Collect trajectories and train filters.", no_args_is_hel
 
 STARTING_POLICIES = ("oracle", "confidence_threshold,threshold=0.7", "confidence_threshold")
 """Whose states the first round of `settled` is trained on."""
-ROUND_THRESHOLDS = (0.8, 0.95)
+ROUND_THRESHOLDS = (0.7, 0.9)
 """At which thresholds a filter decodes the training prompts between rounds: bold and careful."""
 
 Prompts = Annotated[
@@ -261,7 +261,7 @@ def _recipes() -> dict[str, tuple[Any, Any, bool]]:
         "learn2pd": (UnmaskFilter, Recipe(epochs=4000), True),
         "settled": (
             SignalFilter,
-            Recipe(epochs=40, batch_size=256, masked_only=True, check_every=1, patience=8),
+            Recipe(epochs=20, batch_size=512, decay=True, masked_only=True, check_every=1),
             False,
         ),
     }

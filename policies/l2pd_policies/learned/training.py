@@ -26,6 +26,8 @@ class Recipe:
     batch_size: int | None = None
     """Steps per update; None takes all at once."""
     learning_rate: float = 3e-3
+    decay: bool = False
+    """Whether the learning rate falls to zero, along a cosine; else it is constant."""
     masked_only: bool = False
     """Whether positions that are committed already count in the loss."""
     validation_share: float = 0.2
@@ -92,6 +94,7 @@ def train(
     made.train()
     optimizer = torch.optim.AdamW(made.parameters(), lr=recipe.learning_rate)
     generator = torch.Generator().manual_seed(recipe.seed)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.epochs)
 
     def loss_of(rows: Tensor) -> Tensor:
         losses = binary_cross_entropy_with_logits(
@@ -114,6 +117,8 @@ def train(
             loss.backward()
             optimizer.step()
             total += loss.item() * len(rows) / len(train_rows)
+        if recipe.decay:
+            schedule.step()
         if report is not None:
             report(epoch)
         if epoch % recipe.check_every and epoch != recipe.epochs:

@@ -74,6 +74,7 @@ class SignalFilter(LearnedFilter, tags=["settled"]):
             stood=stood,
             margin=t.margin,
             entropy=t.entropy,
+            x0=t.x0,
         )
         return made[back]
 

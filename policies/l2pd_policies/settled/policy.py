@@ -54,6 +54,7 @@ class Settled(FilterPolicy):
             stood=stood,
             margin=step.margin,
             entropy=step.entropy,
+            x0=step.x0,
         )
         state.update(x0=step.x0, confidence=step.confidence, stood=stood)
         return made

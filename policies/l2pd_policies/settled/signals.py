@@ -14,10 +14,14 @@ SIGNALS = (
     "stood",
     "margin",
     "entropy",
+    "outdone",
+    "echoes",
 )
 """Channels, in order. log_doubt: -log10(1 - confidence) / 6, which tells 0.99 from 0.9999;
 confidence_before: one step earlier; stood: for how many steps the prediction has been the same, up
-to 4, / 4; entropy: nats / 4, at most 1."""
+to 4, / 4; entropy: nats / 4, at most 1; outdone: a more confident masked position of the block
+predicts the same token; echoes: how many other masked positions do, / 8, at most 1. Where each item
+may stand once, those two tell what no marginal can: two tokens that cannot both be right."""
 
 STOOD_LIMIT = 4
 
@@ -31,8 +35,12 @@ def signals(
     stood: Tensor,
     margin: Tensor,
     entropy: Tensor,
+    x0: Tensor,
 ) -> Tensor:
     """Everything (B, L) -> (B, L, C) float32, 0 where there is no position."""
+    same = (x0.unsqueeze(-1) == x0.unsqueeze(-2)) & masked.unsqueeze(-2) & masked.unsqueeze(-1)
+    outdone = (same & (confidence.unsqueeze(-2) > confidence.unsqueeze(-1))).any(-1)
+    echoes = (same.sum(-1) - 1).clamp(min=0)
     channels = [
         masked.float(),
         present.float(),
@@ -42,6 +50,8 @@ def signals(
         stood.float() / STOOD_LIMIT,
         margin,
         (entropy / 4).clamp(max=1),
+        outdone.float(),
+        (echoes.float() / 8).clamp(max=1),
     ]
     return torch.stack(channels, dim=-1) * present.unsqueeze(-1)
 
