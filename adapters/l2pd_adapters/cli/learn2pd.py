@@ -261,7 +261,7 @@ def _recipes() -> dict[str, tuple[Any, Any, bool]]:
         "learn2pd": (UnmaskFilter, Recipe(epochs=4000), True),
         "settled": (
             SignalFilter,
-            Recipe(epochs=20, batch_size=512, decay=True, masked_only=True, check_every=1),
+            Recipe(epochs=30, batch_size=512, decay=True, masked_only=True, check_every=1),
             False,
         ),
     }

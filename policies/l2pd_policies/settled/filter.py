@@ -12,7 +12,7 @@ from l2pd_plugins.trajectories import Trajectories
 from l2pd_policies.learned.filter import LearnedFilter, linear
 from l2pd_policies.settled.signals import SIGNALS, how_long, signals
 
-WIDTH = 24
+WIDTH = 48
 KERNEL = 5
 
 
