@@ -175,7 +175,7 @@ def train_filter(
     policy = {normalize_name(name): name for name in kinds}.get(normalize_name(policy), policy)
     if policy not in kinds:
         raise L2PDError(f"policy {policy!r} has no filter to train; choices: {', '.join(kinds)}")
-    kind, recipe, bound = kinds[policy]
+    kind, recipe = kinds[policy]
     recipe = dataclasses.replace(
         recipe,
         epochs=epochs or recipe.epochs,
@@ -193,7 +193,7 @@ def train_filter(
                 kind,
                 trajectories,
                 recipe,
-                block_length=block_length if bound else None,
+                block_length=None if kind.ANY_BLOCK_LENGTH else block_length,
                 base_model=base_model,
                 report=lambda epoch: advance(1),
             )
@@ -251,18 +251,17 @@ def train_filter(
     return trained
 
 
-def _recipes() -> dict[str, tuple[Any, Any, bool]]:
-    """Per policy: class of the filter, recipe, whether it is bound to a block length."""
+def _recipes() -> dict[str, tuple[Any, Any]]:
+    """Per policy: class of the filter, and recipe."""
     from l2pd_policies.learn2pd import UnmaskFilter
     from l2pd_policies.learned.training import Recipe
     from l2pd_policies.settled import SignalFilter
 
     return {
-        "learn2pd": (UnmaskFilter, Recipe(epochs=4000), True),
+        "learn2pd": (UnmaskFilter, Recipe(epochs=4000)),
         "settled": (
             SignalFilter,
             Recipe(epochs=30, batch_size=512, decay=True, masked_only=True, check_every=1),
-            False,
         ),
     }
 

@@ -66,7 +66,7 @@ class CanvasLayer(CacheLayerMixin):
         """Columns that the cache holds."""
         return self.cache.width
 
-    get_max_cache_shape = get_max_length  # its name before transformers 5.20 or so
+    get_max_cache_shape = get_max_length  # its name in transformers 5.11
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Keys that the attention sees, and where they start."""

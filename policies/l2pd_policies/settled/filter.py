@@ -19,7 +19,7 @@ KERNEL = 5
 class SignalFilter(LearnedFilter, tags=["settled"]):
     """Two convolutions over the positions of a block, with the block's mean in between.
 
-    Conv(C -> 24, 5), ReLU, + Linear(mean over the block), Conv(24 -> 24, 5), ReLU, Linear(24 -> 1).
+    Conv(C -> 48, 5), ReLU, + Linear(mean over the block), Conv(48 -> 48, 5), ReLU, Linear(48 -> 1).
     The positions behind a block's ends count as absent, so the same weights serve every length.
     """
 
