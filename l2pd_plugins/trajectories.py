@@ -22,6 +22,11 @@ from torch import Tensor
 
 from l2pd_plugins.errors import L2PDError
 
+LABELS = ("reference", "consistent")
+"""What `Trajectories.correct` may say. "reference": the prediction is the token of the reference
+decode. "consistent": where the model holds other answers than the reference for as good, the
+prediction goes together with the surer ones; elsewhere as "reference"."""
+
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 
@@ -46,6 +51,8 @@ class Manifest:
     dtype: str
     batch_size: int
     prompts_per_shard: int
+    labels: str = "reference"
+    """One of `LABELS`."""
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -91,7 +98,7 @@ class Trajectories:
     margin: Tensor
     """(N, L) float32."""
     correct: Tensor
-    """(N, L) bool, whether x0 is the token of the reference decode."""
+    """(N, L) bool, whether x0 may be taken, see `LABELS`."""
 
     def __len__(self) -> int:
         return len(self.prompt)
@@ -133,15 +140,19 @@ def fingerprint(weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def save_references(path: Path, tokens: Tensor) -> None:
-    """Write the reference decodes of a shard's prompts, (P, G) int64, in the prompts' order."""
-    _replace(path, lambda temporary: save_file({"tokens": tokens.contiguous()}, temporary))
+def save_references(path: Path, tokens: Tensor, several: Tensor | None = None) -> None:
+    """Write the reference decodes of a shard's prompts, (P, G) int64, in the prompts' order, and
+    for which of them other answers are as good, (P,) bool, if that is known."""
+    tensors = {"tokens": tokens} | ({} if several is None else {"several": several})
+    made = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    _replace(path, lambda temporary: save_file(made, temporary))
 
 
-def load_references(path: Path) -> Tensor:
-    """(P, G) int64. Raises L2PDError if the file holds no reference decodes."""
+def load_references(path: Path) -> tuple[Tensor, Tensor | None]:
+    """What `save_references` wrote. Raises L2PDError if the file holds no reference decodes."""
     try:
-        return load_file(path)["tokens"]
+        tensors = load_file(path)
+        return tensors["tokens"], tensors.get("several")
     except (OSError, SafetensorError, KeyError) as error:
         raise L2PDError(f"{path} holds no reference decodes: {error}") from error
 

@@ -80,7 +80,11 @@ def test_fingerprints_tell_weights_apart():
 def test_references(tmp_path):
     tokens = torch.arange(12).view(3, 4)
     save_references(tmp_path / "r.safetensors", tokens)
-    assert torch.equal(load_references(tmp_path / "r.safetensors"), tokens)
+    loaded, several = load_references(tmp_path / "r.safetensors")
+    assert torch.equal(loaded, tokens)
+    assert several is None
+    save_references(tmp_path / "s.safetensors", tokens, torch.tensor([True, False]))
+    assert load_references(tmp_path / "s.safetensors")[1].tolist() == [True, False]
     with pytest.raises(L2PDError, match="no reference decodes"):
         load_references(tmp_path / "nothing.safetensors")
 

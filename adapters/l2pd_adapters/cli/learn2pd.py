@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,6 +36,22 @@ ROUND_THRESHOLDS = (0.7, 0.9)
 Prompts = Annotated[
     Path | None, typer.Option(help="Prompt file.", show_default="the shipped training prompts")
 ]
+
+
+class Labels(str, Enum):
+    """`l2pd_plugins.trajectories.LABELS`."""
+
+    reference = "reference"
+    consistent = "consistent"
+
+
+LabelRule = Annotated[
+    Labels,
+    typer.Option(
+        help="What a right prediction is: the reference decode's token, or, where the model holds "
+        "several answers for as good, one that goes together with the surer ones."
+    ),
+]
 Limit = Annotated[int | None, typer.Option(min=2, help="Use the first so many prompts.")]
 
 
@@ -54,6 +71,7 @@ def collect(
     prompts_per_shard: Annotated[
         int, typer.Option(min=1, help="A run that is stopped loses at most one shard's work.")
     ] = 64,
+    labels: LabelRule = Labels.reference,
 ) -> None:
     """Record reference decodes and the states that policies reach.
 
@@ -75,6 +93,7 @@ def collect(
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
             prompts_per_shard=prompts_per_shard,
+            labels=labels,
             progress=start(f"collecting into {out}"),
         )
 
@@ -100,6 +119,7 @@ def train(
         float,
         typer.Option(min=0.0, max=1.0, help="Wrong predictions that the threshold may accept."),
     ] = 0.01,
+    labels: LabelRule = Labels.reference,
     seed: int = 0,
 ) -> None:
     """Train a filter on trajectories; with --rounds N, on the states of its own decisions too."""
@@ -116,6 +136,7 @@ def train(
         batch_size=batch_size,
         epochs=epochs,
         false_positive_rate=false_positive_rate,
+        labels=labels.value,
         seed=seed,
     )
     figures = ", ".join(f"{name} {value:.4g}" for name, value in trained.metrics.items())
@@ -157,6 +178,7 @@ def train_filter(
     batch_size: int = 16,
     epochs: int | None = None,
     false_positive_rate: float = 0.01,
+    labels: str = "reference",
     seed: int = 0,
 ) -> Trained:
     """What ``l2pd learn2pd train`` does; see there.
@@ -200,8 +222,10 @@ def train_filter(
 
     facts: dict[str, Any] = {"policy": policy, "seed": seed, "rounds": rounds}
     if rounds == 0:
-        if prompts is not None or limit is not None:
-            raise L2PDError("--prompts and --limit go with --rounds, which collects trajectories")
+        if prompts is not None or limit is not None or labels != "reference":
+            raise L2PDError(
+                "--prompts, --limit and --labels go with --rounds, which collects trajectories"
+            )
         manifest, trajectories = read_trajectories(data)
         trained = fitted(trajectories, manifest.block_length, manifest.model, "training")
     else:
@@ -222,6 +246,7 @@ def train_filter(
                     source=source,
                     max_new_tokens=max_new_tokens,
                     batch_size=batch_size,
+                    labels=labels,
                     references_from=data / "round-0" if number else None,
                     progress=start(f"collecting, round {number} of {rounds}"),
                 )
@@ -245,6 +270,7 @@ def train_filter(
         "block_length": manifest.block_length,
         "end_of_text": manifest.end_of_text,
         "dtype": manifest.dtype,
+        "labels": manifest.labels,
         "recipe": recipe,
     }
     save_with_card(trained, out, title=f"{policy} filter for {manifest.model}", facts=facts)

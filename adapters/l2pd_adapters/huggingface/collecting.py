@@ -2,8 +2,8 @@
 
 For every prompt the model first decodes at one token per step; that answer is the reference. Then
 each policy decodes the same prompt, and every step is recorded with what was predicted and which
-predictions equal the reference. With the oracle as the policy, this is the data of Learn2PD
-(arXiv 2509.25188, section 3.2).
+predictions are right. With the oracle as the policy and the reference as what is right, this is the
+data of Learn2PD (arXiv 2509.25188, section 3.2).
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from l2pd_adapters.families import end_of_text_ids
+from l2pd_adapters.families import end_of_text_ids, mask_token_of
+from l2pd_adapters.huggingface.consistency import States, accepted, answers_hold, predictions
 from l2pd_adapters.huggingface.evaluation import (
     Prompt,
     encode_prompts,
@@ -29,6 +30,7 @@ from l2pd_plugins import UnmaskPolicy, create_policy
 from l2pd_plugins.denoising import StepOutcome
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.trajectories import (
+    LABELS,
     Manifest,
     Trajectories,
     fingerprint,
@@ -53,6 +55,7 @@ def collect(
     block_length: int | None = None,
     batch_size: int = 16,
     prompts_per_shard: int = 64,
+    labels: str = "reference",
     references_from: Path | None = None,
     rank: int | None = None,
     world_size: int | None = None,
@@ -66,6 +69,7 @@ def collect(
             a reference is shown the reference decode.
         source: what the manifest calls the prompts.
         prompts_per_shard: prompts of a shard; a killed run loses at most one shard's work.
+        labels: what a right prediction is, see `l2pd_plugins.trajectories.LABELS`.
         references_from: another such folder of the same prompts and model, whose reference decodes
             are taken instead of being made again.
         rank, world_size: which shards are this process's; by default from the environment that
@@ -75,6 +79,8 @@ def collect(
 
     Returns the manifest. Raises L2PDError if `out` holds data that was made otherwise.
     """
+    if labels not in LABELS:
+        raise L2PDError(f"labels={labels!r}: the choices are {', '.join(LABELS)}")
     if not prompts:
         raise L2PDError("there are no prompts to collect from")
     if not end_of_text_ids(model.generation_config.eos_token_id):
@@ -97,6 +103,7 @@ def collect(
         dtype=str(model.dtype).removeprefix("torch."),
         batch_size=batch_size,
         prompts_per_shard=prompts_per_shard,
+        labels=labels,
     )
     write_manifest(out, manifest)
     encoded = encode_prompts(tokenizer, prompts)
@@ -111,13 +118,16 @@ def collect(
         # By length within the shard, so that batches need little padding and stay the same.
         order = sorted(members, key=lambda i: (len(encoded[i]), i))
         batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-        references = _references(model, encoded, batches, manifest, out, shard, references_from)
+        references, several = _references(
+            model, encoded, batches, manifest, out, shard, references_from
+        )
         parts = []
         for rows in batches:
-            wanted = references[[i - first for i in rows]]
+            at = torch.tensor(rows) - first
+            wanted = (references[at], None if several is None else several[at])
             inputs = left_padded([encoded[i] for i in rows])
             for index, policy in enumerate(made):
-                parts += _record(model, rows, inputs, wanted, index, policy, manifest)
+                parts += _record(model, rows, inputs, *wanted, index, policy, manifest)
             if progress is not None:
                 progress(len(rows))
         Trajectories.concatenate(parts).save(path)
@@ -141,8 +151,9 @@ def _references(
     out: Path,
     shard: int,
     elsewhere: Path | None,
-) -> Tensor:
-    """Reference decodes (P, G) of a shard's prompts, in their order; made if they are nowhere."""
+) -> tuple[Tensor, Tensor | None]:
+    """Reference decodes (P, G) of a shard's prompts, in their order, and, if the labels ask for it,
+    for which of them other answers are as good (P,); made if they are nowhere."""
     own = manifest.reference_path_of(out, shard)
     if elsewhere is not None:
         theirs = read_manifest(elsewhere)
@@ -157,19 +168,84 @@ def _references(
         return load_references(own)
     first = min(min(rows) for rows in batches)
     filler = end_of_text_ids(model.generation_config.eos_token_id)[0]
-    found = torch.full((sum(map(len, batches)), manifest.max_new_tokens), filler)
+    count = sum(map(len, batches))
+    tokens = torch.full((count, manifest.max_new_tokens), filler)
+    several = None
+    if manifest.labels == "consistent":
+        several = torch.zeros(count, dtype=torch.bool)
     for rows in batches:
-        input_ids, attention_mask = left_padded([encoded[i] for i in rows])
+        inputs = left_padded([encoded[i] for i in rows])
         made = model.generate(
-            input_ids,
-            attention_mask=attention_mask,
+            inputs[0],
+            attention_mask=inputs[1],
             unmask_policy="fixed_schedule",
             pad_token_id=filler,
             **_settings(manifest),
-        )[:, input_ids.shape[1] :].cpu()
-        found[torch.tensor(rows) - first, : made.shape[1]] = made
-    save_references(own, found)
+        )[:, inputs[0].shape[1] :].cpu()
+        at = torch.tensor(rows) - first
+        tokens[at, : made.shape[1]] = made
+        if several is not None:
+            several[at] = _several(model, inputs, tokens[at], manifest)
+    save_references(own, tokens, several)
+    return tokens, several
+
+
+def _several(
+    model: Any, inputs: tuple[Tensor, Tensor], references: Tensor, manifest: Manifest
+) -> Tensor:
+    """For which prompts the model holds another answer than the reference for as good: (B,) bool.
+
+    All first predictions that go together are taken at once, and the rest one at a time. If the
+    answer is another one, and consistent, the reference's is one of several.
+    """
+    prompt, size = inputs[0].shape[1], manifest.max_new_tokens
+    states = _states(model, inputs, torch.zeros(len(references), dtype=torch.int64), manifest)
+    x0, confidence = predictions(model, states)
+    masked = states.tokens.gather(1, states.columns) == mask_token_of(model.config)
+    taken = accepted(model, states, masked=masked, x0=x0, confidence=confidence)
+    # What equals its reference is what the oracle takes, so these are its references.
+    opening = torch.full((len(references), states.tokens.shape[1]), -1)
+    opening.scatter_(1, states.columns, torch.where(taken, x0, -1))
+    out = model.generate(
+        inputs[0],
+        attention_mask=inputs[1],
+        unmask_policy=with_reference(
+            create_policy("oracle"), opening[:, prompt : prompt + size].tolist()
+        ),
+        return_dict_in_generate=True,
+        **_settings(manifest),
+    )
+    made = torch.nn.functional.pad(out.sequences, (0, prompt + size - out.sequences.shape[1]))
+    lengths = out.trace.length.tolist()
+    others = [
+        row
+        for row, end in enumerate(lengths)
+        if not torch.equal(made[row, prompt : prompt + end], references[row, :end])
+    ]
+    visible = torch.nn.functional.pad(inputs[1], (0, size), value=1)
+    found = torch.zeros(len(references), dtype=torch.bool)
+    found[others] = torch.tensor(
+        answers_hold(
+            model,
+            made[others],
+            visible[others],
+            [(prompt, prompt + lengths[row]) for row in others],
+        ),
+        dtype=torch.bool,
+    )
     return found
+
+
+def _states(
+    model: Any, inputs: tuple[Tensor, Tensor], blocks: Tensor, manifest: Manifest
+) -> States:
+    """Canvases of nothing but masks, each with the block of that number: W whole blocks."""
+    prompt, size = inputs[0].shape[1], manifest.max_new_tokens
+    padding = size + -size % manifest.block_length
+    attention = torch.nn.functional.pad(inputs[1], (0, padding), value=1)
+    attention[:, prompt + size :] = 0
+    tokens = torch.nn.functional.pad(inputs[0], (0, padding), value=mask_token_of(model.config))
+    return States(tokens, attention, prompt + blocks * manifest.block_length, manifest.block_length)
 
 
 def _record(
@@ -177,6 +253,7 @@ def _record(
     rows: list[int],
     inputs: tuple[Tensor, Tensor],
     references: Tensor,
+    several: Tensor | None,
     index: int,
     policy: UnmaskPolicy,
     manifest: Manifest,
@@ -188,6 +265,8 @@ def _record(
     if "reference" in policy.requires:
         policy = with_reference(policy, references.tolist())
     recorded: list[Trajectories] = []
+    sequences_of: list[Tensor] = []
+    in_block: list[Tensor] = []
 
     def record(sequences: list[int], blocks: list[int], outcome: StepOutcome) -> None:
         step = outcome.step
@@ -195,6 +274,8 @@ def _record(
         columns = torch.tensor(blocks).unsqueeze(-1) * length + torch.arange(length)
         wanted = wanted_of[torch.tensor(sequences).unsqueeze(-1), columns]
         x0 = step.x0.cpu()
+        sequences_of.append(torch.tensor(sequences))
+        in_block.append(step.tokens.cpu())
         recorded.append(
             Trajectories(
                 prompt=torch.tensor([rows[i] for i in sequences]),
@@ -211,7 +292,7 @@ def _record(
             )
         )
 
-    model.generate(
+    made = model.generate(
         inputs[0],
         attention_mask=inputs[1],
         unmask_policy=policy,
@@ -219,4 +300,55 @@ def _record(
         observe=OBSERVED,
         **_settings(manifest),
     )
-    return recorded
+    if several is None:
+        return recorded
+    return [
+        _relabelled(
+            model,
+            Trajectories.concatenate(recorded),
+            inputs,
+            made[:, inputs[0].shape[1] :].cpu(),
+            torch.cat(sequences_of),
+            torch.cat(in_block),
+            several,
+            manifest,
+        )
+    ]
+
+
+def _relabelled(
+    model: Any,
+    recorded: Trajectories,
+    inputs: tuple[Tensor, Tensor],
+    answers: Tensor,
+    sequences: Tensor,
+    in_block: Tensor,
+    several: Tensor,
+    manifest: Manifest,
+) -> Trajectories:
+    """The same steps; where several answers are as good, what goes together is right.
+
+    Args:
+        answers: (B, G), what the blocks before a recorded one were filled with.
+        sequences: (N,), row of the batch of every step.
+        in_block: (N, L), the block's tokens before the step.
+        several: (B,) bool.
+    """
+    at = several[sequences].nonzero().flatten()
+    if not len(at):
+        return recorded
+    rows = sequences[at]
+    states = _states(model, (inputs[0][rows], inputs[1][rows]), recorded.block[at], manifest)
+    columns = torch.arange(inputs[0].shape[1], inputs[0].shape[1] + answers.shape[1])
+    before = columns < states.starts.unsqueeze(-1)
+    states.tokens[:, columns] = torch.where(before, answers[rows], states.tokens[:, columns])
+    states.tokens.scatter_(1, states.columns, in_block[at])
+    correct = recorded.correct.clone()
+    correct[at] = accepted(
+        model,
+        states,
+        masked=recorded.masked[at],
+        x0=recorded.x0[at].to(torch.int64),
+        confidence=recorded.confidence[at],
+    )
+    return replace(recorded, correct=correct)
