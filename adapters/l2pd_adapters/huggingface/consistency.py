@@ -1,9 +1,9 @@
 """Which predictions go together: the model as the judge of answers that no reference can judge.
 
 Where many answers are valid, a prediction that is not the reference's may be as good. Here the
-model itself says whether it is: a set of predictions is consistent if each remains likely once those
-that are surer stand beside it, and a finished answer if each of its tokens remains likely once all
-others do.
+model itself says whether it is: a set of predictions is consistent if each remains likely once
+those that are surer stand beside it, and a finished answer if each of its tokens remains likely
+once all others do.
 """
 
 from __future__ import annotations
