@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2pd_adapters.families import end_of_text_ids
+from l2pd_adapters.families import block_length_of, end_of_text_ids, family_of
 from l2pd_adapters.huggingface.evaluation import (
     Prompt,
     encode_prompts,
@@ -82,7 +82,7 @@ def collect(
     rank = int(os.environ.get("RANK", "0")) if rank is None else rank
     world_size = int(os.environ.get("WORLD_SIZE", "1")) if world_size is None else world_size
     made = [create_policy(policy) for policy in policies]
-    block_length = block_length or getattr(model.config, "block_length", None) or 32
+    block_length = block_length or block_length_of(model.config)
     texts = "\n".join(prompt.text for prompt in prompts)
     manifest = Manifest(
         model=model.generate.name,
@@ -182,9 +182,12 @@ def _record(
     manifest: Manifest,
 ) -> list[Trajectories]:
     """Every step of a batch under one policy."""
-    length = manifest.block_length
-    padding = -references.shape[1] % length
-    wanted_of = torch.nn.functional.pad(references, (0, padding), value=-1)
+    length, family = manifest.block_length, family_of(model.config)
+    # The first block may begin within the prompt, and the last may reach over the canvas.
+    wanted_of = torch.nn.functional.pad(references, (length, length), value=-1)
+    first_of = torch.tensor(
+        [length - family.prompt_in_block(seen, length) for seen in inputs[1].sum(-1).tolist()]
+    )
     if "reference" in policy.requires:
         policy = with_reference(policy, references.tolist())
     recorded: list[Trajectories] = []
@@ -192,7 +195,8 @@ def _record(
     def record(sequences: list[int], blocks: list[int], outcome: StepOutcome) -> None:
         step = outcome.step
         assert step.entropy is not None and step.margin is not None  # observed
-        columns = torch.tensor(blocks).unsqueeze(-1) * length + torch.arange(length)
+        columns = first_of[sequences] + torch.tensor(blocks) * length
+        columns = columns.unsqueeze(-1) + torch.arange(length)
         wanted = wanted_of[torch.tensor(sequences).unsqueeze(-1), columns]
         x0 = step.x0.cpu()
         recorded.append(

@@ -8,6 +8,7 @@ and leaves the batch when its text has ended, so no row waits for another.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import compress
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from l2pd_adapters.huggingface.arguments import DecodeSettings
+from l2pd_adapters.huggingface.block_causal import BlockCausalForward
 from l2pd_adapters.huggingface.forward import CanvasView, Forward
 from l2pd_plugins import UnmaskPolicy, create_policy
 from l2pd_plugins.denoising import BlockBatch, StepOutcome, denoising_step
@@ -54,12 +56,28 @@ def decode(
     return Decoded(*canvas.result(), reference_nfe)
 
 
+_PER_ROW = (
+    "rows",
+    "origins",
+    "ends",
+    "blocks",
+    "fresh",
+    "ended",
+    "first",
+    "last",
+    "needed",
+    "masks",
+)
+
+
 class _Canvas:
     """Prompts and canvases of the rows that are still being decoded.
 
     Which row stands where is kept on the host; the host learns what a step did by one read per
-    step. Tensors are (R, W) for the R live rows; W counts whole blocks, of which the model sees the
-    P + max_new_tokens columns that exist.
+    step. Tensors are (R, W) for the R live rows. A row's blocks are counted from its origin: the
+    end of the prompt, or, in a block-causal model, the border of the block that the prompt has
+    begun. Such a model sees whole blocks and never less, so its canvas ends with its last block;
+    otherwise it ends after max_new_tokens. W counts whole blocks.
     """
 
     def __init__(
@@ -74,18 +92,31 @@ class _Canvas:
         device = input_ids.device
         length = settings.block_length
         self.settings, self.device = settings, device
-        self.forward = Forward(model, settings.cache)
+        block_causal = settings.family.attention == "block_causal"
+        self.forward = (BlockCausalForward if block_causal else Forward)(model, settings.cache)
         self.prompt_length = prompt
-        self.num_blocks = -(-settings.max_new_tokens // length)
-        self.end = prompt + settings.max_new_tokens
-        width = prompt + self.num_blocks * length
+        self.origins = [
+            prompt - settings.family.prompt_in_block(seen, length)
+            for seen in attention_mask.sum(-1).tolist()
+        ]
+        """Column at which each live row's first block starts."""
+        end = prompt + settings.max_new_tokens
+        whole = [origin - (origin - end) // length * length for origin in self.origins]
+        self.ends = whole if block_causal else [end] * batch
+        """One past the last column of each live row's canvas."""
+        width = max(whole)
 
         self.tokens = torch.full((batch, width), settings.mask_token_id, device=device)
         self.tokens[:, :prompt] = input_ids
         self.attention = torch.ones(batch, width, dtype=torch.int64, device=device)
         self.attention[:, :prompt] = attention_mask
         self.position_ids = (self.attention.cumsum(-1) - 1).clamp(min=0)
-        self.reference = reference
+        self.origin = torch.tensor(self.origins, device=device).unsqueeze(-1)
+        """(R, 1), `origins` on the device."""
+        self.reference = None
+        if reference is not None:  # laid out like the tokens
+            self.reference = torch.full_like(self.tokens, settings.filler)
+            self.reference[:, prompt : prompt + settings.max_new_tokens] = reference
 
         self.rows = list(range(batch))
         """Sequence (index into the batch) of each live row."""
@@ -97,26 +128,26 @@ class _Canvas:
         """Whether each live row's text has an end: no block follows the one it stands in."""
         self.first = (prompt - attention_mask.sum(-1)).tolist()
         """First column that each live row sees."""
-        self.last = [self.end] * batch
+        self.last = list(self.ends)
         """One past the last column that each live row sees."""
 
         # What has become of each sequence.
-        span = (batch, self.num_blocks * length)
-        self.answers = torch.full(span, settings.mask_token_id, device=device)
-        self.committed_at = torch.full(span, -1, dtype=torch.int64, device=device)
-        self.confidence = torch.zeros(span, device=device)
+        self.answers = self.tokens.clone()
+        self.committed_at = torch.full_like(self.tokens, -1)
+        self.confidence = torch.zeros_like(self.tokens, dtype=torch.float32)
         self.nfe = [0] * batch
         self.length = [settings.max_new_tokens] * batch
         """Tokens of each answer, up to and including the end of text."""
         self.forwards = 0
 
+        columns = self.origin + torch.arange(length, device=device)
         self.block = BlockBatch.start(
-            self.tokens[:, prompt : prompt + length].clone(),
+            self.tokens.gather(1, columns),
             settings.policies,
             mask_token_id=settings.mask_token_id,
-            canvas_length=torch.full((batch,), settings.max_new_tokens, device=device),
-            present=self._present(self.blocks),
-            reference=None if reference is None else reference[:, :length].clone(),
+            canvas_length=torch.tensor(self.ends, device=device) - self.origin.squeeze(-1),
+            present=self._present(list(range(batch))),
+            reference=None if self.reference is None else self.reference.gather(1, columns),
             generators=None
             if settings.seeds is None
             else [torch.Generator(device).manual_seed(seed) for seed in settings.seeds],
@@ -150,8 +181,10 @@ class _Canvas:
     def result(self) -> tuple[Tensor, Trace]:
         """The answers (B, max_new_tokens) and their trace, once no row is live."""
         size = self.settings.max_new_tokens
-        tokens = self.answers[:, :size]
-        committed_at, confidence = self.committed_at[:, :size], self.confidence[:, :size]
+        tokens, committed_at, confidence = (
+            history[:, self.prompt_length : self.prompt_length + size]
+            for history in (self.answers, self.committed_at, self.confidence)
+        )
         end_of_text = self.settings.end_of_text
         length = torch.tensor(self.length, device=self.device)
         if end_of_text.rule == "off":
@@ -174,7 +207,7 @@ class _Canvas:
             tokens=self.tokens,
             attention=self.attention,
             position_ids=self.position_ids,
-            starts=[self.prompt_length + block * length for block in self.blocks],
+            starts=self._starts(range(len(self.rows))),
             first=self.first,
             last=self.last,
             fresh=self.fresh,
@@ -211,9 +244,10 @@ class _Canvas:
 
     def _record(self, outcome: StepOutcome) -> None:
         """Write the block into the canvas, and the commits into the trace."""
-        columns = self.block.block_index.unsqueeze(-1) * self.settings.block_length
-        columns = columns + torch.arange(self.settings.block_length, device=self.device)
-        self.tokens.scatter_(1, self.prompt_length + columns, self.block.tokens)
+        length = self.settings.block_length
+        columns = self.origin + self.block.block_index.unsqueeze(-1) * length
+        columns = columns + torch.arange(length, device=self.device)
+        self.tokens.scatter_(1, columns, self.block.tokens)
         sequences = torch.tensor(self.rows, device=self.device).unsqueeze(-1)
         undone = outcome.remasked | outcome.behind
         for history, value, nothing in (
@@ -232,7 +266,6 @@ class _Canvas:
             [self.block.needed(), self.block.masked.sum(-1, True), outcome.ended[:, None], visible],
             dim=-1,
         ).tolist()  # the one host read of the step
-        length = self.settings.block_length
         advancing, leaving = [], []
         for row, (*wanted, left, ended, seen) in enumerate(report):
             self.needed[row] = wanted
@@ -240,17 +273,17 @@ class _Canvas:
             self.fresh[row] = False
             if ended:
                 self.ended[row] = True
-                last = self.prompt_length + self.blocks[row] * length + seen
+                last = self._begins(row) + seen
                 if last != self.last[row]:
                     self.last[row] = last
                     self.attention[row, last:] = 0
             if left:
                 continue
             self._stream_block(row, seen)
-            if self.ended[row] or self.blocks[row] + 1 == self.num_blocks:
+            self.blocks[row] += 1
+            if self.ended[row] or self._starts([row])[0] >= self.ends[row]:
                 leaving.append(row)
             else:
-                self.blocks[row] += 1
                 advancing.append(row)
         if advancing:
             self._advance(advancing)
@@ -258,78 +291,86 @@ class _Canvas:
             self._leave(leaving)
 
     def _advance(self, rows: list[int]) -> None:
-        length = self.settings.block_length
-        starts = [self.blocks[row] * length for row in rows]
+        length, starts = self.settings.block_length, self._starts(rows)
         columns = torch.tensor(starts, device=self.device).unsqueeze(-1)
         columns = columns + torch.arange(length, device=self.device)
         at = torch.tensor(rows, device=self.device).unsqueeze(-1)
-        present = self._present([self.blocks[row] for row in rows])
         reference = None
         if self.reference is not None:
             sequences = torch.tensor([self.rows[row] for row in rows], device=self.device)
             reference = self.reference[sequences.unsqueeze(-1), columns]
-        tokens = self.tokens[at, self.prompt_length + columns]
-        self.block.advance(rows, tokens, present=present, reference=reference)
+        self.block.advance(
+            rows, self.tokens[at, columns], present=self._present(rows), reference=reference
+        )
         for row, start in zip(rows, starts, strict=True):
             self.fresh[row] = True
-            self.needed[row] = [start + i < self.settings.max_new_tokens for i in range(length)]
+            self.needed[row] = [start + i < self.ends[row] for i in range(length)]
             self.masks[row] = sum(self.needed[row])
 
     def _leave(self, rows: list[int]) -> None:
         at = torch.tensor(rows, device=self.device)
         sequences = [self.rows[row] for row in rows]
-        self.answers[torch.tensor(sequences, device=self.device)] = self.tokens[
-            at, self.prompt_length :
-        ]
+        self.answers[torch.tensor(sequences, device=self.device)] = self.tokens[at]
         for row, sequence in zip(rows, sequences, strict=True):
             self.nfe[sequence] = self.forwards
-            self.length[sequence] = self.last[row] - self.prompt_length
+            length = self.last[row] - self.prompt_length
+            self.length[sequence] = min(length, self.settings.max_new_tokens)
         gone = set(rows)
         kept = [row for row in range(len(self.rows)) if row not in gone]
-        for name in ("rows", "blocks", "fresh", "ended", "first", "last", "needed", "masks"):
+        for name in _PER_ROW:
             values = getattr(self, name)
             setattr(self, name, [values[row] for row in kept])
         if kept:
             stay = torch.tensor(kept, device=self.device)
-            for name in ("tokens", "attention", "position_ids"):
+            for name in ("tokens", "attention", "position_ids", "origin"):
                 setattr(self, name, getattr(self, name).index_select(0, stay))
             self.block.keep(kept)
             self.forward.keep(kept, self.device)
 
-    def _present(self, blocks: list[int]) -> Tensor:
+    def _starts(self, rows: Iterable[int]) -> list[int]:
+        """First column of the block of each of these rows."""
         length = self.settings.block_length
-        starts = torch.tensor(blocks, device=self.device).unsqueeze(-1) * length
-        columns = starts + torch.arange(length, device=self.device)
-        return columns < self.settings.max_new_tokens
+        return [self.origins[row] + self.blocks[row] * length for row in rows]
+
+    def _begins(self, row: int) -> int:
+        """First column of the canvas in the row's block; the prompt may lie before it."""
+        return max(self.prompt_length, *self._starts([row]))
+
+    def _present(self, rows: list[int]) -> Tensor:
+        """bool (len(rows), L): the positions of these rows' blocks that belong to the canvas."""
+        starts = torch.tensor(self._starts(rows), device=self.device).unsqueeze(-1)
+        ends = torch.tensor([self.ends[row] for row in rows], device=self.device).unsqueeze(-1)
+        columns = starts + torch.arange(self.settings.block_length, device=self.device)
+        return (columns >= self.prompt_length) & (columns < ends)
 
     def _stream_draft(self, outcome: StepOutcome) -> None:
         streamer = self.settings.streamer
         if streamer is None or not hasattr(streamer, "put_draft"):
             return
         draft = torch.where(self.block.masked, outcome.step.x0, self.block.tokens)
-        draft = draft[0][self.block.present[0]]
-        streamer.put_draft(value=draft.cpu())
+        room = self.prompt_length + self.settings.max_new_tokens - self._begins(0)
+        streamer.put_draft(value=draft[0][self.block.present[0]][:room].cpu())
 
     def _stream_block(self, row: int, visible: int) -> None:
         if self.settings.streamer is not None:
-            self.settings.streamer.put(self.block.tokens[row, :visible].cpu())
+            begin = self._begins(row)
+            end = min(begin + visible, self.prompt_length + self.settings.max_new_tokens)
+            self.settings.streamer.put(self.tokens[row, begin:end].cpu())
 
 
 def _references(
     model: Any, input_ids: Tensor, attention_mask: Tensor, settings: DecodeSettings
 ) -> tuple[Tensor | None, Tensor | None]:
-    """What policies that require "reference" are shown: (B, blocks * L) tokens, and the NFE that
-    making them cost."""
+    """What policies that require "reference" are shown: (B, max_new_tokens) tokens, and the NFE
+    that making them cost."""
     wanting: dict[int, list[int]] = {}
     for row, policy in enumerate(settings.policies):
         if "reference" in policy.requires:
             wanting.setdefault(id(policy), []).append(row)
     if not wanting:
         return None, None
-    batch, length = len(input_ids), settings.block_length
-    width = -(-settings.max_new_tokens // length) * length
-    filler = (settings.end_of_text.token_ids or (settings.pad_token_id,))[0]
-    reference = torch.full((batch, width), filler, device=input_ids.device)
+    batch, size = len(input_ids), settings.max_new_tokens
+    reference = torch.full((batch, size), settings.filler, device=input_ids.device)
     missing: list[int] = []
     for rows in wanting.values():
         policy = settings.policies[rows[0]]
@@ -359,7 +400,7 @@ def _references(
         observe=frozenset(),
     )
     made = decode(model, input_ids[at], attention_mask[at], first)
-    reference[at, : settings.max_new_tokens] = made.tokens
+    reference[at] = made.tokens
     nfe = torch.zeros(batch, dtype=torch.int64, device=input_ids.device)
     nfe[at] = made.trace.nfe
     return reference, nfe

@@ -1,4 +1,7 @@
-"""The forward pass: hidden states of each row's block, and logits of the rows that are needed."""
+"""The forward pass: hidden states of each row's block, and logits of the rows that are needed.
+
+Here are the bidirectional models; `block_causal` has the others.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from l2pd_adapters.families import Attention
 from l2pd_adapters.huggingface.caching import CanvasCache
 
-CacheKind = Literal["none", "prefix", "dual"]
-CACHES: tuple[CacheKind, ...] = ("none", "prefix", "dual")
+CacheKind = Literal["none", "prefix", "dual", "block"]
+CACHES: dict[Attention, tuple[CacheKind, ...]] = {
+    "bidirectional": ("none", "prefix", "dual"),
+    "block_causal": ("block", "none"),
+}
+"""The choices of each family, its default first."""
 
 
 @dataclass
