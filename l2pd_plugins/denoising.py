@@ -51,7 +51,7 @@ class BlockBatch:
     """(B, L) bool."""
     present: Tensor
     """(B, L) bool; False behind the end of the text, or of a canvas that is no multiple of the
-    block length."""
+    block length, and where the first block holds the end of the prompt."""
     step_index: Tensor
     """(B,) int64, denoising steps taken in the block."""
     block_index: Tensor

@@ -34,8 +34,8 @@ class ModelFamily:
     def prompt_in_block(self, prompt_length: int, block_length: int) -> int:
         """How many positions of the first block to be decoded hold the end of the prompt.
 
-        None in a bidirectional model, whose first block begins with the canvas. A block-causal model
-        completes the block that the prompt has begun.
+        None in a bidirectional model, whose first block begins with the canvas. A block-causal
+        model completes the block that the prompt has begun.
         """
         return prompt_length % block_length if self.attention == "block_causal" else 0
 
@@ -85,7 +85,7 @@ def _named_architectures() -> str:
 
 
 def mask_token_of(config: Any) -> int:
-    """The id of the mask token: what the model's config names as `mask_token_id`, else its family's.
+    """The id of the mask token: the config's `mask_token_id`, else the family's.
 
     Raises L2PDError if there is none, or none within the vocabulary.
     """
@@ -101,8 +101,8 @@ def mask_token_of(config: Any) -> int:
 
 
 def block_length_of(config: Any) -> int:
-    """Positions per block: what the model's config names as `block_length` or, as SDAR's code calls
-    it, `block_size`; else its family's."""
+    """Positions per block: the config's `block_length` or, as SDAR's code calls it, `block_size`;
+    else the family's."""
     named = getattr(config, "block_length", None) or getattr(config, "block_size", None)
     return named or family_of(config).block_length
 

@@ -101,7 +101,7 @@ def block_causal_batches(examples: Sequence[Example], rng: Random) -> list[Batch
 
 
 def _current_block(example: Example, rng: Random) -> int:
-    """A block of the answer; half of the time any, else in proportion to its share of the answer."""
+    """A block of the answer: half of the time any, else by its share of the answer."""
     _, prompt, answer = example
     first, end = len(prompt), len(prompt) + len(answer)  # of the answer; its end-of-text token
     if rng.random() < BEYOND:

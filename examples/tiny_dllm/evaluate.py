@@ -86,7 +86,7 @@ def decode_prompts(
 
         ended = chosen & masked & (best == END_OF_TEXT_ID)
         end = torch.where(ended, block + 1, ends[:, None]).amin(1)
-        if model.shape.architecture == "sdar":  # what is behind the end stays in sight, to the block's
+        if model.shape.architecture == "sdar":  # the rest of the block stays in sight
             tokens.masked_fill_(columns >= end[:, None], END_OF_TEXT_ID)
             end = torch.minimum(ends, torch.where(ended.any(1), begin + BLOCK_LENGTH, ends))
         ends = end

@@ -366,9 +366,7 @@ def _cache(choice: Any, family: ModelFamily) -> CacheKind:
             return known
     named = any(choice in others for others in CACHES.values())
     reason = f" ({_WHY_NOT[family.attention]})" if named else ""
-    raise L2PDError(
-        f"cache={choice!r}: the choices of this model are {', '.join(choices)}{reason}"
-    )
+    raise L2PDError(f"cache={choice!r}: the choices of this model are {', '.join(choices)}{reason}")
 
 
 def _policies(

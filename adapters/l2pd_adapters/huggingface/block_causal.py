@@ -86,6 +86,4 @@ class BlockCausalForward(Forward):
         if self.model.config._attn_implementation != "eager":
             return visible
         dtype = self.model.dtype
-        return torch.zeros_like(visible, dtype=dtype).masked_fill_(
-            ~visible, torch.finfo(dtype).min
-        )
+        return torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, torch.finfo(dtype).min)

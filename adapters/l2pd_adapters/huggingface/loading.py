@@ -22,6 +22,7 @@ from l2pd_adapters.huggingface.enabling import enable
 from l2pd_adapters.tiny_models import folder_of, shipped_models
 from l2pd_plugins.errors import L2PDError
 
+
 class SDARForCausalLM(Qwen3ForCausalLM):
     """Qwen3 under SDAR's name, so that what `save_pretrained` writes remains an SDAR checkpoint."""
 
@@ -68,9 +69,7 @@ def load(
         )
         if device is not None:
             model = model.to(device)
-        tokenizer = AutoTokenizer.from_pretrained(
-            source, config=config, padding_side="left", **hub
-        )
+        tokenizer = AutoTokenizer.from_pretrained(source, config=config, padding_side="left", **hub)
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise L2PDError(f"model {str(name)!r} cannot be loaded: {error}") from error
     return enable(model.eval(), name=str(name)), tokenizer
@@ -81,9 +80,9 @@ def _config(source: str, hub: Mapping[str, Any]) -> PreTrainedConfig:
     values, _ = PreTrainedConfig.get_config_dict(source, **hub)
     for family in FAMILIES:
         if family.decoder is not None and values.get("model_type") in family.model_types:
-            native = {**values, "model_type": family.decoder, "architectures": [family.architecture]}
-            native.pop("auto_map", None)  # the way to the checkpoint's own code
-            return CONFIG_MAPPING[family.decoder].from_dict(native)
+            values |= {"model_type": family.decoder, "architectures": [family.architecture]}
+            values.pop("auto_map", None)  # the way to the checkpoint's own code
+            return CONFIG_MAPPING[family.decoder].from_dict(values)
     return AutoConfig.from_pretrained(source, **hub)
 
 
