@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 from l2pd_plugins.errors import L2PDError
 
-
 Attention = Literal["bidirectional", "block_causal"]
 """Which positions a position sees. "bidirectional": all of prompt and canvas. "block_causal": those
 of its own block and of the blocks before it, blocks being counted from the prompt's first token."""
@@ -69,7 +68,8 @@ def family_of(config: Any) -> ModelFamily:
         if family.architecture in architectures and model_type == family.decoder:
             return family
         if model_type in family.model_types:
-            if family.attention == "bidirectional" and getattr(config, "is_causal", True):
+            causal = getattr(config, "is_causal", True) is not False
+            if family.attention == "bidirectional" and causal:
                 raise L2PDError(
                     f"model type {model_type!r} with causal attention is an autoregressive model; "
                     "a diffusion language model on this architecture has is_causal=false in its "

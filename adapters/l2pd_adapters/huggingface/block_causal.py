@@ -21,34 +21,37 @@ class BlockCausalForward(Forward):
     next block, which brings the finished block along (SGLang spends a forward pass of its own on
     them); the first step of all brings the prompt.
 
-    Everything is laid out by position, not by column: rows that are padded on the left have their
-    block borders in the same places, and one mask fits all.
+    Everything is laid out by position and not by column, so that the block borders of rows that are
+    padded on the left lie in the same places.
     """
 
     def hidden(self, view: CanvasView) -> tuple[Tensor, list[int]]:
         """Hidden states (R, L, D) of each row's block, and where in it the block starts: at 0."""
         rows = list(range(len(view.starts)))
         blocks = [start - first for start, first in zip(view.starts, view.first, strict=True)]
-        if self.kind == "none":
-            return self._forward(view, rows, blocks, [0] * len(rows)), [0] * len(rows)
-        if self.cache is None:
-            width = view.tokens.shape[1] - min(view.first)
-            self.cache = CanvasCache(self.model.config.num_hidden_layers, len(rows), width)
-            return self._forward(view, rows, blocks, [0] * len(rows)), [0] * len(rows)
-        found: Tensor | None = None
-        for fresh, brought in ((False, 0), (True, view.block_length)):
-            members = [row for row in rows if view.fresh[row] is fresh]
-            if not members:
-                continue
-            at = [blocks[row] for row in members]
-            hidden = self._forward(view, members, at, [start - brought for start in at])
-            if len(members) == len(rows):
-                return hidden, [0] * len(rows)
-            if found is None:
-                found = hidden.new_empty(len(rows), *hidden.shape[1:])
-            found[torch.tensor(members, device=hidden.device)] = hidden
-        assert found is not None
-        return found, [0] * len(rows)
+        if self.cache is None:  # without a cache, or at the first step of all
+            groups, begins = [rows], [0] * len(rows)
+            if self.kind == "block":
+                width = view.tokens.shape[1] - min(view.first)
+                self.cache = CanvasCache(self.model.config.num_hidden_layers, len(rows), width)
+        else:
+            in_midst = [row for row in rows if not view.fresh[row]]
+            groups = [in_midst, [row for row in rows if view.fresh[row]]]
+            begins = [
+                block - view.block_length if fresh else block
+                for block, fresh in zip(blocks, view.fresh, strict=True)
+            ]
+        parts = [
+            self._forward(
+                view, group, [blocks[row] for row in group], [begins[row] for row in group]
+            )
+            for group in groups
+            if group
+        ]
+        if len(parts) == 1:
+            return parts[0], [0] * len(rows)
+        order = torch.tensor([row for group in groups for row in group]).argsort()
+        return torch.cat(parts).index_select(0, order.to(parts[0].device)), [0] * len(rows)
 
     def _forward(
         self, view: CanvasView, rows: list[int], blocks: list[int], begins: list[int]

@@ -8,7 +8,6 @@ and leaves the batch when its text has ended, so no row waits for another.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import compress
 from typing import Any
@@ -207,7 +206,7 @@ class _Canvas:
             tokens=self.tokens,
             attention=self.attention,
             position_ids=self.position_ids,
-            starts=self._starts(range(len(self.rows))),
+            starts=[self._start(row) for row in range(len(self.rows))],
             first=self.first,
             last=self.last,
             fresh=self.fresh,
@@ -273,7 +272,7 @@ class _Canvas:
             self.fresh[row] = False
             if ended:
                 self.ended[row] = True
-                last = self._begins(row) + seen
+                last = self._begin(row) + seen
                 if last != self.last[row]:
                     self.last[row] = last
                     self.attention[row, last:] = 0
@@ -281,7 +280,7 @@ class _Canvas:
                 continue
             self._stream_block(row, seen)
             self.blocks[row] += 1
-            if self.ended[row] or self._starts([row])[0] >= self.ends[row]:
+            if self.ended[row] or self._start(row) >= self.ends[row]:
                 leaving.append(row)
             else:
                 advancing.append(row)
@@ -291,7 +290,7 @@ class _Canvas:
             self._leave(leaving)
 
     def _advance(self, rows: list[int]) -> None:
-        length, starts = self.settings.block_length, self._starts(rows)
+        length, starts = self.settings.block_length, [self._start(row) for row in rows]
         columns = torch.tensor(starts, device=self.device).unsqueeze(-1)
         columns = columns + torch.arange(length, device=self.device)
         at = torch.tensor(rows, device=self.device).unsqueeze(-1)
@@ -327,18 +326,17 @@ class _Canvas:
             self.block.keep(kept)
             self.forward.keep(kept, self.device)
 
-    def _starts(self, rows: Iterable[int]) -> list[int]:
-        """First column of the block of each of these rows."""
-        length = self.settings.block_length
-        return [self.origins[row] + self.blocks[row] * length for row in rows]
+    def _start(self, row: int) -> int:
+        """First column of the row's block."""
+        return self.origins[row] + self.blocks[row] * self.settings.block_length
 
-    def _begins(self, row: int) -> int:
-        """First column of the canvas in the row's block; the prompt may lie before it."""
-        return max(self.prompt_length, *self._starts([row]))
+    def _begin(self, row: int) -> int:
+        """First column of the canvas in the row's block, of which the prompt may hold a part."""
+        return max(self.prompt_length, self._start(row))
 
     def _present(self, rows: list[int]) -> Tensor:
         """bool (len(rows), L): the positions of these rows' blocks that belong to the canvas."""
-        starts = torch.tensor(self._starts(rows), device=self.device).unsqueeze(-1)
+        starts = torch.tensor([self._start(row) for row in rows], device=self.device).unsqueeze(-1)
         ends = torch.tensor([self.ends[row] for row in rows], device=self.device).unsqueeze(-1)
         columns = starts + torch.arange(self.settings.block_length, device=self.device)
         return (columns >= self.prompt_length) & (columns < ends)
@@ -348,12 +346,12 @@ class _Canvas:
         if streamer is None or not hasattr(streamer, "put_draft"):
             return
         draft = torch.where(self.block.masked, outcome.step.x0, self.block.tokens)
-        room = self.prompt_length + self.settings.max_new_tokens - self._begins(0)
+        room = self.prompt_length + self.settings.max_new_tokens - self._begin(0)
         streamer.put_draft(value=draft[0][self.block.present[0]][:room].cpu())
 
     def _stream_block(self, row: int, visible: int) -> None:
         if self.settings.streamer is not None:
-            begin = self._begins(row)
+            begin = self._begin(row)
             end = min(begin + visible, self.prompt_length + self.settings.max_new_tokens)
             self.settings.streamer.put(self.tokens[row, begin:end].cpu())
 

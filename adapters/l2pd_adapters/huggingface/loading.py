@@ -27,8 +27,8 @@ class SDARForCausalLM(Qwen3ForCausalLM):
     """Qwen3 under SDAR's name, so that what `save_pretrained` writes remains an SDAR checkpoint."""
 
 
-_MODEL_CLASSES = {"SDAR": SDARForCausalLM}
-"""By family; the others are what transformers makes of their configs."""
+_CLASSES: dict[str | None, Any] = {"SDARForCausalLM": SDARForCausalLM}
+"""By architecture; the class of other families is transformers' own for their config."""
 
 _OF_THE_HUB = ("revision", "token", "cache_dir", "local_files_only")
 
@@ -64,7 +64,7 @@ def load(
         config = _config(source, hub)
         family = family_of(config)
         mask_token_of(config)
-        model = _MODEL_CLASSES.get(family.name, AutoModelForCausalLM).from_pretrained(
+        model = _CLASSES.get(family.architecture, AutoModelForCausalLM).from_pretrained(
             source, config=config, dtype=dtype, device_map=device_map, **kwargs | hub
         )
         if device is not None:

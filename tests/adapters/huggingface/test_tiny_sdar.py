@@ -37,9 +37,7 @@ def test_answers_are_valid_and_need_no_recompute(tiny_sdar, prompts):
     assert " cache=block " in cached.configuration
     assert cached.validity is not None
     assert cached.validity >= 0.95
-    dense = evaluate(
-        *tiny_sdar, prompts, policy="fixed_schedule", max_new_tokens=128, cache="none"
-    )
+    dense = evaluate(*tiny_sdar, prompts, policy="fixed_schedule", max_new_tokens=128, cache="none")
     assert [a.tokens for a in cached.answers] == [a.tokens for a in dense.answers]
     assert [a.committed_at for a in cached.answers] == [a.committed_at for a in dense.answers]
     fast = evaluate(*tiny_sdar, prompts, policy="confidence_threshold", max_new_tokens=128)
