@@ -100,15 +100,21 @@ def block_causal_batches(examples: Sequence[Example], rng: Random) -> list[Batch
     return batches
 
 
+def blocks_of(example: Example) -> int:
+    """How many blocks of a block-causal model the answer reaches into, its end included."""
+    _, prompt, answer = example
+    return (len(prompt) + len(answer)) // BLOCK_LENGTH - len(prompt) // BLOCK_LENGTH + 1
+
+
 def _current_block(example: Example, rng: Random) -> int:
     """A block of the answer: half of the time any, else by its share of the answer."""
     _, prompt, answer = example
-    first, end = len(prompt), len(prompt) + len(answer)  # of the answer; its end-of-text token
+    first, count = len(prompt) // BLOCK_LENGTH, blocks_of(example)
     if rng.random() < BEYOND:
-        return end // BLOCK_LENGTH + rng.randint(1, 2)
+        return first + count + rng.randint(0, 1)
     if rng.random() < 0.5:
-        return rng.randint(first // BLOCK_LENGTH, end // BLOCK_LENGTH)
-    return rng.randint(first, end) // BLOCK_LENGTH
+        return first + rng.randrange(count)
+    return rng.randint(len(prompt), len(prompt) + len(answer)) // BLOCK_LENGTH
 
 
 def _with_prefix(examples: Sequence[Example], blocks: Sequence[int], rng: Random) -> Batch:

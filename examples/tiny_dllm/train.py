@@ -26,7 +26,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 from torch.nn import functional as F
 
-from batches import Batch, Example, bidirectional_batches, block_causal_batches
+from batches import Batch, Example, bidirectional_batches, block_causal_batches, blocks_of
 from evaluate import evaluate, summary
 from l2pd_adapters.tiny_models.checkers import FAMILIES
 from model import Architecture, Shape, TinyModel, export, load
@@ -65,11 +65,16 @@ def make_step(
     ]
     examples: list[Example] = []
     for family in rng.choices(range(len(NAMES)), chances, k=rows):
-        task = sample(NAMES[family], rng)
-        examples.append((family, prompt_ids(task.prompt), encode(task.answer)))
+        drawn = [_example(family, rng) for _ in range(rng.choice((1, 2)))]
+        examples.append(max(drawn, key=blocks_of) if architecture == "sdar" else drawn[0])
     if architecture == "sdar":
         return block_causal_batches(examples, rng)
     return bidirectional_batches(examples, done, rng)
+
+
+def _example(family: int, rng: Random) -> Example:
+    task = sample(NAMES[family], rng)
+    return family, prompt_ids(task.prompt), encode(task.answer)
 
 
 # optimisation
@@ -147,7 +152,7 @@ def run(rank: int, args: argparse.Namespace) -> None:
         progress = Progress(**saved["progress"])
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group.setdefault("peak", group["lr"] * args.rate)
+            group.setdefault("peak", group["lr"])
     if not args.no_compile:
         model.compile_layers()
 
@@ -169,7 +174,7 @@ def run(rank: int, args: argparse.Namespace) -> None:
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * schedule(progress.step, done)
+                group["lr"] = group["peak"] * args.rate * schedule(progress.step, done)
             optimizer.step()
             optimizer.zero_grad()
         with torch.no_grad():
