@@ -107,13 +107,13 @@ def blocks_of(example: Example) -> int:
 
 
 def _current_block(example: Example, rng: Random) -> int:
-    """A block of the answer: half of the time any, else by its share of the answer."""
+    """A block of the answer: half of the time the last, else by its share of the answer."""
     _, prompt, answer = example
     first, count = len(prompt) // BLOCK_LENGTH, blocks_of(example)
     if rng.random() < BEYOND:
         return first + count + rng.randint(0, 1)
     if rng.random() < 0.5:
-        return first + rng.randrange(count)
+        return first + count - 1
     return rng.randint(len(prompt), len(prompt) + len(answer)) // BLOCK_LENGTH
 
 

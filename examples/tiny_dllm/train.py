@@ -65,8 +65,11 @@ def make_step(
     ]
     examples: list[Example] = []
     for family in rng.choices(range(len(NAMES)), chances, k=rows):
-        drawn = [_example(family, rng) for _ in range(rng.choice((1, 2)))]
-        examples.append(max(drawn, key=blocks_of) if architecture == "sdar" else drawn[0])
+        example = _example(family, rng)
+        if architecture == "sdar" and rng.random() < 0.5:
+            # Answers that go on in another block are the harder ones.
+            example = max([example, *(_example(family, rng) for _ in range(3))], key=blocks_of)
+        examples.append(example)
     if architecture == "sdar":
         return block_causal_batches(examples, rng)
     return bidirectional_batches(examples, done, rng)
