@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
-from itertools import compress
+from itertools import chain, compress
 from typing import Any
 
 import torch
@@ -180,15 +180,11 @@ class _Canvas:
             fresh=self.fresh,
             block_length=length,
         )
-        hidden, starts = self.forward.hidden(view)
+        hidden = self.forward.hidden(view)
         self.forwards += 1
-        positions, columns = [], []
-        for row, needed in enumerate(self.needed):
-            found = list(compress(range(length), needed))
-            positions += [row * length + i for i in found]
-            columns += [row * hidden.shape[1] + starts[row] + i for i in found]
-        at = torch.tensor([positions, columns], device=self.device)
-        return self.forward.logits(hidden, at[1]), at[0]
+        needed = compress(range(len(self.needed) * length), chain.from_iterable(self.needed))
+        positions = torch.tensor(list(needed), device=self.device)
+        return self.forward.logits(hidden, positions), positions
 
     def _draw(self, logits: Tensor, positions: Tensor) -> Tensor:
         """(N,) tokens drawn for the masked positions; -1, the argmax, for committed ones.
