@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
-from itertools import chain, compress
+from itertools import chain, compress, count
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from l2pd_adapters.huggingface.arguments import DecodeSettings
 from l2pd_adapters.huggingface.forward import CanvasView, Forward
+from l2pd_adapters.huggingface.uploading import upload
 from l2pd_plugins import UnmaskPolicy, create_policy
 from l2pd_plugins.denoising import BlockBatch, StepOutcome, denoising_step
 from l2pd_plugins.end_of_text import is_end_of_text
@@ -58,8 +59,8 @@ class _Canvas:
     """Prompts and canvases of the rows that are still being decoded.
 
     Which row stands where is kept on the host; the host learns what a step did by one read per
-    step. Tensors are (R, W) for the R live rows; W counts whole blocks, of which the model sees the
-    P + max_new_tokens columns that exist.
+    step, and by none where that is known beforehand. Tensors are (R, W) for the R live rows; W
+    counts whole blocks, of which the model sees the P + max_new_tokens columns that exist.
     """
 
     def __init__(
@@ -80,6 +81,10 @@ class _Canvas:
         self.end = prompt + settings.max_new_tokens
         width = prompt + self.num_blocks * length
 
+        self.offsets = torch.arange(length, device=device)
+        """(L,) the positions of a block."""
+        self.sequences = torch.arange(batch, device=device)
+        """(R,) `rows` on the device."""
         self.tokens = torch.full((batch, width), settings.mask_token_id, device=device)
         self.tokens[:, :prompt] = input_ids
         self.attention = torch.ones(batch, width, dtype=torch.int64, device=device)
@@ -105,6 +110,8 @@ class _Canvas:
         self.answers = torch.full(span, settings.mask_token_id, device=device)
         self.committed_at = torch.full(span, -1, dtype=torch.int64, device=device)
         self.confidence = torch.zeros(span, device=device)
+        self.broken = torch.zeros(batch, dtype=torch.bool, device=device)
+        """Which sequences have met logits that are no numbers."""
         self.nfe = [0] * batch
         self.length = [settings.max_new_tokens] * batch
         """Tokens of each answer, up to and including the end of text."""
@@ -115,17 +122,17 @@ class _Canvas:
             settings.policies,
             mask_token_id=settings.mask_token_id,
             canvas_length=torch.full((batch,), settings.max_new_tokens, device=device),
-            present=self._present(self.blocks),
+            present=(self.offsets < settings.max_new_tokens).expand(batch, length),
             reference=None if reference is None else reference[:, :length].clone(),
             generators=None
             if settings.seeds is None
             else [torch.Generator(device).manual_seed(seed) for seed in settings.seeds],
             observe=settings.observe,
         )
-        self.needed = self.block.masked.tolist()
+        self.masked = self.block.masked.tolist()
+        """Which positions of each live row's block are masked; a host copy."""
+        self.needed = list(self.masked)
         """Positions of each live row's block whose logits the next step reads; a host copy."""
-        self.masks = [sum(row) for row in self.needed]
-        """How many positions of each live row's block are masked."""
         if settings.streamer is not None:
             settings.streamer.put(input_ids[0].cpu())
 
@@ -150,6 +157,13 @@ class _Canvas:
     def result(self) -> tuple[Tensor, Trace]:
         """The answers (B, max_new_tokens) and their trace, once no row is live."""
         size = self.settings.max_new_tokens
+        broken = self.broken.nonzero().flatten().tolist()
+        if broken:
+            logger.warning(
+                "the model's logits hold NaN, or nothing but -inf, in sequence(s) %s: such "
+                "predictions are the last to be taken, and mean nothing",
+                ", ".join(map(str, broken)),
+            )
         tokens = self.answers[:, :size]
         committed_at, confidence = self.committed_at[:, :size], self.confidence[:, :size]
         end_of_text = self.settings.end_of_text
@@ -183,7 +197,7 @@ class _Canvas:
         hidden = self.forward.hidden(view)
         self.forwards += 1
         needed = compress(range(len(self.needed) * length), chain.from_iterable(self.needed))
-        positions = torch.tensor(list(needed), device=self.device)
+        positions = upload(list(needed), self.device)
         return self.forward.logits(hidden, positions), positions
 
     def _draw(self, logits: Tensor, positions: Tensor) -> Tensor:
@@ -192,47 +206,47 @@ class _Canvas:
         Committed positions draw nothing, so a sequence's random stream depends on its decode alone
         and not on what is asked for beside it.
         """
-        masked = self.block.masked.flatten()[positions].nonzero().flatten()
         settings = self.settings
         assert self.block.generators is not None
-        drawn = torch.full_like(positions, -1)
-        drawn[masked] = sample_tokens(
-            logits[masked],
-            self.masks,
+        masked = list(compress(chain(*self.masked), chain(*self.needed)))
+        index = None if all(masked) else upload(list(compress(count(), masked)), self.device)
+        drawn = sample_tokens(
+            logits if index is None else logits.index_select(0, index),
+            [sum(row) for row in self.masked],
             self.block.generators,
             warp=settings.warp,
             suppress=settings.mask_token_id if settings.suppress_mask else None,
         )
-        return drawn
+        if index is None:
+            return drawn
+        return torch.full_like(positions, -1).index_copy(0, index, drawn)
 
     def _record(self, outcome: StepOutcome) -> None:
         """Write the block into the canvas, and the commits into the trace."""
-        columns = self.block.block_index.unsqueeze(-1) * self.settings.block_length
-        columns = columns + torch.arange(self.settings.block_length, device=self.device)
+        columns = self._columns(self.block.block_index)
         self.tokens.scatter_(1, self.prompt_length + columns, self.block.tokens)
-        sequences = torch.tensor(self.rows, device=self.device).unsqueeze(-1)
+        at = (self.sequences.unsqueeze(-1), columns)
         undone = outcome.remasked | outcome.behind
         for history, value, nothing in (
             (self.committed_at, self.forwards - 1, -1),
             (self.confidence, outcome.step.confidence, 0.0),
         ):
-            before = history[sequences, columns]
-            new = torch.as_tensor(value, dtype=history.dtype, device=self.device)
-            after = torch.where(outcome.committed, new, before).masked_fill(undone, nothing)
-            history[sequences, columns] = after
+            after = torch.where(outcome.committed, value, history[at]).to(history.dtype)
+            history[at] = after.masked_fill(undone, nothing)
+        step = outcome.step
+        broken = (step.confidence.isnan() & step.masked).any(-1)
+        self.broken[self.sequences] = self.broken[self.sequences] | broken
+
+    def _columns(self, blocks: Tensor) -> Tensor:
+        """(N, L) columns of the canvas, counted from the end of the prompt, of (N,) blocks."""
+        return blocks.unsqueeze(-1) * self.settings.block_length + self.offsets
 
     def _follow_up(self, outcome: StepOutcome) -> None:
         """Rows whose block is full go on to the next one or leave; ended texts are cut."""
-        visible = self.block.present.sum(-1, keepdim=True)
-        report = torch.cat(
-            [self.block.needed(), self.block.masked.sum(-1, True), outcome.ended[:, None], visible],
-            dim=-1,
-        ).tolist()  # the one host read of the step
         length = self.settings.block_length
         advancing, leaving = [], []
-        for row, (*wanted, left, ended, seen) in enumerate(report):
-            self.needed[row] = wanted
-            self.masks[row] = left
+        for row, (masked, needed, ended, seen) in enumerate(self._learn(outcome)):
+            self.masked[row], self.needed[row] = masked, needed
             self.fresh[row] = False
             if ended:
                 self.ended[row] = True
@@ -240,7 +254,7 @@ class _Canvas:
                 if last != self.last[row]:
                     self.last[row] = last
                     self.attention[row, last:] = 0
-            if left:
+            if any(masked):
                 continue
             self._stream_block(row, seen)
             if self.ended[row] or self.blocks[row] + 1 == self.num_blocks:
@@ -253,50 +267,59 @@ class _Canvas:
         if leaving:
             self._leave(leaving)
 
-    def _advance(self, rows: list[int]) -> None:
+    def _learn(self, outcome: StepOutcome) -> list[tuple[list[bool], list[bool], bool, int]]:
+        """What the step has left of each row: masked and needed positions of the block, whether the
+        text has ended, and how many positions of the block are present."""
         length = self.settings.block_length
-        starts = [self.blocks[row] * length for row in rows]
-        columns = torch.tensor(starts, device=self.device).unsqueeze(-1)
-        columns = columns + torch.arange(length, device=self.device)
-        at = torch.tensor(rows, device=self.device).unsqueeze(-1)
-        present = self._present([self.blocks[row] for row in rows])
+        if self.settings.end_of_text.rule == "off" and all(sum(row) == 1 for row in self.masked):
+            # A step commits at least one mask, so none is left: nothing to read.
+            nothing = [False] * length
+            return [(nothing, nothing, False, sum(self._inside(block))) for block in self.blocks]
+        block = self.block
+        visible = block.present.sum(-1, keepdim=True)
+        report = torch.cat([block.masked, block.needed(), outcome.ended[:, None], visible], dim=-1)
+        return [
+            ([*map(bool, row[:length])], [*map(bool, row[length:-2])], bool(row[-2]), row[-1])
+            for row in report.tolist()  # the one host read of the step
+        ]
+
+    def _inside(self, block: int) -> list[bool]:
+        """Which positions of a block the canvas has."""
+        size, length = self.settings.max_new_tokens, self.settings.block_length
+        return [at < size for at in range(block * length, (block + 1) * length)]
+
+    def _advance(self, rows: list[int]) -> None:
+        """Move these rows to the block that `blocks` names now."""
+        at = upload(rows, self.device)
+        columns = self._columns(self.block.block_index[at] + 1)
         reference = None
         if self.reference is not None:
-            sequences = torch.tensor([self.rows[row] for row in rows], device=self.device)
-            reference = self.reference[sequences.unsqueeze(-1), columns]
-        tokens = self.tokens[at, self.prompt_length + columns]
+            reference = self.reference[self.sequences[at].unsqueeze(-1), columns]
+        tokens = self.tokens[at.unsqueeze(-1), self.prompt_length + columns]
+        present = columns < self.settings.max_new_tokens
         self.block.advance(rows, tokens, present=present, reference=reference)
-        for row, start in zip(rows, starts, strict=True):
+        for row in rows:
             self.fresh[row] = True
-            self.needed[row] = [start + i < self.settings.max_new_tokens for i in range(length)]
-            self.masks[row] = sum(self.needed[row])
+            self.masked[row] = self.needed[row] = self._inside(self.blocks[row])
 
     def _leave(self, rows: list[int]) -> None:
-        at = torch.tensor(rows, device=self.device)
-        sequences = [self.rows[row] for row in rows]
-        self.answers[torch.tensor(sequences, device=self.device)] = self.tokens[
-            at, self.prompt_length :
-        ]
-        for row, sequence in zip(rows, sequences, strict=True):
+        at = upload(rows, self.device)
+        self.answers[self.sequences[at]] = self.tokens[at, self.prompt_length :]
+        for row in rows:
+            sequence = self.rows[row]
             self.nfe[sequence] = self.forwards
             self.length[sequence] = self.last[row] - self.prompt_length
         gone = set(rows)
         kept = [row for row in range(len(self.rows)) if row not in gone]
-        for name in ("rows", "blocks", "fresh", "ended", "first", "last", "needed", "masks"):
+        for name in ("rows", "blocks", "fresh", "ended", "first", "last", "masked", "needed"):
             values = getattr(self, name)
             setattr(self, name, [values[row] for row in kept])
         if kept:
-            stay = torch.tensor(kept, device=self.device)
-            for name in ("tokens", "attention", "position_ids"):
+            stay = upload(kept, self.device)
+            for name in ("tokens", "attention", "position_ids", "sequences"):
                 setattr(self, name, getattr(self, name).index_select(0, stay))
             self.block.keep(kept)
             self.forward.keep(kept, self.device)
-
-    def _present(self, blocks: list[int]) -> Tensor:
-        length = self.settings.block_length
-        starts = torch.tensor(blocks, device=self.device).unsqueeze(-1) * length
-        columns = starts + torch.arange(length, device=self.device)
-        return columns < self.settings.max_new_tokens
 
     def _stream_draft(self, outcome: StepOutcome) -> None:
         streamer = self.settings.streamer

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from l2pd_adapters.huggingface.caching import CanvasCache
+from l2pd_adapters.huggingface.uploading import upload
 from l2pd_adapters.huggingface.widths import CPU_LIMIT, share_passes
 
 CacheKind = Literal["none", "prefix", "dual"]
@@ -42,12 +43,15 @@ class CanvasView:
 
     def select(self, rows: list[int]) -> CanvasView:
         """The same view of some of its rows."""
-        index = torch.tensor(rows, device=self.tokens.device)
-        tensors = (self.tokens, self.attention, self.position_ids)
-        lists = (self.starts, self.first, self.last, self.fresh)
+        index = upload(rows, self.tokens.device)
         return CanvasView(
-            *(tensor.index_select(0, index) for tensor in tensors),
-            *([values[row] for row in rows] for values in lists),  # type: ignore[arg-type]
+            tokens=self.tokens.index_select(0, index),
+            attention=self.attention.index_select(0, index),
+            position_ids=self.position_ids.index_select(0, index),
+            starts=[self.starts[row] for row in rows],
+            first=[self.first[row] for row in rows],
+            last=[self.last[row] for row in rows],
+            fresh=[self.fresh[row] for row in rows],
             block_length=self.block_length,
         )
 
@@ -84,7 +88,7 @@ class Forward:
             members = [fresh[i] for i in group]
             if len(members) == rows:
                 return self._dense(view, None)
-            index = torch.tensor(members, device=view.tokens.device)
+            index = upload(members, view.tokens.device)
             of_group = self._dense(view.select(members), index)
             if found is None:
                 found = of_group.new_zeros(rows, *of_group.shape[1:])
@@ -130,7 +134,7 @@ class Forward:
             columns_wanted = max(view.block_length, *spans)
         columns = self._block_columns(view, columns_wanted)
         inside = columns.clamp(max=width - 1)
-        ends = torch.tensor(view.last, device=columns.device).unsqueeze(-1)
+        ends = upload(view.last, columns.device).unsqueeze(-1)
         self.cache.write_some(view.span, torch.where(columns < ends, columns, width))
         left, right = view.span
         hidden = self._decoder(
@@ -144,7 +148,7 @@ class Forward:
     def _block_columns(view: CanvasView, count: int | None = None) -> Tensor:
         """(R, count) columns from the start of each row's block on; None for the block's."""
         device = view.tokens.device
-        begin = torch.tensor(view.starts, device=device).unsqueeze(-1)
+        begin = upload(view.starts, device).unsqueeze(-1)
         return begin + torch.arange(count or view.block_length, device=device)
 
     def _decoder(self, tokens: Tensor, mask: Tensor | None, position_ids: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ def share_passes(
     for end in range(1, len(order) + 1):
         right = last[order[end - 1]]
         left = right
-        choices = []
+        choices: list[tuple[int, int]] = []
         for begin in range(end - 1, -1, -1):
             left = min(left, first[order[begin]])
             columns = (end - begin) * (right - left)
