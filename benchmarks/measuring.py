@@ -52,10 +52,13 @@ class Ratio:
         return f"{self.median:6.2f}x [{min(self.values):.2f}, {max(self.values):.2f}]"
 
 
-def timed(ways: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, Times]:
-    """Run all ways in turns, once without the clock, so that a noisy minute hits each of them."""
+def timed(
+    ways: Mapping[str, Callable[[], object]], repeats: int, *, warm: bool = True
+) -> dict[str, Times]:
+    """Run all ways in turns, so that a noisy minute hits each of them; before that, with `warm`,
+    once without the clock."""
     found: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(repeats + 1):
+    for turn in range(0 if warm else 1, repeats + 1):
         for name, run in ways.items():
             start = time.perf_counter()
             run()
