@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
@@ -206,12 +205,12 @@ class _Announcement(event.Listener):
     def __init__(self) -> None:
         self.said = False
 
-    def on_start(self, event: Any) -> None:
+    def on_start(self, compilation: Any) -> None:
         if not self.said:
             self.said = True
             logger.warning("compiling the statistics kernel for this CPU, about two seconds, once")
 
-    def on_end(self, event: Any) -> None:
+    def on_end(self, compilation: Any) -> None:
         pass
 
 
@@ -271,16 +270,16 @@ def numba_kernel(
     starts = iter(range(0, count, piece))
     run = _compiled()
 
-    def work(starts: Iterator[int]) -> None:
-        for begin in starts:
+    def work() -> None:
+        for begin in starts:  # which all threads share
             end = min(begin + piece, count)
             run(arrays[0], stride, vocabulary, *arrays[1:3], suppress, begin, end, *arrays[3:])
 
+    threads = torch.get_num_threads()
     with event.install_listener("numba:compile", _announcement):
-        work(iter([next(starts)]))  # compiles, on the first use, in one thread
-    helpers = min(torch.get_num_threads(), -(-count // piece)) - 1
-    helping = [_pool(torch.get_num_threads()).submit(work, starts) for _ in range(helpers)]
-    work(starts)
-    for helper in helping:
-        helper.result()
+        helpers = min(threads, -(-count // piece)) - 1
+        helping = [_pool(threads).submit(work) for _ in range(helpers)]
+        work()
+        for helper in helping:
+            helper.result()
     return results
