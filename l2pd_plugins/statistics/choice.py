@@ -23,10 +23,10 @@ LARGE_VOCABULARY = 8192
 """Columns from which a fused kernel on the CPU is worth its compilation."""
 
 _FUSED_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+_INSTALLED = {name: importlib.util.find_spec(name) is not None for name in ("triton", "numba")}
 _INSTALL = {"numba": "pip install 'l2pd-plugins[cpu]'", "triton": "pip install triton"}
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def choose(
     device: torch.device, dtype: torch.dtype, vocabulary: int, asked: str | None = None
 ) -> str:
@@ -55,16 +55,16 @@ def choose(
     obstacle = _obstacle(fastest, device.type, dtype)
     if obstacle is None:
         return fastest
-    _announce(fastest, obstacle)
+    if not torch.compiler.is_compiling():  # a logger would break the graph
+        _announce(fastest, obstacle)
     return "eager"
 
 
-@cache
 def _obstacle(kernel: str, device: str, dtype: torch.dtype) -> str | None:
     """Why this kernel cannot be had; None if it can."""
     if kernel == "eager":
         return None
-    if importlib.util.find_spec(kernel) is None:
+    if not _INSTALLED[kernel]:
         return f"{kernel} is not installed; {_INSTALL[kernel]}"
     if dtype not in _FUSED_DTYPES:
         return f"it reads bfloat16, float16 and float32, not {dtype}"
