@@ -11,6 +11,7 @@ from torch import Tensor
 
 from l2pd_adapters.huggingface.caching import CanvasCache
 from l2pd_adapters.huggingface.forward import CanvasView, Forward
+from l2pd_adapters.huggingface.uploading import upload
 
 
 class BlockCausalForward(Forward):
@@ -25,8 +26,8 @@ class BlockCausalForward(Forward):
     padded on the left lie in the same places.
     """
 
-    def hidden(self, view: CanvasView) -> tuple[Tensor, list[int]]:
-        """Hidden states (R, L, D) of each row's block, and where in it the block starts: at 0."""
+    def hidden(self, view: CanvasView) -> Tensor:
+        """Hidden states (R, L, D) of each row's block."""
         rows = list(range(len(view.starts)))
         blocks = [start - first for start, first in zip(view.starts, view.first, strict=True)]
         if self.cache is None:  # without a cache, or at the first step of all
@@ -49,9 +50,10 @@ class BlockCausalForward(Forward):
             if group
         ]
         if len(parts) == 1:
-            return parts[0], [0] * len(rows)
-        order = torch.tensor([row for group in groups for row in group]).argsort()
-        return torch.cat(parts).index_select(0, order.to(parts[0].device)), [0] * len(rows)
+            return parts[0]
+        order = [row for group in groups for row in group]
+        back = upload(sorted(rows, key=order.__getitem__), view.tokens.device)
+        return torch.cat(parts).index_select(0, back)
 
     def _forward(
         self, view: CanvasView, rows: list[int], blocks: list[int], begins: list[int]
@@ -60,8 +62,8 @@ class BlockCausalForward(Forward):
         the end of the block take part; `blocks` holds the first position of each block."""
         device, length = view.tokens.device, view.block_length
         brought = max(block + length - begin for block, begin in zip(blocks, begins, strict=True))
-        layout = torch.tensor([rows, blocks, begins, [view.first[row] for row in rows]])
-        index, block, begin, first = layout.to(device).unsqueeze(-1).unbind()
+        layout = upload([*rows, *blocks, *begins, *(view.first[row] for row in rows)], device)
+        index, block, begin, first = layout.view(4, -1, 1).unbind()
         positions = begin + torch.arange(brought, device=device)
         inside = positions < block + length
         columns = (first + positions).clamp(max=view.tokens.shape[1] - 1)
