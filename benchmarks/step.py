@@ -1,30 +1,40 @@
-"""The denoising step against `softmax` + `gather`, on the same logits in the same run.
+"""The step between two forward passes, against what the field does, on the same logits in turns.
 
-    python benchmarks/step.py                        # 8 blocks of 32, vocabulary 157184, bf16
-    python benchmarks/step.py --vocabulary 126464 --rows 16 --dtype float32 --json FILE
+    python benchmarks/step.py                                   # every size, some ten minutes
+    python benchmarks/step.py --rows 256 --vocabularies 157184 --dtypes bfloat16 --json FILE
 
-Prints the time and the peak memory of the step, as ratios: to `softmax` + `argmax` + `gather`, to
-`softmax` alone, to one plain read of the logits (`amax`), and to the logits' own size.
+For each size: the whole denoising step with `confidence_threshold`; the statistics alone, with
+entropy and margin too; one plain read of the logits (`amax`), the memory floor; `softmax` with
+`argmax` and `gather`; the same in float64, as Fast-dLLM does it; SGLang's LowConfidence step. Then
+what each policy's own decision costs, against a forward pass of a random model of 100 million
+parameters. Runs on the GPU where there is one.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import statistics
-import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from measuring import environment, timed, write
+from plain import low_confidence_step, softmax_gather
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from l2pd_plugins import create_policy
+from l2pd_adapters.tiny_models import folder_of
+from l2pd_plugins import DenoisingStep, ModelContext, UnmaskPolicy, create_policy
 from l2pd_plugins.denoising import BlockBatch, denoising_step
 from l2pd_plugins.end_of_text import EndOfText
+from l2pd_plugins.statistics import row_statistics
+
+BLOCK = 32
+EVERYTHING = frozenset({"confidence", "entropy", "margin"})
+POLICIES = ("fixed_schedule", "confidence_threshold", "learn2pd", "settled")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class PeakMemory(TorchDispatchMode):
@@ -60,73 +70,170 @@ class PeakMemory(TorchDispatchMode):
         self.live -= size
 
 
-def seconds(run: Callable[[], object], repeats: int) -> tuple[float, float]:
-    """Median and spread (max - min) of the wall clock of `run`."""
-    run()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
+def peak_bytes(run: Callable[[], object]) -> int:
+    """Memory that `run` takes beyond what is there before."""
+    if DEVICE.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
         run()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times), max(times) - min(times)
+        return torch.cuda.max_memory_allocated() - before
+    with PeakMemory() as memory:
+        run()
+    return memory.peak
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=8, help="blocks in the batch")
-    parser.add_argument("--block-length", type=int, default=32)
-    parser.add_argument("--vocabulary", type=int, default=157184)
-    parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
-    parser.add_argument("--policy", default="confidence_threshold")
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-
-    torch.manual_seed(0)
-    shape = (arguments.rows, arguments.block_length, arguments.vocabulary)
-    logits = (torch.randn(shape) * 3).to(getattr(torch, arguments.dtype))
-    mask = arguments.vocabulary - 1
-    policy = create_policy(arguments.policy)
-    end_of_text = EndOfText("block", (arguments.vocabulary - 2,))
+def compare(rows: int, vocabulary: int, dtype: str, repeats: int) -> dict[str, Any]:
+    """All ways on one set of logits: (rows, vocabulary), blocks of 32 positions, all masked."""
+    shape = (rows // BLOCK, BLOCK, vocabulary)
+    logits = torch.empty(shape, dtype=getattr(torch, dtype), device=DEVICE)
+    for part in logits:  # no float32 copy of everything
+        part.copy_(3 * torch.randn(part.shape, device=DEVICE))
+    flat = logits.flatten(0, 1)
+    mask = vocabulary - 1
+    policy = create_policy("confidence_threshold")
+    end_of_text = EndOfText("block", (vocabulary - 2,))
+    tokens = torch.full(shape[:2], mask, device=DEVICE)
 
     def step() -> None:
-        tokens = torch.full(shape[:2], mask)
         batch = BlockBatch.start(tokens, [policy] * len(tokens), mask_token_id=mask)
         denoising_step(batch, logits, end_of_text=end_of_text)
 
-    def softmax_gather() -> torch.Tensor:
-        x0 = logits.argmax(-1, keepdim=True)
-        return logits.softmax(-1).gather(-1, x0)
-
-    with PeakMemory() as memory:
-        step()
-    size = logits.numel() * logits.element_size()
-    timed = {
-        "step": seconds(step, arguments.repeats),
-        "softmax + argmax + gather": seconds(softmax_gather, arguments.repeats),
-        "softmax alone": seconds(lambda: logits.softmax(-1), arguments.repeats),
-        "amax (one plain read)": seconds(lambda: logits.amax(-1), arguments.repeats),
+    ways: dict[str, Callable[[], object]] = {
+        "step": step,
+        "statistics": lambda: row_statistics(flat, suppress=mask),
+        "with entropy, margin": lambda: row_statistics(flat, EVERYTHING, mask),
+        "amax": lambda: logits.amax(-1),
+        "softmax + gather": lambda: softmax_gather(logits),
+        "float64 + gather": lambda: softmax_gather(logits, torch.float64),
+        "SGLang LowConfidence": lambda: low_confidence_step(logits, tokens.clone(), mask, 0.9),
     }
-    print(
-        f"step: policy={policy.describe()} logits={list(shape)} {arguments.dtype} "
-        f"torch={torch.__version__} threads={torch.get_num_threads()} "
-        f"machine={platform.processor() or platform.machine()}"
+    times = timed(ways, repeats)
+    share = peak_bytes(step) / (logits.numel() * logits.element_size())
+    print(f"\n{rows} rows, vocabulary {vocabulary}, {dtype}; peak memory of the step {share:.3%}")
+    ratios = {name: times[name].over(times["step"]) for name in ways}
+    for name in ways:
+        print(f"  {name:22} {times[name]}   {ratios[name]} the step's time")
+    over_floor = times["step"].over(times["amax"])
+    print(f"  the step takes {over_floor} the time of amax", flush=True)
+    return {
+        "rows": rows,
+        "vocabulary": vocabulary,
+        "dtype": dtype,
+        "peak_memory_share": share,
+        "step_over_amax": over_floor.median,
+        "seconds": {name: found.seconds for name, found in times.items()},
+        "over_step": {name: ratio.median for name, ratio in ratios.items()},
+    }
+
+
+def policies_against_forward(repeats: int, rows: int = 8) -> dict[str, Any]:
+    """The `select` of each policy on `rows` blocks, against a forward pass of just those blocks."""
+    config = LlamaConfig(
+        vocab_size=32_000,
+        hidden_size=768,
+        intermediate_size=2048,
+        num_hidden_layers=7,
+        num_attention_heads=12,
+        is_causal=False,
+        max_position_embeddings=2048,
     )
-    for name, (median, spread) in timed.items():
-        ratio = timed["step"][0] / median
-        times = f"{median * 1e3:8.2f} ms (spread {spread * 1e3:6.2f})"
-        print(f"  {name:28} {times}, step / this {ratio:5.2f}")
-    share = f"{memory.peak / size:.2%} of the logits"
-    print(f"  {'peak memory of the step':28} {memory.peak / 1e6:8.2f} MB, {share}")
-    if arguments.json:
-        result = {
-            "arguments": {k: str(v) for k, v in vars(arguments).items()},
-            "seconds": {name: {"median": m, "spread": s} for name, (m, s) in timed.items()},
-            "peak_bytes": memory.peak,
-            "logits_bytes": size,
-        }
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+    model = LlamaForCausalLM(config).to(DEVICE).eval()
+    millions = sum(weight.numel() for weight in model.parameters()) / 1e6
+    tokens = torch.randint(config.vocab_size, (rows, BLOCK), device=DEVICE)
+    context = ModelContext(
+        name="tiny-llada",
+        block_length=BLOCK,
+        mask_token_id=0,
+        vocab_size=config.vocab_size,
+        path=str(folder_of("tiny-llada")),
+    )
+    policies = [create_policy(name).for_model(context) for name in POLICIES]
+    step = random_step(rows)
+
+    def forward() -> None:
+        with torch.inference_mode():
+            model(input_ids=tokens, use_cache=False)
+
+    def deciding(policy: UnmaskPolicy) -> Callable[[], object]:
+        state = policy.init_state(rows, BLOCK, DEVICE)
+        return torch.no_grad()(lambda: policy.select(step, state))
+
+    ways = {policy.name: deciding(policy) for policy in policies}
+    times = timed({"forward": forward, **ways}, repeats)
+    print(f"\nforward pass of {millions:.0f} M parameters, {rows} blocks: {times['forward']}")
+    shares = {name: times[name].over(times["forward"]) for name in ways}
+    for name, share in shares.items():
+        print(f"  {name:22} {times[name]}   {share.median:.3%} of the forward pass")
+    return {
+        "parameters_in_millions": millions,
+        "rows": rows,
+        "seconds": {name: found.seconds for name, found in times.items()},
+        "share_of_forward": {name: share.median for name, share in shares.items()},
+    }
+
+
+def random_step(rows: int) -> DenoisingStep:
+    """A step in the middle of a block, with everything that a policy may read."""
+    shape = (rows, BLOCK)
+    confidence = torch.rand(shape, device=DEVICE)
+    zeros = torch.zeros(rows, dtype=torch.int64, device=DEVICE)
+    return DenoisingStep(
+        tokens=torch.randint(1000, shape, device=DEVICE),
+        masked=torch.rand(shape, device=DEVICE) < 0.5,
+        x0=torch.randint(1000, shape, device=DEVICE),
+        confidence=confidence,
+        entropy=1 - confidence,
+        margin=confidence / 2,
+        logits=None,
+        step_index=zeros + 3,
+        block_index=zeros,
+        canvas_length=zeros + BLOCK,
+        present=torch.ones(shape, dtype=torch.bool, device=DEVICE),
+    )
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, nargs="+", default=[32, 256, 1024, 4096])
+    parser.add_argument(
+        "--vocabularies",
+        type=int,
+        nargs="+",
+        default=[126464, 151936, 157184],
+        help="those of LLaDA; of Dream and SDAR; of LLaDA2",
+    )
+    parser.add_argument(
+        "--dtypes",
+        nargs="+",
+        choices=["bfloat16", "float16", "float32"],
+        default=["bfloat16", "float32"],
+    )
+    parser.add_argument(
+        "--gigabytes", type=float, default=12, help="sizes whose baselines take more are left out"
+    )
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    for rows in arguments.rows:
+        if rows % BLOCK:
+            parser.error(f"--rows {rows}: a multiple of {BLOCK}")
+
+    torch.manual_seed(0)
+    print(" ".join(f"{name}={value}" for name, value in environment().items()))
+    results: dict[str, Any] = {"sizes": [], "left_out": []}
+    for dtype in arguments.dtypes:
+        for vocabulary in arguments.vocabularies:
+            for rows in arguments.rows:
+                # The logits, their float64 copy and its softmax.
+                wanted = rows * vocabulary * (getattr(torch, dtype).itemsize + 16) / 1e9
+                if wanted > arguments.gigabytes:
+                    print(f"\nleft out: {rows} rows, {vocabulary}, {dtype}: {wanted:.0f} GB")
+                    results["left_out"].append([rows, vocabulary, dtype])
+                    continue
+                results["sizes"].append(compare(rows, vocabulary, dtype, arguments.repeats))
+    results["policies"] = policies_against_forward(arguments.repeats)
+    write(arguments.json, results)
 
 
 if __name__ == "__main__":

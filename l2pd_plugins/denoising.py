@@ -51,7 +51,7 @@ class BlockBatch:
     """(B, L) bool."""
     present: Tensor
     """(B, L) bool; False behind the end of the text, or of a canvas that is no multiple of the
-    block length."""
+    block length, and where the first block holds the end of the prompt."""
     step_index: Tensor
     """(B,) int64, denoising steps taken in the block."""
     block_index: Tensor
@@ -248,7 +248,9 @@ def denoising_step(
         on_error: "raise" lets a failing policy end the call; "progress" (servers) lets its rows
             go on by the progress rule alone and logs the failure once per policy.
 
-    A block that has masks has fewer of them afterwards, whatever the policy selects.
+    A block that has masks has fewer of them afterwards, whatever the policy selects. Positions
+    whose logits hold NaN, which is seen by their confidence, are never selected; the progress rule
+    takes one where no other mask is left.
 
     Raises PolicyRuntimeError, with the policy's name, if a policy raises or returns anything but a
     bool tensor (B, L), and on_error is "raise".
@@ -257,7 +259,7 @@ def denoising_step(
     committed = torch.zeros_like(block.masked)
     for group in block._groups:
         seen = _seen_by(step, group, block)
-        selected = _ask(group, "select", seen, on_error) & seen.masked
+        selected = _ask(group, "select", seen, on_error) & _sound(seen)
         selected = selected | _progress(group.policy, selected, seen)
         _put(committed, group, selected)
 
@@ -305,8 +307,12 @@ def _observe(
         raise ValueError(f"logits of {len(flat)} rows for {rows} blocks of {length} positions")
     requires = block.requires
     suppress = block.mask_token_id if suppress_mask else None
-    found = row_statistics(flat, requires & _COMPUTED, suppress, x0=x0)
     needed = block.needed()
+    given = None
+    if positions is None:  # of all positions: the others are skipped
+        every = torch.arange(rows * length, device=flat.device)
+        given = torch.where(needed.flatten(), every, -1)
+    found = row_statistics(flat, requires & _COMPUTED, suppress, x0=x0, rows=given)
 
     def lay_out(values: Tensor | None, elsewhere: Tensor) -> Tensor | None:
         if values is None:
@@ -375,13 +381,19 @@ def _put(target: Tensor, group: _Group, values: Tensor) -> None:
         target.index_copy_(0, group.index, values)
 
 
+def _sound(step: DenoisingStep) -> Tensor:
+    """bool (B, L): the masked positions with a prediction that is one."""
+    return step.masked & ~step.confidence.isnan()
+
+
 def _progress(policy: UnmaskPolicy, selected: Tensor, step: DenoisingStep) -> Tensor:
     """What the policy's progress rule commits besides the selection."""
     if policy.progress == "always_top1":
         return top_1(step.confidence, step.masked)
     empty = ~selected.any(-1, keepdim=True)
     if policy.progress == "leftmost_if_empty":
-        return empty & leftmost(step.masked)
+        sound = _sound(step)
+        return empty & leftmost(torch.where(sound.any(-1, True), sound, step.masked))
     return empty & top_1(step.confidence, step.masked)
 
 

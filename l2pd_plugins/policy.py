@@ -56,9 +56,10 @@ class DenoisingStep:
     block_index: Tensor
     """(B,) int64, which block of the canvas this is, from 0."""
     canvas_length: Tensor
-    """(B,) int64, positions of the row's canvas, of all its blocks."""
+    """(B,) int64, positions of all the row's blocks, up to the canvas's end."""
     present: Tensor
-    """(B, L) bool, False behind the end of the text or of the canvas."""
+    """(B, L) bool, False behind the end of the text or of the canvas, and where a block begins
+    before the canvas, with the end of the prompt."""
     reference: Tensor | None = None
     """(B, L) int64, the reference decode of this block; None unless required."""
     generator: Sequence[torch.Generator] | None = None

@@ -14,6 +14,10 @@ import torch
 
 from l2pd_plugins import DenoisingStep, plugins
 
+if not torch.cuda.is_available():
+    # Before anything imports Triton: without a GPU its kernels run in its interpreter.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 
 class PluginSite:
     """A folder like site-packages, into which tests install small but real distributions."""

@@ -7,6 +7,10 @@ from typing import Any, Literal
 
 from l2pd_plugins.errors import L2PDError
 
+Attention = Literal["bidirectional", "block_causal"]
+"""Which positions a position sees. "bidirectional": all of prompt and canvas. "block_causal": those
+of its own block and of the blocks before it, blocks being counted from the prompt's first token."""
+
 
 @dataclass(frozen=True)
 class ModelFamily:
@@ -14,12 +18,37 @@ class ModelFamily:
 
     name: str
     model_types: tuple[str, ...]
-    """`config.model_type` of the native decoder it runs on."""
-    attention: Literal["bidirectional"]
-    """Which positions a position sees: all of prompt and canvas."""
+    """`config.model_type` of its checkpoints."""
+    attention: Attention
+    architecture: str | None = None
+    """The name in `config.architectures` that tells its checkpoints from others on `decoder`."""
+    decoder: str | None = None
+    """The native model type whose code and weight names fit, where `model_types` are those of
+    remote code; checkpoints that name the `architecture` may have it as their model type."""
+    block_length: int = 32
+    """Positions per block where the checkpoint's config names none."""
+    mask_token_id: int | None = None
+    """The mask token where the checkpoint's config names none."""
+
+    def prompt_in_block(self, prompt_length: int, block_length: int) -> int:
+        """How many positions of the first block to be decoded hold the end of the prompt.
+
+        None in a bidirectional model, whose first block begins with the canvas. A block-causal
+        model completes the block that the prompt has begun.
+        """
+        return prompt_length % block_length if self.attention == "block_causal" else 0
 
 
 FAMILIES = (
+    ModelFamily(
+        name="SDAR",  # JetAstra/SDAR, arXiv 2510.06303
+        model_types=("sdar",),
+        attention="block_causal",
+        architecture="SDARForCausalLM",
+        decoder="qwen3",
+        block_length=4,
+        mask_token_id=151669,
+    ),
     ModelFamily(
         name="bidirectional decoder",
         model_types=("llama", "qwen3"),
@@ -34,28 +63,48 @@ def family_of(config: Any) -> ModelFamily:
     Raises L2PDError if the config describes no diffusion language model that can be decoded here.
     """
     model_type = getattr(config, "model_type", None)
-    known = sorted(name for family in FAMILIES for name in family.model_types)
+    architectures = getattr(config, "architectures", None) or ()
     for family in FAMILIES:
+        if family.architecture in architectures and model_type == family.decoder:
+            return family
         if model_type in family.model_types:
-            if getattr(config, "is_causal", True) is not False:
+            causal = getattr(config, "is_causal", True) is not False
+            if family.attention == "bidirectional" and causal:
                 raise L2PDError(
                     f"model type {model_type!r} with causal attention is an autoregressive model; "
                     "a diffusion language model on this architecture has is_causal=false in its "
-                    "config"
+                    f"config, or one of {_named_architectures()} in its architectures"
                 )
             return family
+    known = sorted({name for family in FAMILIES for name in family.model_types})
     raise L2PDError(f"model type {model_type!r} is not supported; known: {', '.join(known)}")
 
 
+def _named_architectures() -> str:
+    return ", ".join(family.architecture for family in FAMILIES if family.architecture)
+
+
 def mask_token_of(config: Any) -> int:
-    """The id of the mask token, which the model's config names as `mask_token_id`."""
+    """The id of the mask token: the config's `mask_token_id`, else the family's.
+
+    Raises L2PDError if there is none, or none within the vocabulary.
+    """
     mask_token_id = getattr(config, "mask_token_id", None)
+    if mask_token_id is None:
+        mask_token_id = family_of(config).mask_token_id
     if not isinstance(mask_token_id, int) or not 0 <= mask_token_id < config.vocab_size:
         raise L2PDError(
             f"the model's config names no mask token: mask_token_id={mask_token_id!r}, "
             f"wanted a token id below vocab_size={config.vocab_size}"
         )
     return mask_token_id
+
+
+def block_length_of(config: Any) -> int:
+    """Positions per block: the config's `block_length` or, as SDAR's code calls it, `block_size`;
+    else the family's."""
+    named = getattr(config, "block_length", None) or getattr(config, "block_size", None)
+    return named or family_of(config).block_length
 
 
 def end_of_text_ids(value: Any) -> tuple[int, ...]:

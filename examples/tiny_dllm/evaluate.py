@@ -41,31 +41,36 @@ def decode_prompts(
     threshold: float | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> list[Decoded]:
-    """Decode one batch; prompts are padded on the left, finished rows leave the batch."""
+    """Decode one batch, padded on the right; finished rows leave it."""
     ids = [prompt_ids(prompt) for prompt in prompts]
-    width, device = max(map(len, ids)), model.lm_head.weight.device
-    tokens = torch.full((len(ids), width + gen_length), MASK_ID)
-    valid = torch.ones_like(tokens, dtype=torch.bool)
+    device = model.lm_head.weight.device
+    first = torch.tensor([len(prompt) for prompt in ids])
+    if model.shape.architecture == "sdar":  # blocks are counted from the prompt's first token
+        origin = torch.zeros_like(first)
+        ends = -(-(first + gen_length) // BLOCK_LENGTH) * BLOCK_LENGTH
+    else:
+        origin, ends = first, first + gen_length
+    tokens = torch.full((len(ids), int(ends.max())), MASK_ID)
     for row, prompt in enumerate(ids):
-        tokens[row, width - len(prompt) : width] = torch.tensor(prompt)
-        valid[row, : width - len(prompt)] = False
-    tokens, valid = tokens.to(device), valid.to(device)
-    rows = torch.arange(len(ids), device=device)
-    ends = torch.full((len(ids),), gen_length, device=device)
-    canvas_positions = torch.arange(gen_length, device=device)
-    block_positions = torch.arange(BLOCK_LENGTH, device=device)
+        tokens[row, : len(prompt)] = torch.tensor(prompt)
+    rows, tokens = torch.arange(len(ids), device=device), tokens.to(device)
+    first, origin, ends = first.to(device), origin.to(device), ends.to(device)
+    in_block = torch.arange(BLOCK_LENGTH, device=device)
     decoded: dict[int, Decoded] = {}
     forwards = 0
     while len(rows):
-        length = int(ends.max())
-        tokens, valid = tokens[:, : width + length], valid[:, : width + length]
-        forwards += 1
-        hidden = model(tokens, valid, dtype)[:, width:]
-
         # Every row is in the block of its first mask.
-        open_ = (tokens[:, width:] == MASK_ID) & valid[:, width:]
-        block = open_.int().argmax(1, keepdim=True) // BLOCK_LENGTH * BLOCK_LENGTH + block_positions
-        inside = block < length
+        columns = torch.arange(tokens.shape[1], device=device)
+        open_ = (tokens == MASK_ID) & (columns < ends[:, None])
+        begin = origin + (open_.int().argmax(1) - origin) // BLOCK_LENGTH * BLOCK_LENGTH
+        # What any row sees; with blocks that see no later ones, that is up to its own.
+        seen = begin + BLOCK_LENGTH if model.shape.architecture == "sdar" else ends
+        length = int(seen.max())
+        forwards += 1
+        hidden = model(tokens[:, :length], columns[:length] < ends[:, None], dtype)
+
+        block = begin[:, None] + in_block
+        inside = block < ends[:, None]
         block = block.clamp(max=length - 1)
         masked = open_.gather(1, block) & inside
         state = hidden.gather(1, block[..., None].expand(-1, -1, hidden.shape[-1]))
@@ -77,17 +82,22 @@ def decode_prompts(
         if threshold is not None:
             chosen |= confidence >= threshold
         row, column = (chosen & masked).nonzero(as_tuple=True)
-        tokens[row, width + block[row, column]] = best[row, column]
+        tokens[row, block[row, column]] = best[row, column]
 
         ended = chosen & masked & (best == END_OF_TEXT_ID)
-        ends = torch.minimum(ends, torch.where(ended, block + 1, gen_length).amin(1))
-        valid[:, width:] &= canvas_positions[:length] < ends[:, None]
-        done = ~((tokens[:, width:] == MASK_ID) & valid[:, width:]).any(1)
+        end = torch.where(ended, block + 1, ends[:, None]).amin(1)
+        if model.shape.architecture == "sdar":  # the rest of the block stays in sight
+            tokens.masked_fill_(columns >= end[:, None], END_OF_TEXT_ID)
+            end = torch.minimum(ends, torch.where(ended.any(1), begin + BLOCK_LENGTH, ends))
+        ends = end
+        done = ~((tokens == MASK_ID) & (columns < ends[:, None])).any(1)
         for index in done.nonzero().flatten().tolist():
-            canvas = tokens[index, width : width + int(ends[index])].tolist()
-            first_end = canvas.index(END_OF_TEXT_ID) + 1 if END_OF_TEXT_ID in canvas else length
-            decoded[int(rows[index])] = Decoded(decode(canvas), first_end, forwards)
-        rows, ends, tokens, valid = rows[~done], ends[~done], tokens[~done], valid[~done]
+            start = int(first[index])
+            canvas = tokens[index, start : min(start + gen_length, int(ends[index]))].tolist()
+            size = canvas.index(END_OF_TEXT_ID) + 1 if END_OF_TEXT_ID in canvas else len(canvas)
+            decoded[int(rows[index])] = Decoded(decode(canvas), size, forwards)
+        rows, tokens = rows[~done], tokens[~done]
+        first, origin, ends = first[~done], origin[~done], ends[~done]
     return [decoded[row] for row in range(len(ids))]
 
 

@@ -1,4 +1,4 @@
-"""A small bidirectional Qwen3 that trains fast on a CPU, with the native checkpoint's own names.
+"""A small diffusion Qwen3 that trains fast on a CPU, with the native checkpoint's own names.
 
 Parameters are named as in transformers' `Qwen3ForCausalLM`, so the state dict is the checkpoint.
 In training, attention is explicit batched matrix products: compiled, their backward is several
@@ -11,6 +11,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,6 +21,10 @@ from torch.nn import functional as F
 from tokenizer import END_OF_TEXT_ID, MASK_ID, TOKENIZER_CONFIG, VOCAB_SIZE, build_tokenizer
 
 BLOCK_LENGTH = 32
+
+Architecture = Literal["llada", "sdar"]
+"""LLaDA's: every position sees all others. SDAR's: a position sees its own block and those before
+it, blocks being counted from the first token of the prompt."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,7 @@ class Shape:
     mlp: int = 336
     rope_theta: float = 10000.0
     eps: float = 1e-6
+    architecture: Architecture = "llada"
 
 
 class Linear(nn.Linear):
@@ -133,16 +139,20 @@ class TinyModel(nn.Module):
                 nn.init.normal_(parameter, std=0.5 * parameter.shape[1] ** -0.5)
 
     def forward(self, tokens: Tensor, valid: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Hidden states (B, T, d); `valid` (B, T) is false at padding, left or right."""
+        """Hidden states (B, T, d); `valid` (B, T) is false at padding, on the right."""
         half = torch.arange(0, self.shape.head_dim, 2, device=tokens.device).float()
         frequency = self.shape.rope_theta ** (-half / self.shape.head_dim)
         angle = torch.outer(torch.arange(tokens.shape[1], device=tokens.device), frequency)
         angle = torch.cat((angle, angle), dim=-1)
         cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
-        bias = torch.zeros(valid.shape, device=tokens.device).masked_fill_(~valid, -1e9)
+        seen = valid[:, None, None, :]
+        if self.shape.architecture == "sdar":
+            block = torch.arange(tokens.shape[1], device=tokens.device) // BLOCK_LENGTH
+            seen = seen & (block[None, :] <= block[:, None])
+        bias = torch.zeros(seen.shape, device=tokens.device).masked_fill_(~seen, -1e9)
         x = self.model.embed_tokens(tokens).to(dtype)
         for layer in self.model.layers:
-            x = layer(x, cos, sin, bias[:, None, None, :])
+            x = layer(x, cos, sin, bias)
         return self.model.norm(x)
 
     def compile_layers(self) -> None:
@@ -165,6 +175,12 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
+_OF_ARCHITECTURE: dict[Architecture, dict[str, Any]] = {
+    "llada": {"architectures": ["Qwen3ForCausalLM"], "is_causal": False},
+    "sdar": {"architectures": ["SDARForCausalLM"]},
+}
+
+
 def export(model: TinyModel, folder: Path) -> None:
     """Write a native transformers checkpoint; every file is replaced in one piece."""
     from transformers import Qwen3Config
@@ -172,7 +188,7 @@ def export(model: TinyModel, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     shape = model.shape
     config = Qwen3Config(
-        architectures=["Qwen3ForCausalLM"],
+        **_OF_ARCHITECTURE[shape.architecture],
         vocab_size=VOCAB_SIZE,
         hidden_size=shape.hidden,
         intermediate_size=shape.mlp,
@@ -185,7 +201,6 @@ def export(model: TinyModel, folder: Path) -> None:
         rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
         tie_word_embeddings=False,
         use_cache=False,
-        is_causal=False,
         mask_token_id=MASK_ID,
         block_length=BLOCK_LENGTH,
         bos_token_id=None,
@@ -215,15 +230,22 @@ def export(model: TinyModel, folder: Path) -> None:
     scratch.rmdir()
 
 
-def load(folder: Path) -> TinyModel:
-    """The training module with the weights of an exported checkpoint."""
+def load(folder: Path, architecture: Architecture | None = None) -> TinyModel:
+    """The training module with the weights of an exported checkpoint.
+
+    `architecture` reads the weights as those of another architecture, to train them on.
+    """
     config = json.loads((folder / "config.json").read_text())
+    of_checkpoint: Architecture = (
+        "sdar" if config["architectures"] == ["SDARForCausalLM"] else "llada"
+    )
     shape = Shape(
         hidden=config["hidden_size"],
         layers=config["num_hidden_layers"],
         heads=config["num_attention_heads"],
         head_dim=config["head_dim"],
         mlp=config["intermediate_size"],
+        architecture=architecture or of_checkpoint,
     )
     model = TinyModel(shape)
     model.load_state_dict(load_file(folder / "model.safetensors"))

@@ -1,6 +1,7 @@
-"""Train a small bidirectional dLLM on the small world.
+"""Train a small dLLM on the small world.
 
     python examples/tiny_dllm/train.py --out runs/tiny-llada --seconds 2700
+    python examples/tiny_dllm/train.py --architecture sdar --out runs/tiny-sdar --seconds 2700
 
 Runs two processes of one thread each by default (`--processes`). `--out` gets `checkpoint.pt`
 (resumable with `--resume`), `model/` (the native transformers checkpoint of the averaged weights)
@@ -10,46 +11,32 @@ and `training_log.jsonl`.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, get_args
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 from torch.nn import functional as F
 
+from batches import Batch, Example, bidirectional_batches, block_causal_batches, blocks_of
 from evaluate import evaluate, summary
 from l2pd_adapters.tiny_models.checkers import FAMILIES
-from model import BLOCK_LENGTH, TinyModel, export
+from model import Architecture, Shape, TinyModel, export, load
 from tasks import GENERATORS, distinct_prompts, sample
-from tokenizer import END_OF_TEXT_ID, MASK_ID, encode, prompt_ids
+from tokenizer import encode, prompt_ids
 
 NAMES = list(GENERATORS)
-LENGTHS = (40, 64, 96, 128, 160)  # few, since the model is compiled for each
-# Canvas length -> (row length, rows of a micro-batch, share among full canvases).
-FULL = {128: (192, 24, 0.55), 256: (320, 12, 0.35), 1024: (1088, 2, 0.10)}
-PADDING_WEIGHT = 0.1  # end-of-text behind the first one
-FUTURE_WEIGHT = 0.2  # blocks that decoding has not reached
-UNIFORM_MASKING = 0.3  # share of rows masked as in LLaDA's pre-training; the rest block by block
 EMA = 0.99
 EVEN_SHARE = 0.25  # how much a family that never fails is drawn, beside one that always does
 WARM_UP = 20
-
-
-@dataclass
-class Batch:
-    tokens: Tensor
-    targets: Tensor
-    weights: Tensor  # of the loss; 0 where nothing is predicted
-    valid: Tensor
-    family: Tensor
 
 
 @dataclass
@@ -62,66 +49,13 @@ class Progress:
 # data
 
 
-def make_batch(
-    examples: list[tuple[int, list[int], list[int]]], canvas: int | None, rng: Random
-) -> Batch:
-    """Mask one micro-batch of (family, prompt, answer). `canvas` None is just long enough."""
-    if canvas is None:
-        longest = max(len(prompt) + len(answer) + 1 for _, prompt, answer in examples)
-        length = next(n for n in LENGTHS if n >= longest)
-    else:
-        length = FULL[canvas][0]
-    count = len(examples)
-    targets = np.full((count, length), END_OF_TEXT_ID)
-    masked = np.zeros((count, length), dtype=bool)
-    weights = np.ones((count, length), dtype=np.float32)
-    valid = np.zeros((count, length), dtype=bool)
-    ratios = [(i + rng.random()) / count for i in range(count)]  # stratified over the micro-batch
-    rng.shuffle(ratios)
-    noise = np.random.default_rng(rng.getrandbits(64)).random((count, length))
-    for row, (_, prompt, answer) in enumerate(examples):
-        first, needed = len(prompt), len(answer) + 1
-        room = canvas or length - first
-        cut = _cut(needed, room, rng)
-        end = first + (cut or room)
-        targets[row, :first] = prompt
-        targets[row, first : first + len(answer)] = answer
-        valid[row, :end] = True
-        weights[row, first + needed :] = PADDING_WEIGHT
-        if rng.random() < UNIFORM_MASKING:
-            masked[row, first:end] = noise[row, first:end] < ratios[row]
-        else:
-            # What decoding meets: blocks before the current one are done, later ones untouched.
-            begin = first + rng.randrange((needed - 1) // BLOCK_LENGTH + 1) * BLOCK_LENGTH
-            behind = min(begin + BLOCK_LENGTH, end)
-            open_ = max(1, round(ratios[row] * (behind - begin)))
-            masked[row, begin + np.argsort(noise[row, begin:behind])[:open_]] = True
-            masked[row, behind:end] = True
-            weights[row, behind:] *= FUTURE_WEIGHT
-        if cut and rng.random() < 0.8:
-            masked[row, end - 1] = False  # the end-of-text token that cut the canvas
-    tokens = np.where(masked, MASK_ID, targets)
-    weights *= masked
-    return Batch(
-        torch.from_numpy(tokens),
-        torch.from_numpy(targets),
-        torch.from_numpy(weights),
-        torch.from_numpy(valid),
-        torch.tensor([name for name, _, _ in examples]),
-    )
-
-
-def _cut(needed: int, room: int, rng: Random) -> int | None:
-    """Where decoding may have cut the canvas: behind an end-of-text token of the answer's block."""
-    if rng.random() < 0.5:
-        return None
-    if rng.random() < 0.5:
-        return needed
-    return rng.randint(needed, min(room, -(-needed // BLOCK_LENGTH) * BLOCK_LENGTH))
-
-
 def make_step(
-    rng: Random, progress: Progress, done: float, boost: dict[str, float], rows: int = 96
+    rng: Random,
+    progress: Progress,
+    done: float,
+    boost: dict[str, float],
+    architecture: Architecture,
+    rows: int = 96,
 ) -> list[Batch]:
     """The micro-batches of one process and step, drawn by how often each family still fails."""
     # The loss would be no guide: that of a coupled family stays high however well it is learnt.
@@ -129,19 +63,21 @@ def make_step(
         (EVEN_SHARE + 1.0 - progress.validity.get(name, 0.0)) * boost.get(name, 1.0)
         for name in NAMES
     ]
-    examples = []
+    examples: list[Example] = []
     for family in rng.choices(range(len(NAMES)), chances, k=rows):
-        task = sample(NAMES[family], rng)
-        examples.append((family, prompt_ids(task.prompt), encode(task.answer)))
-    examples.sort(key=lambda example: len(example[1]) + len(example[2]))
-    batches = []
-    for start in range(0, rows, 32):
-        micro, canvas = examples[start : start + 32], None
-        if rng.random() < (0.1 if done < 0.7 else 0.25):
-            canvas = rng.choices(list(FULL), [share for _, _, share in FULL.values()])[0]
-            micro = rng.sample(micro, FULL[canvas][1])
-        batches.append(make_batch(micro, canvas, rng))
-    return batches
+        example = _example(family, rng)
+        if architecture == "sdar" and rng.random() < 0.5:
+            # Answers that go on in another block are the harder ones.
+            example = max([example, *(_example(family, rng) for _ in range(3))], key=blocks_of)
+        examples.append(example)
+    if architecture == "sdar":
+        return block_causal_batches(examples, rng)
+    return bidirectional_batches(examples, done, rng)
+
+
+def _example(family: int, rng: Random) -> Example:
+    task = sample(NAMES[family], rng)
+    return family, prompt_ids(task.prompt), encode(task.answer)
 
 
 # optimisation
@@ -204,8 +140,10 @@ def run(rank: int, args: argparse.Namespace) -> None:
     if args.processes > 1:
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(args.port)}
         dist.init_process_group("gloo", rank=rank, world_size=args.processes)
-    model, average = TinyModel().to(device), TinyModel().to(device)
-    average.load_state_dict(model.state_dict())
+    shape = Shape(architecture=args.architecture)
+    model = load(args.start_from, args.architecture) if args.start_from else TinyModel(shape)
+    model = model.to(device).train()
+    average = copy.deepcopy(model)
     optimizers, progress = make_optimizers(model), Progress()
     checkpoint = args.out / "checkpoint.pt"
     if args.resume:
@@ -230,7 +168,7 @@ def run(rank: int, args: argparse.Namespace) -> None:
     while True:
         # Every process must see the same clock: rank 0's travels with the gradients.
         rng = Random(f"{args.seed}/{rank}/{progress.step}")
-        batches = make_step(rng, progress, done, boost)
+        batches = make_step(rng, progress, done, boost, args.architecture)
         tokens += sum(batch.tokens.numel() for batch in batches)
         loss_of, weight_of = train_step(model, batches, device)
         elapsed = before + time.perf_counter() - began if rank == 0 else 0.0
@@ -239,7 +177,7 @@ def run(rank: int, args: argparse.Namespace) -> None:
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * schedule(progress.step, done)
+                group["lr"] = group["peak"] * args.rate * schedule(progress.step, done)
             optimizer.step()
             optimizer.zero_grad()
         with torch.no_grad():
@@ -317,6 +255,9 @@ def main() -> None:
     length = parser.add_mutually_exclusive_group(required=True)
     length.add_argument("--seconds", type=float, help="of training, earlier parts of it included")
     length.add_argument("--steps", type=int)
+    parser.add_argument("--architecture", choices=get_args(Architecture), default="llada")
+    parser.add_argument("--start-from", type=Path, metavar="FOLDER", help="weights of a checkpoint")
+    parser.add_argument("--rate", type=float, default=1.0, help="factor on the learning rates")
     parser.add_argument("--resume", action="store_true", help="go on from OUT/checkpoint.pt")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")

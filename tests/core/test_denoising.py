@@ -353,3 +353,19 @@ def test_logits_for_the_wrong_number_of_positions_are_refused():
             torch.zeros(3, VOCABULARY),
             end_of_text=OFF,
         )
+
+
+@pytest.mark.parametrize("progress", ["argmax_if_empty", "always_top1", "leftmost_if_empty"])
+@pytest.mark.parametrize("kind", ["everything", "nothing"])
+def test_a_position_with_nan_is_taken_only_where_nothing_else_is_left(progress, kind):
+    batch = blocks(2, 4, [Scripted(kind, progress)] * 2)
+    logits = draw_logits(2, 4, 3)
+    logits[0, 0, 5] = torch.nan
+    logits[1] = torch.nan
+    outcome = denoising_step(batch, logits, end_of_text=OFF)
+    assert not outcome.committed[0, 0]
+    assert outcome.committed[0].any()
+    assert outcome.committed[1].sum() == 1
+    for _ in range(3):
+        denoising_step(batch, logits, end_of_text=OFF)
+    assert not batch.masked.any()

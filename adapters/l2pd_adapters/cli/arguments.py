@@ -26,6 +26,7 @@ class CacheKind(str, Enum):
     none = "none"
     prefix = "prefix"
     dual = "dual"
+    block = "block"
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -41,7 +42,10 @@ EndOfTextRule = Annotated[
     EndOfText,
     typer.Option(help="What ends a text: a committed end-of-text token, a predicted one, nothing."),
 ]
-Cache = Annotated[CacheKind, typer.Option(help="Which keys and values are kept within a block.")]
+Cache = Annotated[
+    CacheKind | None,
+    typer.Option(help="Which keys and values are kept.", show_default="the model's"),
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Prompts that are decoded together.")]
 
 POLICY_HELP = "NAME[,key=value...], as in confidence_threshold,threshold=0.9."

@@ -16,7 +16,6 @@ from l2pd_adapters.cli.arguments import (
     BatchSize,
     BlockLength,
     Cache,
-    CacheKind,
     Device,
     EndOfText,
     EndOfTextRule,
@@ -82,7 +81,7 @@ def compare(
     max_new_tokens: MaxNewTokens = 128,
     block_length: BlockLength = None,
     end_of_text: EndOfTextRule = EndOfText.block,
-    cache: Cache = CacheKind.none,
+    cache: Cache = None,
     batch_size: BatchSize = 16,
     by_family: Annotated[
         bool, typer.Option("--by-family", help="Show validity and TPF of every family, too.")
@@ -125,7 +124,7 @@ def compare(
         "max_new_tokens": max_new_tokens,
         "block_length": block_length,
         "end_of_text": end_of_text.value,
-        "cache": cache.value,
+        "cache": cache and cache.value,
     }
     for made in policies:
         configuration_of(loaded, unmask_policy=made, **settings)

@@ -16,7 +16,6 @@ from l2pd_adapters.cli.arguments import (
     BatchSize,
     BlockLength,
     Cache,
-    CacheKind,
     Device,
     EndOfText,
     EndOfTextRule,
@@ -55,7 +54,7 @@ def generate(
             min=0, help="Of sampling; prompt i draws with seed + i.", show_default="a fresh one"
         ),
     ] = None,
-    cache: Cache = CacheKind.none,
+    cache: Cache = None,
     batch_size: BatchSize = 16,
     trace: Annotated[
         bool, typer.Option("--trace", help="Show on stderr which step committed each token.")
@@ -87,7 +86,7 @@ def generate(
         max_new_tokens=max_new_tokens,
         block_length=block_length,
         end_of_text=end_of_text.value,
-        cache=cache.value,
+        cache=cache and cache.value,
         temperature=temperature,
         seed=seed,
         batch_size=batch_size,

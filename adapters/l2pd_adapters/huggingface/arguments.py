@@ -23,7 +23,14 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from l2pd_adapters.families import end_of_text_ids, family_of, mask_token_of
+from l2pd_adapters.families import (
+    Attention,
+    ModelFamily,
+    block_length_of,
+    end_of_text_ids,
+    family_of,
+    mask_token_of,
+)
 from l2pd_adapters.huggingface.forward import CACHES, CacheKind
 from l2pd_plugins import ModelContext, UnmaskPolicy, create_policy
 from l2pd_plugins.denoising import StepOutcome
@@ -111,6 +118,7 @@ class DecodeSettings:
     """Everything about a call of generate that is not the model and the prompt."""
 
     model_name: str
+    family: ModelFamily
     mask_token_id: int
     pad_token_id: int
     max_new_tokens: int
@@ -132,6 +140,11 @@ class DecodeSettings:
     on_step: StepObserver | None = None
     observe: frozenset[str] = frozenset()
     """Statistics that on_step is shown beyond what the policies require."""
+
+    @property
+    def filler(self) -> int:
+        """What a reference holds where nothing is known: an end of text, if there is one."""
+        return (self.end_of_text.token_ids or (self.pad_token_id,))[0]
 
     def warp(self, scores: Tensor) -> Tensor:
         """Rows of float32 logits as sampling sees them: temperature, then top-k, then top-p."""
@@ -255,7 +268,7 @@ def make_settings(
     """Check and complete the merged settings for `batch_size` sequences, which are
     `num_return_sequences` adjacent ones for each prompt."""
     repeats = merged.get("num_return_sequences", 1)
-    family_of(model.config)
+    family = family_of(model.config)
     mask_token_id = mask_token_of(model.config)
     max_new_tokens = merged.get("max_new_tokens")
     if max_new_tokens is None and "max_length" in merged:
@@ -263,17 +276,21 @@ def make_settings(
     if max_new_tokens is None:
         raise L2PDError("max_new_tokens is not given: the length of the canvas has no default")
     max_new_tokens = whole("max_new_tokens", max_new_tokens, 1)
-    default_block = getattr(model.config, "block_length", None) or 32
+    default_block = block_length_of(model.config)
     block_length = whole("block_length", merged.get("block_length", default_block), 1)
-    cache = merged.get("cache", "none")
-    if cache not in CACHES:
-        raise L2PDError(f"cache={cache!r}: the choices are {', '.join(CACHES)}")
-    attention = getattr(model.config, "_attn_implementation", None) or "eager"
-    if cache != "none" and attention not in ("eager", "sdpa"):
-        raise L2PDError(
-            f"cache={cache!r} with attn_implementation={attention!r} is not supported; load the "
-            "model with eager or sdpa, or decode with cache='none'"
-        )
+    cache = _cache(merged.get("cache"), family)
+    implementation = getattr(model.config, "_attn_implementation", None) or "eager"
+    if implementation not in ("eager", "sdpa"):
+        if family.attention == "block_causal":
+            raise L2PDError(
+                f"a block-causal model with attn_implementation={implementation!r} is not "
+                "supported; load it with eager or sdpa"
+            )
+        if cache != "none":
+            raise L2PDError(
+                f"cache={cache!r} with attn_implementation={implementation!r} is not supported; "
+                "load the model with eager or sdpa, or decode with cache='none'"
+            )
 
     ids = end_of_text_ids(merged.get("eos_token_id"))
     for token_id in ids:
@@ -313,6 +330,7 @@ def make_settings(
     )
     return DecodeSettings(
         model_name=name,
+        family=family,
         mask_token_id=mask_token_id,
         pad_token_id=pad_token_id,
         max_new_tokens=max_new_tokens,
@@ -329,6 +347,26 @@ def make_settings(
         on_step=merged.get("on_step"),
         observe=_observed(merged.get("observe", ())),
     )
+
+
+_WHY_NOT: dict[Attention, str] = {
+    "bidirectional": "in a bidirectional model a finished block still depends on what follows it",
+    "block_causal": "in a block-causal model the keys and values of finished blocks are final, and "
+    "what is behind a block is not seen",
+}
+
+
+def _cache(choice: Any, family: ModelFamily) -> CacheKind:
+    """The cache, checked; the family's default for None."""
+    choices = CACHES[family.attention]
+    if choice is None:
+        return choices[0]
+    for known in choices:
+        if choice == known:
+            return known
+    named = any(choice in others for others in CACHES.values())
+    reason = f" ({_WHY_NOT[family.attention]})" if named else ""
+    raise L2PDError(f"cache={choice!r}: the choices of this model are {', '.join(choices)}{reason}")
 
 
 def _policies(

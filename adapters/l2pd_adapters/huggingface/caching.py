@@ -47,10 +47,17 @@ class CanvasLayer(CacheLayerMixin):
                 else:
                     stored[:, :, left:right].index_copy_(0, rows, new)
             return key_states, value_states
-        columns = self.cache.columns[:, None, :, None].expand_as(key_states)
-        self.keys.scatter_(2, columns, key_states)
-        self.values.scatter_(2, columns, value_states)
-        return self.keys[:, :, left:right], self.values[:, :, left:right]
+        rows, columns = self.cache.index, self.cache.columns
+        if rows is None:
+            columns = columns[:, None, :, None].expand_as(key_states)
+            self.keys.scatter_(2, columns, key_states)
+            self.values.scatter_(2, columns, value_states)
+            return self.keys[:, :, left:right], self.values[:, :, left:right]
+        found = []
+        for stored, new in ((self.keys, key_states), (self.values, value_states)):
+            stored[rows.unsqueeze(-1), :, columns] = new.transpose(1, 2)
+            found.append(stored[:, :, left:right].index_select(0, rows))
+        return found[0], found[1]
 
     def keep(self, rows: Tensor) -> None:
         """Keep these rows, in this order."""
@@ -88,9 +95,12 @@ class CanvasCache(Cache):
         """The next forward brings every column of the span, of these rows (None: of all)."""
         self.span, self.index, self.columns = span, rows, None
 
-    def write_some(self, span: tuple[int, int], columns: Tensor) -> None:
-        """The next forward brings `columns` (R, T) of all rows and sees the whole span."""
-        self.span, self.index, self.columns = span, None, columns
+    def write_some(
+        self, span: tuple[int, int], columns: Tensor, rows: Tensor | None = None
+    ) -> None:
+        """The next forward brings `columns` (R, T) of these rows (None: of all) and sees the whole
+        span."""
+        self.span, self.index, self.columns = span, rows, columns
 
     def keep(self, rows: Sequence[int], device: torch.device) -> None:
         """Keep these rows, in this order."""

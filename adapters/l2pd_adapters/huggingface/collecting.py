@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2pd_adapters.families import end_of_text_ids, mask_token_of
+from l2pd_adapters.families import block_length_of, end_of_text_ids, family_of, mask_token_of
 from l2pd_adapters.huggingface.consistency import States, accepted, answers_hold, predictions
 from l2pd_adapters.huggingface.evaluation import (
     Prompt,
@@ -88,7 +88,7 @@ def collect(
     rank = int(os.environ.get("RANK", "0")) if rank is None else rank
     world_size = int(os.environ.get("WORLD_SIZE", "1")) if world_size is None else world_size
     made = [create_policy(policy) for policy in policies]
-    block_length = block_length or getattr(model.config, "block_length", None) or 32
+    block_length = block_length or block_length_of(model.config)
     texts = "\n".join(prompt.text for prompt in prompts)
     manifest = Manifest(
         model=model.generate.name,
@@ -204,7 +204,7 @@ def _several(
     masked = states.tokens.gather(1, states.columns) == mask_token_of(model.config)
     taken = accepted(model, states, masked=masked, x0=x0, confidence=confidence)
     # What equals its reference is what the oracle takes, so these are its references.
-    opening = torch.full((len(references), states.tokens.shape[1]), -1)
+    opening = torch.full_like(states.tokens, -1)
     opening.scatter_(1, states.columns, torch.where(taken, x0, -1))
     out = model.generate(
         inputs[0],
@@ -215,20 +215,23 @@ def _several(
         return_dict_in_generate=True,
         **_settings(manifest),
     )
-    made = torch.nn.functional.pad(out.sequences, (0, prompt + size - out.sequences.shape[1]))
+    filler = end_of_text_ids(model.generation_config.eos_token_id)[0]
+    made = torch.full_like(states.tokens, filler)
     lengths = out.trace.length.tolist()
+    for row, end in enumerate(lengths):
+        made[row, : prompt + end] = out.sequences[row, : prompt + end]
     others = [
         row
         for row, end in enumerate(lengths)
-        if not torch.equal(made[row, prompt : prompt + end], references[row, :end])
+        if not torch.equal(made[row, prompt : prompt + end].cpu(), references[row, :end])
     ]
-    visible = torch.nn.functional.pad(inputs[1], (0, size), value=1)
     found = torch.zeros(len(references), dtype=torch.bool)
     found[others] = torch.tensor(
         answers_hold(
             model,
-            made[others],
-            visible[others],
+            States(
+                made[others], states.attention[others], states.starts[others], manifest.block_length
+            ),
             [(prompt, prompt + lengths[row]) for row in others],
         ),
         dtype=torch.bool,
@@ -239,13 +242,18 @@ def _several(
 def _states(
     model: Any, inputs: tuple[Tensor, Tensor], blocks: Tensor, manifest: Manifest
 ) -> States:
-    """Canvases of nothing but masks, each with the block of that number: W whole blocks."""
-    prompt, size = inputs[0].shape[1], manifest.max_new_tokens
-    padding = size + -size % manifest.block_length
-    attention = torch.nn.functional.pad(inputs[1], (0, padding), value=1)
+    """Prompts with canvases of nothing but masks, each with the block of that number."""
+    prompt, size, length = inputs[0].shape[1], manifest.max_new_tokens, manifest.block_length
+    # The last block may reach over the canvas, where nothing is to be seen.
+    attention = torch.nn.functional.pad(inputs[1], (0, size + length), value=1)
     attention[:, prompt + size :] = 0
-    tokens = torch.nn.functional.pad(inputs[0], (0, padding), value=mask_token_of(model.config))
-    return States(tokens, attention, prompt + blocks * manifest.block_length, manifest.block_length)
+    mask = mask_token_of(model.config)
+    tokens = torch.nn.functional.pad(inputs[0], (0, size + length), value=mask)
+    family = family_of(model.config)
+    in_prompt = [family.prompt_in_block(seen, length) for seen in inputs[1].sum(-1).tolist()]
+    starts = prompt - torch.tensor(in_prompt) + blocks * length
+    device = model.device
+    return States(tokens.to(device), attention.to(device), starts.to(device), length)
 
 
 def _record(
@@ -259,9 +267,12 @@ def _record(
     manifest: Manifest,
 ) -> list[Trajectories]:
     """Every step of a batch under one policy."""
-    length = manifest.block_length
-    padding = -references.shape[1] % length
-    wanted_of = torch.nn.functional.pad(references, (0, padding), value=-1)
+    length, family = manifest.block_length, family_of(model.config)
+    # The first block may begin within the prompt, and the last may reach over the canvas.
+    wanted_of = torch.nn.functional.pad(references, (length, length), value=-1)
+    first_of = torch.tensor(
+        [length - family.prompt_in_block(seen, length) for seen in inputs[1].sum(-1).tolist()]
+    )
     if "reference" in policy.requires:
         policy = with_reference(policy, references.tolist())
     recorded: list[Trajectories] = []
@@ -271,7 +282,8 @@ def _record(
     def record(sequences: list[int], blocks: list[int], outcome: StepOutcome) -> None:
         step = outcome.step
         assert step.entropy is not None and step.margin is not None  # observed
-        columns = torch.tensor(blocks).unsqueeze(-1) * length + torch.arange(length)
+        columns = first_of[sequences] + torch.tensor(blocks) * length
+        columns = columns.unsqueeze(-1) + torch.arange(length)
         wanted = wanted_of[torch.tensor(sequences).unsqueeze(-1), columns]
         x0 = step.x0.cpu()
         sequences_of.append(torch.tensor(sequences))
@@ -337,18 +349,21 @@ def _relabelled(
     at = several[sequences].nonzero().flatten()
     if not len(at):
         return recorded
-    rows = sequences[at]
+    rows, device = sequences[at], model.device
     states = _states(model, (inputs[0][rows], inputs[1][rows]), recorded.block[at], manifest)
-    columns = torch.arange(inputs[0].shape[1], inputs[0].shape[1] + answers.shape[1])
+    prompt = inputs[0].shape[1]
+    columns = torch.arange(prompt, prompt + answers.shape[1], device=device)
     before = columns < states.starts.unsqueeze(-1)
-    states.tokens[:, columns] = torch.where(before, answers[rows], states.tokens[:, columns])
-    states.tokens.scatter_(1, states.columns, in_block[at])
+    states.tokens[:, columns] = torch.where(
+        before, answers[rows].to(device), states.tokens[:, columns]
+    )
+    states.tokens.scatter_(1, states.columns, in_block[at].to(device))
     correct = recorded.correct.clone()
     correct[at] = accepted(
         model,
         states,
-        masked=recorded.masked[at],
-        x0=recorded.x0[at].to(torch.int64),
-        confidence=recorded.confidence[at],
-    )
+        masked=recorded.masked[at].to(device),
+        x0=recorded.x0[at].to(device, torch.int64),
+        confidence=recorded.confidence[at].to(device),
+    ).cpu()
     return replace(recorded, correct=correct)

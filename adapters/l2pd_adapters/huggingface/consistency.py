@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from l2pd_adapters.families import end_of_text_ids, mask_token_of
-from l2pd_adapters.huggingface.forward import CanvasView, Forward
+from l2pd_adapters.huggingface.block_causal import forward_for
+from l2pd_adapters.huggingface.forward import CanvasView
 
 LIKELY = 0.1
 """Probability that a prediction keeps, given the surer ones, if it goes with them."""
@@ -116,33 +117,32 @@ def _accepted(model: Any, states: States, masked: Tensor, x0: Tensor, confidence
 
 
 @torch.no_grad()
-def answers_hold(
-    model: Any, tokens: Tensor, attention: Tensor, spans: list[tuple[int, int]]
-) -> list[bool]:
+def answers_hold(model: Any, answers: States, spans: list[tuple[int, int]]) -> list[bool]:
     """Whether each of N finished answers is consistent.
 
     Args:
-        tokens, attention: (N, W), prompts with their answers.
+        answers: prompts with their answers, each with its first block.
         spans: first column of each answer, and one past its last.
 
     Every token is masked once: an answer costs as many forward passes as it has tokens.
     """
+    device, length = answers.tokens.device, answers.block_length
     jobs = torch.tensor(
-        [(row, column) for row, span in enumerate(spans) for column in range(*span)],
-        device=tokens.device,
+        [(row, column) for row, span in enumerate(spans) for column in range(*span)], device=device
     ).reshape(-1, 2)
-    visible = attention.clone()
-    for row, (_, end) in enumerate(spans):
-        visible[row, end:] = 0
-    lowest = torch.ones(len(spans), device=tokens.device)
-    mask = mask_token_of(model.config)
+    ends = torch.tensor([end for _, end in spans], device=device).unsqueeze(-1)
+    width = torch.arange(answers.tokens.shape[1], device=device)
+    visible = answers.attention.masked_fill(width >= ends, 0)
+    lowest = torch.ones(len(spans), device=device)
     for index in _chunks(visible[jobs[:, 0]]):
         rows, columns = jobs[index].unbind(-1)
-        wanted = tokens[rows, columns].unsqueeze(-1)
-        one_masked = tokens[rows].scatter(1, columns.unsqueeze(-1), mask)
-        states = States(one_masked, visible[rows], columns, 1)
-        probability, _ = _probabilities(model, states, wanted)
-        lowest.scatter_reduce_(0, rows, probability.squeeze(-1), "amin")
+        column = columns.unsqueeze(-1)
+        one_masked = answers.tokens[rows].scatter(1, column, mask_token_of(model.config))
+        within = (columns - answers.starts[rows]) % length
+        states = States(one_masked, visible[rows], columns - within, length)
+        found = _log_probabilities(model, states, within.unsqueeze(-1)).squeeze(1)
+        probability = found.gather(-1, answers.tokens[rows].gather(1, column)).squeeze(-1).exp()
+        lowest.scatter_reduce_(0, rows, probability, "amin")
     return (lowest >= STANDS).tolist()
 
 
@@ -164,11 +164,12 @@ def _probabilities(model: Any, states: States, tokens: Tensor) -> tuple[Tensor, 
     return of_tokens.exp(), found.amax(-1).exp()
 
 
-def _log_probabilities(model: Any, states: States) -> Tensor:
-    """(N, L, V) float32 of the blocks; the mask token has none."""
+def _log_probabilities(model: Any, states: States, within: Tensor | None = None) -> Tensor:
+    """(N, K, V) float32 at the positions `within` (N, K) of the blocks, None for all L of them; the
+    mask token has none."""
     seen = states.attention != 0
     columns = torch.arange(seen.shape[1], device=seen.device)
-    forward = Forward(model, "none")
+    forward = forward_for(model, "none")
     view = CanvasView(
         tokens=states.tokens,
         attention=states.attention,
@@ -179,11 +180,12 @@ def _log_probabilities(model: Any, states: States) -> Tensor:
         fresh=[True] * len(states),
         block_length=states.block_length,
     )
-    hidden, starts = forward.hidden(view)
-    at = torch.tensor(starts, device=seen.device).unsqueeze(-1)
-    at = at + torch.arange(states.block_length, device=seen.device)
-    at = at + hidden.shape[1] * torch.arange(len(states), device=seen.device).unsqueeze(-1)
-    logits = forward.logits(hidden, at.flatten()).float()
+    if within is None:
+        every = torch.arange(states.block_length, device=seen.device)
+        within = every.expand(len(states), -1)
+    rows = torch.arange(len(states), device=seen.device).unsqueeze(-1)
+    at = rows * states.block_length + within
+    logits = forward.logits(forward.hidden(view), at.flatten()).float()
     logits[:, mask_token_of(model.config)] = -torch.inf
     return logits.log_softmax(-1).view(*at.shape, -1)
 

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
-from itertools import compress
+from itertools import chain, compress, count
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from l2pd_adapters.huggingface.arguments import DecodeSettings
-from l2pd_adapters.huggingface.forward import CanvasView, Forward
+from l2pd_adapters.huggingface.block_causal import forward_for
+from l2pd_adapters.huggingface.forward import CanvasView
+from l2pd_adapters.huggingface.uploading import upload
 from l2pd_plugins import UnmaskPolicy, create_policy
 from l2pd_plugins.denoising import BlockBatch, StepOutcome, denoising_step
 from l2pd_plugins.end_of_text import is_end_of_text
@@ -54,12 +56,29 @@ def decode(
     return Decoded(*canvas.result(), reference_nfe)
 
 
+_PER_ROW = (
+    "rows",
+    "origins",
+    "ends",
+    "blocks",
+    "fresh",
+    "ended",
+    "first",
+    "last",
+    "masked",
+    "needed",
+)
+
+
 class _Canvas:
     """Prompts and canvases of the rows that are still being decoded.
 
     Which row stands where is kept on the host; the host learns what a step did by one read per
-    step. Tensors are (R, W) for the R live rows; W counts whole blocks, of which the model sees the
-    P + max_new_tokens columns that exist.
+    step, and by none where that is known beforehand. Tensors are (R, W) for the R live rows. A
+    row's blocks are counted from its origin: the end of the prompt, or, in a block-causal model,
+    the border of the block that the prompt has begun. Such a model sees whole blocks and never
+    less, so its canvas ends with its last block; otherwise it ends after max_new_tokens. W counts
+    whole blocks.
     """
 
     def __init__(
@@ -74,18 +93,35 @@ class _Canvas:
         device = input_ids.device
         length = settings.block_length
         self.settings, self.device = settings, device
-        self.forward = Forward(model, settings.cache)
+        block_causal = settings.family.attention == "block_causal"
+        self.forward = forward_for(model, settings.cache)
         self.prompt_length = prompt
-        self.num_blocks = -(-settings.max_new_tokens // length)
-        self.end = prompt + settings.max_new_tokens
-        width = prompt + self.num_blocks * length
+        self.origins = [
+            prompt - settings.family.prompt_in_block(seen, length)
+            for seen in attention_mask.sum(-1).tolist()
+        ]
+        """Column at which each live row's first block starts."""
+        end = prompt + settings.max_new_tokens
+        whole = [origin - (origin - end) // length * length for origin in self.origins]
+        self.ends = whole if block_causal else [end] * batch
+        """One past the last column of each live row's canvas."""
+        width = max(whole)
 
+        self.offsets = torch.arange(length, device=device)
+        """(L,) the positions of a block."""
+        self.sequences = torch.arange(batch, device=device)
+        """(R,) `rows` on the device."""
         self.tokens = torch.full((batch, width), settings.mask_token_id, device=device)
         self.tokens[:, :prompt] = input_ids
         self.attention = torch.ones(batch, width, dtype=torch.int64, device=device)
         self.attention[:, :prompt] = attention_mask
         self.position_ids = (self.attention.cumsum(-1) - 1).clamp(min=0)
-        self.reference = reference
+        self.origin = torch.tensor(self.origins, device=device).unsqueeze(-1)
+        """(R, 1), `origins` on the device."""
+        self.reference = None
+        if reference is not None:  # laid out like the tokens
+            self.reference = torch.full_like(self.tokens, settings.filler)
+            self.reference[:, prompt : prompt + settings.max_new_tokens] = reference
 
         self.rows = list(range(batch))
         """Sequence (index into the batch) of each live row."""
@@ -97,35 +133,38 @@ class _Canvas:
         """Whether each live row's text has an end: no block follows the one it stands in."""
         self.first = (prompt - attention_mask.sum(-1)).tolist()
         """First column that each live row sees."""
-        self.last = [self.end] * batch
+        self.last = list(self.ends)
         """One past the last column that each live row sees."""
 
         # What has become of each sequence.
-        span = (batch, self.num_blocks * length)
-        self.answers = torch.full(span, settings.mask_token_id, device=device)
-        self.committed_at = torch.full(span, -1, dtype=torch.int64, device=device)
-        self.confidence = torch.zeros(span, device=device)
+        self.answers = self.tokens.clone()
+        self.committed_at = torch.full_like(self.tokens, -1)
+        self.confidence = torch.zeros_like(self.tokens, dtype=torch.float32)
+        self.broken = torch.zeros(batch, dtype=torch.bool, device=device)
+        """Which sequences have met logits that are no numbers."""
         self.nfe = [0] * batch
         self.length = [settings.max_new_tokens] * batch
         """Tokens of each answer, up to and including the end of text."""
         self.forwards = 0
 
+        columns = self.origin + self.offsets
+        canvas_length = torch.tensor(self.ends, device=device) - self.origin.squeeze(-1)
         self.block = BlockBatch.start(
-            self.tokens[:, prompt : prompt + length].clone(),
+            self.tokens.gather(1, columns),
             settings.policies,
             mask_token_id=settings.mask_token_id,
-            canvas_length=torch.full((batch,), settings.max_new_tokens, device=device),
-            present=self._present(self.blocks),
-            reference=None if reference is None else reference[:, :length].clone(),
+            canvas_length=canvas_length,
+            present=self._present(columns, self.origin + canvas_length.unsqueeze(-1)),
+            reference=None if self.reference is None else self.reference.gather(1, columns),
             generators=None
             if settings.seeds is None
             else [torch.Generator(device).manual_seed(seed) for seed in settings.seeds],
             observe=settings.observe,
         )
-        self.needed = self.block.masked.tolist()
+        self.masked = self.block.masked.tolist()
+        """Which positions of each live row's block are masked; a host copy."""
+        self.needed = list(self.masked)
         """Positions of each live row's block whose logits the next step reads; a host copy."""
-        self.masks = [sum(row) for row in self.needed]
-        """How many positions of each live row's block are masked."""
         if settings.streamer is not None:
             settings.streamer.put(input_ids[0].cpu())
 
@@ -150,8 +189,17 @@ class _Canvas:
     def result(self) -> tuple[Tensor, Trace]:
         """The answers (B, max_new_tokens) and their trace, once no row is live."""
         size = self.settings.max_new_tokens
-        tokens = self.answers[:, :size]
-        committed_at, confidence = self.committed_at[:, :size], self.confidence[:, :size]
+        broken = self.broken.nonzero().flatten().tolist()
+        if broken:
+            logger.warning(
+                "the model's logits hold NaN, or nothing but -inf, in sequence(s) %s: such "
+                "predictions are the last to be taken, and mean nothing",
+                ", ".join(map(str, broken)),
+            )
+        tokens, committed_at, confidence = (
+            history[:, self.prompt_length : self.prompt_length + size]
+            for history in (self.answers, self.committed_at, self.confidence)
+        )
         end_of_text = self.settings.end_of_text
         length = torch.tensor(self.length, device=self.device)
         if end_of_text.rule == "off":
@@ -174,21 +222,17 @@ class _Canvas:
             tokens=self.tokens,
             attention=self.attention,
             position_ids=self.position_ids,
-            starts=[self.prompt_length + block * length for block in self.blocks],
+            starts=[self._start(row) for row in range(len(self.rows))],
             first=self.first,
             last=self.last,
             fresh=self.fresh,
             block_length=length,
         )
-        hidden, starts = self.forward.hidden(view)
+        hidden = self.forward.hidden(view)
         self.forwards += 1
-        positions, columns = [], []
-        for row, needed in enumerate(self.needed):
-            found = list(compress(range(length), needed))
-            positions += [row * length + i for i in found]
-            columns += [row * hidden.shape[1] + starts[row] + i for i in found]
-        at = torch.tensor([positions, columns], device=self.device)
-        return self.forward.logits(hidden, at[1]), at[0]
+        needed = compress(range(len(self.needed) * length), chain.from_iterable(self.needed))
+        positions = upload(list(needed), self.device)
+        return self.forward.logits(hidden, positions), positions
 
     def _draw(self, logits: Tensor, positions: Tensor) -> Tensor:
         """(N,) tokens drawn for the masked positions; -1, the argmax, for committed ones.
@@ -196,140 +240,164 @@ class _Canvas:
         Committed positions draw nothing, so a sequence's random stream depends on its decode alone
         and not on what is asked for beside it.
         """
-        masked = self.block.masked.flatten()[positions].nonzero().flatten()
         settings = self.settings
         assert self.block.generators is not None
-        drawn = torch.full_like(positions, -1)
-        drawn[masked] = sample_tokens(
-            logits[masked],
-            self.masks,
+        masked = list(compress(chain(*self.masked), chain(*self.needed)))
+        index = None if all(masked) else upload(list(compress(count(), masked)), self.device)
+        drawn = sample_tokens(
+            logits if index is None else logits.index_select(0, index),
+            [sum(row) for row in self.masked],
             self.block.generators,
             warp=settings.warp,
             suppress=settings.mask_token_id if settings.suppress_mask else None,
         )
-        return drawn
+        if index is None:
+            return drawn
+        return torch.full_like(positions, -1).index_copy(0, index, drawn)
 
     def _record(self, outcome: StepOutcome) -> None:
         """Write the block into the canvas, and the commits into the trace."""
-        columns = self.block.block_index.unsqueeze(-1) * self.settings.block_length
-        columns = columns + torch.arange(self.settings.block_length, device=self.device)
-        self.tokens.scatter_(1, self.prompt_length + columns, self.block.tokens)
-        sequences = torch.tensor(self.rows, device=self.device).unsqueeze(-1)
+        columns = self._columns(self.block.block_index, self.origin)
+        self.tokens.scatter_(1, columns, self.block.tokens)
+        at = (self.sequences.unsqueeze(-1), columns)
         undone = outcome.remasked | outcome.behind
         for history, value, nothing in (
             (self.committed_at, self.forwards - 1, -1),
             (self.confidence, outcome.step.confidence, 0.0),
         ):
-            before = history[sequences, columns]
-            new = torch.as_tensor(value, dtype=history.dtype, device=self.device)
-            after = torch.where(outcome.committed, new, before).masked_fill(undone, nothing)
-            history[sequences, columns] = after
+            after = torch.where(outcome.committed, value, history[at]).to(history.dtype)
+            history[at] = after.masked_fill(undone, nothing)
+        step = outcome.step
+        broken = (step.confidence.isnan() & step.masked).any(-1)
+        self.broken[self.sequences] = self.broken[self.sequences] | broken
 
     def _follow_up(self, outcome: StepOutcome) -> None:
         """Rows whose block is full go on to the next one or leave; ended texts are cut."""
-        visible = self.block.present.sum(-1, keepdim=True)
-        report = torch.cat(
-            [self.block.needed(), self.block.masked.sum(-1, True), outcome.ended[:, None], visible],
-            dim=-1,
-        ).tolist()  # the one host read of the step
-        length = self.settings.block_length
         advancing, leaving = [], []
-        for row, (*wanted, left, ended, seen) in enumerate(report):
-            self.needed[row] = wanted
-            self.masks[row] = left
+        for row, (masked, needed, ended, seen) in enumerate(self._learn(outcome)):
+            self.masked[row], self.needed[row] = masked, needed
             self.fresh[row] = False
             if ended:
                 self.ended[row] = True
-                last = self.prompt_length + self.blocks[row] * length + seen
+                last = self._begin(row) + seen
                 if last != self.last[row]:
                     self.last[row] = last
                     self.attention[row, last:] = 0
-            if left:
+            if any(masked):
                 continue
             self._stream_block(row, seen)
-            if self.ended[row] or self.blocks[row] + 1 == self.num_blocks:
+            self.blocks[row] += 1
+            if self.ended[row] or self._start(row) >= self.ends[row]:
                 leaving.append(row)
             else:
-                self.blocks[row] += 1
                 advancing.append(row)
         if advancing:
             self._advance(advancing)
         if leaving:
             self._leave(leaving)
 
-    def _advance(self, rows: list[int]) -> None:
+    def _learn(self, outcome: StepOutcome) -> list[tuple[list[bool], list[bool], bool, int]]:
+        """What the step has left of each row: masked and needed positions of the block, whether the
+        text has ended, and how many positions of the block are present."""
         length = self.settings.block_length
-        starts = [self.blocks[row] * length for row in rows]
-        columns = torch.tensor(starts, device=self.device).unsqueeze(-1)
-        columns = columns + torch.arange(length, device=self.device)
-        at = torch.tensor(rows, device=self.device).unsqueeze(-1)
-        present = self._present([self.blocks[row] for row in rows])
+        if self.settings.end_of_text.rule == "off" and all(sum(row) == 1 for row in self.masked):
+            # A step commits at least one mask, so none is left: nothing to read.
+            nothing = [False] * length
+            return [
+                (nothing, nothing, False, sum(self._inside(row))) for row in range(len(self.rows))
+            ]
+        block = self.block
+        visible = block.present.sum(-1, keepdim=True)
+        report = torch.cat([block.masked, block.needed(), outcome.ended[:, None], visible], dim=-1)
+        return [
+            ([*map(bool, row[:length])], [*map(bool, row[length:-2])], bool(row[-2]), row[-1])
+            for row in report.tolist()  # the one host read of the step
+        ]
+
+    def _advance(self, rows: list[int]) -> None:
+        """Move these rows to the block that `blocks` names now."""
+        at = upload(rows, self.device)
+        origin = self.origin[at]
+        columns = self._columns(self.block.block_index[at] + 1, origin)
         reference = None
         if self.reference is not None:
-            sequences = torch.tensor([self.rows[row] for row in rows], device=self.device)
-            reference = self.reference[sequences.unsqueeze(-1), columns]
-        tokens = self.tokens[at, self.prompt_length + columns]
+            reference = self.reference[self.sequences[at].unsqueeze(-1), columns]
+        tokens = self.tokens[at.unsqueeze(-1), columns]
+        present = self._present(columns, origin + self.block.canvas_length[at].unsqueeze(-1))
         self.block.advance(rows, tokens, present=present, reference=reference)
-        for row, start in zip(rows, starts, strict=True):
+        for row in rows:
             self.fresh[row] = True
-            self.needed[row] = [start + i < self.settings.max_new_tokens for i in range(length)]
-            self.masks[row] = sum(self.needed[row])
+            self.masked[row] = self.needed[row] = self._inside(row)
 
     def _leave(self, rows: list[int]) -> None:
-        at = torch.tensor(rows, device=self.device)
-        sequences = [self.rows[row] for row in rows]
-        self.answers[torch.tensor(sequences, device=self.device)] = self.tokens[
-            at, self.prompt_length :
-        ]
-        for row, sequence in zip(rows, sequences, strict=True):
+        at = upload(rows, self.device)
+        self.answers[self.sequences[at]] = self.tokens[at]
+        for row in rows:
+            sequence = self.rows[row]
             self.nfe[sequence] = self.forwards
-            self.length[sequence] = self.last[row] - self.prompt_length
+            length = self.last[row] - self.prompt_length
+            self.length[sequence] = min(length, self.settings.max_new_tokens)
         gone = set(rows)
         kept = [row for row in range(len(self.rows)) if row not in gone]
-        for name in ("rows", "blocks", "fresh", "ended", "first", "last", "needed", "masks"):
+        for name in _PER_ROW:
             values = getattr(self, name)
             setattr(self, name, [values[row] for row in kept])
         if kept:
-            stay = torch.tensor(kept, device=self.device)
-            for name in ("tokens", "attention", "position_ids"):
+            stay = upload(kept, self.device)
+            for name in ("tokens", "attention", "position_ids", "sequences", "origin"):
                 setattr(self, name, getattr(self, name).index_select(0, stay))
             self.block.keep(kept)
             self.forward.keep(kept, self.device)
 
-    def _present(self, blocks: list[int]) -> Tensor:
-        length = self.settings.block_length
-        starts = torch.tensor(blocks, device=self.device).unsqueeze(-1) * length
-        columns = starts + torch.arange(length, device=self.device)
-        return columns < self.settings.max_new_tokens
+    def _start(self, row: int) -> int:
+        """First column of the row's block."""
+        return self.origins[row] + self.blocks[row] * self.settings.block_length
+
+    def _begin(self, row: int) -> int:
+        """First column of the canvas in the row's block, of which the prompt may hold a part."""
+        return max(self.prompt_length, self._start(row))
+
+    def _inside(self, row: int) -> list[bool]:
+        """Which positions of the row's block the canvas has."""
+        start, begin, end = self._start(row), self._begin(row), self.ends[row]
+        return [begin <= start + i < end for i in range(self.settings.block_length)]
+
+    def _columns(self, blocks: Tensor, origin: Tensor) -> Tensor:
+        """(N, L) columns of blocks (N,), which rows count from their origin (N, 1)."""
+        return origin + blocks.unsqueeze(-1) * self.settings.block_length + self.offsets
+
+    def _present(self, columns: Tensor, ends: Tensor) -> Tensor:
+        """bool (N, L): the columns (N, L) that belong to a canvas with these ends (N, 1)."""
+        return (columns >= self.prompt_length) & (columns < ends)
 
     def _stream_draft(self, outcome: StepOutcome) -> None:
         streamer = self.settings.streamer
         if streamer is None or not hasattr(streamer, "put_draft"):
             return
         draft = torch.where(self.block.masked, outcome.step.x0, self.block.tokens)
-        draft = draft[0][self.block.present[0]]
-        streamer.put_draft(value=draft.cpu())
+        room = self.prompt_length + self.settings.max_new_tokens - self._begin(0)
+        streamer.put_draft(value=draft[0][self.block.present[0]][:room].cpu())
 
     def _stream_block(self, row: int, visible: int) -> None:
         if self.settings.streamer is not None:
-            self.settings.streamer.put(self.block.tokens[row, :visible].cpu())
+            begin = self._begin(row)
+            end = min(begin + visible, self.prompt_length + self.settings.max_new_tokens)
+            self.settings.streamer.put(self.tokens[row, begin:end].cpu())
 
 
 def _references(
     model: Any, input_ids: Tensor, attention_mask: Tensor, settings: DecodeSettings
 ) -> tuple[Tensor | None, Tensor | None]:
-    """What policies that require "reference" are shown: (B, blocks * L) tokens, and the NFE that
-    making them cost."""
+    """What policies that require "reference" are shown: (B, max_new_tokens) tokens, and the NFE
+    that making them cost."""
     wanting: dict[int, list[int]] = {}
     for row, policy in enumerate(settings.policies):
         if "reference" in policy.requires:
             wanting.setdefault(id(policy), []).append(row)
     if not wanting:
         return None, None
-    batch, length = len(input_ids), settings.block_length
-    width = -(-settings.max_new_tokens // length) * length
-    filler = (settings.end_of_text.token_ids or (settings.pad_token_id,))[0]
-    reference = torch.full((batch, width), filler, device=input_ids.device)
+    batch, size = len(input_ids), settings.max_new_tokens
+    reference = torch.full((batch, size), settings.filler, device=input_ids.device)
     missing: list[int] = []
     for rows in wanting.values():
         policy = settings.policies[rows[0]]
@@ -359,7 +427,7 @@ def _references(
         observe=frozenset(),
     )
     made = decode(model, input_ids[at], attention_mask[at], first)
-    reference[at, : settings.max_new_tokens] = made.tokens
+    reference[at] = made.tokens
     nfe = torch.zeros(batch, dtype=torch.int64, device=input_ids.device)
     nfe[at] = made.trace.nfe
     return reference, nfe

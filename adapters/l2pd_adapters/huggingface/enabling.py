@@ -55,7 +55,8 @@ def enable(model: Any, *, name: str | None = None) -> Any:
     """Bind diffusion decoding to `model.generate`; returns the model.
 
     Args:
-        model: a transformers model whose config says ``is_causal=False`` and names
+        model: a transformers model whose config says ``is_causal=False``, or whose architecture
+            is that of a block-causal family (see `l2pd_adapters.families`), and that names
             ``mask_token_id`` (and, if it has one, ``block_length``).
         name: what the configuration line calls the model; its folder's or hub name by default.
 
@@ -101,8 +102,9 @@ def generate(
         unmask_policy: name, config mapping, or policy object; or a list with one for each prompt.
             By default "fixed_schedule" at one token per step.
         unmask_options: options for a policy that is given by name.
-        block_length: positions per block; by default the model's, else 32.
-        cache: "none" (default), "prefix" or "dual", see `forward.Forward`.
+        block_length: positions per block; by default the model's.
+        cache: "none" (default), "prefix" or "dual", see `forward.Forward`; for a block-causal
+            model "block" (default) or "none", see `block_causal.BlockCausalForward`.
         end_of_text: "block" (default: a committed end-of-text token ends the text), "predicted" or
             "off", see `l2pd_plugins.end_of_text.EndOfText`.
         seed: for sampling, one number or one per sequence; see `transformers.set_seed` otherwise.

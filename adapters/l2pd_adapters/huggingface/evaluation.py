@@ -253,7 +253,7 @@ def evaluate(
     max_new_tokens: int,
     block_length: int | None = None,
     end_of_text: str = "block",
-    cache: str = "none",
+    cache: str | None = None,
     temperature: float = 0.0,
     seed: int | None = None,
     batch_size: int = 16,

@@ -1,4 +1,7 @@
-"""The forward pass: hidden states of each row's block, and logits of the rows that are needed."""
+"""The forward pass: hidden states of each row's block, and logits of the rows that are needed.
+
+Here are the bidirectional models; `block_causal` has the others.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from l2pd_adapters.families import Attention
 from l2pd_adapters.huggingface.caching import CanvasCache
+from l2pd_adapters.huggingface.uploading import upload
+from l2pd_adapters.huggingface.widths import CPU_LIMIT, share_passes
 
-CacheKind = Literal["none", "prefix", "dual"]
-CACHES: tuple[CacheKind, ...] = ("none", "prefix", "dual")
+CacheKind = Literal["none", "prefix", "dual", "block"]
+CACHES: dict[Attention, tuple[CacheKind, ...]] = {
+    "bidirectional": ("none", "prefix", "dual"),
+    "block_causal": ("block", "none"),
+}
+"""The choices of each family, its default first."""
 
 
 @dataclass
@@ -39,6 +49,20 @@ class CanvasView:
         """The columns that any row sees."""
         return min(self.first), max(self.last)
 
+    def select(self, rows: list[int]) -> CanvasView:
+        """The same view of some of its rows."""
+        index = upload(rows, self.tokens.device)
+        return CanvasView(
+            tokens=self.tokens.index_select(0, index),
+            attention=self.attention.index_select(0, index),
+            position_ids=self.position_ids.index_select(0, index),
+            starts=[self.starts[row] for row in rows],
+            first=[self.first[row] for row in rows],
+            last=[self.last[row] for row in rows],
+            fresh=[self.fresh[row] for row in rows],
+            block_length=self.block_length,
+        )
+
 
 class Forward:
     """Forward passes of one decode, with what they remember between steps.
@@ -53,36 +77,32 @@ class Forward:
         self.model, self.kind = model, cache
         self.cache: CanvasCache | None = None
 
-    def hidden(self, view: CanvasView) -> tuple[Tensor, list[int]]:
-        """Hidden states (R, S, D), and the index in S at which each row's block starts."""
-        left, right = view.span
-        if self.kind == "none":
-            hidden = self._dense(view, None)
-            return hidden, [start - left for start in view.starts]
+    def hidden(self, view: CanvasView) -> Tensor:
+        """Hidden states of each row's block: (R, L, D). Those of columns that the row does not see
+        mean nothing."""
         rows, width = view.tokens.shape
-        if self.cache is None:
+        if self.kind != "none" and self.cache is None:
             layers = self.model.config.num_hidden_layers
             self.cache = CanvasCache(layers, rows, width)
-        fresh = [row for row, at_start in enumerate(view.fresh) if at_start]
-        begin = torch.tensor(view.starts, device=view.tokens.device).unsqueeze(-1)
-        block = begin + torch.arange(view.block_length, device=view.tokens.device)
+        fresh = [row for row, at_start in enumerate(view.fresh) if at_start or self.cache is None]
         found: Tensor | None = None
         if len(fresh) < rows:
             # All rows take part, fresh ones too: what these compute is overwritten below, and
             # moving the other rows' keys and values out and in again would cost more.
-            found = self._partial(view, begin)[:, : view.block_length]
-        if fresh:
-            index = torch.tensor(fresh, device=view.tokens.device)
-            every = None if len(fresh) == rows else index
-            self.cache.write_all((left, right), every)
-            hidden = self._dense(view, every)
-            if every is not None:
-                block = block.index_select(0, every)
-            at = (block - left).clamp(max=right - left - 1)
-            of_block = hidden.gather(1, at.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
-            found = of_block if found is None else found.index_copy(0, index, of_block)
+            found = self._partial(view)
+        limit = CPU_LIMIT if view.tokens.device.type == "cpu" else None
+        first, last = ([ends[row] for row in fresh] for ends in (view.first, view.last))
+        for group in share_passes(first, last, limit):
+            members = [fresh[i] for i in group]
+            if len(members) == rows:
+                return self._dense(view, None)
+            index = upload(members, view.tokens.device)
+            of_group = self._dense(view.select(members), index)
+            if found is None:
+                found = of_group.new_zeros(rows, *of_group.shape[1:])
+            found = found.index_copy(0, index, of_group)
         assert found is not None
-        return found, [0] * rows
+        return found
 
     def keep(self, rows: list[int], device: torch.device) -> None:
         """Keep these rows, in this order."""
@@ -99,33 +119,45 @@ class Forward:
         return logits
 
     def _dense(self, view: CanvasView, rows: Tensor | None) -> Tensor:
-        """Every column of the span, of these rows (None: of all)."""
+        """The blocks of a pass over every column that they see: (R, L, D). `rows` says which rows
+        of the cache the view's are; None for all."""
         left, right = view.span
+        if self.cache is not None:
+            self.cache.write_all((left, right), rows)
         everything = min(view.last) == right and max(view.first) == left
         tokens, attention, position_ids = (
-            (tensor if rows is None else tensor.index_select(0, rows))[:, left:right]
-            for tensor in (view.tokens, view.attention, view.position_ids)
+            tensor[:, left:right] for tensor in (view.tokens, view.attention, view.position_ids)
         )
-        return self._decoder(tokens, None if everything else attention, position_ids)
+        hidden = self._decoder(tokens, None if everything else attention, position_ids)
+        at = (self._block_columns(view) - left).clamp(max=right - left - 1)
+        return hidden.gather(1, at.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
 
-    def _partial(self, view: CanvasView, begin: Tensor) -> Tensor:
-        """The columns that the cache does not keep, from each row's block on: (R, T, D)."""
+    def _partial(self, view: CanvasView) -> Tensor:
+        """The blocks of a pass over the columns that the cache does not keep: (R, L, D)."""
         assert self.cache is not None
         width = view.tokens.shape[1]
         columns_wanted = view.block_length
         if self.kind == "prefix":
             spans = [last - start for last, start in zip(view.last, view.starts, strict=True)]
             columns_wanted = max(view.block_length, *spans)
-        columns = begin + torch.arange(columns_wanted, device=begin.device)
+        columns = self._block_columns(view, columns_wanted)
         inside = columns.clamp(max=width - 1)
-        ends = torch.tensor(view.last, device=begin.device).unsqueeze(-1)
+        ends = upload(view.last, columns.device).unsqueeze(-1)
         self.cache.write_some(view.span, torch.where(columns < ends, columns, width))
         left, right = view.span
-        return self._decoder(
+        hidden = self._decoder(
             view.tokens.gather(1, inside),
             view.attention[:, left:right],
             view.position_ids.gather(1, inside),
         )
+        return hidden[:, : view.block_length]
+
+    @staticmethod
+    def _block_columns(view: CanvasView, count: int | None = None) -> Tensor:
+        """(R, count) columns from the start of each row's block on; None for the block's."""
+        device = view.tokens.device
+        begin = upload(view.starts, device).unsqueeze(-1)
+        return begin + torch.arange(count or view.block_length, device=device)
 
     def _decoder(self, tokens: Tensor, mask: Tensor | None, position_ids: Tensor) -> Tensor:
         out = self.model.get_decoder()(

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    Qwen3ForCausalLM,
+)
 
-from l2pd_adapters.families import family_of, mask_token_of
+from l2pd_adapters.families import FAMILIES, family_of, mask_token_of
 from l2pd_adapters.huggingface.enabling import enable
 from l2pd_adapters.tiny_models import folder_of, shipped_models
 from l2pd_plugins.errors import L2PDError
+
+
+class SDARForCausalLM(Qwen3ForCausalLM):
+    """Qwen3 under SDAR's name, so that what `save_pretrained` writes remains an SDAR checkpoint."""
+
+
+_CLASSES: dict[str | None, Any] = {"SDARForCausalLM": SDARForCausalLM}
+"""By architecture; the class of other families is transformers' own for their config."""
 
 _OF_THE_HUB = ("revision", "token", "cache_dir", "local_files_only")
 
@@ -45,18 +61,29 @@ def load(
     source = _source(name)
     hub = {key: kwargs[key] for key in _OF_THE_HUB if key in kwargs} | {"trust_remote_code": False}
     try:
-        config = AutoConfig.from_pretrained(source, **hub)
-        family_of(config)
+        config = _config(source, hub)
+        family = family_of(config)
         mask_token_of(config)
-        model = AutoModelForCausalLM.from_pretrained(
+        model = _CLASSES.get(family.architecture, AutoModelForCausalLM).from_pretrained(
             source, config=config, dtype=dtype, device_map=device_map, **kwargs | hub
         )
         if device is not None:
             model = model.to(device)
-        tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **hub)
+        tokenizer = AutoTokenizer.from_pretrained(source, config=config, padding_side="left", **hub)
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise L2PDError(f"model {str(name)!r} cannot be loaded: {error}") from error
     return enable(model.eval(), name=str(name)), tokenizer
+
+
+def _config(source: str, hub: Mapping[str, Any]) -> PreTrainedConfig:
+    """The config of the native decoder that the checkpoint runs on."""
+    values, _ = PreTrainedConfig.get_config_dict(source, **hub)
+    for family in FAMILIES:
+        if family.decoder is not None and values.get("model_type") in family.model_types:
+            values |= {"model_type": family.decoder, "architectures": [family.architecture]}
+            values.pop("auto_map", None)  # the way to the checkpoint's own code
+            return CONFIG_MAPPING[family.decoder].from_dict(values)
+    return AutoConfig.from_pretrained(source, **hub)
 
 
 def _source(name: str | Path) -> str:

@@ -7,13 +7,14 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from l2pd_adapters.huggingface import enable
+from l2pd_adapters.huggingface.loading import SDARForCausalLM
 
 MASK, EOT, BLOCK = 63, 62, 8
 
 
 @pytest.fixture(scope="session")
 def make_model():
-    """Makes a random enabled model of the "qwen3" or "llama" architecture."""
+    """Makes a random enabled model: "qwen3" or "llama" (bidirectional), or "sdar"."""
     return _make_model
 
 
@@ -28,14 +29,15 @@ def _make_model(architecture: str = "qwen3"):
         "num_key_value_heads": 2,
         "head_dim": 32,
         "tie_word_embeddings": False,
-        "is_causal": False,
         "mask_token_id": MASK,
         "block_length": BLOCK,
     }
     if architecture == "llama":
-        model = LlamaForCausalLM(LlamaConfig(**shape))
+        model = LlamaForCausalLM(LlamaConfig(**shape, is_causal=False))
+    elif architecture == "sdar":
+        model = SDARForCausalLM(Qwen3Config(**shape, architectures=["SDARForCausalLM"]))
     else:
-        model = Qwen3ForCausalLM(Qwen3Config(**shape))
+        model = Qwen3ForCausalLM(Qwen3Config(**shape, is_causal=False))
     for weight in model.parameters():
         if weight.ndim == 2:
             torch.nn.init.normal_(weight, std=0.25)

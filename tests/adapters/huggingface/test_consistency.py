@@ -110,11 +110,12 @@ def test_answers_that_hold(tiny):
     width = max(map(len, made))
     tokens = torch.tensor([row + [0] * (width - len(row)) for row in made])
     spans = [(len(prompt), len(row)) for row in made]
-    together = answers_hold(model, tokens, torch.ones_like(tokens), spans)
+    starts = torch.full((4,), len(prompt))
+    states = States(tokens, torch.ones_like(tokens), starts, LENGTH)
+    together = answers_hold(model, states, spans)
     assert together == [True, True, False, False]
     alone = [
-        answers_hold(model, tokens[i : i + 1], torch.ones_like(tokens[:1]), spans[i : i + 1])[0]
-        for i in range(4)
+        answers_hold(model, states.take(torch.tensor([i])), spans[i : i + 1])[0] for i in range(4)
     ]
     assert together == alone
 

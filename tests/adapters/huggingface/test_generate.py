@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import pickle
+import sys
 
 import pytest
 import torch
@@ -124,6 +125,66 @@ def test_the_head_sees_only_the_rows_that_are_needed(make_model, architecture, p
     model.lm_head.register_forward_pre_hook(lambda module, args: rows.append(args[0].shape[0]))
     model.generate(**prompts, max_new_tokens=16, end_of_text="off")
     assert rows == [5 * left for left in (8, 7, 6, 5, 4, 3, 2, 1)] * 2
+
+
+READS = ("tolist", "item", "nonzero", "cpu", "__bool__", "__int__", "__float__", "__index__")
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """The names of the reads of a tensor's values that the project's own modules make."""
+    found = []
+
+    def watch(name):
+        read = getattr(torch.Tensor, name)
+
+        def watched(self, *args, **kwargs):
+            if sys._getframe(1).f_globals.get("__name__", "").startswith("l2pd"):
+                found.append(name)
+            return read(self, *args, **kwargs)
+
+        monkeypatch.setattr(torch.Tensor, name, watched)
+
+    for name in READS:
+        watch(name)
+    return found
+
+
+@pytest.mark.parametrize("sampling", [{}, {"do_sample": True, "seed": 1}])
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+@pytest.mark.parametrize("rule", ["block", "off"])
+def test_the_host_reads_once_a_step_and_not_where_the_end_of_a_block_is_foreseen(
+    model, prompts, reads, rule, cache, sampling
+):
+    def count(tokens):
+        reads.clear()
+        out = model.generate(
+            **prompts,
+            max_new_tokens=tokens,
+            end_of_text=rule,
+            cache=cache,
+            observe={"committed"},
+            return_dict_in_generate=True,
+            **sampling,
+        )
+        return len(reads), int(out.nfe.max())
+
+    # What a call reads before and behind its steps is the same for both.
+    (more, many), (less, few) = count(3 * BLOCK), count(BLOCK)
+    foreseen = 2 if rule == "off" else 0  # one token per step: the last step of each block
+    assert more - less == many - few - foreseen
+
+
+def test_nan_in_the_logits_is_reported(model, prompts, caplog):
+    head = model.get_output_embeddings()
+    head.register_forward_hook(
+        lambda module, args, out: out.index_fill(0, torch.tensor(0), torch.nan)
+    )
+    with caplog.at_level("WARNING"):
+        out = model.generate(**prompts, max_new_tokens=16, end_of_text="off")
+    assert (out != MASK).all()
+    assert "NaN" in caplog.text
+    assert "sequence(s) 0:" in caplog.text
 
 
 def test_oracle_makes_its_reference_and_says_so(model, prompts, caplog):

@@ -1,0 +1,182 @@
+"""Masked micro-batches, as the decoding of either architecture will meet them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model import BLOCK_LENGTH
+from tokenizer import END_OF_TEXT_ID, MASK_ID
+
+MICRO = 32  # rows of a micro-batch
+LENGTHS = (40, 64, 96, 128, 160)  # few, since the model is compiled for each
+# Canvas length -> (row length, rows of a micro-batch, share among full canvases).
+FULL = {128: (192, 24, 0.55), 256: (320, 12, 0.35), 1024: (1088, 2, 0.10)}
+PADDING_WEIGHT = 0.1  # end-of-text behind the first one
+FUTURE_WEIGHT = 0.2  # blocks that decoding has not reached
+UNIFORM_MASKING = 0.3  # share of rows masked as in LLaDA's pre-training; the rest block by block
+BEYOND = 0.03  # share of rows whose block lies behind the end of the text
+
+Example = tuple[int, list[int], list[int]]
+"""Index of the family, prompt, answer."""
+
+
+@dataclass
+class Batch:
+    tokens: Tensor
+    targets: Tensor
+    weights: Tensor  # of the loss; 0 where nothing is predicted
+    valid: Tensor
+    family: Tensor
+
+
+def bidirectional_batches(examples: Sequence[Example], done: float, rng: Random) -> list[Batch]:
+    """LLaDA's: prompt and canvas, of which decoding has filled a part. `done`: of the training."""
+    ordered = sorted(examples, key=lambda example: len(example[1]) + len(example[2]))
+    batches = []
+    for start in range(0, len(ordered), MICRO):
+        micro, canvas = ordered[start : start + MICRO], None
+        if rng.random() < (0.1 if done < 0.7 else 0.25):
+            canvas = rng.choices(list(FULL), [share for _, _, share in FULL.values()])[0]
+            micro = rng.sample(micro, FULL[canvas][1])
+        batches.append(_with_canvas(micro, canvas, rng))
+    return batches
+
+
+def _with_canvas(examples: Sequence[Example], canvas: int | None, rng: Random) -> Batch:
+    """Mask one micro-batch. `canvas` None is just long enough."""
+    if canvas is None:
+        longest = max(len(prompt) + len(answer) + 1 for _, prompt, answer in examples)
+        length = next(n for n in LENGTHS if n >= longest)
+    else:
+        length = FULL[canvas][0]
+    count = len(examples)
+    targets = np.full((count, length), END_OF_TEXT_ID)
+    masked = np.zeros((count, length), dtype=bool)
+    weights = np.ones((count, length), dtype=np.float32)
+    valid = np.zeros((count, length), dtype=bool)
+    ratios = _ratios(count, rng)
+    noise = np.random.default_rng(rng.getrandbits(64)).random((count, length))
+    for row, (_, prompt, answer) in enumerate(examples):
+        first, needed = len(prompt), len(answer) + 1
+        room = canvas or length - first
+        cut = _cut(needed, room, rng)
+        end = first + (cut or room)
+        targets[row, :first] = prompt
+        targets[row, first : first + len(answer)] = answer
+        valid[row, :end] = True
+        weights[row, first + needed :] = PADDING_WEIGHT
+        if rng.random() < UNIFORM_MASKING:
+            masked[row, first:end] = noise[row, first:end] < ratios[row]
+        else:
+            # What decoding meets: blocks before the current one are done, later ones untouched.
+            begin = first + rng.randrange((needed - 1) // BLOCK_LENGTH + 1) * BLOCK_LENGTH
+            behind = min(begin + BLOCK_LENGTH, end)
+            _mask(masked[row], noise[row], begin, behind, ratios[row])
+            masked[row, behind:end] = True
+            weights[row, behind:] *= FUTURE_WEIGHT
+        if cut and rng.random() < 0.8:
+            masked[row, end - 1] = False  # the end-of-text token that cut the canvas
+    return _batch(examples, targets, masked, weights, valid)
+
+
+def block_causal_batches(examples: Sequence[Example], rng: Random) -> list[Batch]:
+    """SDAR's: a clean prefix of whole blocks, and the block that is being decoded.
+
+    One block per row and not all of them in a second stream (noisy beside clean, as SDAR and BD3-LM
+    train): answers have one to four blocks, so the second stream would cost as much as it brings.
+    """
+    placed = [(example, _current_block(example, rng)) for example in examples]
+    placed.sort(key=lambda item: item[1])
+    batches = []
+    for start in range(0, len(placed), MICRO):
+        micro = placed[start : start + MICRO]
+        batches.append(_with_prefix([e for e, _ in micro], [block for _, block in micro], rng))
+    return batches
+
+
+def blocks_of(example: Example) -> int:
+    """How many blocks of a block-causal model the answer reaches into, its end included."""
+    _, prompt, answer = example
+    return (len(prompt) + len(answer)) // BLOCK_LENGTH - len(prompt) // BLOCK_LENGTH + 1
+
+
+def _current_block(example: Example, rng: Random) -> int:
+    """A block of the answer: half of the time the last, else by its share of the answer."""
+    _, prompt, answer = example
+    first, count = len(prompt) // BLOCK_LENGTH, blocks_of(example)
+    if rng.random() < BEYOND:
+        return first + count + rng.randint(0, 1)
+    if rng.random() < 0.5:
+        return first + count - 1
+    return rng.randint(len(prompt), len(prompt) + len(answer)) // BLOCK_LENGTH
+
+
+def _with_prefix(examples: Sequence[Example], blocks: Sequence[int], rng: Random) -> Batch:
+    """Mask the blocks with these indices, counted from the prompt's first token."""
+    count = len(examples)
+    length = max(2, max(blocks) + 1) * BLOCK_LENGTH
+    targets = np.full((count, length), END_OF_TEXT_ID)
+    masked = np.zeros((count, length), dtype=bool)
+    weights = np.ones((count, length), dtype=np.float32)
+    valid = np.zeros((count, length), dtype=bool)
+    ratios = _ratios(count, rng)
+    noise = np.random.default_rng(rng.getrandbits(64)).random((count, length))
+    for row, ((_, prompt, answer), block) in enumerate(zip(examples, blocks, strict=True)):
+        behind = (block + 1) * BLOCK_LENGTH
+        begin = max(block * BLOCK_LENGTH, len(prompt))
+        needed = len(prompt) + len(answer) + 1
+        sequence = [*prompt, *answer][:behind]
+        targets[row, : len(sequence)] = sequence
+        valid[row, :behind] = True
+        weights[row, needed:] = PADDING_WEIGHT
+        until = behind
+        if begin < needed <= behind:
+            cut = _cut(needed - begin, behind - begin, rng)
+            if cut:  # end-of-text has been committed there, and so behind it
+                until = max(begin + 1, begin + cut - (rng.random() < 0.8))
+        _mask(masked[row], noise[row], begin, until, ratios[row])
+    return _batch(examples, targets, masked, weights, valid)
+
+
+def _ratios(count: int, rng: Random) -> list[float]:
+    """Shares of masked positions, stratified over the micro-batch."""
+    ratios = [(i + rng.random()) / count for i in range(count)]
+    rng.shuffle(ratios)
+    return ratios
+
+
+def _mask(masked: np.ndarray, noise: np.ndarray, begin: int, behind: int, ratio: float) -> None:
+    """Mask a share of the positions of one block, at least one."""
+    open_ = max(1, round(ratio * (behind - begin)))
+    masked[begin + np.argsort(noise[begin:behind])[:open_]] = True
+
+
+def _cut(needed: int, room: int, rng: Random) -> int | None:
+    """Where decoding may have cut the canvas: behind an end-of-text token of the answer's block."""
+    if rng.random() < 0.5:
+        return None
+    if rng.random() < 0.5:
+        return needed
+    return rng.randint(needed, min(room, -(-needed // BLOCK_LENGTH) * BLOCK_LENGTH))
+
+
+def _batch(
+    examples: Sequence[Example],
+    targets: np.ndarray,
+    masked: np.ndarray,
+    weights: np.ndarray,
+    valid: np.ndarray,
+) -> Batch:
+    return Batch(
+        torch.from_numpy(np.where(masked, MASK_ID, targets)),
+        torch.from_numpy(targets),
+        torch.from_numpy(weights * masked),
+        torch.from_numpy(valid),
+        torch.tensor([family for family, _, _ in examples]),
+    )

@@ -1,0 +1,106 @@
+"""The statistics in plain PyTorch, which works everywhere.
+
+A few rows at a time pass through a small float32 buffer, which stays in the cache.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from l2pd_plugins.statistics.results import Results, empty_results
+
+_CPU_BUFFER = 1 << 18
+"""Elements of the float32 buffer on the CPU: what one core's L2 cache holds."""
+
+_GPU_SHARE = 250
+"""On a GPU the buffer holds this fraction of the logits: two float32 ones stay under 2 % of the
+memory of bf16 logits."""
+
+_TILE = 512
+"""Columns per tile of the search for the maximum."""
+
+
+def eager_kernel(
+    logits: Tensor,
+    rows: Tensor | None,
+    x0: Tensor | None,
+    suppress: int,
+    entropy: bool,
+    margin: bool,
+) -> Results:
+    """The statistics as `row_statistics` describes them; suppress is -1 for no column."""
+    results = empty_results(logits, rows, entropy, margin)
+    count = len(results[0])
+    # At least two rows: torch sums a single long row in another order than several (it splits the
+    # row over threads), and then a row's bits would depend on how many rows stand beside it.
+    vocabulary = logits.shape[1]
+    width = -(-vocabulary // _TILE) * _TILE
+    room = _CPU_BUFFER
+    if logits.device.type != "cpu":
+        room = max(room, logits.numel() // _GPU_SHARE)
+    chunk = max(2, min(room // width, count))
+    buffer = torch.empty(chunk, width, dtype=torch.float32, device=logits.device)
+    powers = torch.empty_like(buffer) if entropy else None
+    for start in range(0, count, chunk):
+        part = slice(start, min(start + chunk, count))
+        z = buffer[: max(part.stop - part.start, 2)]
+        z[:, :vocabulary].copy_(
+            logits[part] if rows is None else logits.index_select(0, rows[part].clamp(min=0))
+        )
+        # Whole tiles, the last one padded with -inf, which changes no maximum and no sum.
+        z[:, vocabulary:].fill_(-torch.inf)
+        if suppress >= 0:
+            z[:, suppress].fill_(-torch.inf)
+        found = _statistics(z, None if x0 is None else x0[part], powers, margin)
+        for result, values in zip(results, found, strict=True):
+            if values is not None:
+                result[part] = values[: part.stop - part.start, 0]
+    if rows is not None:
+        for result in results:
+            if len(result):
+                result.masked_fill_(rows < 0, 0)
+    return results
+
+
+def _statistics(
+    z: Tensor, x0: Tensor | None, powers: Tensor | None, margin: bool
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """x0, confidence, entropy and margin of z, (rows, width) float32, which is used up; each
+    (rows, 1). `powers` is room for the entropy, None without."""
+    top, best = _maximum(z)
+    second = None
+    if margin:
+        z.scatter_(1, best, -torch.inf)
+        second = z.amax(-1, keepdim=True)
+        z.scatter_(1, best, top)
+    z.sub_(top)
+    picked = best
+    if x0 is not None:
+        given = x0.unsqueeze(1).expand(len(z), 1)
+        picked = torch.where(given < 0, best, given)
+    logit = z.gather(1, picked)
+    entropy = None
+    if powers is None:
+        total = z.exp_().sum(-1, keepdim=True)
+    else:
+        e = torch.exp(z, out=powers[: len(z)])
+        total = e.sum(-1, keepdim=True)
+        # The clamp: 0 * -inf would be NaN, and such a token adds nothing to the entropy.
+        mean = e.mul_(z.clamp_(min=-1e30)).sum(-1, keepdim=True) / total
+        entropy = total.log() - mean
+    confidence = logit.exp() / total
+    difference = None if second is None else -torch.expm1(second - top) / total
+    return picked, confidence, entropy, difference
+
+
+def _maximum(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Maximum of each row and its first index, each (rows, 1).
+
+    Torch's argmax over a long row is many times slower than its vectorised amax, so the tile that
+    holds the maximum is found first, and only that tile is searched.
+    """
+    tiles = z.view(len(z), -1, _TILE)
+    top, tile = tiles.amax(-1).max(-1, keepdim=True)
+    within = tiles.gather(1, tile.unsqueeze(-1).expand(-1, 1, _TILE)).squeeze(1).argmax(-1)
+    return top, tile * _TILE + within.unsqueeze(1)

@@ -1,0 +1,285 @@
+"""The statistics on the CPU, compiled by Numba: each row is read from memory once.
+
+The passes over a row (maximum, sum of powers) meet it in the cache, and are written so that LLVM
+vectorises them: the maximum over integers that are ordered as the floats are, the powers of two as
+a polynomial. On the first use it is compiled, which is announced, and cached on disk.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import njit, types
+from numba.core import event
+from numba.extending import intrinsic
+from torch import Tensor
+
+from l2pd_plugins.statistics.results import Results, empty_results
+
+logger = logging.getLogger(__name__)
+
+_TILE = 1024
+"""Columns per tile: sums are float32 within a tile and float64 over the tiles."""
+
+_PIECE = 1 << 19
+"""Logits, in whole rows, that a thread takes at a time."""
+
+# Sums may be reordered, for vectorisation. NaN and infinity are kept, unlike with "fast".
+_FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
+
+_BITS = {torch.bfloat16: torch.uint16, torch.float16: torch.int16, torch.float32: torch.int32}
+"""The integer type that stands for each dtype, which NumPy knows only in part, in the kernel."""
+
+_LOG2_E = np.float32(math.log2(math.e))
+_LN_2 = math.log(2)
+_FLOAT_BIAS, _FLOAT_MANTISSA = np.int32(127), np.int32(23)
+_SMALLEST = np.float32(-126)  # the exponent of the smallest normal float32
+_MAGNITUDE = np.int32(0x7FFFFFFF)
+_LOWEST_KEY = int(np.int32(np.float32(-np.inf).view(np.int32) ^ _MAGNITUDE))
+
+
+@intrinsic
+def _wide(typing_context: Any, bits: Any) -> Any:
+    """float32 of the bits of a bfloat16 (uint16), float16 (int16) or float32 (int32)."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        (value,) = arguments
+        if bits == types.int16:
+            return builder.fpext(builder.bitcast(value, ir.HalfType()), ir.FloatType())
+        if bits == types.uint16:
+            value = builder.zext(value, ir.IntType(32))
+            value = builder.shl(value, ir.Constant(ir.IntType(32), 16))
+        return builder.bitcast(value, ir.FloatType())
+
+    return types.float32(bits), generate
+
+
+@intrinsic
+def _float_of(typing_context: Any, bits: Any) -> Any:
+    """float32 of int32 bits."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.FloatType())
+
+    return types.float32(types.int32), generate
+
+
+@intrinsic
+def _bits_of(typing_context: Any, value: Any) -> Any:
+    """int32 bits of a float32."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.IntType(32))
+
+    return types.int32(types.float32), generate
+
+
+@njit(inline="always")
+def _key(bits):
+    """int32 that are ordered as the float32 are, NaN above or below all; its own inverse."""
+    return np.int32(bits ^ ((bits >> np.int32(31)) & _MAGNITUDE))
+
+
+@njit(fastmath=_FASTMATH, inline="always")
+def _power_of_2(x):
+    """2 ** x for -126 <= x <= 0, to 2e-7 and 1 for 0: the whole part goes into the exponent, for
+    the rest a polynomial of least maximum relative error on [0, 1) whose constant is 1."""
+    whole = np.floor(x)
+    part = x - whole
+    p = np.float32(1.86713005e-3)
+    p = p * part + np.float32(9.01703071e-3)
+    p = p * part + np.float32(5.57999127e-2)
+    p = p * part + np.float32(2.40164444e-1)
+    p = p * part + np.float32(6.93151295e-1)
+    p = p * part + np.float32(1)
+    return p * _float_of((np.int32(whole) + _FLOAT_BIAS) << _FLOAT_MANTISSA)
+
+
+@njit
+def _highest_key(tile):
+    highest = np.int32(_LOWEST_KEY)
+    for i in range(tile.shape[0]):
+        highest = max(highest, _key(_bits_of(_wide(tile[i]))))
+    return highest
+
+
+@njit(fastmath=_FASTMATH)
+def _sum_of_powers(tile, top):
+    """Of e ** (z - top), in float32."""
+    total = np.float32(0)
+    for i in range(tile.shape[0]):
+        x = (_wide(tile[i]) - top) * _LOG2_E
+        # Where this clamps, the power is nothing beside the maximum's 1. NaN passes.
+        x = _SMALLEST if x < _SMALLEST else x
+        total += _power_of_2(x)
+    return total
+
+
+@njit(fastmath=_FASTMATH)
+def _sums_for_entropy(tile, top):
+    """Of the same powers, and of power times exponent (to base 2)."""
+    total = np.float32(0)
+    weighted = np.float32(0)
+    for i in range(tile.shape[0]):
+        x = (_wide(tile[i]) - top) * _LOG2_E
+        x = _SMALLEST if x < _SMALLEST else x
+        power = _power_of_2(x)
+        total += power
+        weighted += power * x
+    return total, weighted
+
+
+@njit
+def _maximum(row, start, end, highest, place):
+    """Highest key among row[start:end] and the start of its tile, if above `highest`."""
+    for at in range(start, end, _TILE):
+        key = _highest_key(row[at : min(at + _TILE, end)])
+        if key > highest:
+            highest, place = key, at
+    return highest, place
+
+
+@njit
+def _sums(row, start, end, top, entropy):
+    total, weighted = 0.0, 0.0
+    for at in range(start, end, _TILE):
+        tile = row[at : min(at + _TILE, end)]
+        if entropy:
+            t, w = _sums_for_entropy(tile, top)
+            weighted += w
+        else:
+            t = _sum_of_powers(tile, top)
+        total += t
+    return total, weighted
+
+
+def _rows_of(
+    flat, stride, vocabulary, rows, given, suppress, begin, end, x0, confidence, entropy, margin
+):
+    """Statistics of rows[begin:end]; `flat` holds row i from i * stride on. The last four are the
+    results, empty where not asked for."""
+    for i in range(begin, end):
+        if rows[i] < 0:
+            x0[i], confidence[i] = 0, 0
+            if entropy.size:
+                entropy[i] = 0
+            if margin.size:
+                margin[i] = 0
+            continue
+        row = flat[rows[i] * stride : rows[i] * stride + vocabulary]
+        # Two stretches, before and behind the suppressed column.
+        highest, place = np.int32(_LOWEST_KEY), (1 if suppress == 0 else 0)
+        highest, place = _maximum(row, 0, suppress, highest, place)
+        highest, place = _maximum(row, suppress + 1, vocabulary, highest, place)
+        while place < vocabulary - 1 and _key(_bits_of(_wide(row[place]))) != highest:
+            place += 1
+        top = _float_of(_key(highest))
+        before, weighted_before = _sums(row, 0, suppress, top, entropy.size > 0)
+        behind, weighted_behind = _sums(row, suppress + 1, vocabulary, top, entropy.size > 0)
+        total = before + behind
+        picked = place if given[i] < 0 else given[i]
+        x0[i] = picked
+        power = 0.0 if picked == suppress else math.exp(_wide(row[picked]) - top)
+        confidence[i] = power / total
+        if entropy.size:
+            entropy[i] = math.log(total) - _LN_2 * (weighted_before + weighted_behind) / total
+        if margin.size:
+            low, high = min(place, suppress), max(place, suppress)
+            second, _ = _maximum(row, 0, low, np.int32(_LOWEST_KEY), 0)
+            second, _ = _maximum(row, low + 1, high, second, 0)
+            second, _ = _maximum(row, high + 1, vocabulary, second, 0)
+            margin[i] = -math.expm1(_float_of(_key(second)) - top) / total
+
+
+class _Announcement(event.Listener):
+    """Says once that something is compiled; what comes from the cache on disk is not."""
+
+    def __init__(self) -> None:
+        self.said = False
+
+    def on_start(self, compilation: Any) -> None:
+        if not self.said:
+            self.said = True
+            logger.warning("compiling the statistics kernel for this CPU, about two seconds, once")
+
+    def on_end(self, compilation: Any) -> None:
+        pass
+
+
+_announcement = _Announcement()
+
+
+@cache
+def _compiled() -> Any:
+    try:
+        return njit(_rows_of, nogil=True, fastmath=_FASTMATH, cache=True)
+    except RuntimeError as error:  # nowhere to write, neither beside this file nor at home
+        logger.warning("the compiled statistics kernel is not cached on disk: %s", error)
+        return njit(_rows_of, nogil=True, fastmath=_FASTMATH)
+
+
+# Threads of our own and not Numba's: those would be a second pool of spinning OpenMP threads beside
+# torch's, and are unsafe to call from several threads, or after a fork, by layer.
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="l2pd-statistics")
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
+def numba_kernel(
+    logits: Tensor,
+    rows: Tensor | None,
+    x0: Tensor | None,
+    suppress: int,
+    entropy: bool,
+    margin: bool,
+) -> Results:
+    """The statistics as `row_statistics` describes them; suppress is -1 for no column.
+
+    On as many threads as torch uses. Raises IndexError for a row or a token that does not exist.
+    """
+    results = empty_results(logits, rows, entropy, margin)
+    count = len(results[0])
+    if count == 0:
+        return results
+    height, vocabulary = logits.shape
+    if rows is None:
+        rows = torch.arange(count)
+    if x0 is None:
+        x0 = torch.full((count,), -1)
+    for name, index, size in (("row", rows, height), ("token", x0, vocabulary)):
+        if int(index.max()) >= size:
+            raise IndexError(f"{name} {int(index.max())} of {size}")
+    if logits.stride(1) != 1:
+        logits = logits.contiguous()
+    stride = logits.stride(0)
+    flat = logits.detach().view(_BITS[logits.dtype])
+    flat = flat.as_strided(((height - 1) * stride + vocabulary,), (1,))
+    arrays = [tensor.numpy() for tensor in (flat, rows, x0, *results)]
+    piece = max(1, _PIECE // vocabulary)
+    starts = iter(range(0, count, piece))
+    run = _compiled()
+
+    def work() -> None:
+        for begin in starts:  # which all threads share
+            end = min(begin + piece, count)
+            run(arrays[0], stride, vocabulary, *arrays[1:3], suppress, begin, end, *arrays[3:])
+
+    threads = torch.get_num_threads()
+    with event.install_listener("numba:compile", _announcement):
+        helpers = min(threads, -(-count // piece)) - 1
+        helping = [_pool(threads).submit(work) for _ in range(helpers)]
+        work()
+        for helper in helping:
+            helper.result()
+    return results
