@@ -19,6 +19,7 @@ from torch import Tensor
 
 from l2pd_adapters.sglang.rows import NFE, STEP_MAP, BlockRow, RequestState
 from l2pd_adapters.sglang.settings import ServerSettings
+from l2pd_adapters.uploading import upload
 from l2pd_plugins.denoising import BlockBatch, denoising_step
 from l2pd_plugins.errors import L2PDError
 
@@ -126,20 +127,20 @@ class UnmaskPolicyAlgorithm(DllmAlgorithm):
         needed = [each for row in states for each in row.needed]
         if not all(needed):
             positions = [index for index, each in enumerate(needed) if each]
-            self._positions = _upload(positions, forward_batch.input_ids.device)
+            self._positions = upload(positions, forward_batch.input_ids.device)
 
     def _begin(self, fresh: list[int], states: list[BlockRow], input_ids: Tensor) -> None:
         """Put new blocks into a batch of their own."""
         device, length = input_ids.device, self.block_size
         rows = [states[index] for index in fresh]
         requests = [row.request for row in rows]
-        layout = _upload(
+        layout = upload(
             [
                 fresh,
                 [row.start for row in rows],
                 [row.block_index for row in rows],
                 [row.canvas_length for row in rows],
-                [request.ignores_end for request in requests],
+                [int(request.ignores_end) for request in requests],
             ],
             device,
         )
@@ -147,7 +148,7 @@ class UnmaskPolicyAlgorithm(DllmAlgorithm):
         reference = None
         if any("reference" in request.policy.requires for request in requests):
             filler = (self.settings.end_of_text.token_ids or (0,))[0]
-            reference = _upload([row.reference(filler) for row in rows], device)
+            reference = upload([row.reference(filler) for row in rows], device)
         batch = BlockBatch.start(
             input_ids.view(-1, length).index_select(0, index).to(torch.int64),
             [request.policy for request in requests],
@@ -198,11 +199,3 @@ class UnmaskPolicyAlgorithm(DllmAlgorithm):
             if row.masked:
                 needed = list(map(bool, values[self.block_size :]))
                 row.step(values[: self.block_size], needed)
-
-
-def _upload(values: list, device: torch.device) -> Tensor:
-    """Numbers to the device, int64, without waiting for what it is doing."""
-    host = torch.tensor(values, dtype=torch.int64)
-    if device.type == "cuda":  # where a copy from other memory waits
-        host = host.pin_memory()
-    return host.to(device, non_blocking=True)
