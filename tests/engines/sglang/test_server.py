@@ -179,8 +179,8 @@ class TestSameAsTransformers:
     def test_two_hundred_prompts(self, server, cases):
         """Every answer, through every way to ask, sixteen at a time."""
         ways = [random.Random(1).choice(range(4)) for _ in cases]
+        assert len(POLICIES) >= 4
         assert all(policy in [case.policy for case in cases] for policy in POLICIES)
-        assert LEARNED
         answers = ask(
             server,
             *(
