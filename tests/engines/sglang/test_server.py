@@ -133,9 +133,12 @@ class Client:
             return text, count
 
     async def cancel(self, case):
-        """Begin an answer that has no end, and hang up in the middle of it."""
+        """Begin a long answer, and hang up in the middle of it."""
         async with self.room:
-            async for event in self._events(case, ignore_eos=True, max_new_tokens=1000):
+            slow = {"unmask_policy": "fixed_schedule"}
+            async for event in self._events(
+                case, custom_params=slow, ignore_eos=True, max_new_tokens=300
+            ):
                 if event["output_ids"]:
                     return
 
