@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 # Example distributions, such as a third-party policy, which the tests find by their entry points.
 EXAMPLES := $(wildcard examples/*/pyproject.toml)
 
-.PHONY: demo test lint filters clean
+.PHONY: demo test lint sglang filters clean
 .DEFAULT_GOAL := test
 
 demo: $(STAMP)
@@ -23,6 +23,22 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Real SGLang on a CPU, in its own environment (tests/engines/README.md).
+RIG := tests/engines/sglang
+SGLANG_VENV := .venv-sglang
+SGLANG_BIN := $(SGLANG_VENV)/bin
+SGLANG_STAMP := $(SGLANG_VENV)/.installed
+sglang: $(SGLANG_STAMP)
+	$(SGLANG_BIN)/python -m pytest $(RIG)
+
+$(SGLANG_STAMP): pyproject.toml $(wildcard $(RIG)/*.txt) $(wildcard $(RIG)/rig/* $(RIG)/rig/*/*)
+	test -x $(SGLANG_BIN)/python || $(PYTHON) -m venv $(SGLANG_VENV)
+	$(SGLANG_BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) \
+		-r $(RIG)/requirements.txt
+	$(SGLANG_BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) --no-deps \
+		-r $(RIG)/requirements-no-deps.txt -e . ./$(RIG)/rig
+	@touch $@
+
 # The filters that come with tiny-llada, from nothing: decode, record, train.
 MODEL := adapters/l2pd_adapters/tiny_models/tiny-llada
 RUNS := runs/filters
@@ -34,7 +50,7 @@ filters: $(STAMP)
 		--false-positive-rate 0.05 --out $(MODEL)/policies/settled
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(SGLANG_VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml constraints.txt $(EXAMPLES)

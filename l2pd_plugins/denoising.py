@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass, field, fields, replace
+from itertools import accumulate
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ from l2pd_plugins.selection import leftmost, ranks, top_1
 from l2pd_plugins.statistics import row_statistics
 
 logger = logging.getLogger(__name__)
+
+OnError = Literal["raise", "progress"]
 
 _COMPUTED = frozenset({"confidence", "entropy", "margin"})
 _failed: set[str] = set()
@@ -61,6 +64,8 @@ class BlockBatch:
     mask_token_id: int
     policies: list[UnmaskPolicy]
     """One per row; rows with the same object form a group."""
+    ignores_end: Tensor
+    """(B,) bool, rows for which an end-of-text token is a token like any other."""
     reference: Tensor | None = None
     """(B, L) int64, for policies that require it."""
     generators: list[torch.Generator] | None = None
@@ -80,13 +85,17 @@ class BlockBatch:
         block_index: Tensor | None = None,
         canvas_length: Tensor | None = None,
         present: Tensor | None = None,
+        ignores_end: Tensor | None = None,
         reference: Tensor | None = None,
         generators: Sequence[torch.Generator] | None = None,
         observe: frozenset[str] = frozenset(),
+        on_error: OnError = "raise",
     ) -> BlockBatch:
         """A batch at its first step: tokens (B, L), positions that hold mask_token_id are masked.
 
-        Absent positions (`present` False) are not masked, whatever they hold.
+        Absent positions (`present` False) are not masked, whatever they hold. A policy whose
+        `init_state` fails raises PolicyRuntimeError, or with on_error="progress" leaves its rows to
+        the progress rule alone (see `denoising_step`).
         """
         rows = len(tokens)
         if len(policies) != rows:
@@ -102,19 +111,60 @@ class BlockBatch:
             canvas_length=zeros + tokens.shape[1] if canvas_length is None else canvas_length,
             mask_token_id=mask_token_id,
             policies=list(policies),
+            ignores_end=zeros.to(torch.bool) if ignores_end is None else ignores_end,
             reference=reference,
             generators=None if generators is None else list(generators),
             observe=observe,
         )
-        by_policy: dict[int, list[int]] = {}
-        for row, policy in enumerate(batch.policies):
-            by_policy.setdefault(id(policy), []).append(row)
-        for members in by_policy.values():
-            policy = batch.policies[members[0]]
-            state = _initial_state(policy, len(members), tokens)
+        for policy, members in _by_policy(batch.policies):
+            policy, state = _prepare(policy, len(members), tokens, on_error)
+            for row in members:
+                batch.policies[row] = policy
             batch._groups.append(_Group(policy, members, state))
         batch._index_groups()
         return batch
+
+    @classmethod
+    def gather(cls, rows: Sequence[tuple[BlockBatch, int]]) -> BlockBatch:
+        """A batch of these rows, each given as (batch, index), in this order.
+
+        The batches are of one decode: block length, mask token, device and `observe` are the same.
+        All rows of one batch, in its own order, give that batch itself; otherwise the new batch
+        shares nothing with those it comes from.
+        """
+        batches = list({id(batch): batch for batch, _ in rows}.values())
+        counts = [len(batch.policies) for batch in batches]
+        starts = dict(zip(map(id, batches), accumulate(counts, initial=0), strict=False))
+        wanted = [starts[id(batch)] + row for batch, row in rows]
+        if len(batches) == 1 and wanted == list(range(counts[0])):
+            return batches[0]
+        some = batches[0]
+        index = torch.tensor(wanted, dtype=torch.int64, device=some.tokens.device)
+
+        def joined(parts: list[Tensor]) -> Tensor:
+            return torch.cat(parts).index_select(0, index)
+
+        per_row: dict[str, Any] = {
+            name: joined([getattr(batch, name) for batch in batches]) for name in _PER_ROW
+        }
+        gathered = cls(
+            **per_row,
+            mask_token_id=some.mask_token_id,
+            policies=[batch.policies[row] for batch, row in rows],
+            observe=some.observe,
+        )
+        if any(batch.reference is not None for batch in batches):
+            # Rows without a reference never read theirs.
+            gathered.reference = joined(
+                [b.tokens if b.reference is None else b.reference for b in batches]
+            )
+        if some.generators is not None:
+            gathered.generators = [(batch.generators or [])[row] for batch, row in rows]
+        for policy, members in _by_policy(gathered.policies):
+            origin = [rows[member] for member in members]
+            gathered._groups.append(_Group(policy, members, _gathered_state(policy, origin)))
+        gathered._index_groups()
+        return gathered
 
     @property
     def requires(self) -> frozenset[str]:
@@ -132,26 +182,9 @@ class BlockBatch:
 
     def keep(self, rows: Sequence[int]) -> None:
         """Keep these rows, in this order, and drop the others."""
-        index = torch.tensor(rows, dtype=torch.int64, device=self.tokens.device)
-        for name in _PER_ROW:
-            setattr(self, name, getattr(self, name).index_select(0, index))
-        if self.reference is not None:
-            self.reference = self.reference.index_select(0, index)
-        if self.generators is not None:
-            self.generators = [self.generators[row] for row in rows]
-        self.policies = [self.policies[row] for row in rows]
-        groups = []
-        for group in self._groups:
-            local = {row: i for i, row in enumerate(group.members)}
-            kept = [local[row] for row in rows if row in local]
-            if not kept:
-                continue
-            pick = torch.tensor(kept, dtype=torch.int64, device=self.tokens.device)
-            members = [new for new, row in enumerate(rows) if row in local]
-            state = {k: v.index_select(0, pick) for k, v in group.state.items()}
-            groups.append(_Group(group.policy, members, state))
-        self._groups = groups
-        self._index_groups()
+        kept = BlockBatch.gather([(self, row) for row in rows])
+        for each in fields(self):
+            setattr(self, each.name, getattr(kept, each.name))
 
     def advance(
         self,
@@ -197,16 +230,88 @@ class BlockBatch:
             )
 
 
-_PER_ROW = ("tokens", "masked", "present", "step_index", "block_index", "canvas_length")
+_PER_ROW = (
+    "tokens",
+    "masked",
+    "present",
+    "step_index",
+    "block_index",
+    "canvas_length",
+    "ignores_end",
+)
+
+
+class _ProgressOnly(UnmaskPolicy):
+    """Stands in for a policy that could not begin: nothing but its progress rule."""
+
+    def __init__(self, failed: UnmaskPolicy) -> None:
+        self.__dict__.update(_name=failed.name, progress=failed.progress)
+
+    def select(self, step: DenoisingStep, state: dict[str, Tensor]) -> Tensor:
+        return torch.zeros_like(step.masked)
+
+
+def _by_policy(policies: Sequence[UnmaskPolicy]) -> list[tuple[UnmaskPolicy, list[int]]]:
+    """Each policy object, with the rows that run it."""
+    members: dict[int, list[int]] = {}
+    for row, policy in enumerate(policies):
+        members.setdefault(id(policy), []).append(row)
+    return [(policies[rows[0]], rows) for rows in members.values()]
+
+
+def _prepare(
+    policy: UnmaskPolicy, rows: int, tokens: Tensor, on_error: OnError
+) -> tuple[UnmaskPolicy, dict[str, Tensor]]:
+    """The policy to run, and its state for this many new blocks."""
+    try:
+        return policy, _initial_state(policy, rows, tokens)
+    except L2PDError:
+        if on_error == "raise":
+            raise
+        _report_failure(policy, "init_state")
+        return _ProgressOnly(policy), {}
 
 
 def _initial_state(policy: UnmaskPolicy, rows: int, tokens: Tensor) -> dict[str, Tensor]:
     try:
-        return policy.init_state(rows, tokens.shape[1], tokens.device)
+        state = policy.init_state(rows, tokens.shape[1], tokens.device)
+        _check_state(state, rows)
     except L2PDError:
         raise
     except Exception as error:
         raise PolicyRuntimeError(f"policy {policy.name!r}: init_state failed: {error}") from error
+    return state
+
+
+def _check_state(state: dict[str, Tensor], rows: int) -> None:
+    for name, shape in _form(state).items():
+        if shape[:1] != (rows,):
+            raise TypeError(f"state {name!r} is of shape {shape}, wanted {rows} rows")
+
+
+def _form(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(getattr(value, "shape", ())) for name, value in state.items()}
+
+
+def _gathered_state(
+    policy: UnmaskPolicy, rows: Sequence[tuple[BlockBatch, int]]
+) -> dict[str, Tensor]:
+    """The policy's state of these rows, out of the batches that they come from."""
+    states: list[dict[str, Tensor]] = []
+    at: dict[tuple[int, int], int] = {}
+    for batch in {id(batch): batch for batch, _ in rows}.values():
+        group = next(group for group in batch._groups if group.policy is policy)
+        states.append(group.state)
+        for member in group.members:
+            at[id(batch), member] = len(at)
+    if not states[0]:
+        return {}
+    wanted = [at[id(batch), row] for batch, row in rows]
+    index = torch.tensor(wanted, dtype=torch.int64, device=rows[0][0].tokens.device)
+    return {
+        name: torch.cat([state[name] for state in states]).index_select(0, index)
+        for name in states[0]
+    }
 
 
 @dataclass(frozen=True)
@@ -232,7 +337,7 @@ def denoising_step(
     end_of_text: EndOfText,
     x0: Tensor | None = None,
     suppress_mask: bool = True,
-    on_error: Literal["raise", "progress"] = "raise",
+    on_error: OnError = "raise",
 ) -> StepOutcome:
     """Take one denoising step; `block` is updated in place.
 
@@ -271,7 +376,8 @@ def denoising_step(
         allowed = (committed.sum(-1, keepdim=True) - 1).clamp_(min=0)
         open_to_it = ~masked & block.present
         if end_of_text.rule != "off":  # what was cut behind an end of text does not come back
-            open_to_it &= ~is_end_of_text(tokens, end_of_text.token_ids)
+            ends = is_end_of_text(tokens, end_of_text.token_ids)
+            open_to_it &= ~ends | block.ignores_end.unsqueeze(-1)
         for group in block._groups:
             if isinstance(group.policy, RemaskingPolicy):
                 seen = _seen_by(step, group, block)
@@ -283,7 +389,8 @@ def denoising_step(
 
     settled = torch.where(block.present, tokens, block.mask_token_id)
     ended, behind = behind_end(settled, masked, step.x0, step.confidence, end_of_text)
-    behind = behind & block.present
+    ended = ended & ~block.ignores_end
+    behind = behind & block.present & ended.unsqueeze(-1)
     if end_of_text.token_ids:
         tokens = tokens.masked_fill(behind, end_of_text.token_ids[0])
 
@@ -398,10 +505,11 @@ def _progress(policy: UnmaskPolicy, selected: Tensor, step: DenoisingStep) -> Te
 
 
 def _ask(
-    group: _Group, method: Literal["select", "remask"], step: DenoisingStep, on_error: str
+    group: _Group, method: Literal["select", "remask"], step: DenoisingStep, on_error: OnError
 ) -> Tensor:
-    """Call the policy and check what it returns."""
+    """Call the policy and check what it returns, and the state that it leaves."""
     policy = group.policy
+    before = dict(group.state)
     try:
         answer = getattr(policy, method)(step, group.state)
         if not isinstance(answer, Tensor):
@@ -411,16 +519,26 @@ def _ask(
         )
         if found != wanted:
             raise TypeError(f"returned a tensor of {found}, wanted {wanted}")
+        left, began = _form(group.state), _form(before)
+        if left != began:
+            raise TypeError(f"left the state {left}, it began with {began}")
     except Exception as error:
+        group.state = before
         if on_error == "raise":
             raise PolicyRuntimeError(f"policy {policy.name!r}: {method} failed: {error}") from error
-        if policy.name not in _failed:
-            _failed.add(policy.name)
-            logger.exception(
-                "policy %r: %s failed; its rows go on by the progress rule %r",
-                policy.name,
-                method,
-                policy.progress,
-            )
+        _report_failure(policy, method)
         return torch.zeros_like(step.masked)
     return answer
+
+
+def _report_failure(policy: UnmaskPolicy, method: str) -> None:
+    """Log, once per policy, the exception that is being handled."""
+    if policy.name in _failed:
+        return
+    _failed.add(policy.name)
+    logger.exception(
+        "policy %r: %s failed; its rows go on by the progress rule %r",
+        policy.name,
+        method,
+        policy.progress,
+    )

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from l2pd_plugins import denoising
 from l2pd_plugins.denoising import BlockBatch, denoising_step
 from l2pd_plugins.end_of_text import EndOfText
 from l2pd_plugins.errors import L2PDError, PolicyRuntimeError
@@ -152,6 +153,65 @@ def test_rows_can_be_dropped_and_reordered():
     assert moved.policies == [whole.policies[i] for i in (2, 1, 0)]
 
 
+@given(data=st.data(), seed=st.integers(0, 99))
+def test_rows_of_several_batches_go_on_as_if_alone(data, seed):
+    """Rows are gathered at random before every step, from batches that began at different times."""
+    length = 6
+    policies = [Scripted(kind, "argmax_if_empty") for kind in ("nonsense", "nothing", "nonsense")]
+    together, alone = [], []
+
+    def logits_of(row: int, step: int) -> torch.Tensor:
+        return draw_logits(1, length, seed + 1000 * row + step)
+
+    for _ in range(4):
+        new = data.draw(st.lists(st.sampled_from(policies), max_size=3), label="new rows")
+        if new:
+            started = blocks(len(new), length, new)
+            together += [(started, row) for row in range(len(new))]
+            alone += [blocks(1, length, [policy]) for policy in new]
+        if not together:
+            continue
+        order = data.draw(st.permutations(range(len(together))), label="order")
+        chosen = order[: data.draw(st.integers(1, len(order)), label="rows")]
+        batch = BlockBatch.gather([together[row] for row in chosen])
+        assert batch.policies == [alone[row].policies[0] for row in chosen]
+        steps = [int(alone[row].step_index) for row in chosen]
+        logits = [logits_of(*each) for each in zip(chosen, steps, strict=True)]
+        denoising_step(batch, torch.cat(logits), end_of_text=OFF)
+        for at, row in enumerate(chosen):
+            together[row] = batch, at
+            denoising_step(alone[row], logits[at], end_of_text=OFF)
+            assert torch.equal(batch.tokens[at], alone[row].tokens[0])
+            assert torch.equal(batch.masked[at], alone[row].masked[0])
+            assert batch.step_index[at] == alone[row].step_index[0]
+
+
+def test_all_rows_of_a_batch_in_its_order_are_that_batch():
+    batch = blocks(3, 4, [Scripted("nothing", "argmax_if_empty")] * 3)
+    assert BlockBatch.gather([(batch, row) for row in range(3)]) is batch
+    assert BlockBatch.gather([(batch, row) for row in (1, 0, 2)]) is not batch
+
+
+def test_gathered_rows_bring_their_references_and_generators():
+    class Referring(Scripted):
+        requires = frozenset({"confidence", "reference"})
+
+    with_reference, without = Referring("nothing", "argmax_if_empty"), Scripted("nothing", "")
+    tokens = torch.full((2, 3), MASK)
+    generators = [torch.Generator().manual_seed(i) for i in range(4)]
+    first = BlockBatch.start(
+        tokens,
+        [with_reference] * 2,
+        mask_token_id=MASK,
+        reference=torch.arange(6).view(2, 3),
+        generators=generators[:2],
+    )
+    second = BlockBatch.start(tokens, [without] * 2, mask_token_id=MASK, generators=generators[2:])
+    batch = BlockBatch.gather([(second, 1), (first, 1), (first, 0)])
+    assert batch.reference is not None and batch.reference[1:].tolist() == [[3, 4, 5], [0, 1, 2]]
+    assert batch.generators == [generators[3], generators[1], generators[0]]
+
+
 def test_advancing_starts_the_state_of_those_rows_anew():
     policy = Scripted("nonsense", "argmax_if_empty")
     batch = blocks(3, 4, [policy] * 3)
@@ -234,6 +294,22 @@ def test_off_knows_no_end_of_text():
     outcome = denoising_step(batch, logits, end_of_text=OFF)
     assert batch.masked.sum() == 2
     assert not outcome.ended.any()
+
+
+def test_rows_that_ignore_the_end_of_text_go_on_behind_it():
+    policy = Scripted("nothing", "argmax_if_empty")
+    batch = BlockBatch.start(
+        torch.full((2, 4), MASK),
+        [policy] * 2,
+        mask_token_id=MASK,
+        ignores_end=torch.tensor([False, True]),
+    )
+    logits = torch.zeros(2, 4, VOCABULARY)
+    logits[:, 1, EOT] = 9.0
+    outcome = denoising_step(batch, logits, end_of_text=BLOCK)
+    assert outcome.ended.tolist() == [True, False]
+    assert batch.tokens.tolist() == [[MASK, EOT, EOT, EOT], [MASK, EOT, MASK, MASK]]
+    assert batch.masked.tolist() == [[True, False, False, False], [True, False, True, True]]
 
 
 def test_the_mask_token_can_be_predicted_only_where_asked_for():
@@ -337,6 +413,56 @@ def test_a_failing_policy_is_named_or_falls_back_to_progress(answer, caplog):
             denoising_step(batch, logits, end_of_text=OFF, on_error="progress")
     assert not batch.masked.any()
     assert sum(failing.name in record.getMessage() for record in caplog.records) == 1
+
+
+@pytest.mark.parametrize(
+    "state", [ValueError("no room"), {"calls": torch.zeros(3)}, {"calls": 4}, None]
+)
+def test_a_policy_that_cannot_begin_is_named_or_falls_back_to_progress(state, caplog):
+    class Unready(Scripted):
+        def init_state(self, batch_size, block_length, device):
+            if isinstance(state, Exception):
+                raise state
+            return state
+
+    unready, other = Unready("everything", "leftmost_if_empty"), Scripted("everything", "")
+    with pytest.raises(PolicyRuntimeError, match="'unready': init_state failed"):
+        blocks(2, 4, [unready, other])
+    denoising._failed.clear()
+    with caplog.at_level(logging.ERROR):
+        for _ in range(2):
+            batch = BlockBatch.start(
+                torch.full((2, 4), MASK), [unready, other], mask_token_id=MASK, on_error="progress"
+            )
+            denoising_step(batch, draw_logits(2, 4, 0), end_of_text=OFF, on_error="progress")
+            assert batch.masked[0].tolist() == [False, True, True, True]
+            assert batch.masked[1].sum() == 3  # all but one are masked again
+    assert [record.getMessage().partition(";")[0] for record in caplog.records] == [
+        "policy 'unready': init_state failed"
+    ]
+
+
+@pytest.mark.parametrize(
+    "left", [{}, {"calls": torch.zeros(5)}, {"calls": torch.zeros(2, 1)}, {"calls": 0}]
+)
+def test_a_policy_that_spoils_its_state_gets_the_one_before_back(left):
+    class Spoiling(Scripted):
+        spoils = True
+
+        def select(self, step, state):
+            if self.spoils:
+                state.clear()
+                state.update(left)
+            return super().select(step, state) if not self.spoils else step.masked
+
+    policy = Spoiling("nothing", "argmax_if_empty")
+    batch = blocks(2, 4, [policy] * 2)
+    with pytest.raises(PolicyRuntimeError, match="state"):
+        denoising_step(batch, draw_logits(2, 4, 0), end_of_text=OFF)
+    denoising_step(batch, draw_logits(2, 4, 0), end_of_text=OFF, on_error="progress")
+    assert batch.masked.sum(-1).tolist() == [3, 3]
+    policy.spoils = False
+    denoising_step(batch, draw_logits(2, 4, 0), end_of_text=OFF)
 
 
 def test_unknown_end_of_text_rules_are_refused():

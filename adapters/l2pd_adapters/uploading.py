@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 
-def upload(values: Sequence[int] | Sequence[bool], device: torch.device) -> Tensor:
-    """(len(values),) on the device, int64 or bool, without waiting for what the device does."""
+def upload(
+    values: Sequence[int] | Sequence[bool] | Sequence[Sequence[int]], device: torch.device
+) -> Tensor:
+    """The values on the device, int64 or bool, without waiting for what the device does."""
     tensor = torch.tensor(values, dtype=torch.int64 if len(values) == 0 else None)
-    if device.type == "cpu":
-        return tensor
     if device.type == "cuda":
         tensor = tensor.pin_memory()  # else the copy would wait
     return tensor.to(device, non_blocking=True)

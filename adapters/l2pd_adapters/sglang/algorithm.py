@@ -1,0 +1,201 @@
+"""SGLang's denoising step, taken by the core.
+
+SGLang owns the loops (sglang/srt/dllm/algorithm/base.py: `_run_sync`, `_run_fdfo`), the scheduler
+and the KV cache. Each forward pass brings a block per request; a block is done after the pass that
+follows its last commit, since only that one writes the keys and values of its final tokens.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, ClassVar
+from weakref import WeakValueDictionary
+
+import torch
+from sglang.srt.dllm.algorithm.base import DllmAlgorithm
+from torch import Tensor
+
+from l2pd_adapters.sglang.rows import NFE, STEP_MAP, BlockRow, RequestState
+from l2pd_adapters.sglang.settings import ServerSettings
+from l2pd_adapters.uploading import upload
+from l2pd_plugins.denoising import BlockBatch, denoising_step
+from l2pd_plugins.errors import L2PDError
+
+logger = logging.getLogger(__name__)
+
+
+class UnmaskPolicyAlgorithm(DllmAlgorithm):
+    """Runs each request's unmask policy; one class for all of them, whatever the server's default.
+
+    A step reads the device back once, and a forward pass that only prefills or writes keys and
+    values not at all.
+    """
+
+    requests: ClassVar[WeakValueDictionary[str, Any]] = WeakValueDictionary()
+    """SGLang's Req by its id, for as long as SGLang itself keeps it; its `l2pd` is a RequestState.
+    Forward batches name their rows by these ids."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.settings: ServerSettings = config.l2pd
+        self._block: BlockBatch | None = None
+        """The blocks that the coming step works on; None if none of them is masked."""
+        self._positions: Tensor | None = None
+        """The rows of logits that the coming step reads; None for all."""
+
+    @classmethod
+    def validate_request(cls, req: Any) -> str | None:
+        """What is wrong with the request, which SGLang answers as HTTP 400, or None.
+
+        Called in the scheduler's process for every request before it is queued.
+        """
+        try:
+            state = RequestState.of(req, req.dllm_config.l2pd)
+        except L2PDError as error:
+            return str(error)
+        except Exception as error:  # of a policy's own code, which must not take the server down
+            logger.exception("request %s: its policy cannot be made", req.rid)
+            return f"the policy cannot be made: {type(error).__name__}: {error}"
+        req.l2pd = state
+        req.customized_info = {STEP_MAP: state.step_map, NFE: state.nfe_map}
+        cls.requests[req.rid] = req
+        return None
+
+    def init_step_state(self, forward_batch: Any) -> list[BlockRow]:
+        """The blocks of a forward batch at their first step. Changes nothing: SGLang asks for all
+        rows when one is new."""
+        offsets = (forward_batch.seq_lens_cpu - self.block_size).tolist()
+        found = [self.requests.get(rid) for rid in forward_batch.rids or [None] * len(offsets)]
+        if any(req is None for req in found):
+            found = self._stand_ins(forward_batch, found, offsets)
+        return [self._row(req, offset) for req, offset in zip(found, offsets, strict=True)]
+
+    def _stand_ins(self, forward_batch: Any, found: list[Any], offsets: list[int]) -> list[Any]:
+        """The requests of a batch; for those that were never validated, what is seen of them here.
+
+        SGLang runs a forward pass even of some requests that it has refused itself. They get the
+        server's policy.
+        """
+        starts = super()._block_start_list(forward_batch)
+        blocks = forward_batch.input_ids.view(-1, self.block_size).tolist()
+        default = RequestState(self.settings.choose(None))
+        seen = []
+        for req, offset, start, ids in zip(found, offsets, starts, blocks, strict=True):
+            before = [self.mask_id] * offset
+            seen.append(
+                req
+                or SimpleNamespace(
+                    l2pd=replace(default, step_map=[], nfe_map=[]),
+                    origin_input_ids=before + ids[:start],
+                    output_ids=[],
+                    full_untruncated_fill_ids=before + ids,
+                    sampling_params=SimpleNamespace(max_new_tokens=self.block_size),
+                )
+            )
+        return seen
+
+    def _row(self, req: Any, offset: int) -> BlockRow:
+        committed = len(req.origin_input_ids) + len(req.output_ids) - offset
+        tokens = req.full_untruncated_fill_ids[offset : offset + self.block_size]
+        return BlockRow(
+            request=req.l2pd,
+            # SGLang may cut prompt and answer to size after it has had the request validated.
+            prompt_length=len(req.origin_input_ids),
+            max_new_tokens=req.sampling_params.max_new_tokens,
+            offset=offset,
+            start=min(max(committed, 0), self.block_size),
+            tokens=list(tokens),
+            mask_token_id=self.mask_id,
+        )
+
+    def _block_start_list(self, forward_batch: Any) -> list[int]:
+        return [row.start for row in self.init_step_state(forward_batch)]
+
+    def prepare_inputs(self, model_runner: Any, forward_batch: Any, states: list[BlockRow]) -> None:
+        """Lay the rows out on the device, before the forward pass keeps it busy."""
+        self._block = self._positions = None
+        if not any(row.masked for row in states):
+            return
+        fresh = [index for index, row in enumerate(states) if row.place is None]
+        if fresh:
+            self._begin(fresh, states, forward_batch.input_ids)
+        self._block = BlockBatch.gather([row.place for row in states if row.place is not None])
+        for index, row in enumerate(states):
+            row.place = self._block, index
+        needed = [each for row in states for each in row.needed]
+        if not all(needed):
+            positions = [index for index, each in enumerate(needed) if each]
+            self._positions = upload(positions, forward_batch.input_ids.device)
+
+    def _begin(self, fresh: list[int], states: list[BlockRow], input_ids: Tensor) -> None:
+        """Put new blocks into a batch of their own."""
+        device, length = input_ids.device, self.block_size
+        rows = [states[index] for index in fresh]
+        requests = [row.request for row in rows]
+        layout = upload(
+            [
+                fresh,
+                [row.start for row in rows],
+                [row.block_index for row in rows],
+                [row.canvas_length for row in rows],
+                [int(request.ignores_end) for request in requests],
+            ],
+            device,
+        )
+        index, start, block_index, canvas_length, ignores_end = layout.unbind()
+        reference = None
+        if any("reference" in request.policy.requires for request in requests):
+            filler = (self.settings.end_of_text.token_ids or (0,))[0]
+            reference = upload([row.reference(filler) for row in rows], device)
+        batch = BlockBatch.start(
+            input_ids.view(-1, length).index_select(0, index).to(torch.int64),
+            [request.policy for request in requests],
+            mask_token_id=self.mask_id,
+            block_index=block_index,
+            canvas_length=canvas_length,
+            present=torch.arange(length, device=device) >= start.unsqueeze(-1),
+            ignores_end=ignores_end.to(torch.bool),
+            reference=reference,
+            generators=[row.generator(device) for row in rows],
+            on_error="progress",
+        )
+        for at, row in enumerate(rows):
+            row.place = batch, at
+
+    def step(self, forward_batch: Any, full_logits: Tensor, states: list[BlockRow]) -> list[bool]:
+        """Take a denoising step; True for each row that had nothing left to commit before it."""
+        done = [not row.masked for row in states]
+        if self._block is not None:
+            self._denoise(self._block, forward_batch.input_ids, full_logits, states)
+        for row, is_done in zip(states, done, strict=True):
+            if is_done:
+                row.finish()
+        if states and (self.fdfo or all(done)):
+            # SGLang's loop ends here and reads the ids once more: now from the host's own copy.
+            forward_batch.input_ids = torch.tensor([row.tokens for row in states]).flatten()
+        return done
+
+    def _denoise(
+        self, block: BlockBatch, input_ids: Tensor, logits: Tensor, states: list[BlockRow]
+    ) -> None:
+        settings, positions = self.settings, self._positions
+        denoising_step(
+            block,
+            logits if positions is None else logits.index_select(0, positions),
+            positions,
+            end_of_text=settings.end_of_text,
+            suppress_mask=settings.suppress_mask,
+            on_error="progress",
+        )
+        if not settings.suppress_mask:  # to SGLang a committed mask token is a mask
+            block.masked = (block.tokens == self.mask_id) & block.present
+        # In place: CUDA graphs hold the tensor's address.
+        input_ids.copy_(block.tokens.flatten())
+        # The one read of the step.
+        report = torch.cat([block.tokens, block.needed().to(torch.int64)], dim=-1).tolist()
+        for row, values in zip(states, report, strict=True):
+            if row.masked:
+                needed = list(map(bool, values[self.block_size :]))
+                row.step(values[: self.block_size], needed)

@@ -1,0 +1,80 @@
+"""Which SGLang this adapter runs on, and what of it the adapter stands on."""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+
+from l2pd_adapters.versions import outside_range
+
+SUPPORTED_SGLANG = ("0.5.22", "0.5.24")
+"""At least the first, below the second. 0.5.22 brought `get_algorithm_cls` and `validate_request`;
+before 0.5.24 nothing was seen to change."""
+
+OPT_OUT = "L2PD_ANY_SGLANG"
+
+FIND_ALGORITHM = "sglang.srt.dllm.algorithm.get_algorithm_cls"
+READ_CONFIG = "sglang.srt.dllm.config.DllmConfig.from_server_args"
+REPORT = "sglang.srt.managers.tokenizer_manager.TokenizerManager.update_request_meta_info"
+"""What `plugin` hooks."""
+
+_BASE = "sglang.srt.dllm.algorithm.base.DllmAlgorithm"
+SIGNATURES = {
+    FIND_ALGORITHM: ("name",),
+    READ_CONFIG: ("server_args",),
+    REPORT: ("self", "meta_info", "state", "customized_info", "index", "finish_reason"),
+    _BASE: ("config",),
+    f"{_BASE}.validate_request": ("req",),
+    f"{_BASE}._block_start_list": ("self", "forward_batch"),
+    f"{_BASE}.init_step_state": ("self", "forward_batch"),
+    f"{_BASE}.prepare_inputs": ("self", "model_runner", "forward_batch", "states"),
+    f"{_BASE}.step": ("self", "forward_batch", "full_logits", "states"),
+}
+"""Names of SGLang's that are called or overridden, with their parameters."""
+
+FIELDS = {
+    "sglang.srt.model_executor.forward_batch_info.ForwardBatch": (
+        "batch_size",
+        "input_ids",
+        "rids",
+        "seq_lens_cpu",
+    ),
+}
+"""Dataclasses of SGLang's, with the fields that are read or written."""
+
+
+def incompatibility() -> str:
+    """Why this adapter cannot run on the installed SGLang, in one line; empty if it can."""
+    problem = outside_range("sglang", SUPPORTED_SGLANG, OPT_OUT)
+    if problem:
+        return problem
+    changed = [*_changed_signatures(), *_missing_fields()]
+    if not changed:
+        return ""
+    low, high = SUPPORTED_SGLANG
+    return f"this SGLang is not as >={low},<{high} has it: {'; '.join(changed)}"
+
+
+def _changed_signatures() -> list[str]:
+    found = []
+    for name, wanted in SIGNATURES.items():
+        try:
+            parameters = tuple(inspect.signature(pkgutil.resolve_name(name)).parameters)
+        except (ImportError, AttributeError) as error:
+            found.append(f"{name} is missing ({error})")
+            continue
+        if parameters != wanted:
+            found.append(f"{name} takes ({', '.join(parameters)}), not ({', '.join(wanted)})")
+    return found
+
+
+def _missing_fields() -> list[str]:
+    found = []
+    for name, wanted in FIELDS.items():
+        try:
+            there = getattr(pkgutil.resolve_name(name), "__dataclass_fields__", {})
+        except (ImportError, AttributeError) as error:
+            found.append(f"{name} is missing ({error})")
+            continue
+        found += [f"{name} has no field {each}" for each in wanted if each not in there]
+    return found

@@ -1,0 +1,115 @@
+"""How SGLang learns of the unmask policies: the hooks that its plugin loader applies at start-up.
+
+SGLang loads its plugins in each of its processes and goes on when one fails, so what must stop the
+start raises SystemExit; and only where a policy is asked for, since a server of another model has
+nothing to do with it.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+from l2pd_adapters.sglang.compatibility import (
+    FIND_ALGORITHM,
+    READ_CONFIG,
+    REPORT,
+    incompatibility,
+)
+from l2pd_plugins.errors import L2PDError
+from l2pd_plugins.plugins import find_policy
+
+
+def register() -> None:
+    """Make every installed policy a `--dllm-algorithm`. Called by SGLang in each process."""
+    problem = incompatibility()
+    hooks: dict[str, Callable]
+    if problem:
+        hooks = {
+            FIND_ALGORITHM: partial(_refuse, problem, lambda name: name),
+            READ_CONFIG: partial(_refuse, problem, lambda args: args.dllm_algorithm),
+        }
+        hooks = {target: hook for target, hook in hooks.items() if _exists(target)}
+    else:
+        hooks = {FIND_ALGORITHM: _find_algorithm, READ_CONFIG: _read_config, REPORT: _report}
+    for target, hook in hooks.items():
+        HookRegistry.register(target, hook, HookType.AROUND)
+
+
+def _find_algorithm(original: Callable[[str], type], name: str) -> type:
+    """SGLang's own algorithm of that name, else the one that runs the policy of that name."""
+    from sglang.srt.dllm.algorithm import algo_name_to_cls
+
+    if name in algo_name_to_cls:
+        return original(name)
+    try:
+        find_policy(name)
+    except L2PDError as error:
+        own = ", ".join(sorted(algo_name_to_cls))
+        raise L2PDError(f"--dllm-algorithm {name}: SGLang's own are {own}; {error}") from error
+    from l2pd_adapters.sglang.algorithm import UnmaskPolicyAlgorithm
+
+    return UnmaskPolicyAlgorithm
+
+
+def _read_config(original: Callable[[Any], Any], server_args: Any) -> Any:
+    """SGLang's config, with mask token, block size and default policy of the checkpoint's own."""
+    config = original(server_args)
+    if config is None or not _is_ours(config.algorithm):
+        return config
+    from l2pd_adapters.sglang.settings import complete_config
+
+    return complete_config(config, server_args)
+
+
+def _report(
+    original: Callable[..., None],
+    manager: Any,
+    meta_info: dict,
+    state: Any,
+    customized_info: dict,
+    index: int,
+    finish_reason: dict | None,
+) -> None:
+    """Turn the forward passes so far, which SGLang carries token by token, into numbers."""
+    from l2pd_adapters.sglang.rows import NFE
+
+    others = {key: values for key, values in customized_info.items() if key != NFE}
+    original(manager, meta_info, state, others, index, finish_reason)
+    counts = [count for count in customized_info.get(NFE, {index: ()})[index] if count]
+    if counts:
+        meta_info[NFE] = counts[-1]
+        meta_info["tokens_per_forward"] = meta_info["completion_tokens"] / counts[-1]
+
+
+def _refuse(
+    problem: str, name_of: Callable[[Any], str | None], original: Callable[[Any], Any], asked: Any
+) -> Any:
+    name = name_of(asked)
+    if name is not None and _is_ours(name):
+        raise SystemExit(f"--dllm-algorithm {name}: {problem}")
+    return original(asked)
+
+
+def _is_ours(name: str) -> bool:
+    from sglang.srt.dllm.algorithm import algo_name_to_cls
+
+    if name in algo_name_to_cls:
+        return False
+    try:
+        find_policy(name)
+    except L2PDError:
+        return False
+    return True
+
+
+def _exists(target: str) -> bool:
+    try:
+        pkgutil.resolve_name(target)
+    except (ImportError, AttributeError):
+        return False
+    return True

@@ -1,0 +1,132 @@
+"""What the host knows of the requests and of the blocks that they stand in.
+
+SGLang hands over forward batches; which of their positions are still masked follows from what is
+remembered here, so that nothing has to be read back from the device but the result of a step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from l2pd_adapters.sglang.settings import ServerSettings
+from l2pd_plugins import UnmaskPolicy
+from l2pd_plugins.denoising import BlockBatch
+from l2pd_plugins.errors import L2PDError
+
+STEP_MAP, NFE = "step_map", "nfe"
+"""Keys of a response's meta_info."""
+
+
+@dataclass
+class RequestState:
+    """What lives as long as a request."""
+
+    policy: UnmaskPolicy
+    ignores_end: bool = False
+    seed: str = ""
+    """What the request's random numbers follow from, the same on every rank."""
+    steps: int = 0
+    """Denoising steps taken."""
+    nfe: int = 0
+    """Forward passes taken, those that only write a finished block's keys and values included."""
+    step_map: list[int] = field(default_factory=list)
+    """Denoising step, from 0, that committed each token of the answer."""
+    nfe_map: list[int] = field(default_factory=list)
+    """`nfe` as each token of the answer came out of its block."""
+
+    @classmethod
+    def of(cls, request: Any, settings: ServerSettings) -> RequestState:
+        """The state of an SGLang Req. Raises L2PDError, which names the choices, if what it asks
+        for cannot be done."""
+        params = request.sampling_params
+        policy = settings.choose(params.custom_params)
+        if "reference" in policy.requires and getattr(policy, "reference", None) is None:
+            raise L2PDError(
+                f"policy {policy.name!r} needs a reference: give the answer's token ids as "
+                'custom_params {"reference": [...]}'
+            )
+        seed = getattr(params, "sampling_seed", None)
+        return cls(
+            policy=policy,
+            ignores_end=params.ignore_eos,
+            seed=str(request.rid if seed is None else seed),
+        )
+
+
+@dataclass
+class BlockRow:
+    """One block of one request, from its first forward pass to the one that writes its final KV."""
+
+    request: RequestState
+    prompt_length: int
+    max_new_tokens: int
+    offset: int
+    """First position of the block in the sequence."""
+    start: int
+    """Positions of the block that were committed before: the end of the prompt."""
+    tokens: list[int]
+    mask_token_id: int
+    needed: list[bool] = field(init=False)
+    """Positions whose logits the next step reads."""
+    committed_at: list[int] = field(init=False)
+    finished: bool = False
+    place: tuple[BlockBatch, int] | None = None
+    """The batch that holds the block on the device, and its row there; None before it has one."""
+
+    def __post_init__(self) -> None:
+        self.needed = [position >= self.start for position in range(len(self.tokens))]
+        self.committed_at = [-1] * len(self.tokens)
+
+    @property
+    def masked(self) -> bool:
+        """Whether a position is masked, and a denoising step is due."""
+        return self.mask_token_id in self.tokens[self.start :]
+
+    @property
+    def block_index(self) -> int:
+        """Which block of the answer this is, from 0."""
+        length = len(self.tokens)
+        return self.offset // length - self.prompt_length // length
+
+    @property
+    def canvas_length(self) -> int:
+        """Positions of the answer's blocks, whole ones; the first may begin with prompt."""
+        length = len(self.tokens)
+        positions = self.prompt_length % length + max(self.max_new_tokens, 1)
+        return -(-positions // length) * length
+
+    def reference(self, filler: int) -> list[int]:
+        """What the policy takes for the answer in this block; `filler` where it says nothing."""
+        given: Sequence[int] = getattr(self.request.policy, "reference", None) or ()
+        first = self.offset - self.prompt_length
+        at = range(first, first + len(self.tokens))
+        return [given[i] if 0 <= i < len(given) else filler for i in at]
+
+    def generator(self, device: torch.device) -> torch.Generator:
+        """For policies that draw; the same on every rank."""
+        digest = hashlib.sha256(f"{self.request.seed}:{self.offset}".encode()).digest()
+        return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
+
+    def step(self, tokens: list[int], needed: list[bool]) -> None:
+        """Note what a denoising step made of the block."""
+        for position in range(self.start, len(tokens)):
+            was, is_now = (each[position] == self.mask_token_id for each in (self.tokens, tokens))
+            if was != is_now:
+                self.committed_at[position] = -1 if is_now else self.request.steps
+        self.tokens, self.needed = tokens, needed
+        self.request.steps += 1
+        self.request.nfe += 1
+
+    def finish(self) -> None:
+        """Note that a forward pass has written the block's final keys and values."""
+        if self.finished or self.start == len(self.tokens):  # a block of the prompt
+            return
+        self.finished = True
+        self.request.nfe += 1
+        self.request.step_map += self.committed_at[self.start :]
+        self.request.nfe_map += [self.request.nfe] * (len(self.tokens) - self.start)

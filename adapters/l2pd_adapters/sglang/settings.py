@@ -1,0 +1,115 @@
+"""What a server was launched with, and what one request makes of it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from sglang.srt.arg_groups.overrides import resolving_view
+from sglang.srt.configs.model_config import ModelConfig
+
+from l2pd_adapters.families import block_length_of, end_of_text_ids, mask_token_of
+from l2pd_plugins import ModelContext, UnmaskPolicy, create_policy
+from l2pd_plugins.end_of_text import EndOfText
+from l2pd_plugins.errors import L2PDError
+from l2pd_plugins.plugins import find_policy
+
+logger = logging.getLogger(__name__)
+
+_OF_SGLANG = ("block_size", "capture_input_preparation")
+"""Keys of --dllm-algorithm-config that SGLang itself reads."""
+
+_CHOICE = "unmask_policy"
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """The default policy and what holds for every request."""
+
+    policy_name: str
+    options: Mapping[str, Any]
+    """Of the default policy."""
+    model: ModelContext
+    end_of_text: EndOfText
+    suppress_mask: bool
+
+    def choose(self, custom_params: Mapping[str, Any] | None) -> UnmaskPolicy:
+        """The policy that a request asks for, bound to the model.
+
+        `unmask_policy` names it, everything else is an option of it. Without a name, or with the
+        default's, options that are not given are the server's. Equal choices give the same object.
+
+        Raises L2PDError, which names the choices, for an unknown policy or a bad option.
+        """
+        # SGLang passes parameters of its own in here, with two underscores.
+        asked = {k: v for k, v in (custom_params or {}).items() if not k.startswith("__")}
+        name = asked.pop(_CHOICE, self.policy_name)
+        if not isinstance(name, str):
+            raise L2PDError(f"{_CHOICE}={name!r}: wanted the name of a policy")
+        if find_policy(name) == find_policy(self.policy_name):
+            asked = {**self.options, **asked}
+        try:
+            key = json.dumps([name, asked], sort_keys=True)
+        except TypeError as error:
+            raise L2PDError(f"policy {name!r}: options are plain values: {error}") from error
+        return _bound_policy(key, self.model)
+
+
+@lru_cache(maxsize=256)
+def _bound_policy(choice: str, model: ModelContext) -> UnmaskPolicy:
+    name, options = json.loads(choice)
+    return create_policy(name, **options).for_model(model)
+
+
+def complete_config(config: Any, server_args: Any) -> Any:
+    """SGLang's DllmConfig for one of our algorithms, with `l2pd`, its ServerSettings.
+
+    SGLang knows mask token and block size of two families of checkpoints by heart; where the
+    checkpoint's own config names them, these hold.
+
+    Raises L2PDError, which names the choices, if the default policy or an option is wrong.
+    """
+    view = resolving_view(server_args)
+    model_config = ModelConfig.from_server_args(
+        server_args, model_path=view.model_path, model_revision=view.revision
+    )
+    checkpoint = model_config.hf_config
+    options = {k: v for k, v in config.algorithm_config.items() if k not in _OF_SGLANG}
+    if getattr(checkpoint, "mask_token_id", None) is not None:
+        config.mask_id = mask_token_of(checkpoint)
+    if "block_size" not in config.algorithm_config:
+        try:
+            config.block_size = block_length_of(checkpoint)
+        except L2PDError:  # of a family that SGLang alone knows
+            logger.info("blocks of %d, SGLang's own for this model", config.block_size)
+    suppress_mask = options.pop("suppress_mask", True)
+    if not isinstance(suppress_mask, bool):
+        raise L2PDError(f"suppress_mask={suppress_mask!r}: wanted true or false")
+    path = model_config.model_path
+    config.l2pd = ServerSettings(
+        policy_name=config.algorithm,
+        end_of_text=EndOfText(options.pop("end_of_text", "block"), _end_tokens(model_config)),
+        options=options,
+        suppress_mask=suppress_mask,
+        model=ModelContext(
+            name=view.model_path,
+            block_length=config.block_size,
+            mask_token_id=config.mask_id,
+            vocab_size=model_config.vocab_size,
+            path=path if Path(path).is_dir() else None,
+        ),
+    )
+    config.l2pd.choose(None)  # what is wrong is said at launch, not to the first request
+    return config
+
+
+def _end_tokens(model_config: Any) -> tuple[int, ...]:
+    """The tokens at which SGLang ends a text; the first is what fills the block behind it."""
+    generation = model_config.hf_generation_config
+    first = end_of_text_ids(getattr(generation, "eos_token_id", None))
+    return tuple(dict.fromkeys([*first, *sorted(model_config.hf_eos_token_id)]))

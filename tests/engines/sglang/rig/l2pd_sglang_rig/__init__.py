@@ -1,0 +1,1 @@
+"""The CPU rig of the SGLang suite; never part of a release."""

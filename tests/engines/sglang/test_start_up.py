@@ -1,0 +1,184 @@
+"""What must keep a server from starting, and says so in one line."""
+
+import subprocess
+import sys
+
+import pytest
+import tomllib
+from sglang.srt.dllm import algorithm as algorithms
+from sglang.srt.dllm.algorithm.base import DllmAlgorithm
+from sglang.srt.dllm.config import DllmConfig
+from sglang.srt.server_args import ServerArgs
+
+from l2pd_adapters import versions
+from l2pd_adapters.sglang import compatibility
+from l2pd_adapters.sglang.algorithm import UnmaskPolicyAlgorithm
+from l2pd_adapters.sglang.compatibility import SUPPORTED_SGLANG, incompatibility
+from l2pd_plugins.errors import L2PDError
+from tests.engines.sglang.loops import BLOCK
+from tests.engines.sglang.server import ROOT, documented_command, environment
+
+PRETEND = """
+import importlib.metadata as metadata
+real = metadata.version
+metadata.version = lambda name: {version!r} if name == "sglang" else real(name)
+"""
+CHANGE = """
+import sglang.srt.dllm.algorithm.base as base
+base.DllmAlgorithm.step = lambda self, forward_batch, full_logits, states, positions: None
+"""
+LAUNCH = """
+import runpy, sys
+sys.argv = {arguments!r}
+runpy.run_module("sglang.launch_server", run_name="__main__")
+"""
+
+
+def launch(checkpoint, *, before="", **flags):
+    """Launch a server in a process where `before` has run; it is expected not to start."""
+    arguments = documented_command(1, model=checkpoint, **flags)[2:]
+    return subprocess.run(
+        [sys.executable, "-c", before + LAUNCH.format(arguments=arguments)],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        cwd=ROOT,
+        timeout=300,
+    )
+
+
+def last_line(done):
+    assert done.returncode != 0
+    return done.stderr.strip().splitlines()[-1]
+
+
+class TestVersions:
+    def test_a_launch_outside_the_range(self, checkpoint):
+        done = launch(
+            checkpoint, before=PRETEND.format(version="0.5.24"), dllm_algorithm="Learn2PD"
+        )
+        assert last_line(done) == (
+            "--dllm-algorithm Learn2PD: sglang 0.5.24 is outside the supported range "
+            ">=0.5.22,<0.5.24; L2PD_ANY_SGLANG=1 tries it all the same"
+        )
+        assert "Traceback" not in done.stderr
+
+    def test_a_launch_with_a_changed_signature(self, checkpoint):
+        done = launch(checkpoint, before=CHANGE, dllm_algorithm="Learn2PD")
+        assert last_line(done) == (
+            "--dllm-algorithm Learn2PD: this SGLang is not as >=0.5.22,<0.5.24 has it: "
+            "sglang.srt.dllm.algorithm.base.DllmAlgorithm.step takes (self, forward_batch, "
+            "full_logits, states, positions), not (self, forward_batch, full_logits, states)"
+        )
+        assert "Traceback" not in done.stderr
+
+    def test_sglangs_own_algorithms_are_not_touched(self, tmp_path):
+        """Such a launch goes on to where the model is read."""
+        done = launch(
+            tmp_path, before=PRETEND.format(version="0.6.0"), dllm_algorithm="LowConfidence"
+        )
+        assert done.returncode != 0
+        assert "supported range" not in done.stderr
+        assert str(tmp_path) in done.stderr
+
+    @pytest.mark.parametrize(
+        ("version", "supported"),
+        [
+            ("0.5.21", False),
+            ("0.5.21.post1", False),
+            ("0.5.22", True),
+            ("0.5.23", True),
+            ("0.5.23.post2", True),
+            ("0.5.24", False),
+            ("0.6.0", False),
+        ],
+    )
+    def test_range(self, version, supported, monkeypatch):
+        monkeypatch.setattr(versions, "version", lambda name: version)
+        assert bool(incompatibility()) is not supported
+        monkeypatch.setenv("L2PD_ANY_SGLANG", "1")
+        assert incompatibility() == ""
+
+    def test_what_is_missing_is_named(self, monkeypatch):
+        monkeypatch.delattr(DllmAlgorithm, "validate_request")
+        monkeypatch.setitem(
+            compatibility.FIELDS, "sglang.srt.dllm.config.DllmConfig", ("no_such_field",)
+        )
+        said = incompatibility()
+        assert "DllmAlgorithm.validate_request is missing" in said
+        assert "DllmConfig has no field no_such_field" in said
+        assert ">=0.5.22,<0.5.24" in said
+        assert "\n" not in said
+
+    def test_the_package_asks_for_the_same_range(self):
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        low, high = SUPPORTED_SGLANG
+        assert project["optional-dependencies"]["sglang"] == [f"sglang>={low},<{high}"]
+
+
+def read_config(checkpoint, algorithm="confidence_threshold", options=None):
+    """What SGLang makes of the launch flags."""
+    arguments = ServerArgs(
+        model_path=str(checkpoint),
+        device="cpu",
+        dllm_algorithm=algorithm,
+        dllm_algorithm_config=options,
+    )
+    return DllmConfig.from_server_args(arguments)
+
+
+class TestChoices:
+    def test_a_launch_with_a_bad_option(self, checkpoint, tmp_path):
+        config = tmp_path / "policy.yaml"
+        config.write_text("threshold: 2")
+        done = launch(
+            checkpoint, dllm_algorithm="confidence_threshold", dllm_algorithm_config=config
+        )
+        said = "option 'threshold' = 2: Input should be less than or equal to 1"
+        assert said in last_line(done)
+
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            ("thresold: 0.5", "no option 'thresold'.*its options are: threshold"),
+            ("end_of_text: sometimes", "the rules are block, predicted, off"),
+            ("suppress_mask: maybe", "suppress_mask='maybe': wanted true or false"),
+        ],
+    )
+    def test_options(self, text, said, checkpoint, tmp_path):
+        config = tmp_path / "policy.yaml"
+        config.write_text(text)
+        with pytest.raises(L2PDError, match=said):
+            read_config(checkpoint, options=str(config))
+
+    def test_an_unknown_algorithm(self):
+        with pytest.raises(
+            L2PDError, match=r"own are Gemma4Renoise, JointThreshold.*did you mean 'learn2pd'"
+        ):
+            algorithms.get_algorithm_cls("Learn3PD")
+
+    @pytest.mark.parametrize("name", ["Learn2PD", "learn2pd", "fixed-schedule", "Oracle"])
+    def test_names(self, name):
+        assert algorithms.get_algorithm_cls(name) is UnmaskPolicyAlgorithm
+
+    def test_sglangs_own_names_are_its_own(self):
+        assert algorithms.get_algorithm_cls("LowConfidence").__module__.startswith("sglang.")
+
+
+class TestCheckpoint:
+    def test_mask_token_and_block_size_are_its_own(self, checkpoint):
+        config = read_config(checkpoint)
+        assert (config.mask_id, config.block_size) == (97, BLOCK)
+        assert config.l2pd.end_of_text.token_ids == (96,)
+        assert config.l2pd.model.path == str(checkpoint)
+
+    def test_the_block_size_of_the_options_goes_before_it(self, checkpoint, tmp_path):
+        config = tmp_path / "policy.yaml"
+        config.write_text("block_size: 4\nthreshold: 0.5")
+        made = read_config(checkpoint, options=str(config))
+        assert made.block_size == made.l2pd.model.block_length == 4
+        assert made.l2pd.options == {"threshold": 0.5}
+
+    def test_sglangs_own_algorithms_see_what_they_always_saw(self, checkpoint):
+        config = read_config(checkpoint, "LowConfidence")
+        assert (config.mask_id, config.block_size) == (151669, 4)
