@@ -39,15 +39,16 @@ $(SGLANG_STAMP): pyproject.toml $(wildcard $(RIG)/*.txt) $(wildcard $(RIG)/rig/*
 		-r $(RIG)/requirements-no-deps.txt -e . ./$(RIG)/rig
 	@touch $@
 
-# The filters that come with tiny-llada, from nothing: decode, record, train.
-MODEL := adapters/l2pd_adapters/tiny_models/tiny-llada
-RUNS := runs/filters
+# The filters that come with a small model, from nothing: decode, record, train.
+# Those of the other one: make filters SMALL=tiny-sdar
+SMALL := tiny-llada
+POLICIES = adapters/l2pd_adapters/tiny_models/$(SMALL)/policies
+RUNS = runs/filters/$(SMALL)
 filters: $(STAMP)
-	$(BIN)/l2pd learn2pd collect --policy oracle --limit 800 --out $(RUNS)/oracle
-	$(BIN)/l2pd learn2pd train --policy learn2pd --data $(RUNS)/oracle \
-		--out $(MODEL)/policies/learn2pd
-	$(BIN)/l2pd learn2pd train --policy settled --rounds 3 --data $(RUNS)/settled \
-		--false-positive-rate 0.05 --out $(MODEL)/policies/settled
+	$(BIN)/l2pd learn2pd collect --model $(SMALL) --policy oracle --limit 800 --out $(RUNS)/oracle
+	$(BIN)/l2pd learn2pd train --policy learn2pd --data $(RUNS)/oracle --out $(POLICIES)/learn2pd
+	$(BIN)/l2pd learn2pd train --model $(SMALL) --policy settled --rounds 3 --limit 1000 \
+		--labels consistent --data $(RUNS)/settled --out $(POLICIES)/settled
 
 clean:
 	rm -rf $(VENV) $(SGLANG_VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

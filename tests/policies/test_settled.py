@@ -6,6 +6,8 @@ import copy
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from l2pd_plugins import L2PDError, ModelContext, create_policy
 from l2pd_plugins.denoising import BlockBatch, denoising_step
@@ -132,3 +134,29 @@ def test_copies_keep_their_filter(filter_folder):
     one, _ = decode(policy, 2, 8)
     two, _ = decode(copy.deepcopy(policy), 2, 8)
     assert torch.equal(one.tokens, two.tokens)
+
+
+@given(
+    probability=st.lists(
+        st.lists(st.floats(0, 1, width=32), min_size=6, max_size=6), min_size=1, max_size=4
+    ),
+    masked=st.integers(0, 2**6 - 1),
+    risk=st.sampled_from([0.0, 0.05, 0.25, 0.6]),
+)
+def test_the_surest_are_taken_as_long_as_their_doubts_sum_to_the_risk(probability, masked, risk):
+    policy = Settled(threshold=0.9, risk=risk)
+    asked = torch.tensor(probability)
+    open_ = torch.tensor([bool(masked >> i & 1) for i in range(6)]).expand_as(asked)
+    taken = policy.accepts(asked, open_) & open_
+    for row, got in zip(asked, taken, strict=True):
+        order = sorted(range(6), key=lambda i: -float(row[i]))
+        expected, spent = set(), torch.tensor(0.0)
+        for i in order:
+            if open_[0, i]:
+                spent = spent + (1 - row[i])
+                if spent <= risk or row[i] > 0.9:
+                    expected.add(i)
+        surest = {float(row[i]) for i in expected}
+        # Equal probabilities at the edge of the risk: which of them is a matter of order.
+        assert {float(row[i]) for i in got.nonzero().flatten().tolist()} == surest
+        assert int(got.sum()) == len(expected)

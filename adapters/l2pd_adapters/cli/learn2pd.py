@@ -30,9 +30,6 @@ app = typer.Typer(help="Collect trajectories and train filters.", no_args_is_hel
 
 STARTING_POLICIES = ("oracle", "confidence_threshold,threshold=0.7", "confidence_threshold")
 """Whose states the first round of `settled` is trained on."""
-ROUND_THRESHOLDS = (0.7, 0.9)
-"""At which thresholds a filter decodes the training prompts between rounds: bold and careful."""
-
 Prompts = Annotated[
     Path | None, typer.Option(help="Prompt file.", show_default="the shipped training prompts")
 ]
@@ -197,7 +194,7 @@ def train_filter(
     policy = {normalize_name(name): name for name in kinds}.get(normalize_name(policy), policy)
     if policy not in kinds:
         raise L2PDError(f"policy {policy!r} has no filter to train; choices: {', '.join(kinds)}")
-    kind, recipe = kinds[policy]
+    kind, recipe, own_decisions = kinds[policy]
     recipe = dataclasses.replace(
         recipe,
         epochs=epochs or recipe.epochs,
@@ -260,8 +257,8 @@ def train_filter(
             step = data / f"filter-{number}"
             trained.filter.save_pretrained(step)
             policies = [
-                {"name": policy, "filter": str(step), "threshold": threshold}
-                for threshold in ROUND_THRESHOLDS
+                {"name": policy, "filter": str(step), **round_options}
+                for round_options in own_decisions
             ]
     facts |= {
         "model": manifest.model,
@@ -277,17 +274,19 @@ def train_filter(
     return trained
 
 
-def _recipes() -> dict[str, tuple[Any, Any]]:
-    """Per policy: class of the filter, and recipe."""
+def _recipes() -> dict[str, tuple[Any, Any, tuple[dict[str, float], ...]]]:
+    """Per policy: class of the filter, recipe, and the options, careful and bold, with which it
+    decodes the training prompts between rounds."""
     from l2pd_policies.learn2pd import UnmaskFilter
     from l2pd_policies.learned.training import Recipe
     from l2pd_policies.settled import SignalFilter
 
     return {
-        "learn2pd": (UnmaskFilter, Recipe(epochs=4000)),
+        "learn2pd": (UnmaskFilter, Recipe(epochs=4000), ({"threshold": 0.9}, {"threshold": 0.7})),
         "settled": (
             SignalFilter,
             Recipe(epochs=30, batch_size=512, decay=True, masked_only=True, check_every=1),
+            ({"threshold": 0.98, "risk": 0.05}, {"threshold": 0.9, "risk": 0.2}),
         ),
     }
 

@@ -128,9 +128,11 @@ def answers_hold(model: Any, answers: States, spans: list[tuple[int, int]]) -> l
     """
     device, length = answers.tokens.device, answers.block_length
     jobs = torch.tensor(
-        [(row, column) for row, span in enumerate(spans) for column in range(*span)], device=device
+        [(row, column) for row, span in enumerate(spans) for column in range(*span)],
+        dtype=torch.int64,
+        device=device,
     ).reshape(-1, 2)
-    ends = torch.tensor([end for _, end in spans], device=device).unsqueeze(-1)
+    ends = torch.tensor([end for _, end in spans], dtype=torch.int64, device=device).unsqueeze(-1)
     width = torch.arange(answers.tokens.shape[1], device=device)
     visible = answers.attention.masked_fill(width >= ends, 0)
     lowest = torch.ones(len(spans), device=device)

@@ -98,5 +98,10 @@ class FilterPolicy(UnmaskPolicy):
         return {}
 
     def select(self, step: DenoisingStep, state: dict[str, Tensor]) -> Tensor:
-        logits = self._on_device[step.confidence.device](self.inputs(step, state))
-        return step.masked & (logits.sigmoid() > self.threshold)
+        logits: Tensor = self._on_device[step.confidence.device](self.inputs(step, state))
+        return step.masked & self.accepts(logits.sigmoid(), step.masked)
+
+    def accepts(self, probability: Tensor, masked: Tensor) -> Tensor:
+        """bool (B, L): what the filter's probability (B, L) is high enough for."""
+        assert self.threshold is not None  # comes with the filter
+        return probability > self.threshold

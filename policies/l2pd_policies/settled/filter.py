@@ -75,6 +75,7 @@ class SignalFilter(LearnedFilter, tags=["settled"]):
             margin=t.margin,
             entropy=t.entropy,
             x0=t.x0,
+            step_index=t.step,
         )
         return made[back]
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from l2pd_plugins.options import options
@@ -17,12 +20,15 @@ class Settled(FilterPolicy):
     """Unmask the predictions that a small convolutional filter takes for settled.
 
     It sees more than the paper's filter: masks, margin, entropy, the confidence one step before,
-    and for how many steps the prediction has stood, with each position's neighbours; it fits any
-    block length, and it is trained on the states that its own decisions reach.
+    for how many steps the prediction has stood, which positions predict the same token, and what
+    would be committed with it, each with the position's neighbours. It fits any block length, and
+    it is trained on the states that its own decisions reach.
 
     `filter` is a folder or hub id; without it, the filter that belongs to the model. `threshold`
-    is the probability that the filter has to exceed; without it, the one the filter was
-    calibrated for.
+    is the probability above which a prediction is always taken; without it, the one the filter
+    was calibrated for. Below it the surest are taken, as long as their doubts (1 - probability)
+    sum to at most `risk`: a bound on the probability that any of them is wrong. 0 leaves the
+    threshold alone to decide.
 
     Source: this project; the setting is that of Learn2PD, arXiv 2509.25188, persistence is the
     signal of CORA-Diff, arXiv 2608.11235.
@@ -31,6 +37,8 @@ class Settled(FilterPolicy):
     requires = frozenset({"confidence", "committed", "margin", "entropy"})
     filter_class = SignalFilter
     folder_name = "settled"
+
+    risk: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
     def init_state(
         self, batch_size: int, block_length: int, device: torch.device
@@ -41,6 +49,10 @@ class Settled(FilterPolicy):
             "confidence": torch.zeros(shape, device=device),
             "stood": torch.zeros(shape, dtype=torch.int64, device=device),
         }
+
+    def accepts(self, probability: Tensor, masked: Tensor) -> Tensor:
+        """What exceeds the threshold, and the surest within the risk."""
+        return super().accepts(probability, masked) | _within(self.risk, 1 - probability, masked)
 
     def inputs(self, step: DenoisingStep, state: dict[str, Tensor]) -> Tensor:
         """(B, L, C) signals; what the next step compares with goes into the state."""
@@ -55,6 +67,13 @@ class Settled(FilterPolicy):
             margin=step.margin,
             entropy=step.entropy,
             x0=step.x0,
+            step_index=step.step_index,
         )
         state.update(x0=step.x0, confidence=step.confidence, stood=stood)
         return made
+
+
+def _within(risk: float, doubt: Tensor, masked: Tensor) -> Tensor:
+    """bool (B, L): the masked positions of least doubt, as many as it sums to `risk` at most."""
+    ordered, places = torch.where(masked, doubt, torch.inf).sort(stable=True, dim=-1)
+    return torch.zeros_like(masked).scatter(-1, places, ordered.cumsum(-1) <= risk)

@@ -16,14 +16,32 @@ SIGNALS = (
     "entropy",
     "outdone",
     "echoes",
+    "taken",
+    "like_left",
+    "like_second_left",
+    "surer",
+    "surer_doubt",
+    "open",
+    "step",
 )
-"""Channels, in order. log_doubt: -log10(1 - confidence) / 6, which tells 0.99 from 0.9999;
+"""Channels, in order.
+
+Of a position alone: log_doubt: -log10(1 - confidence) / 6, which tells 0.99 from 0.9999;
 confidence_before: one step earlier; stood: for how many steps the prediction has been the same, up
-to 4, / 4; entropy: nats / 4, at most 1; outdone: a more confident masked position of the block
-predicts the same token; echoes: how many other masked positions do, / 8, at most 1. Where each item
-may stand once, those two tell what no marginal can: two tokens that cannot both be right."""
+to 4, / 4; entropy: nats / 4, at most 1.
+
+Of predictions as tokens: outdone: a more confident masked position of the block predicts the same
+token; echoes: how many other masked positions do, / 8, at most 1; taken: how many committed ones
+do, / 4, at most 1; like_left, like_second_left: the position before, or the one before that, does.
+Where each item may stand once, these tell what no marginal can: two tokens that cannot both be
+right.
+
+Of what would be committed with it: surer: how many masked positions are more confident, / 16;
+surer_doubt: the sum x of their 1 - confidence, as x / (1 + x); open: the share of the block that is
+masked; step: steps already taken in the block, up to 8, / 8."""
 
 STOOD_LIMIT = 4
+STEP_LIMIT = 8
 
 
 def signals(
@@ -36,11 +54,18 @@ def signals(
     margin: Tensor,
     entropy: Tensor,
     x0: Tensor,
+    step_index: Tensor,
 ) -> Tensor:
-    """Everything (B, L) -> (B, L, C) float32, 0 where there is no position."""
-    same = (x0.unsqueeze(-1) == x0.unsqueeze(-2)) & masked.unsqueeze(-2) & masked.unsqueeze(-1)
-    outdone = (same & (confidence.unsqueeze(-2) > confidence.unsqueeze(-1))).any(-1)
-    echoes = (same.sum(-1) - 1).clamp(min=0)
+    """step_index (B,), all else (B, L) -> (B, L, C) float32, 0 where there is no position."""
+    # Pairs (B, L, L): a position, and each other one of the block.
+    same = (x0.unsqueeze(-1) == x0.unsqueeze(-2)) & masked.unsqueeze(-1)
+    open_too = masked.unsqueeze(-1) & masked.unsqueeze(-2)
+    surer = open_too & (confidence.unsqueeze(-2) > confidence.unsqueeze(-1))
+    surer_doubt = (surer * (1 - confidence).unsqueeze(-2)).sum(-1)
+    echoes = ((same & open_too).sum(-1) - 1).clamp(min=0)
+    taken = (same & (present & ~masked).unsqueeze(-2)).sum(-1)
+    open_share = masked.sum(-1, keepdim=True) / present.sum(-1, keepdim=True).clamp(min=1)
+    step = (step_index.float() / STEP_LIMIT).clamp(max=1).unsqueeze(-1).expand_as(confidence)
     channels = [
         masked.float(),
         present.float(),
@@ -50,10 +75,24 @@ def signals(
         stood.float() / STOOD_LIMIT,
         margin,
         (entropy / 4).clamp(max=1),
-        outdone.float(),
+        (same & surer).any(-1).float(),
         (echoes.float() / 8).clamp(max=1),
+        (taken.float() / 4).clamp(max=1),
+        _like_left(x0, present, 1),
+        _like_left(x0, present, 2),
+        surer.sum(-1).float() / 16,
+        surer_doubt / (1 + surer_doubt),
+        open_share.expand_as(confidence),
+        step,
     ]
     return torch.stack(channels, dim=-1) * present.unsqueeze(-1)
+
+
+def _like_left(x0: Tensor, present: Tensor, distance: int) -> Tensor:
+    """(B, L) float32: whether the position so far to the left predicts the same token."""
+    like = (x0 == x0.roll(distance, -1)) & present.roll(distance, -1)
+    like[:, :distance] = False
+    return like.float()
 
 
 def how_long(x0: Tensor, x0_before: Tensor, stood: Tensor, first: Tensor) -> Tensor:

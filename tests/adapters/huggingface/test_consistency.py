@@ -118,6 +118,8 @@ def test_answers_that_hold(tiny):
         answers_hold(model, states.take(torch.tensor([i])), spans[i : i + 1])[0] for i in range(4)
     ]
     assert together == alone
+    none = torch.zeros(0, dtype=torch.int64)
+    assert answers_hold(model, states.take(none), []) == []
 
 
 def test_labels_of_trajectories(tiny, of_family, tmp_path):
