@@ -32,7 +32,8 @@ def test_the_base_class_has_every_check():
 def test_the_report_names_what_was_checked(capsys):
     report = check_policy(lambda: create_policy("cora"), block_lengths=(4,))
     assert report.passed == list(CHECKS)
-    assert all(name in capsys.readouterr().out for name in CHECKS)
+    printed = capsys.readouterr().out
+    assert [name for name in CHECKS if name not in printed] == []
     assert report.microseconds > 0
 
 
