@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -75,7 +75,7 @@ class Unpicklable(UnmaskPolicy):
     """Holds a lambda."""
 
     def __init__(self) -> None:
-        self.rule: Any = lambda confidence: confidence > 0.7
+        self.rule: Callable[[Tensor], Tensor] = lambda confidence: confidence > 0.7
 
     def select(self, step: DenoisingStep, state: State) -> Tensor:
         return step.masked & self.rule(step.confidence)

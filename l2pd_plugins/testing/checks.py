@@ -241,7 +241,7 @@ def reads_nothing_back(bench: Bench) -> None:
         return  # its weights hold values; fake tensors do not mix with them
     step = _step_of(bench, policy, 2)
     state = policy.init_state(2, bench.length, torch.device("cpu"))
-    mode = FakeTensorMode()
+    mode: Any = FakeTensorMode()
     faked = replace(
         step,
         generator=None,
@@ -251,7 +251,7 @@ def reads_nothing_back(bench: Bench) -> None:
             if isinstance(value := getattr(step, f.name), Tensor)
         },
     )
-    kept = {name: mode.from_tensor(value) for name, value in state.items()}
+    kept: dict[str, Tensor] = {name: mode.from_tensor(value) for name, value in state.items()}
     with mode:
         try:
             policy.select(faked, kept)

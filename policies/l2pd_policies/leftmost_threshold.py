@@ -10,7 +10,7 @@ from l2pd_policies.confidence_threshold import ConfidenceThreshold
 class LeftmostThreshold(ConfidenceThreshold):
     """Unmask every position whose confidence is at least `threshold`; else the leftmost mask.
 
-    Source: Fork-dLLM (University of Amsterdam, 2026), default 0.9. Its position-dependent
+    Source: Fork-dLLM (2026), University of Amsterdam, default 0.9. Its position-dependent
     temperature belongs to sampling and is not part of the policy.
     """
 
