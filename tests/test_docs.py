@@ -26,9 +26,8 @@ def row(spec):
     assert source is not None
     source = " ".join(source[1].split("\n\n")[0].split())
     name = re.search(r"arXiv \d{4}\.\d{5}", source)
-    origin = source.split(",")[0] + (
-        f", {name[0]}" if name and name[0] not in source.split(",")[0] else ""
-    )
+    title = source.split(",")[0]
+    origin = title if name is None or name[0] in title else f"{title}, {name[0]}"
     options = ", ".join(
         f"`{p.name}`" + ("" if p.default in (None, p.empty) else f" {p.default}")
         for p in option_parameters(factory)

@@ -222,7 +222,10 @@ def bears_few_masks(bench: Bench) -> None:
 def can_be_copied(bench: Bench) -> None:
     """Deep copy and pickle give a policy that decides the same (engines spawn processes)."""
     for policy in (bench.factory(), bench.policy()):
-        twins = {"deepcopy": copy.deepcopy, "pickle": lambda p: pickle.loads(pickle.dumps(p))}
+        twins: dict[str, Callable[[UnmaskPolicy], UnmaskPolicy]] = {
+            "deepcopy": copy.deepcopy,
+            "pickle": lambda p: pickle.loads(pickle.dumps(p)),
+        }
         for way, twin in twins.items():
             try:
                 made = twin(policy)
