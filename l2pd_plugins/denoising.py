@@ -364,8 +364,11 @@ def denoising_step(
     committed = torch.zeros_like(block.masked)
     for group in block._groups:
         seen = _seen_by(step, group, block)
-        selected = _ask(group, "select", seen, on_error) & _sound(seen)
+        answer = _ask(group, "select", seen, on_error)
+        selected = answer & _sound(seen)
         selected = selected | _progress(group.policy, selected, seen)
+        if group.policy.edits:
+            selected = selected | (answer & _editable(seen, end_of_text))
         _put(committed, group, selected)
 
     tokens = torch.where(committed, step.x0, block.tokens)
@@ -373,7 +376,7 @@ def denoising_step(
     remasked = torch.zeros_like(masked)
     if any(isinstance(group.policy, RemaskingPolicy) for group in block._groups):
         # One fewer than were committed, so that the block ends; none where nothing was.
-        allowed = (committed.sum(-1, keepdim=True) - 1).clamp_(min=0)
+        allowed = ((committed & block.masked).sum(-1, keepdim=True) - 1).clamp_(min=0)
         open_to_it = ~masked & block.present
         if end_of_text.rule != "off":  # what was cut behind an end of text does not come back
             ends = is_end_of_text(tokens, end_of_text.token_ids)
@@ -491,6 +494,14 @@ def _put(target: Tensor, group: _Group, values: Tensor) -> None:
 def _sound(step: DenoisingStep) -> Tensor:
     """bool (B, L): the masked positions with a prediction that is one."""
     return step.masked & ~step.confidence.isnan()
+
+
+def _editable(step: DenoisingStep, end_of_text: EndOfText) -> Tensor:
+    """bool (B, L): the committed positions with another prediction, which is one."""
+    differs = (step.x0 != step.tokens) & ~step.masked & step.present & step.masked.any(-1, True)
+    if end_of_text.rule != "off":  # what was cut behind an end of text does not come back
+        differs &= ~is_end_of_text(step.tokens, end_of_text.token_ids)
+    return differs & ~step.confidence.isnan()
 
 
 def _progress(policy: UnmaskPolicy, selected: Tensor, step: DenoisingStep) -> Tensor:
