@@ -10,7 +10,7 @@ from torch import Tensor
 
 def upload(values: Any, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
     """The values, a sequence, nested or not, or an array, on the device, without waiting for what
-    the device does. Whole numbers become int64 unless dtype says otherwise."""
+    the device does. Lists of whole numbers become int64; arrays keep their type."""
     if dtype is None and len(values) == 0:
         dtype = torch.int64
     tensor = torch.tensor(values, dtype=dtype)
