@@ -14,6 +14,8 @@ from openai import AsyncOpenAI
 
 from l2pd_adapters.tiny_models import folder_of
 from tests.engines.cases import Case, decoded, random_requests
+from tests.engines.golden import MAX_NEW_TOKENS as GOLDEN_LENGTH
+from tests.engines.golden import golden
 from tests.engines.sglang.server import DOCS, Server
 
 MODEL = "tiny-sdar"
@@ -51,12 +53,12 @@ class Client:
         self.openai = AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=300)
         self.room = asyncio.Semaphore(CONCURRENCY)
 
-    async def generate(self, case, *, stream=False):
+    async def generate(self, case, *, stream=False, **params):
         """(token ids, meta_info) of /generate."""
         async with self.room:
             if not stream:
-                answer = (await self.http.post("/generate", json=_body(case))).json()
-            async for event in self._events(case) if stream else _none():
+                answer = (await self.http.post("/generate", json=_body(case, **params))).json()
+            async for event in self._events(case, **params) if stream else _none():
                 answer = event
         return answer["output_ids"], answer["meta_info"]
 
@@ -225,6 +227,31 @@ class TestManyRequests:
         while server.remembered and time.monotonic() < deadline:
             time.sleep(0.5)
         assert server.remembered == 0
+
+
+class TestGoldenTraces:
+    def test_tokens_and_the_steps_that_committed_them(self, server, cases):
+        """Those of the other engines."""
+        template = cases[0].templated.split(cases[0].prompt)
+        for policy, golden_cases in golden():
+            wanted = [
+                Case(
+                    prompt=case["prompt"],
+                    templated=case["prompt"].join(template),
+                    policy=policy,
+                    tokens=case["tokens"],
+                    text="",
+                    committed_at=case["committed_at"],
+                )
+                for case in golden_cases
+            ]
+            limit = {"max_new_tokens": GOLDEN_LENGTH}
+            answers = ask(
+                server,
+                *(lambda client, case=case: client.generate(case, **limit) for case in wanted),
+            )
+            for case, answer in zip(wanted, answers, strict=True):
+                check_generated(case, answer)
 
 
 class TestSyncMode:

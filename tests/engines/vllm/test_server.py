@@ -139,14 +139,15 @@ def check(case, answer):
 
 
 def check_nothing_leaks(server, case):
-    """vLLM tells its worker of a finished request with the next batch, so of all requests only the
-    last one is remembered."""
+    """vLLM tells its worker of a finished request with the next batch, so the last of all requests
+    may still be remembered."""
     ask(server, lambda client: client.ask(case))
     deadline = time.monotonic() + 60
     while server.remembered["requests"] > 1 and time.monotonic() < deadline:
         time.sleep(0.5)
     time.sleep(0.5)
-    assert server.remembered == {"requests": 1, "policies": 1}
+    assert server.remembered["requests"] <= 1
+    assert server.remembered["policies"] <= 1
 
 
 class TestSameAsTransformers:
