@@ -245,10 +245,12 @@ class TestGoldenTraces:
                 )
                 for case in golden_cases
             ]
-            limit = {"max_new_tokens": GOLDEN_LENGTH}
             answers = ask(
                 server,
-                *(lambda client, case=case: client.generate(case, **limit) for case in wanted),
+                *(
+                    lambda client, case=case: client.generate(case, max_new_tokens=GOLDEN_LENGTH)
+                    for case in wanted
+                ),
             )
             for case, answer in zip(wanted, answers, strict=True):
                 check_generated(case, answer)
