@@ -16,6 +16,7 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.model_states.interface import ModelState
 from vllm.v1.worker.gpu.states import RequestState
 
+from l2pd_adapters.families import family_of
 from l2pd_adapters.serving import ServerSettings, generator_of
 from l2pd_adapters.vllm.canvases import BidirectionalCanvases, BlockCausalCanvases, Canvases
 from l2pd_adapters.vllm.sampler import UnmaskSampler
@@ -193,15 +194,9 @@ class BidirectionalState(DiffusionState):
         wanted = len(input_batch.logits_indices)
         begin = torch.repeat_interleave(starts[:-1], offered, output_size=wanted)
         block = self.canvases.start.index_select(0, input_batch.expanded_idx_mapping)
-        rows[input_batch.logits_indices] = (
-            begin + block + input_batch.expanded_local_pos - self.logit_shift
-        )
+        shift = family_of(self.model_config.hf_config).logit_shift
+        rows[input_batch.logits_indices] = begin + block + input_batch.expanded_local_pos - shift
         return {"input_ids": ids, "hidden_rows": rows}
-
-    @property
-    def logit_shift(self) -> int:
-        """How far before a position its logits are."""
-        return getattr(self.model, "logit_shift", 0)
 
     def queries(
         self, input_batch: InputBatch, padded: bool, block_tables: tuple[Tensor, ...]

@@ -30,12 +30,19 @@ def _register_models() -> None:
     from vllm import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 
+    from l2pd_adapters.families import FAMILIES
+    from l2pd_adapters.vllm import checkpoints
     from l2pd_adapters.vllm.configuration import Bidirectional, BlockCausal, bidirectional_under
 
     if "SDARForCausalLM" in MODELS_CONFIG_MAP:
         return
-    ModelRegistry.register_model("SDARForCausalLM", f"{_MODELS}:SDARForCausalLM")
-    MODELS_CONFIG_MAP["SDARForCausalLM"] = BlockCausal
+    checkpoints.register()
+    for family in FAMILIES:
+        if family.architecture is not None:
+            name = family.architecture
+            ModelRegistry.register_model(name, f"{_MODELS}:{name}")
+            block_causal = family.attention == "block_causal"
+            MODELS_CONFIG_MAP[name] = BlockCausal if block_causal else Bidirectional
     for stock, ours in (
         ("Qwen3ForCausalLM", "BidirectionalQwen3"),
         ("LlamaForCausalLM", "BidirectionalLlama"),
