@@ -43,12 +43,15 @@ def decode(logits_of, prompt, max_new_tokens, *, whole_blocks):
                 chosen[best.argmax()] = True
             text[left:right][chosen] = token[chosen]
             places = (text[len(prompt) : right] == EOT).nonzero()
-            if len(places):  # what is behind the first end of text is cut
-                right = min(right, len(prompt) + int(places[0]) + 1)
-                text = text[:right]
+            if len(places):  # what is behind the first end of text is no text any more
+                last = len(prompt) + int(places[0]) + 1
+                text[last:right] = EOT
+                if not whole_blocks:
+                    right, text = last, text[:last]
         if EOT in text[len(prompt) :]:
             break
-    return text[len(prompt) :][:max_new_tokens].tolist()
+    answer = text[len(prompt) :][:max_new_tokens].tolist()
+    return answer[: answer.index(EOT) + 1] if EOT in answer else answer
 
 
 def spread(model):
