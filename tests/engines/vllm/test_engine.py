@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from vllm import LLM, SamplingParams
+from vllm.platforms.cpu import CpuPlatform
 
 from l2pd_adapters.huggingface import load
 from l2pd_adapters.tiny_models import folder_of
 from l2pd_adapters.vllm import sampler
+from l2pd_adapters.vllm.scheduler import BlockAsyncScheduler
 from tests.engines.golden import MAX_NEW_TOKENS, golden
 from tests.engines.golden import MODEL as GOLDEN_MODEL
 
@@ -22,7 +24,7 @@ MAX_MODEL_LEN = 200  # no multiple of the models' blocks
 class Engine:
     """vLLM and transformers on one of the small models."""
 
-    def __init__(self, name):
+    def __init__(self, name, **arguments):
         folder = str(folder_of(name))
         self.llm = LLM(
             folder,
@@ -32,6 +34,7 @@ class Engine:
             enforce_eager=True,
             kv_cache_memory_bytes=64 << 20,
             additional_config={"decoding_plugin": {"name": "confidence_threshold"}},
+            **arguments,
         )
         self.max_model_len = self.llm.llm_engine.model_config.max_model_len
         self.model, self.tokenizer = load(folder, dtype=torch.float32)
@@ -111,6 +114,42 @@ class TestLengths:
         )
         assert 96 in tokens
         assert (tokens, reason) == (expected[0, len(ids) :].tolist(), "length")
+
+
+class TestAsynchronousScheduling:
+    def test_the_same_tokens_also_when_requests_are_preempted(self, monkeypatch):
+        """Each step is scheduled before the one before it is read. vLLM switches it off on a CPU;
+        here it is switched on again."""
+        check = CpuPlatform.check_and_update_config
+
+        def force(vllm_config):
+            check(vllm_config)
+            vllm_config.scheduler_config.async_scheduling = True
+
+        monkeypatch.setattr(CpuPlatform, "check_and_update_config", staticmethod(force))
+        engine = Engine("tiny-sdar", num_gpu_blocks_override=6)
+        scheduler = engine.llm.llm_engine.engine_core.engine_core.scheduler
+        assert type(scheduler) is BlockAsyncScheduler
+        preempted = []
+        monkeypatch.setattr(
+            scheduler,
+            "_preempt_request",
+            lambda request, *rest, **more: (
+                preempted.append(request),
+                BlockAsyncScheduler._preempt_request(scheduler, request, *rest, **more),
+            ),
+        )
+        prompts = [engine.prompt(f"Plan: {names(n)}; 1 3 4 5 8") for n in range(3, 9)] * 4
+        answers = engine(prompts, max_tokens=150, ignore_eos=True)
+        settings = {"unmask_policy": "confidence_threshold", "end_of_text": "off"}
+        for ids, (tokens, _) in zip(prompts[:6], answers, strict=False):
+            room = min(150, engine.max_model_len - len(ids))
+            expected = engine.model.generate(
+                input_ids=torch.tensor([ids]), max_new_tokens=room, **settings
+            )
+            assert tokens == expected[0, len(ids) :].tolist()
+        assert answers == answers[:6] * 4
+        assert preempted
 
 
 class TestChoices:
