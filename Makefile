@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 # Example distributions, such as a third-party policy, which the tests find by their entry points.
 EXAMPLES := $(wildcard examples/*/pyproject.toml)
 
-.PHONY: demo test lint sglang filters clean
+.PHONY: demo test lint sglang vllm filters clean
 .DEFAULT_GOAL := test
 
 demo: $(STAMP)
@@ -23,21 +23,34 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Real SGLang on a CPU, in its own environment (tests/engines/README.md).
-RIG := tests/engines/sglang
+# Real SGLang and real vLLM on a CPU, each in its own environment (tests/engines/README.md).
+RIGS := tests/engines
+RIG_POLICIES := $(RIGS)/policies
 SGLANG_VENV := .venv-sglang
-SGLANG_BIN := $(SGLANG_VENV)/bin
 SGLANG_STAMP := $(SGLANG_VENV)/.installed
 sglang: $(SGLANG_STAMP)
-	$(SGLANG_BIN)/python -m pytest $(RIG)
+	$(SGLANG_VENV)/bin/python -m pytest $(RIGS)/sglang
 
-$(SGLANG_STAMP): pyproject.toml $(wildcard $(RIG)/*.txt) $(wildcard $(RIG)/rig/* $(RIG)/rig/*/*)
-	test -x $(SGLANG_BIN)/python || $(PYTHON) -m venv $(SGLANG_VENV)
-	$(SGLANG_BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) \
-		-r $(RIG)/requirements.txt
-	$(SGLANG_BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) --no-deps \
-		-r $(RIG)/requirements-no-deps.txt -e . ./$(RIG)/rig
-	@touch $@
+VLLM_VENV := .venv-vllm
+VLLM_STAMP := $(VLLM_VENV)/.installed
+vllm: $(VLLM_STAMP)
+	$(VLLM_VENV)/bin/python -m pytest $(RIGS)/vllm
+
+# install-rig,VENV,FOLDER,LOCAL DISTRIBUTIONS
+define install-rig
+test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
+$(1)/bin/python -m pip install --disable-pip-version-check $(PIP_ARGS) -r $(2)/requirements.txt
+$(1)/bin/python -m pip install --disable-pip-version-check $(PIP_ARGS) --no-deps \
+	-r $(2)/requirements-no-deps.txt -e . ./$(RIG_POLICIES) $(3)
+@touch $(1)/.installed
+endef
+
+RIG_FILES = $(wildcard $(1)/*.txt $(1)/*/pyproject.toml $(1)/rig/* $(1)/rig/*/*)
+$(SGLANG_STAMP): pyproject.toml $(wildcard $(RIG_POLICIES)/*/*) $(call RIG_FILES,$(RIGS)/sglang)
+	$(call install-rig,$(SGLANG_VENV),$(RIGS)/sglang,./$(RIGS)/sglang/rig)
+
+$(VLLM_STAMP): pyproject.toml $(wildcard $(RIG_POLICIES)/*/*) $(call RIG_FILES,$(RIGS)/vllm)
+	$(call install-rig,$(VLLM_VENV),$(RIGS)/vllm,./$(RIGS)/vllm/rig ./$(RIGS)/vllm/version)
 
 # The filters that come with a small model, from nothing: decode, record, train.
 # Those of the other one: make filters SMALL=tiny-sdar
@@ -51,7 +64,7 @@ filters: $(STAMP)
 		--labels consistent --data $(RUNS)/settled --out $(POLICIES)/settled
 
 clean:
-	rm -rf $(VENV) $(SGLANG_VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(SGLANG_VENV) $(VLLM_VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml constraints.txt $(EXAMPLES)

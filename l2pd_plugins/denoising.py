@@ -20,6 +20,7 @@ from l2pd_plugins.errors import L2PDError, PolicyRuntimeError
 from l2pd_plugins.policy import DenoisingStep, RemaskingPolicy, UnmaskPolicy
 from l2pd_plugins.selection import leftmost, ranks, top_1
 from l2pd_plugins.statistics import row_statistics
+from l2pd_plugins.uploading import upload
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +118,7 @@ class BlockBatch:
             observe=observe,
         )
         for policy, members in _by_policy(batch.policies):
-            policy, state = _prepare(policy, len(members), tokens, on_error)
+            policy, state = prepare(policy, len(members), tokens, on_error)
             for row in members:
                 batch.policies[row] = policy
             batch._groups.append(_Group(policy, members, state))
@@ -165,6 +166,22 @@ class BlockBatch:
             gathered._groups.append(_Group(policy, members, _gathered_state(policy, origin)))
         gathered._index_groups()
         return gathered
+
+    @classmethod
+    def resume(
+        cls, groups: Sequence[tuple[list[int], dict[str, Tensor]]], **per_row: Any
+    ) -> BlockBatch:
+        """A batch in the midst of its decode, out of its fields by name. groups: the rows that run
+        one policy, and its state of them."""
+        batch = cls(**per_row)
+        batch._groups = [_Group(batch.policies[rows[0]], rows, state) for rows, state in groups]
+        batch._index_groups()
+        return batch
+
+    @property
+    def states(self) -> list[dict[str, Tensor]]:
+        """What each policy remembers of its rows, in the order of the groups."""
+        return [group.state for group in self._groups]
 
     @property
     def requires(self) -> frozenset[str]:
@@ -220,14 +237,10 @@ class BlockBatch:
         whole = ["committed" in policy.requires | self.observe for policy in self.policies]
         self._whole_rows = None
         if any(whole):
-            self._whole_rows = torch.tensor(whole, device=self.tokens.device).unsqueeze(-1)
+            self._whole_rows = upload(whole, self.tokens.device, torch.bool).unsqueeze(-1)
         for group in self._groups:
             everything = len(group.members) == len(self.policies)
-            group.index = (
-                None
-                if everything
-                else torch.tensor(group.members, dtype=torch.int64, device=self.tokens.device)
-            )
+            group.index = None if everything else upload(group.members, self.tokens.device)
 
 
 _PER_ROW = (
@@ -259,10 +272,14 @@ def _by_policy(policies: Sequence[UnmaskPolicy]) -> list[tuple[UnmaskPolicy, lis
     return [(policies[rows[0]], rows) for rows in members.values()]
 
 
-def _prepare(
+def prepare(
     policy: UnmaskPolicy, rows: int, tokens: Tensor, on_error: OnError
 ) -> tuple[UnmaskPolicy, dict[str, Tensor]]:
-    """The policy to run, and its state for this many new blocks."""
+    """The policy to run, and its state for this many new blocks like those of tokens (B, L).
+
+    Where `init_state` fails it raises PolicyRuntimeError, or with on_error="progress" gives a
+    stand-in that is nothing but the policy's progress rule.
+    """
     try:
         return policy, _initial_state(policy, rows, tokens)
     except L2PDError:
@@ -364,8 +381,11 @@ def denoising_step(
     committed = torch.zeros_like(block.masked)
     for group in block._groups:
         seen = _seen_by(step, group, block)
-        selected = _ask(group, "select", seen, on_error) & _sound(seen)
+        answer = _ask(group, "select", seen, on_error)
+        selected = answer & _sound(seen)
         selected = selected | _progress(group.policy, selected, seen)
+        if group.policy.edits:
+            selected = selected | (answer & _editable(seen, end_of_text))
         _put(committed, group, selected)
 
     tokens = torch.where(committed, step.x0, block.tokens)
@@ -373,7 +393,7 @@ def denoising_step(
     remasked = torch.zeros_like(masked)
     if any(isinstance(group.policy, RemaskingPolicy) for group in block._groups):
         # One fewer than were committed, so that the block ends; none where nothing was.
-        allowed = (committed.sum(-1, keepdim=True) - 1).clamp_(min=0)
+        allowed = ((committed & block.masked).sum(-1, keepdim=True) - 1).clamp_(min=0)
         open_to_it = ~masked & block.present
         if end_of_text.rule != "off":  # what was cut behind an end of text does not come back
             ends = is_end_of_text(tokens, end_of_text.token_ids)
@@ -491,6 +511,14 @@ def _put(target: Tensor, group: _Group, values: Tensor) -> None:
 def _sound(step: DenoisingStep) -> Tensor:
     """bool (B, L): the masked positions with a prediction that is one."""
     return step.masked & ~step.confidence.isnan()
+
+
+def _editable(step: DenoisingStep, end_of_text: EndOfText) -> Tensor:
+    """bool (B, L): the committed positions with another prediction, which is one."""
+    differs = (step.x0 != step.tokens) & ~step.masked & step.present & step.masked.any(-1, True)
+    if end_of_text.rule != "off":  # what was cut behind an end of text does not come back
+        differs &= ~is_end_of_text(step.tokens, end_of_text.token_ids)
+    return differs & ~step.confidence.isnan()
 
 
 def _progress(policy: UnmaskPolicy, selected: Tensor, step: DenoisingStep) -> Tensor:

@@ -95,6 +95,10 @@ class UnmaskPolicy(ABC):
     position if nothing was selected), "always_top1" (the most confident one at every step),
     "leftmost_if_empty" (the first masked position if nothing was selected)."""
 
+    edits: ClassVar[bool] = False
+    """Whether a selection may cover committed positions, whose tokens x0 then overwrites. It takes
+    "committed" in `requires`; end-of-text tokens stay."""
+
     def for_model(self, model: ModelContext) -> UnmaskPolicy:
         """Called once before a decode, with the model at hand; returns the policy to run.
 
@@ -117,7 +121,10 @@ class UnmaskPolicy(ABC):
 
     @abstractmethod
     def select(self, step: DenoisingStep, state: dict[str, Tensor]) -> Tensor:
-        """bool (B, L): the positions to unmask now. Positions that are not masked are ignored."""
+        """bool (B, L): the positions to unmask now.
+
+        Positions that are not masked are ignored, unless the policy `edits`.
+        """
 
     @property
     def name(self) -> str:

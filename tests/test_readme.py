@@ -1,4 +1,4 @@
-"""The README's Python runs as it stands and prints what the README says."""
+"""The Python of the README and of the authors' page runs as it stands, and prints what they say."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "writing_a_policy.md"]
 BLOCK = re.compile(r"```python\n(.*?)```\n(?:\n```text\n(.*?)```)?", re.DOTALL)
-EXAMPLES = BLOCK.findall(README.read_text(encoding="utf-8"))
+EXAMPLES = [found for page in PAGES for found in BLOCK.findall(page.read_text(encoding="utf-8"))]
 
 
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))

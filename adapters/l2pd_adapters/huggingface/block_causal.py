@@ -14,7 +14,7 @@ from torch import Tensor
 from l2pd_adapters.families import family_of
 from l2pd_adapters.huggingface.caching import CanvasCache
 from l2pd_adapters.huggingface.forward import CacheKind, CanvasView, Forward
-from l2pd_adapters.uploading import upload
+from l2pd_plugins.uploading import upload
 
 
 class BlockCausalForward(Forward):

@@ -18,13 +18,13 @@ from torch import Tensor
 from l2pd_adapters.huggingface.arguments import DecodeSettings
 from l2pd_adapters.huggingface.block_causal import forward_for
 from l2pd_adapters.huggingface.forward import CanvasView
-from l2pd_adapters.uploading import upload
 from l2pd_plugins import UnmaskPolicy, create_policy
 from l2pd_plugins.denoising import BlockBatch, StepOutcome, denoising_step
 from l2pd_plugins.end_of_text import is_end_of_text
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.sampling import sample_tokens
 from l2pd_plugins.trace import Trace
+from l2pd_plugins.uploading import upload
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from l2pd_adapters.families import Attention
 from l2pd_adapters.huggingface.caching import CanvasCache
 from l2pd_adapters.huggingface.widths import CPU_LIMIT, share_passes
-from l2pd_adapters.uploading import upload
+from l2pd_plugins.uploading import upload
 
 CacheKind = Literal["none", "prefix", "dual", "block"]
 CACHES: dict[Attention, tuple[CacheKind, ...]] = {

@@ -80,9 +80,9 @@ def _config(source: str, hub: Mapping[str, Any]) -> PreTrainedConfig:
     values, _ = PreTrainedConfig.get_config_dict(source, **hub)
     for family in FAMILIES:
         if family.decoder is not None and values.get("model_type") in family.model_types:
-            values |= {"model_type": family.decoder, "architectures": [family.architecture]}
-            values.pop("auto_map", None)  # the way to the checkpoint's own code
-            return CONFIG_MAPPING[family.decoder].from_dict(values)
+            if family.weight_names or family.logit_shift:
+                raise L2PDError(f"{family.name} is decoded by the vLLM adapter only")
+            return CONFIG_MAPPING[family.decoder].from_dict(family.native_config(values))
     return AutoConfig.from_pretrained(source, **hub)
 
 

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from l2pd_adapters.sglang.rows import NFE, STEP_MAP, BlockRow, RequestState
 from l2pd_adapters.sglang.settings import ServerSettings
-from l2pd_adapters.uploading import upload
 from l2pd_plugins.denoising import BlockBatch, denoising_step
 from l2pd_plugins.errors import L2PDError
+from l2pd_plugins.uploading import upload
 
 logger = logging.getLogger(__name__)
 

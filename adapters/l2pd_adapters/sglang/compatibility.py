@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-import pkgutil
-
-from l2pd_adapters.versions import outside_range
+from l2pd_adapters.versions import changed, outside_range
 
 SUPPORTED_SGLANG = ("0.5.22", "0.5.24")
 """At least the first, below the second. 0.5.22 brought `get_algorithm_cls` and `validate_request`;
@@ -48,33 +45,8 @@ def incompatibility() -> str:
     problem = outside_range("sglang", SUPPORTED_SGLANG, OPT_OUT)
     if problem:
         return problem
-    changed = [*_changed_signatures(), *_missing_fields()]
-    if not changed:
+    found = changed(SIGNATURES, FIELDS)
+    if not found:
         return ""
     low, high = SUPPORTED_SGLANG
-    return f"this SGLang is not as >={low},<{high} has it: {'; '.join(changed)}"
-
-
-def _changed_signatures() -> list[str]:
-    found = []
-    for name, wanted in SIGNATURES.items():
-        try:
-            parameters = tuple(inspect.signature(pkgutil.resolve_name(name)).parameters)
-        except (ImportError, AttributeError) as error:
-            found.append(f"{name} is missing ({error})")
-            continue
-        if parameters != wanted:
-            found.append(f"{name} takes ({', '.join(parameters)}), not ({', '.join(wanted)})")
-    return found
-
-
-def _missing_fields() -> list[str]:
-    found = []
-    for name, wanted in FIELDS.items():
-        try:
-            there = getattr(pkgutil.resolve_name(name), "__dataclass_fields__", {})
-        except (ImportError, AttributeError) as error:
-            found.append(f"{name} is missing ({error})")
-            continue
-        found += [f"{name} has no field {each}" for each in wanted if each not in there]
-    return found
+    return f"this SGLang is not as >={low},<{high} has it: {'; '.join(found)}"

@@ -6,13 +6,13 @@ remembered here, so that nothing has to be read back from the device but the res
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from l2pd_adapters.serving import generator_of
 from l2pd_adapters.sglang.settings import ServerSettings
 from l2pd_plugins import UnmaskPolicy
 from l2pd_plugins.denoising import BlockBatch
@@ -109,8 +109,7 @@ class BlockRow:
 
     def generator(self, device: torch.device) -> torch.Generator:
         """For policies that draw; the same on every rank."""
-        digest = hashlib.sha256(f"{self.request.seed}:{self.offset}".encode()).digest()
-        return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
+        return generator_of(f"{self.request.seed}:{self.offset}", device)
 
     def step(self, tokens: list[int], needed: list[bool]) -> None:
         """Note what a denoising step made of the block."""

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from sglang.srt.arg_groups.overrides import resolving_view
 from sglang.srt.configs.model_config import ModelConfig
 
+from l2pd_adapters import serving
 from l2pd_adapters.families import block_length_of, end_of_text_ids, mask_token_of
-from l2pd_plugins import ModelContext, UnmaskPolicy, create_policy
+from l2pd_plugins import ModelContext, UnmaskPolicy
 from l2pd_plugins.end_of_text import EndOfText
 from l2pd_plugins.errors import L2PDError
-from l2pd_plugins.plugins import find_policy
 
 logger = logging.getLogger(__name__)
 
@@ -27,43 +24,18 @@ _OF_SGLANG = ("block_size", "capture_input_preparation")
 _CHOICE = "unmask_policy"
 
 
-@dataclass(frozen=True)
-class ServerSettings:
+class ServerSettings(serving.ServerSettings):
     """The default policy and what holds for every request."""
 
-    policy_name: str
-    options: Mapping[str, Any]
-    """Of the default policy."""
-    model: ModelContext
-    end_of_text: EndOfText
-    suppress_mask: bool
-
     def choose(self, custom_params: Mapping[str, Any] | None) -> UnmaskPolicy:
-        """The policy that a request asks for, bound to the model.
-
-        `unmask_policy` names it, everything else is an option of it. Without a name, or with the
-        default's, options that are not given are the server's. Equal choices give the same object.
+        """The policy that a request asks for: `unmask_policy` names it, everything else is an
+        option of it.
 
         Raises L2PDError, which names the choices, for an unknown policy or a bad option.
         """
         # SGLang passes parameters of its own in here, with two underscores.
         asked = {k: v for k, v in (custom_params or {}).items() if not k.startswith("__")}
-        name = asked.pop(_CHOICE, self.policy_name)
-        if not isinstance(name, str):
-            raise L2PDError(f"{_CHOICE}={name!r}: wanted the name of a policy")
-        if find_policy(name) == find_policy(self.policy_name):
-            asked = {**self.options, **asked}
-        try:
-            key = json.dumps([name, asked], sort_keys=True)
-        except TypeError as error:
-            raise L2PDError(f"policy {name!r}: options are plain values: {error}") from error
-        return _bound_policy(key, self.model)
-
-
-@lru_cache(maxsize=256)
-def _bound_policy(choice: str, model: ModelContext) -> UnmaskPolicy:
-    name, options = json.loads(choice)
-    return create_policy(name, **options).for_model(model)
+        return self.policy(asked.pop(_CHOICE, None), asked)
 
 
 def complete_config(config: Any, server_args: Any) -> Any:

@@ -7,15 +7,15 @@ import re
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 
 import httpx
 import pytest
-import torch
 from openai import AsyncOpenAI
 
-from l2pd_adapters.huggingface import load
-from l2pd_adapters.tiny_models import folder_of, heldout_prompts
+from l2pd_adapters.tiny_models import folder_of
+from tests.engines.cases import Case, decoded, random_requests
+from tests.engines.golden import MAX_NEW_TOKENS as GOLDEN_LENGTH
+from tests.engines.golden import golden
 from tests.engines.sglang.server import DOCS, Server
 
 MODEL = "tiny-sdar"
@@ -30,65 +30,13 @@ POLICIES = (
 )
 
 
-@dataclass(frozen=True)
-class Case:
-    """A request, and what the transformers adapter answers."""
-
-    prompt: str
-    templated: str
-    policy: dict
-    tokens: list
-    """Up to and including the end of text."""
-    text: str
-    committed_at: list
-
-    @property
-    def custom_params(self):
-        options = {name: value for name, value in self.policy.items() if name != "name"}
-        return {"unmask_policy": self.policy["name"], **options}
-
-
 @pytest.fixture(scope="module")
 def cases():
-    """Held-out prompts, each with one of the policies, decoded by transformers in float32."""
-    model, tokenizer = load(MODEL, dtype=torch.float32)
-    rng = random.Random(0)
-    lines = heldout_prompts().read_text(encoding="utf-8").splitlines()
-    prompts = [json.loads(line)["prompt"] for line in rng.sample(lines, PROMPTS)]
-    made = []
-    for start in range(0, PROMPTS, 25):
-        batch = prompts[start : start + 25]
-        templated = [
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
-            )
-            for prompt in batch
-        ]
-        policies = [rng.choice(POLICIES) for _ in batch]
-        inputs = tokenizer(
-            templated, padding=True, return_tensors="pt", add_special_tokens=False
-        ).to(model.device)
-        out = model.generate(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            max_new_tokens=MAX_NEW_TOKENS,
-            unmask_policy=policies,
-            return_dict_in_generate=True,
-        )
-        answers = out.sequences[:, inputs["input_ids"].shape[1] :].tolist()
-        for row, length in enumerate(out.trace.length.tolist()):
-            tokens = answers[row][:length]
-            made.append(
-                Case(
-                    batch[row],
-                    templated[row],
-                    policies[row],
-                    tokens,
-                    tokenizer.decode(tokens, skip_special_tokens=True),
-                    out.trace.committed_at[row, :length].tolist(),
-                )
-            )
-    return made
+    return decoded(MODEL, random_requests(POLICIES, PROMPTS), MAX_NEW_TOKENS)
+
+
+def custom_params(case):
+    return {"unmask_policy": case.policy["name"], **case.options}
 
 
 @pytest.fixture(scope="module")
@@ -105,12 +53,12 @@ class Client:
         self.openai = AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=300)
         self.room = asyncio.Semaphore(CONCURRENCY)
 
-    async def generate(self, case, *, stream=False):
+    async def generate(self, case, *, stream=False, **params):
         """(token ids, meta_info) of /generate."""
         async with self.room:
             if not stream:
-                answer = (await self.http.post("/generate", json=_body(case))).json()
-            async for event in self._events(case) if stream else _none():
+                answer = (await self.http.post("/generate", json=_body(case, **params))).json()
+            async for event in self._events(case, **params) if stream else _none():
                 answer = event
         return answer["output_ids"], answer["meta_info"]
 
@@ -121,7 +69,7 @@ class Client:
                 model="default",
                 messages=[{"role": "user", "content": case.prompt}],
                 max_tokens=MAX_NEW_TOKENS,
-                extra_body={"custom_params": case.custom_params},
+                extra_body={"custom_params": custom_params(case)},
                 **({"stream": True, "stream_options": {"include_usage": True}} if stream else {}),
             )
             if not stream:
@@ -151,7 +99,7 @@ class Client:
 
 
 def _body(case, **params):
-    settings = {"max_new_tokens": MAX_NEW_TOKENS, "custom_params": case.custom_params, **params}
+    settings = {"max_new_tokens": MAX_NEW_TOKENS, "custom_params": custom_params(case), **params}
     return {"text": case.templated, "sampling_params": settings}
 
 
@@ -279,6 +227,33 @@ class TestManyRequests:
         while server.remembered and time.monotonic() < deadline:
             time.sleep(0.5)
         assert server.remembered == 0
+
+
+class TestGoldenTraces:
+    def test_tokens_and_the_steps_that_committed_them(self, server, cases):
+        """Those of the other engines."""
+        template = cases[0].templated.split(cases[0].prompt)
+        for policy, golden_cases in golden():
+            wanted = [
+                Case(
+                    prompt=case["prompt"],
+                    templated=case["prompt"].join(template),
+                    policy=policy,
+                    tokens=case["tokens"],
+                    text="",
+                    committed_at=case["committed_at"],
+                )
+                for case in golden_cases
+            ]
+            answers = ask(
+                server,
+                *(
+                    lambda client, case=case: client.generate(case, max_new_tokens=GOLDEN_LENGTH)
+                    for case in wanted
+                ),
+            )
+            for case, answer in zip(wanted, answers, strict=True):
+                check_generated(case, answer)
 
 
 class TestSyncMode:

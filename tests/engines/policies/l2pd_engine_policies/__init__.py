@@ -8,17 +8,17 @@ def l2pd_policies():
     return [
         PolicySpec(
             name="raising",
-            factory="l2pd_sglang_rig.rules:Raising",
+            factory="l2pd_engine_policies.rules:Raising",
             summary="one token a step, and an error from a given step of a block on",
         ),
         PolicySpec(
             name="persistent",
-            factory="l2pd_sglang_rig.rules:Persistent",
+            factory="l2pd_engine_policies.rules:Persistent",
             summary="what was predicted at the step before as well",
         ),
         PolicySpec(
             name="coin",
-            factory="l2pd_sglang_rig.rules:Coin",
+            factory="l2pd_engine_policies.rules:Coin",
             summary="any position, by the toss of a coin",
         ),
     ]

@@ -1,0 +1,5 @@
+"""Unmask policies in vLLM, for the whole server or per request.
+
+vLLM finds `plugin.register` through its entry-point group ``vllm.general_plugins``; nothing else is
+to be called. docs/serving_vllm.md says how to launch a server and what a request may say.
+"""

@@ -1,0 +1,87 @@
+"""What a request may ask for, said before it is queued: a wrong one is answered with HTTP 400."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import Any
+
+from vllm.exceptions import VLLMValidationError
+from vllm.sampling_params import SamplingParams
+
+from l2pd_adapters.vllm.settings import KEY, choose, settings_of
+from l2pd_plugins.errors import L2PDError
+
+logger = logging.getLogger(__name__)
+
+_ASKS_FOR_NOTHING: dict[str, tuple[Any, ...]] = {
+    "min_p": (0, 0.0),
+    "min_tokens": (0,),
+    "logit_bias": (None, {}),
+    "bad_words": (None, []),
+    "allowed_token_ids": (None,),
+    "logprobs": (None,),
+    "prompt_logprobs": (None,),
+    "logprob_token_ids": (None, []),
+    "presence_penalty": (0, 0.0),
+    "frequency_penalty": (0, 0.0),
+    "repetition_penalty": (1, 1.0),
+    "structured_outputs": (None,),
+}
+"""Parameters that cannot be granted, each with the values that ask for nothing."""
+
+
+def install() -> None:
+    """Have vLLM ask here about requests to our models (`SamplingParams._validate_diffusion`)."""
+    stock = SamplingParams._validate_diffusion
+    if getattr(stock, "_l2pd", False):
+        return
+
+    @functools.wraps(stock)
+    def validate(self: SamplingParams, model_config: Any) -> None:
+        if settings_of(model_config) is None:
+            stock(self, model_config)
+        else:
+            check(self, model_config)
+
+    validate._l2pd = True  # type: ignore[attr-defined]
+    SamplingParams._validate_diffusion = validate
+
+
+def check(params: SamplingParams, model_config: Any) -> None:
+    """Raise VLLMValidationError, which names the choices, if the request cannot be served so."""
+    _check_sampling(params, model_config.get_diff_sampling_param())
+    settings = settings_of(model_config)
+    unknown = [key for key in params.extra_args or {} if key.startswith("diffusion_")]
+    if unknown:
+        raise VLLMValidationError(
+            f"{unknown[0]} is for DiffusionGemma, not for {model_config.model}"
+        )
+    try:
+        policy = choose(settings, params)
+    except L2PDError as error:
+        raise VLLMValidationError(str(error)) from error
+    except Exception as error:  # of a policy's own code, which must not take the server down
+        logger.exception("the policy of a request cannot be made")
+        raise VLLMValidationError(
+            f"the policy cannot be made: {type(error).__name__}: {error}"
+        ) from error
+    if "reference" in policy.requires and getattr(policy, "reference", None) is None:
+        raise VLLMValidationError(
+            f"policy {policy.name!r} needs a reference: give the answer's token ids as "
+            f'"{KEY}.reference": [...]'
+        )
+
+
+def _check_sampling(params: SamplingParams, of_the_model: dict) -> None:
+    """Greedy decoding is all there is; the model's own defaults are nobody's wish."""
+    if params.temperature not in (0, 1, of_the_model.get("temperature")):
+        raise VLLMValidationError(
+            f"temperature={params.temperature}: decoding is greedy; temperature is 0, or left out"
+        )
+    for name, nothing in _ASKS_FOR_NOTHING.items():
+        value = getattr(params, name)
+        if value not in nothing and value != of_the_model.get(name):
+            raise VLLMValidationError(
+                f"{name}={value!r} is not supported with diffusion language models"
+            )

@@ -1,0 +1,79 @@
+"""The flags of `vllm serve`, and what becomes of them.
+
+vLLM loads its plugins before it makes its parser, so that they can add flags; they do so by
+wrapping the functions that add vLLM's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import sys
+from typing import Any
+
+from l2pd_adapters.vllm.settings import KEY
+from l2pd_plugins.errors import L2PDError
+
+_NAME, _OPTIONS = "decoding_plugin", "decoding_plugin_config"
+
+
+def install() -> None:
+    """Add the flags where vLLM's own are added. Only the process that parses them has vLLM's module
+    of arguments; no other is touched."""
+    module: Any = sys.modules.get("vllm.engine.arg_utils")
+    if module is None or hasattr(module.EngineArgs, "_l2pd"):
+        return
+    args = module.EngineArgs
+    add, read, configure = args.add_cli_args, args.from_cli_args, args.create_engine_config
+
+    @functools.wraps(add)
+    def add_cli_args(parser: Any) -> Any:
+        group = parser.add_argument_group(
+            title="l2pd-plugins", description="Decoding of diffusion language models."
+        )
+        group.add_argument(
+            "--decoding-plugin",
+            metavar="NAME",
+            help="The unmask policy of requests that name none; `l2pd policies` lists them.",
+        )
+        group.add_argument(
+            "--decoding-plugin-config",
+            type=_json_object,
+            metavar="JSON",
+            help="Options of that policy, and block_length, end_of_text, suppress_mask; such as "
+            """'{"threshold": 0.8}'.""",
+        )
+        return add(parser)
+
+    @functools.wraps(read.__func__)
+    def from_cli_args(cls: Any, args: argparse.Namespace) -> Any:
+        made = read.__func__(cls, args)
+        name, options = getattr(args, _NAME, None), getattr(args, _OPTIONS, None)
+        if name is not None:
+            made.additional_config = {
+                **made.additional_config,
+                KEY: {**(options or {}), "name": name},
+            }
+        elif options is not None:
+            raise L2PDError("--decoding-plugin-config without --decoding-plugin: options of what?")
+        return made
+
+    @functools.wraps(configure)
+    def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
+        made = configure(self, *args, **kwargs)
+        if KEY in (made.additional_config or {}) and not made.model_config.is_diffusion:
+            raise L2PDError(f"{KEY}: {self.model} is no diffusion language model known here")
+        return made
+
+    args.add_cli_args = staticmethod(add_cli_args)
+    args.from_cli_args = classmethod(from_cli_args)
+    args.create_engine_config = create_engine_config
+    args._l2pd = True
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text}: wanted a JSON object, like {{}}")
+    return value

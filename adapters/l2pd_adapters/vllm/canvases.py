@@ -1,0 +1,251 @@
+"""Where each request stands in its canvas: buffers with a row for each of vLLM's slots.
+
+vLLM keeps its requests in slots, and so does the core (`BlockSlots`) the block that each stands in.
+What is here beside it is the place of that block in the sequence, and what follows from a finished
+one. The two kinds of models differ in what a finished block is worth to the next:
+
+- Block-causal: its keys and values are final once a forward pass has seen its final tokens. So a
+  block is given out after the pass that follows its last commit, unless the text ends with it.
+- Bidirectional: nothing that was computed for a sequence stays true, and each forward pass reads
+  all of it, prompt and canvas, anew. A finished block is given out at once.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from l2pd_plugins import UnmaskPolicy
+from l2pd_plugins.slots import BlockSlots, SlotBatch
+
+
+class Canvases(ABC):
+    """The canvases of all slots; positions are counted from the prompt's first token."""
+
+    def __init__(
+        self,
+        slots: int,
+        block_length: int,
+        max_model_len: int,
+        mask_token_id: int,
+        device: torch.device,
+    ) -> None:
+        self.block_length, self.max_model_len = block_length, max_model_len
+        self.mask_token_id, self.device = mask_token_id, device
+        self.blocks = BlockSlots(slots, block_length, mask_token_id=mask_token_id, device=device)
+        self.columns = torch.arange(block_length, device=device)
+
+        def room(*shape: int) -> Tensor:
+            return torch.zeros(slots, *shape, dtype=torch.int64, device=device)
+
+        self.start = room()
+        """(S,), first position of the block."""
+        self.known = room()
+        """(S,), how many positions of the block the prompt holds."""
+        self.limit = room()
+        """(S,), one past the last position of the answer."""
+        self.nfe = room()
+        """(S,), denoising steps taken."""
+        self.given_out = room()
+        """(S,), tokens given out."""
+        self.reference: Tensor | None = None
+        """(S, positions), what policies that require it take for the text; made when one comes."""
+
+    def assign(
+        self,
+        slot: int,
+        policy: UnmaskPolicy,
+        text: Sequence[int],
+        prompt_length: int,
+        max_tokens: int,
+        *,
+        ignores_end: bool,
+        generator: torch.Generator,
+    ) -> None:
+        """Begin a request, or go on with one that was preempted: `text` is its prompt and what it
+        has been given out."""
+        length = self.block_length
+        origin = prompt_length - self.prompt_in_block(prompt_length)
+        limit = min(prompt_length + max_tokens, self.max_model_len)
+        begun = (len(text) - origin) // length
+        start = origin + begun * length
+        block = [*text[start:], *[self.mask_token_id] * (start + length - len(text))]
+        end = self.canvas_end(limit, origin)
+        self.blocks.assign(
+            slot,
+            policy,
+            block,
+            [len(text) <= start + column < end for column in range(length)],
+            block_index=begun,
+            canvas_length=end - origin,
+            ignores_end=ignores_end,
+            generator=generator,
+        )
+        for buffer, value in (
+            (self.start, start),
+            (self.known, len(text) - start),
+            (self.limit, limit),
+            (self.nfe, 0),
+            (self.given_out, 0),
+        ):
+            buffer[slot].fill_(value)
+        self._refer(slot, policy, prompt_length)
+
+    def release(self, slot: int) -> None:
+        """Forget the slot's request."""
+        self.blocks.release(slot)
+
+    def take(self, slots: np.ndarray) -> SlotBatch:
+        """The blocks of these slots for one step."""
+        batch = self.blocks.take(slots)
+        if self.reference is not None:
+            at = self._at(self.start, batch).unsqueeze(-1) + self.columns
+            batch.block.reference = self.reference[batch.index.unsqueeze(-1), at]
+        return batch
+
+    def settled(self, batch: SlotBatch) -> tuple[Tensor, Tensor]:
+        """The tokens of each block from the first behind the prompt on, (B, L), and how many of
+        them belong to the answer, (B,)."""
+        known = self._at(self.known, batch)
+        at = (known.unsqueeze(-1) + self.columns).clamp(max=self.block_length - 1)
+        room = self._at(self.limit, batch) - self._at(self.start, batch) - known
+        present = batch.block.present.sum(-1)
+        return batch.block.tokens.gather(1, at), torch.minimum(present, room)
+
+    def count(self, batch: SlotBatch, stepped: Tensor, given_out: Tensor) -> None:
+        """Note for the log which rows took a denoising step, and how many tokens they give out."""
+        self.nfe.index_add_(0, batch.index, stepped.to(torch.int64))
+        self.given_out.index_add_(0, batch.index, given_out)
+
+    def file(self, batch: SlotBatch, ready: Tensor, ended: Tensor) -> None:
+        """File what the step did; rows that are `ready` go on to the next block."""
+        start = self._at(self.start, batch) + ready * self.block_length
+        tokens = torch.full_like(batch.block.tokens, self.mask_token_id)
+        batch.renew(ready, tokens, self._present(batch, start))
+        self.start.index_copy_(0, batch.index, start)
+        self.known.index_copy_(0, batch.index, self._at(self.known, batch).masked_fill(ready, 0))
+        self.blocks.put(batch)
+
+    @abstractmethod
+    def prompt_in_block(self, prompt_length: int) -> int:
+        """How many positions of the first block the prompt holds."""
+
+    @abstractmethod
+    def canvas_end(self, limit: int, origin: int) -> int:
+        """One past the last position of the canvas whose first block starts at `origin`."""
+
+    @abstractmethod
+    def ready(self, batch: SlotBatch, was_full: Tensor, is_full: Tensor, ended: Tensor) -> Tensor:
+        """(B,) bool: which blocks are given out, that were or are full, and of which the text has
+        ended or not."""
+
+    @abstractmethod
+    def taken_back(self, ready: Tensor, queries: Tensor) -> Tensor:
+        """(B,): how many of its queries (B,) each row computes again."""
+
+    @abstractmethod
+    def taken_back_after_prompt(self, lengths: np.ndarray, queries: np.ndarray) -> np.ndarray:
+        """How many of its queries each request computes again after its prompt, of these lengths,
+        was read."""
+
+    @abstractmethod
+    def _present(self, batch: SlotBatch, start: Tensor) -> Tensor:
+        """(B, L) bool: the positions of blocks that begin at `start` which belong to the canvas."""
+
+    def _at(self, buffer: Tensor, batch: SlotBatch) -> Tensor:
+        return buffer.index_select(0, batch.index)
+
+    def _refer(self, slot: int, policy: UnmaskPolicy, prompt_length: int) -> None:
+        if "reference" not in policy.requires:
+            return
+        if self.reference is None:
+            shape = (len(self.start), self.max_model_len + self.block_length)
+            self.reference = torch.zeros(shape, dtype=torch.int64, device=self.device)
+        given: Any = getattr(policy, "reference", None) or ()
+        tokens = torch.tensor(given, dtype=torch.int64)[: self.max_model_len - prompt_length]
+        self.reference[slot].zero_()
+        self.reference[slot, prompt_length : prompt_length + len(tokens)] = tokens.to(self.device)
+
+
+class BlockCausalCanvases(Canvases):
+    """Of models whose blocks are counted from the prompt's first token."""
+
+    def prompt_in_block(self, prompt_length: int) -> int:
+        return prompt_length % self.block_length
+
+    def canvas_end(self, limit: int, origin: int) -> int:
+        return origin + -(-(limit - origin) // self.block_length) * self.block_length
+
+    def ready(self, batch: SlotBatch, was_full: Tensor, is_full: Tensor, ended: Tensor) -> Tensor:
+        end = self._at(self.start, batch) + self.block_length
+        last = ended | (end >= self._at(self.limit, batch))  # no block reads its keys and values
+        return was_full | (is_full & last)
+
+    def taken_back(self, ready: Tensor, queries: Tensor) -> Tensor:
+        return torch.where(ready, 0, queries)
+
+    def taken_back_after_prompt(self, lengths: np.ndarray, queries: np.ndarray) -> np.ndarray:
+        """The block that the prompt has begun is read again, with its masks."""
+        return lengths % self.block_length
+
+    def _present(self, batch: SlotBatch, start: Tensor) -> Tensor:
+        return torch.ones_like(batch.block.present)
+
+
+class BidirectionalCanvases(Canvases):
+    """Of models that see all of prompt and canvas."""
+
+    def __init__(self, slots: int, block_length: int, max_model_len: int, *rest: Any) -> None:
+        super().__init__(slots, block_length, max_model_len, *rest)
+        shape = (slots, max_model_len + block_length)
+        self.text = torch.zeros(shape, dtype=torch.int64, device=self.device)
+        """(S, positions), prompt and canvas; up to a block of room behind the longest."""
+        self.visible = torch.zeros_like(self.start)
+        """(S,), one past the last position that is seen: the canvas's end, or the text's."""
+
+    def assign(
+        self,
+        slot: int,
+        policy: UnmaskPolicy,
+        text: Sequence[int],
+        prompt_length: int,
+        max_tokens: int,
+        **rest: Any,
+    ) -> None:
+        super().assign(slot, policy, text, prompt_length, max_tokens, **rest)
+        self.text[slot].fill_(self.mask_token_id)
+        self.text[slot, : len(text)] = torch.tensor(text, dtype=torch.int64).to(self.device)
+        self.visible[slot].fill_(min(prompt_length + max_tokens, self.max_model_len))
+
+    def prompt_in_block(self, prompt_length: int) -> int:
+        return 0
+
+    def canvas_end(self, limit: int, origin: int) -> int:
+        return limit
+
+    def ready(self, batch: SlotBatch, was_full: Tensor, is_full: Tensor, ended: Tensor) -> Tensor:
+        return is_full
+
+    def taken_back(self, ready: Tensor, queries: Tensor) -> Tensor:
+        return queries
+
+    def taken_back_after_prompt(self, lengths: np.ndarray, queries: np.ndarray) -> np.ndarray:
+        return queries
+
+    def file(self, batch: SlotBatch, ready: Tensor, ended: Tensor) -> None:
+        start = self._at(self.start, batch)
+        columns = start.unsqueeze(-1) + self.columns
+        self.text[batch.index.unsqueeze(-1), columns] = batch.block.tokens
+        end = start + batch.block.present.sum(-1)
+        seen = torch.where(ended, end, self._at(self.visible, batch))
+        self.visible.index_copy_(0, batch.index, seen)
+        super().file(batch, ready, ended)
+
+    def _present(self, batch: SlotBatch, start: Tensor) -> Tensor:
+        columns = start.unsqueeze(-1) + self.columns
+        return columns < self._at(self.limit, batch).unsqueeze(-1)

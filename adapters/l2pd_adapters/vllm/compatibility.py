@@ -1,0 +1,82 @@
+"""Which vLLM this adapter runs on, and what of it the adapter stands on."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+from l2pd_adapters.versions import changed, outside_range
+
+SUPPORTED_VLLM = ("0.32", "0.34")
+"""At least the first, below the second. The seam for diffusion models is the same in both."""
+
+OPT_OUT = "L2PD_ANY_VLLM"
+_STATE = "vllm.v1.worker.gpu.model_states.interface.ModelState"
+_SCHEDULER = "vllm.v1.core.sched.diffusion_scheduler.DiffusionScheduler"
+_ADJUSTMENTS = "vllm.model_executor.models.config.VerifyAndUpdateConfig"
+
+SIGNATURES = {
+    "vllm.sampling_params.SamplingParams._validate_diffusion": ("self", "model_config"),
+    "vllm.engine.arg_utils.EngineArgs.add_cli_args": ("parser",),
+    "vllm.engine.arg_utils.EngineArgs.from_cli_args": ("args",),
+    f"{_ADJUSTMENTS}.verify_and_update_config": ("vllm_config",),
+    f"{_ADJUSTMENTS}.verify_and_update_model_config": ("model_config",),
+    _STATE: ("vllm_config", "model", "encoder_cache", "device"),
+    f"{_STATE}.add_request": ("self", "req_index", "new_req_data"),
+    f"{_STATE}.remove_request": ("self", "req_id"),
+    f"{_STATE}.custom_sampler": ("self", "sampler"),
+    f"{_STATE}.prepare_inputs": ("self", "input_batch", "req_states"),
+    f"{_STATE}.prepare_attn": (
+        "self",
+        "input_batch",
+        "cudagraph_mode",
+        "block_tables",
+        "slot_mappings",
+        "attn_groups",
+        "kv_cache_config",
+        "for_capture",
+        "ubatch_idx",
+    ),
+    f"{_SCHEDULER}.update_draft_token_ids": ("self", "draft_token_ids"),
+    f"{_SCHEDULER}.schedule": ("self", "throttle_prefills"),
+    f"{_SCHEDULER}.update_from_output": ("self", "scheduler_output", "model_runner_output"),
+}
+"""Names of vLLM's that are called or overridden, with their parameters."""
+
+FIELDS = {
+    "vllm.v1.worker.gpu.input_batch.InputBatch": (
+        "num_reqs",
+        "idx_mapping",
+        "idx_mapping_np",
+        "query_start_loc",
+        "query_start_loc_np",
+        "cu_num_logits",
+        "cu_num_logits_np",
+        "expanded_idx_mapping",
+        "expanded_local_pos",
+        "logits_indices",
+        "prefill_len_np",
+        "seq_lens",
+        "num_draft_tokens",
+    ),
+    "vllm.v1.worker.gpu.sample.output.SamplerOutput": (
+        "sampled_token_ids",
+        "num_sampled",
+        "num_rejected",
+    ),
+    "vllm.config.diffusion.DiffusionConfig": ("canvas_length",),
+}
+"""Dataclasses of vLLM's, with the fields that are read or written."""
+
+
+def incompatibility() -> str:
+    """Why this adapter cannot run on the installed vLLM, in one line; empty if it can."""
+    problem = outside_range("vllm", SUPPORTED_VLLM, OPT_OUT)
+    if problem:
+        return problem
+    found = changed(SIGNATURES, FIELDS)
+    if not found:
+        return ""
+    low, high = SUPPORTED_VLLM
+    return (
+        f"vllm {version('vllm')} is not as l2pd-plugins knows >={low},<{high}: {'; '.join(found)}"
+    )

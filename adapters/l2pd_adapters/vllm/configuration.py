@@ -1,0 +1,156 @@
+"""What vLLM's configuration has to be for a diffusion language model, model by model.
+
+vLLM keeps a table of such adjustments by architecture (vllm/model_executor/models/config.py). It
+calls `verify_and_update_model_config` as soon as a checkpoint's config is read, and
+`verify_and_update_config` when everything that was asked for is known.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, ClassVar
+
+from vllm.config import ModelConfig, VllmConfig
+from vllm.config.diffusion import DiffusionConfig
+from vllm.config.scheduler import SchedulerConfig
+from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
+
+from l2pd_adapters.families import block_length_of, mask_token_of
+from l2pd_adapters.vllm import admission
+from l2pd_adapters.vllm.compatibility import incompatibility
+from l2pd_adapters.vllm.settings import KEY, attach
+from l2pd_plugins.errors import L2PDError
+from l2pd_plugins.plugins import list_policies
+
+logger = logging.getLogger(__name__)
+
+_SEQUENCES = 8
+"""Of a bidirectional model decoded together, where --max-num-seqs does not say: as many whole
+sequences are computed in one forward pass."""
+
+_SCHEDULERS = "l2pd_adapters.vllm.scheduler"
+
+
+class DiffusionModel(VerifyAndUpdateConfig):
+    """A masked diffusion language model."""
+
+    attention: ClassVar[str]
+
+    @staticmethod
+    def verify_and_update_model_config(model_config: ModelConfig) -> None:
+        """Say to vLLM that the model is one (`ModelConfig.is_diffusion`)."""
+        problem = incompatibility()
+        if problem:
+            raise L2PDError(f"{model_config.model} cannot be served: {problem}")
+        checkpoint = model_config.hf_config
+        mask_token_of(checkpoint)
+        checkpoint.canvas_length = block_length_of(checkpoint)
+
+    @classmethod
+    def verify_and_update_config(cls, vllm_config: VllmConfig) -> None:
+        """Choose the policy, and set up what its decode needs."""
+        admission.install()
+        asked = (vllm_config.additional_config or {}).get(KEY)
+        if asked is None:
+            names = ", ".join(spec.name for spec in list_policies())
+            raise L2PDError(
+                f"{vllm_config.model_config.model} is a diffusion language model: choose its "
+                f"unmask policy with --decoding-plugin NAME, or additional_config="
+                f'{{"{KEY}": NAME}}; the policies are {names}'
+            )
+        diffusion = vllm_config.diffusion_config
+        named = None if diffusion is None else diffusion.canvas_length
+        try:
+            settings = attach(vllm_config.model_config, asked, named)
+        except L2PDError as error:
+            # Some are ValueErrors too, of which pydantic, in whose hands this is, makes many lines.
+            raise L2PDError(str(error)) from error
+        length = settings.model.block_length
+        vllm_config.diffusion_config = DiffusionConfig(canvas_length=length)
+        vllm_config.scheduler_config.enable_chunked_prefill = False
+        cls.fit(vllm_config, length)
+
+    @staticmethod
+    def fit(vllm_config: VllmConfig, block_length: int) -> None:
+        """Set up scheduler and caches."""
+        raise NotImplementedError
+
+    @staticmethod
+    def _batch(scheduler: SchedulerConfig, tokens: int) -> None:
+        if scheduler.max_num_batched_tokens < tokens:
+            logger.info(
+                "max_num_batched_tokens=%d, so that no step is cut (%d sequences at once)",
+                *(tokens, scheduler.max_num_seqs),
+            )
+            scheduler.max_num_batched_tokens = tokens
+
+
+class BlockCausal(DiffusionModel):
+    """Each block sees itself and those before it; keys and values are cached."""
+
+    @staticmethod
+    def fit(vllm_config: VllmConfig, block_length: int) -> None:
+        model, cache = vllm_config.model_config, vllm_config.cache_config
+        scheduler = vllm_config.scheduler_config
+        whole = model.max_model_len // block_length * block_length
+        if whole != model.max_model_len:
+            logger.warning(
+                "max_model_len=%d instead of %d: whole blocks of %d",
+                *(whole, model.max_model_len, block_length),
+            )
+            model.max_model_len = whole
+        if cache.enable_prefix_caching and (cache.block_size or 16) % block_length:
+            logger.info(
+                "no prefix caching: blocks of %d positions do not fit into pages of %d",
+                *(block_length, cache.block_size or 16),
+            )
+            cache.enable_prefix_caching = False
+        DiffusionModel._batch(
+            scheduler, max(model.max_model_len, scheduler.max_num_seqs * block_length)
+        )
+        scheduler.scheduler_cls = f"{_SCHEDULERS}.block_scheduler"
+
+
+class Bidirectional(DiffusionModel):
+    """All of prompt and canvas is seen, and computed, at every step."""
+
+    @staticmethod
+    def fit(vllm_config: VllmConfig, block_length: int) -> None:
+        scheduler = vllm_config.scheduler_config
+        if scheduler.max_num_seqs >= SchedulerConfig.DEFAULT_MAX_NUM_SEQS:
+            scheduler.max_num_seqs = _SEQUENCES
+        DiffusionModel._batch(
+            scheduler, scheduler.max_num_seqs * vllm_config.model_config.max_model_len
+        )
+        vllm_config.cache_config.enable_prefix_caching = False
+        scheduler.async_scheduling = False
+        scheduler.scheduler_cls = f"{_SCHEDULERS}.WholeSequenceScheduler"
+        # vLLM's layers take this for an encoder without a cache. They compute over the cache of
+        # keys and values as any decoder does; what is seen, the attention's metadata say.
+        vllm_config.model_config.hf_config.is_causal = True
+
+
+def bidirectional_under(architecture: str, ours: str) -> type[VerifyAndUpdateConfig]:
+    """The adjustments of an architecture of vLLM's own, some of whose checkpoints are bidirectional
+    diffusion models (`is_causal` false and a mask token); these go on as architecture `ours`.
+
+    Others get what vLLM itself has for them.
+    """
+    stock = MODELS_CONFIG_MAP.get(architecture, VerifyAndUpdateConfig)
+
+    class Adjustments(stock):  # type: ignore[misc, valid-type]
+        @staticmethod
+        def verify_and_update_model_config(model_config: ModelConfig) -> None:
+            checkpoint: Any = model_config.hf_config
+            named = getattr(checkpoint, "mask_token_id", None) is not None
+            if getattr(checkpoint, "is_causal", True) is not False or not named:
+                stock.verify_and_update_model_config(model_config)
+                return
+            checkpoint.architectures = [ours]
+            model_config._model_info, model_config._architecture = (
+                model_config.registry.inspect_model_cls([ours], model_config)
+            )
+            Bidirectional.verify_and_update_model_config(model_config)
+
+    Adjustments.__name__ = stock.__name__
+    return Adjustments

@@ -1,0 +1,211 @@
+"""What vLLM's runner asks about a diffusion language model: its requests, inputs and attention."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from vllm.config import VllmConfig
+from vllm.config.compilation import CUDAGraphMode
+from vllm.v1.core.sched.output import NewRequestData
+from vllm.v1.worker.gpu.attn_utils import build_attn_metadata
+from vllm.v1.worker.gpu.input_batch import InputBatch
+from vllm.v1.worker.gpu.model_states.interface import ModelState
+from vllm.v1.worker.gpu.states import RequestState
+
+from l2pd_adapters.families import family_of
+from l2pd_adapters.serving import ServerSettings, generator_of
+from l2pd_adapters.vllm.canvases import BidirectionalCanvases, BlockCausalCanvases, Canvases
+from l2pd_adapters.vllm.sampler import UnmaskSampler
+from l2pd_adapters.vllm.settings import choose, end_is_ignored, settings_of
+from l2pd_plugins.uploading import upload
+
+logger = logging.getLogger(__name__)
+
+
+class DiffusionState(ModelState):
+    """Requests of a masked diffusion language model, in vLLM's slots."""
+
+    num_new_sampled_tokens_per_step = 0
+    canvases_class: ClassVar[type[Canvases]]
+
+    def __init__(
+        self, vllm_config: VllmConfig, model: nn.Module, encoder_cache: Any, device: torch.device
+    ) -> None:
+        super().__init__(vllm_config, model, encoder_cache, device)
+        self.settings: ServerSettings = settings_of(self.model_config)
+        context = self.settings.model
+        self.canvases = self.canvases_class(
+            self.max_num_reqs,
+            context.block_length,
+            self.max_model_len,
+            context.mask_token_id,
+            device,
+        )
+        self._slots: dict[str, int] = {}
+
+    def get_supported_generation_tasks(self) -> tuple[Any, ...]:
+        return ("generate",)
+
+    def custom_sampler(self, sampler: Any) -> tuple[Any, Any]:
+        return UnmaskSampler(self.canvases, self.settings, sampler.req_states), None
+
+    def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
+        params, text = new_req_data.sampling_params, new_req_data.prefill_token_ids
+        assert params is not None and text is not None
+        self._slots[new_req_data.req_id] = req_index
+        seed = new_req_data.req_id if params.seed is None else params.seed
+        self.canvases.assign(
+            req_index,
+            choose(self.settings, params),
+            text,
+            new_req_data.prompt_len,
+            params.max_tokens or self.max_model_len,
+            ignores_end=end_is_ignored(self.settings, params),
+            generator=generator_of(f"{seed}:{len(text)}", self.device),
+        )
+
+    def remove_request(self, req_id: str) -> None:
+        slot = self._slots.pop(req_id, None)
+        if slot is None:
+            return
+        if logger.isEnabledFor(logging.DEBUG):  # reads the device
+            nfe, tokens = int(self.canvases.nfe[slot]), int(self.canvases.given_out[slot])
+            policy = self.canvases.blocks.policy_of(slot).describe()
+            per_forward = tokens / nfe if nfe else 0.0
+            logger.debug(
+                "request %s: policy=%s nfe=%d tokens=%d tokens_per_forward=%.2f",
+                *(req_id, policy, nfe, tokens, per_forward),
+            )
+        self.canvases.release(slot)
+
+    def prepare_inputs_embeds(
+        self,
+        scheduled_encoder_inputs: dict[str, list[int]],
+        input_batch: InputBatch,
+        req_states: RequestState,
+    ) -> None:
+        return None
+
+    def prepare_inputs(self, input_batch: InputBatch, req_states: RequestState) -> dict[str, Any]:
+        return {}
+
+    def prepare_dummy_inputs(self, num_reqs: int, num_tokens: int) -> dict[str, Any]:
+        return {}
+
+    def prepare_attn(
+        self,
+        input_batch: InputBatch,
+        cudagraph_mode: CUDAGraphMode,
+        block_tables: tuple[Tensor, ...],
+        slot_mappings: Tensor,
+        attn_groups: list,
+        kv_cache_config: Any,
+        for_capture: bool = False,
+        ubatch_idx: int = 0,
+    ) -> dict[str, Any]:
+        padded = cudagraph_mode == CUDAGraphMode.FULL
+        queries = self.queries(input_batch, padded, block_tables)
+        longest = int(np.diff(queries["query_start_loc_cpu"]).max())
+        bound = input_batch.seq_lens_cpu_upper_bound
+        return build_attn_metadata(
+            attn_groups=attn_groups,
+            num_tokens=input_batch.num_tokens_after_padding if padded else input_batch.num_tokens,
+            max_query_len=longest,
+            max_seq_len=self.max_model_len if for_capture else int(bound.max()),
+            slot_mappings=slot_mappings,
+            kv_cache_config=kv_cache_config,
+            causal=False,
+            for_cudagraph_capture=for_capture,
+            ubatch_idx=ubatch_idx,
+            **queries,
+        )
+
+    def queries(
+        self, input_batch: InputBatch, padded: bool, block_tables: tuple[Tensor, ...]
+    ) -> dict[str, Any]:
+        """The queries as the attention sees them, each of which sees all of its keys: num_reqs,
+        query_start_loc_gpu, query_start_loc_cpu, seq_lens and block_tables."""
+        count = input_batch.num_reqs_after_padding if padded else input_batch.num_reqs
+        return {
+            "num_reqs": count,
+            "query_start_loc_gpu": input_batch.query_start_loc[: count + 1],
+            "query_start_loc_cpu": torch.from_numpy(input_batch.query_start_loc_np[: count + 1]),
+            "seq_lens": input_batch.seq_lens[:count],
+            "block_tables": block_tables,
+        }
+
+
+class BlockCausalState(DiffusionState):
+    """A block sees itself and the blocks before it."""
+
+    canvases_class = BlockCausalCanvases
+
+    def queries(
+        self, input_batch: InputBatch, padded: bool, block_tables: tuple[Tensor, ...]
+    ) -> dict[str, Any]:
+        """Each block of a prompt becomes a query of its own; a block that is being decoded, which
+        is all that its request brings, is one already."""
+        found = super().queries(input_batch, padded, block_tables)
+        length = self.canvases.block_length
+        ends = input_batch.query_start_loc_np[: found["num_reqs"] + 1]
+        if (np.diff(ends) <= length).all():
+            return found
+        blocks = -(-np.diff(ends) // length)
+        owner = np.repeat(np.arange(len(blocks)), blocks)
+        ordinal = np.arange(len(owner)) - np.repeat(np.cumsum(blocks) - blocks, blocks)
+        begin = ends[owner] + ordinal * length
+        end = np.minimum(begin + length, ends[owner + 1])
+        layout = np.stack([owner, ends[owner + 1] - end])
+        of_request, behind = upload(layout, self.device).unbind()
+        begin_and_end = np.append(begin, ends[-1]).astype(np.int32)
+        seq_lens = found["seq_lens"].index_select(0, of_request) - behind.to(torch.int32)
+        return {
+            "num_reqs": len(owner),
+            "query_start_loc_gpu": upload(begin_and_end, self.device, torch.int32),
+            "query_start_loc_cpu": torch.from_numpy(begin_and_end),
+            "seq_lens": seq_lens,
+            "block_tables": tuple(table.index_select(0, of_request) for table in block_tables),
+        }
+
+
+class BidirectionalState(DiffusionState):
+    """Everything sees everything: prompt and canvas are read anew at each step."""
+
+    canvases: BidirectionalCanvases
+    canvases_class = BidirectionalCanvases
+
+    def prepare_inputs(self, input_batch: InputBatch, req_states: RequestState) -> dict[str, Any]:
+        """The tokens, and which row of the hidden states stands in for each.
+
+        vLLM computes the logits of a request's last rows; what is wanted are those of its block.
+        """
+        count, size = input_batch.num_reqs, input_batch.num_tokens
+        slots, starts = input_batch.idx_mapping, input_batch.query_start_loc[: count + 1]
+        owner = torch.repeat_interleave(slots, starts.diff(), output_size=size)
+        ids = input_batch.input_ids
+        ids[:size] = self.canvases.text[owner, input_batch.positions[:size]].to(ids.dtype)
+
+        rows = torch.arange(len(ids), device=self.device)
+        offered = input_batch.cu_num_logits[: count + 1].diff()
+        wanted = len(input_batch.logits_indices)
+        begin = torch.repeat_interleave(starts[:-1], offered, output_size=wanted)
+        block = self.canvases.start.index_select(0, input_batch.expanded_idx_mapping)
+        shift = family_of(self.model_config.hf_config).logit_shift
+        rows[input_batch.logits_indices] = begin + block + input_batch.expanded_local_pos - shift
+        return {"input_ids": ids, "hidden_rows": rows}
+
+    def queries(
+        self, input_batch: InputBatch, padded: bool, block_tables: tuple[Tensor, ...]
+    ) -> dict[str, Any]:
+        """What lies behind the end of a text is not seen."""
+        found = super().queries(input_batch, padded, block_tables)
+        count = input_batch.num_reqs
+        visible = self.canvases.visible.index_select(0, input_batch.idx_mapping)
+        seq_lens = found["seq_lens"].clone()
+        seq_lens[:count] = torch.minimum(seq_lens[:count], visible.to(seq_lens.dtype))
+        found["seq_lens"] = seq_lens
+        return found

@@ -1,0 +1,65 @@
+"""vLLM's own models under the names of diffusion language models' checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
+from vllm.model_executor.models.bailing_moe import BailingMoeV2ForCausalLM
+from vllm.model_executor.models.llama import LlamaForCausalLM
+from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
+from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
+
+from l2pd_adapters.families import family_of
+from l2pd_adapters.vllm.model_state import BidirectionalState, BlockCausalState, DiffusionState
+
+
+class _BlockCausal:
+    """Sees itself, by the block, and the blocks before."""
+
+    @staticmethod
+    def get_model_state_cls() -> type[DiffusionState]:
+        return BlockCausalState
+
+
+class SDARForCausalLM(_BlockCausal, Qwen3ForCausalLM):
+    """SDAR: block-causal, on Qwen3."""
+
+
+class LLaDA2MoeModelLM(_BlockCausal, BailingMoeV2ForCausalLM):
+    """LLaDA2: block-causal, on BailingMoeV2."""
+
+
+class _Bidirectional:
+    """Sees prompt and canvas; hands out the hidden states of the block that is being decoded."""
+
+    @staticmethod
+    def get_model_state_cls() -> type[DiffusionState]:
+        return BidirectionalState
+
+    def forward(self, *args: Any, hidden_rows: Tensor | None = None, **kwargs: Any) -> Any:
+        hidden = super().forward(*args, **kwargs)  # type: ignore[misc]
+        if hidden_rows is None or not isinstance(hidden, Tensor):  # a stage of a pipeline
+            return hidden
+        return hidden.index_select(0, hidden_rows)
+
+
+class BidirectionalQwen3(_Bidirectional, Qwen3ForCausalLM):
+    """A bidirectional model on Qwen3."""
+
+
+class BidirectionalLlama(_Bidirectional, LlamaForCausalLM):
+    """A bidirectional model on Llama."""
+
+
+class LLaDAModelLM(BidirectionalLlama):
+    """LLaDA: bidirectional, on Llama, whose names its weights get."""
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+        family = family_of(self.config)
+        return super().load_weights((family.native_weight(name), w) for name, w in weights)
+
+
+class DreamModel(_Bidirectional, Qwen2ForCausalLM):
+    """Dream: bidirectional, on Qwen2; a position's logits are those of the one before."""

@@ -1,0 +1,52 @@
+"""How vLLM learns of the models and the policies; called by it in each of its processes."""
+
+from __future__ import annotations
+
+import logging
+
+logger = logging.getLogger(__name__)
+
+_MODELS = "l2pd_adapters.vllm.models"
+
+
+def register() -> None:
+    """Make the models known, and the flags. Harmless when called again, and to other models: what
+    does not fit the installed vLLM is said when one of ours is to be served."""
+    from l2pd_adapters.vllm import arguments
+
+    arguments.install()
+    try:
+        _register_models()
+    except (ImportError, AttributeError) as error:
+        from importlib.metadata import version
+
+        logger.warning(
+            "vllm %s has no place for l2pd-plugins' models, which cannot be served: %s",
+            *(version("vllm"), error),
+        )
+
+
+def _register_models() -> None:
+    from vllm import ModelRegistry
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+
+    from l2pd_adapters.families import FAMILIES
+    from l2pd_adapters.vllm import checkpoints
+    from l2pd_adapters.vllm.configuration import Bidirectional, BlockCausal, bidirectional_under
+
+    if "SDARForCausalLM" in MODELS_CONFIG_MAP:
+        return
+    checkpoints.register()
+    for family in FAMILIES:
+        if family.architecture is not None:
+            name = family.architecture
+            ModelRegistry.register_model(name, f"{_MODELS}:{name}")
+            block_causal = family.attention == "block_causal"
+            MODELS_CONFIG_MAP[name] = BlockCausal if block_causal else Bidirectional
+    for stock, ours in (
+        ("Qwen3ForCausalLM", "BidirectionalQwen3"),
+        ("LlamaForCausalLM", "BidirectionalLlama"),
+    ):
+        ModelRegistry.register_model(ours, f"{_MODELS}:{ours}")
+        MODELS_CONFIG_MAP[stock] = bidirectional_under(stock, ours)
+        MODELS_CONFIG_MAP[ours] = Bidirectional

@@ -1,0 +1,112 @@
+"""The sampler: a denoising step by the core, and what vLLM is told about it.
+
+vLLM's runner asks for the tokens that a step has settled, and by how much each request's count of
+computed tokens is to be taken back. Everything here follows from tensors on the device and from
+what the host knew before the step; nothing is read back.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from vllm.v1.worker.gpu.input_batch import InputBatch
+from vllm.v1.worker.gpu.sample.output import SamplerOutput
+
+from l2pd_adapters.serving import ServerSettings
+from l2pd_adapters.vllm.canvases import Canvases
+from l2pd_plugins.denoising import StepOutcome, denoising_step
+from l2pd_plugins.slots import SlotBatch
+from l2pd_plugins.uploading import upload
+
+
+class UnmaskSampler:
+    """Stands where vLLM's Sampler does, for the requests of one rank.
+
+    A rank decides for itself: policies that depend on nothing but what they are shown decide alike
+    on all of them.
+    """
+
+    penalties_state = SimpleNamespace(output_bin_counts=None)
+    """The runner asks for it; there are no penalties."""
+
+    def __init__(self, canvases: Canvases, settings: ServerSettings, req_states: Any) -> None:
+        self.canvases, self.settings = canvases, settings
+        self.req_states = req_states
+
+    def add_request(self, req_idx: int, sampling_params: Any) -> None:
+        """Nothing: the model state has it already, with the prompt."""
+
+    def apply_staged_writes(self) -> None:
+        """Nothing is staged."""
+
+    def __call__(
+        self, logits: Tensor, input_batch: InputBatch, draft_logits: Tensor | None = None
+    ) -> SamplerOutput:
+        """One step of every request that brings logits, (N, V); of the others the prompt was read.
+
+        A request brings the logits of its block's first positions, all of them unless its canvas
+        ends before.
+        """
+        canvases, count = self.canvases, input_batch.num_reqs
+        offered = np.diff(input_batch.cu_num_logits_np[: count + 1])
+        queries = np.diff(input_batch.query_start_loc_np[: count + 1])
+        if input_batch.num_draft_tokens == 0:  # among them vLLM's trial run for the memory profile
+            offered = np.zeros_like(offered)
+        taken_back = canvases.taken_back_after_prompt(input_batch.prefill_len_np[:count], queries)
+        rejected = upload(taken_back, logits.device, torch.int32)
+        sampled = rejected.new_zeros(count, canvases.block_length)
+        settled = rejected.new_zeros(count)
+        rows = np.flatnonzero(offered)
+        if len(rows):
+            slots = input_batch.idx_mapping_np[rows]
+            batch = canvases.take(slots)
+            at = upload(rows, logits.device)
+            first, counts, back = self._step(batch, logits, offered[rows], queries[rows])
+            sampled.index_copy_(0, at, first.to(torch.int32))
+            settled.index_copy_(0, at, counts.to(torch.int32))
+            rejected.index_copy_(0, at, back.to(torch.int32))
+        every = input_batch.idx_mapping[:count]
+        blocks = canvases.blocks.tokens.index_select(0, every)
+        self.req_states.draft_tokens.index_copy_(0, every, blocks)  # what the next pass reads
+        return SamplerOutput(
+            sampled_token_ids=sampled,
+            logprobs_tensors=None,
+            num_nans=None,
+            num_sampled=settled,
+            num_rejected=rejected,
+        )
+
+    def _step(
+        self, batch: SlotBatch, logits: Tensor, offered: np.ndarray, queries: np.ndarray
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """For each row: the tokens that are settled, first (B, L); how many they are, (B,); how
+        many of its queries are to be computed again, (B,)."""
+        block, canvases = batch.block, self.canvases
+        was_full = ~block.masked.any(-1)
+        outcome = self._denoise(batch, logits, offered)
+        is_full = ~block.masked.any(-1)
+        ready = canvases.ready(batch, was_full, is_full, outcome.ended)
+        tokens, counts = canvases.settled(batch)
+        counts = torch.where(ready, counts, 0)
+        canvases.count(batch, ~was_full, counts)
+        back = canvases.taken_back(ready, upload(queries, logits.device))
+        canvases.file(batch, ready, outcome.ended)
+        return tokens, counts, back
+
+    def _denoise(self, batch: SlotBatch, logits: Tensor, offered: np.ndarray) -> StepOutcome:
+        length, positions = self.canvases.block_length, None
+        if (offered != length).any():
+            inside = np.arange(length) < offered[:, None]
+            positions = upload(np.flatnonzero(inside), logits.device)
+        return denoising_step(
+            batch.block,
+            logits,
+            positions,
+            end_of_text=self.settings.end_of_text,
+            suppress_mask=self.settings.suppress_mask,
+            on_error="progress",
+        )

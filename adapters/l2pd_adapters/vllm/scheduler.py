@@ -1,0 +1,91 @@
+"""vLLM's diffusion schedulers, for canvases of masks.
+
+To vLLM the positions that are being decoded are draft tokens: it schedules as many as the canvas
+has, and what a step does not settle is rejected.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.config import VllmConfig
+from vllm.v1.core.sched.diffusion_scheduler import DiffusionAsyncScheduler, DiffusionScheduler
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
+from vllm.v1.request import Request
+
+
+def _cap(request: Request, max_model_len: int) -> None:
+    """Let the request's own limit end it before the model's does."""
+    request.max_tokens = min(request.max_tokens, max_model_len - request.num_prompt_tokens)
+
+
+class _Blocks:
+    """For block-causal models: whole blocks, also the last one.
+
+    The first block is read together with the end of the prompt, so the scheduler's count is ahead
+    of the worker's by up to a block until that block is given out. With its limit ahead by as much
+    it never cuts a block.
+    """
+
+    num_spec_tokens: int
+    max_model_len: int
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._limit = self.max_model_len
+        self.max_model_len += self.num_spec_tokens
+
+    def add_request(self, request: Request) -> None:
+        _cap(request, self._limit)
+        super().add_request(request)  # type: ignore[misc]
+
+
+class BlockScheduler(_Blocks, DiffusionScheduler):
+    """Reads what a step did before it schedules the next."""
+
+
+class BlockAsyncScheduler(_Blocks, DiffusionAsyncScheduler):
+    """Schedules a step while the one before it runs."""
+
+
+def block_scheduler(vllm_config: VllmConfig, **kwargs: Any) -> DiffusionScheduler:
+    """The one of the two that vLLM's configuration, complete by now, asks for."""
+    asynchronous = vllm_config.scheduler_config.async_scheduling
+    cls = BlockAsyncScheduler if asynchronous else BlockScheduler
+    return cls(vllm_config=vllm_config, **kwargs)
+
+
+class WholeSequenceScheduler(DiffusionScheduler):
+    """For bidirectional models: every step computes the whole sequence, prompt and canvas."""
+
+    def add_request(self, request: Request) -> None:
+        _cap(request, self.max_model_len)
+        super().add_request(request)
+
+    def update_draft_token_ids(self, draft_token_ids: DraftTokenIds) -> None:
+        """The canvas, as far as it is not given out; the worker knows what it holds."""
+        for request_id in draft_token_ids.req_ids:
+            request = self.requests.get(request_id)
+            if request is not None and not request.is_finished():
+                end = request.num_prompt_tokens + request.max_tokens
+                request.spec_token_ids = [-1] * (end - request.num_tokens)
+
+    def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
+        """With logits for no more than a block of each request."""
+        output = super().schedule(throttle_prefills)
+        drafts = output.scheduled_spec_decode_tokens
+        for request_id, tokens in drafts.items():
+            drafts[request_id] = tokens[: self.num_spec_tokens]
+        return output
+
+    def update_from_output(
+        self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
+    ) -> Any:
+        """No key or value stays true when a token is committed."""
+        outputs = super().update_from_output(scheduler_output, model_runner_output)
+        for request_id in scheduler_output.num_scheduled_tokens:
+            request = self.requests.get(request_id)
+            if request is not None:
+                request.num_computed_tokens = 0
+        return outputs

@@ -1,0 +1,157 @@
+"""The sampler beside the model's forward pass and beside a step of vLLM's own sampler, in vLLM.
+
+    .venv-vllm/bin/python benchmarks/vllm_sampler.py
+    .venv-vllm/bin/python benchmarks/vllm_sampler.py --batches 8 --vocabulary 151936 --json FILE
+
+A random SDAR of the given sizes decodes a batch of equal requests. In each denoising step both
+samplers get the same logits, one row per position of each block: ours takes its step; vLLM's takes
+the most likely token of every row, and what it says is dropped. Printed are milliseconds per step
+(median and range), and ratios. On a CPU vLLM's sampler runs in Triton's interpreter, where its
+time says nothing about a GPU, and grows long; --without-vllm leaves it out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine runs in this process
+
+import torch
+from measuring import Times, timed, write
+from transformers import Qwen3Config
+from vllm import LLM, SamplingParams
+
+from l2pd_adapters.huggingface.loading import SDARForCausalLM
+from l2pd_adapters.tiny_models import folder_of
+from l2pd_adapters.vllm.model_state import DiffusionState
+from l2pd_adapters.vllm.sampler import UnmaskSampler
+
+
+def checkpoint(folder: Path, args: argparse.Namespace) -> str:
+    """A random SDAR, with the tokenizer of the small models."""
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=args.vocabulary,
+        hidden_size=args.hidden,
+        intermediate_size=3 * args.hidden,
+        num_hidden_layers=args.layers,
+        num_attention_heads=args.hidden // 64,
+        num_key_value_heads=args.hidden // 64,
+        head_dim=64,
+        tie_word_embeddings=False,
+        eos_token_id=96,
+        mask_token_id=97,
+        block_length=args.block_length,
+        max_position_embeddings=1024,
+    )
+    SDARForCausalLM(config).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((folder_of("tiny-sdar") / name).read_bytes())
+    return str(folder)
+
+
+@contextmanager
+def watched(seconds: dict[str, list[float]], beside_vllm: bool) -> Iterator[Callable[[Any], None]]:
+    """Every denoising step's times, by what took them; the yielded function attaches a model."""
+    custom, call = DiffusionState.custom_sampler, UnmaskSampler.__call__
+    stock: Any = None
+
+    def keep_stock(state: Any, sampler: Any) -> Any:
+        nonlocal stock
+        stock = sampler
+        return custom(state, sampler)
+
+    def add(self: Any, req_idx: int, sampling_params: Any) -> None:
+        stock.add_request(req_idx, sampling_params)
+        stock.apply_staged_writes()
+
+    def sample(self: Any, logits: torch.Tensor, input_batch: Any, *rest: Any) -> Any:
+        if not input_batch.num_draft_tokens:
+            return call(self, logits, input_batch, *rest)
+        if beside_vllm:
+            again = logits.clone()
+            once("vllm", lambda: stock(again, input_batch))
+        return once("ours", lambda: call(self, logits, input_batch, *rest))
+
+    def once(name: str, run: Callable[[], Any]) -> Any:
+        result = None
+
+        def kept() -> None:
+            nonlocal result
+            result = run()
+
+        seconds[name] += timed({name: kept}, 1, warm=False)[name].seconds
+        return result
+
+    def attach(model: Any) -> None:
+        forward, head = model.forward, model.compute_logits
+        model.forward = lambda *a, **k: once("forward", lambda: forward(*a, **k))
+        model.compute_logits = lambda *a, **k: once("head", lambda: head(*a, **k))
+
+    DiffusionState.custom_sampler, UnmaskSampler.__call__ = keep_stock, sample
+    UnmaskSampler.add_request = add
+    yield attach
+    DiffusionState.custom_sampler, UnmaskSampler.__call__ = custom, call
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--vocabulary", type=int, default=8192)
+    parser.add_argument("--hidden", type=int, default=512)
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--block-length", type=int, default=32)
+    parser.add_argument("--policy", default="confidence_threshold")
+    parser.add_argument("--steps", type=int, default=6, help="denoising steps that are timed")
+    parser.add_argument("--without-vllm", action="store_true")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    seconds: dict[str, list[float]] = defaultdict(list)
+    results = []
+    with tempfile.TemporaryDirectory() as folder, watched(seconds, not args.without_vllm) as attach:
+        llm = LLM(
+            checkpoint(Path(folder), args),
+            max_model_len=512,
+            max_num_seqs=max(args.batches),
+            enforce_eager=True,
+            kv_cache_memory_bytes=1 << 30,
+            additional_config={"decoding_plugin": args.policy},
+        )
+        llm.apply_model(attach)
+        params = SamplingParams(max_tokens=args.steps, temperature=0, ignore_eos=True)
+        for batch in args.batches:
+            prompts = [{"prompt_token_ids": [5, 6, 7, 8]}] * batch
+            llm.generate(prompts, params, use_tqdm=False)  # warms up
+            seconds.clear()
+            llm.generate(prompts, params, use_tqdm=False)
+            steps = len(seconds["ours"])
+            times = {name: Times(tuple(found[-steps:])) for name, found in seconds.items()}
+            model = Times(
+                tuple(
+                    a + b
+                    for a, b in zip(times["forward"].seconds, times["head"].seconds, strict=True)
+                )
+            )
+            print(f"batch {batch}: {batch * args.block_length} rows of {args.vocabulary} logits")
+            print(f"  model's forward and head  {model}")
+            print(f"  our sampler's step        {times['ours']}")
+            print(f"  ours / model              {times['ours'].over(model)}")
+            if "vllm" in times:
+                print(f"  vLLM's own sampler        {times['vllm']}")
+                print(f"  ours / vLLM's             {times['ours'].over(times['vllm'])}")
+            milliseconds = {name: 1e3 * found.median for name, found in times.items()}
+            results.append({"batch": batch, "model": 1e3 * model.median, **milliseconds})
+    settings = {name: value for name, value in vars(args).items() if name != "json"}
+    write(args.json, {"settings": settings, "milliseconds": results})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""Blocks that stay in one place: a row of static buffers for each slot of an engine.
+
+Some engines launch the next forward pass before they have read what the last step did (asynchronous
+scheduling, CUDA graphs). Whatever follows from a step, that a block is full and which begins next,
+is then decided on the device; the host knows only which slot runs which policy. Here nothing is
+read back, and every buffer keeps its address.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from l2pd_plugins.denoising import BlockBatch, prepare
+from l2pd_plugins.policy import UnmaskPolicy
+from l2pd_plugins.uploading import upload
+
+
+@dataclass
+class _Resident:
+    """A policy that slots run, and what it remembers of them."""
+
+    asked: UnmaskPolicy
+    runs: UnmaskPolicy
+    """`asked`, or what stands in for it if it could not begin."""
+    fresh: dict[str, Tensor]
+    """Its state of one new block, (1, ...)."""
+    state: dict[str, Tensor]
+    """Its state of every slot, (slots, ...)."""
+
+
+@dataclass
+class SlotBatch:
+    """Blocks on their way through a step: a copy, until `BlockSlots.put` files it."""
+
+    block: BlockBatch
+    index: Tensor
+    """(B,) int64, the slot of each row."""
+    residents: list[_Resident]
+    """One for each group of rows that run the same policy."""
+    rows: list[Tensor]
+    """int64, the rows of each group."""
+
+    def renew(self, where: Tensor, tokens: Tensor, present: Tensor) -> None:
+        """Begin the next block of the canvas in the rows where (B,) bool is True; tokens and
+        present (B, L) as in `BlockBatch.start`."""
+        block, here = self.block, where.unsqueeze(-1)
+        masked = (tokens == block.mask_token_id) & present
+        block.tokens = torch.where(here, tokens, block.tokens)
+        block.present = torch.where(here, present, block.present)
+        block.masked = torch.where(here, masked, block.masked)
+        block.step_index = block.step_index.masked_fill(where, 0)
+        block.block_index = block.block_index + where
+        for resident, rows, state in zip(self.residents, self.rows, block.states, strict=True):
+            begins = where.index_select(0, rows)
+            for name, fresh in resident.fresh.items():
+                at = begins.view(-1, *[1] * (fresh.ndim - 1))
+                state[name] = torch.where(at, fresh, state[name])
+
+
+_PER_SLOT = (
+    "tokens",
+    "masked",
+    "present",
+    "step_index",
+    "block_index",
+    "canvas_length",
+    "ignores_end",
+)
+_CHANGED = ("tokens", "masked", "present", "step_index", "block_index")
+
+
+class BlockSlots:
+    """One block for each of S slots, each with its policy, its state and its place in a canvas.
+
+    A policy whose `init_state` fails leaves its slots to its progress rule (see `denoising_step`).
+    """
+
+    def __init__(
+        self, slots: int, block_length: int, *, mask_token_id: int, device: torch.device
+    ) -> None:
+        self.block_length, self.mask_token_id = block_length, mask_token_id
+        self.device = device
+
+        def room(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
+            return torch.zeros(slots, *shape, dtype=dtype, device=device)
+
+        # What each of these means, BlockBatch says.
+        self.tokens = room(block_length)
+        self.masked = room(block_length, dtype=torch.bool)
+        self.present = room(block_length, dtype=torch.bool)
+        self.step_index = room()
+        self.block_index = room()
+        self.canvas_length = room()
+        self.ignores_end = room(dtype=torch.bool)
+        self._residents: dict[int, _Resident] = {}
+        self._runs = np.full(slots, -1, dtype=np.int64)
+        """Which resident each slot runs; -1 for none."""
+        self._generators: list[torch.Generator | None] = [None] * slots
+
+    def __len__(self) -> int:
+        """How many slots are assigned."""
+        return int((self._runs >= 0).sum())
+
+    @property
+    def policies(self) -> list[UnmaskPolicy]:
+        """The policies that are remembered, each once."""
+        return [resident.asked for resident in self._residents.values()]
+
+    def policy_of(self, slot: int) -> UnmaskPolicy:
+        """The policy that an assigned slot runs."""
+        return self._residents[int(self._runs[slot])].runs
+
+    def assign(
+        self,
+        slot: int,
+        policy: UnmaskPolicy,
+        tokens: Sequence[int],
+        present: Sequence[bool],
+        *,
+        block_index: int = 0,
+        canvas_length: int | None = None,
+        ignores_end: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Begin a block in this slot: tokens and present (L,), as in `BlockBatch.start`."""
+        self.release(slot)
+        self._runs[slot] = kind = self._reside(policy)
+        self._generators[slot] = generator
+        row, there = upload(tokens, self.device), upload(present, self.device, torch.bool)
+        self.tokens[slot] = row
+        self.present[slot] = there
+        self.masked[slot] = (row == self.mask_token_id) & there
+        self.step_index[slot].fill_(0)
+        self.block_index[slot].fill_(block_index)
+        self.canvas_length[slot].fill_(canvas_length or self.block_length)
+        self.ignores_end[slot].fill_(ignores_end)
+        resident = self._residents[kind]
+        for name, fresh in resident.fresh.items():
+            resident.state[name][slot] = fresh[0]
+
+    def release(self, slot: int) -> None:
+        """Forget what the slot ran. A policy that no slot runs any more goes with its state."""
+        was = int(self._runs[slot])
+        self._runs[slot], self._generators[slot] = -1, None
+        if was >= 0 and not (self._runs == was).any():
+            del self._residents[was]
+
+    def take(self, slots: np.ndarray, *, reference: Tensor | None = None) -> SlotBatch:
+        """The blocks of these assigned slots, each at most once, in this order.
+
+        slots: (B,) on the host. reference: (B, L), for policies that require it.
+        """
+        runs = self._runs[slots]
+        kinds = np.unique(runs)
+        residents = [self._residents[int(kind)] for kind in kinds]
+        members = [np.flatnonzero(runs == kind) for kind in kinds]
+        sizes = [len(slots), *map(len, members)]
+        index, *rows = upload(np.concatenate([slots, *members]), self.device).split_with_sizes(
+            sizes
+        )
+        policies = np.empty(len(slots), dtype=object)
+        groups = []
+        for resident, on_host, on_device in zip(residents, members, rows, strict=True):
+            policies[on_host] = resident.runs
+            at = index.index_select(0, on_device)
+            state = {name: value.index_select(0, at) for name, value in resident.state.items()}
+            groups.append((on_host.tolist(), state))
+        block = BlockBatch.resume(
+            groups,
+            **{name: getattr(self, name).index_select(0, index) for name in _PER_SLOT},
+            mask_token_id=self.mask_token_id,
+            policies=policies.tolist(),
+            reference=reference,
+            generators=self._generators_of(slots),
+        )
+        return SlotBatch(block, index, residents, rows)
+
+    def put(self, batch: SlotBatch) -> None:
+        """File what a step, and what followed from it, made of these blocks."""
+        for name in _CHANGED:
+            getattr(self, name).index_copy_(0, batch.index, getattr(batch.block, name))
+        states = batch.block.states
+        for resident, rows, state in zip(batch.residents, batch.rows, states, strict=True):
+            at = batch.index.index_select(0, rows)
+            for name, value in state.items():
+                resident.state[name].index_copy_(0, at, value)
+
+    def _generators_of(self, slots: np.ndarray) -> list[torch.Generator] | None:
+        found = [self._generators[slot] for slot in slots]
+        given = [each for each in found if each is not None]
+        return given if len(given) == len(found) else None
+
+    def _reside(self, policy: UnmaskPolicy) -> int:
+        """The policy's key in `_residents`; with a state for every slot if it is new."""
+        for kind, resident in self._residents.items():
+            if resident.asked is policy:
+                return kind
+        runs, fresh = prepare(policy, 1, self.tokens, "progress")
+        state = {
+            name: value.expand(len(self._runs), *value.shape[1:]).clone()
+            for name, value in fresh.items()
+        }
+        kind = 1 + max(self._residents, default=-1)
+        self._residents[kind] = _Resident(policy, runs, fresh, state)
+        return kind

@@ -1,0 +1,83 @@
+"""Blocks to try policies on: random logits, and a decode that records what a policy answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from l2pd_plugins.denoising import BlockBatch, StepOutcome, denoising_step
+from l2pd_plugins.end_of_text import EndOfText
+from l2pd_plugins.policy import ModelContext, UnmaskPolicy
+
+VOCABULARY, MASK = 12, 11
+_OFF = EndOfText("off", ())
+
+Factory = Callable[[], UnmaskPolicy]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Makes policies and decodes blocks of `length` positions with them."""
+
+    factory: Factory
+    length: int
+
+    def policy(self) -> UnmaskPolicy:
+        """A new policy, prepared for a model with this bench's vocabulary."""
+        return self.factory().for_model(ModelContext("kit", self.length, MASK, VOCABULARY))
+
+    def start(
+        self, policy: UnmaskPolicy, rows: int, masks: int | None = None, seed: int = 0
+    ) -> BlockBatch:
+        """Blocks with `masks` masks at their ends (all, by default)."""
+        tokens = torch.full((rows, self.length), MASK)
+        tokens[:, : self.length - (self.length if masks is None else masks)] = 3
+        return BlockBatch.start(
+            tokens,
+            [policy] * rows,
+            mask_token_id=MASK,
+            reference=torch.zeros_like(tokens),
+            generators=generators(rows, seed),
+        )
+
+    def logits(self, rows: int, step: int, seed: int = 0) -> Tensor:
+        """(rows, L, V), which drift from step to step. A row's depend on seed, row and step."""
+        made = []
+        for row in range(rows):
+            base = torch.Generator().manual_seed(1000 * seed + row)
+            noise = torch.Generator().manual_seed(1000 * seed + row + 100_000 * (step + 1))
+            shape = (self.length, VOCABULARY)
+            scale = 1 + 2 * (row % 4)
+            made.append(
+                torch.randn(shape, generator=base) * scale + torch.randn(shape, generator=noise) / 4
+            )
+        return torch.stack(made)
+
+    def decode(
+        self, policy: UnmaskPolicy, rows: int = 4, *, seed: int = 0, masks: int | None = None
+    ) -> list[Tensor]:
+        """Decode some blocks to their end; the tokens (rows, L) after every step."""
+        batch = self.start(policy, rows, masks, seed)
+        history = []
+        for step in range(self.length):
+            take_step(batch, self.logits(rows, step, seed))
+            history.append(batch.tokens)
+        return history
+
+
+def take_step(batch: BlockBatch, logits: Tensor) -> StepOutcome:
+    """One step of the core, without an end of text."""
+    return denoising_step(batch, logits, end_of_text=_OFF)
+
+
+def generators(rows: int, seed: int) -> list[torch.Generator]:
+    """One per row, so that what a row draws does not depend on its batch."""
+    return [torch.Generator().manual_seed(1000 * seed + row) for row in range(rows)]
+
+
+def same(left: Sequence[Tensor], right: Sequence[Tensor]) -> bool:
+    """Whether two decodes left the same tokens after every step."""
+    return len(left) == len(right) and all(map(torch.equal, left, right))

@@ -1,0 +1,415 @@
+"""The checks, each a function from a bench to nothing; a failed one raises AssertionError.
+
+A check's name is what users read, and the first line of its docstring what it holds.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from l2pd_plugins.policy import DenoisingStep, RemaskingPolicy, UnmaskPolicy
+from l2pd_plugins.testing.bench import MASK, VOCABULARY, Bench, Factory, generators, same, take_step
+
+BLOCK_LENGTHS = (1, 2, 3, 7, 8, 32, 33, 256)
+"""Tried by default; a policy that is made for one length is given that alone."""
+
+
+class ConformanceError(AssertionError):
+    """A policy breaks the contract; the message names every check that failed, and how."""
+
+
+@dataclass
+class Report:
+    """What became of each check."""
+
+    failures: dict[str, str] = field(default_factory=dict)
+    passed: list[str] = field(default_factory=list)
+    microseconds: float = 0.0
+    """Median time of a `select` for 8 blocks, on this machine."""
+
+
+def selects_only_masked(bench: Bench) -> None:
+    """A selection names masked positions (and committed ones only if the policy edits)."""
+    policy = bench.policy()
+    if policy.edits:
+        assert "committed" in policy.requires, 'edits = True needs "committed" in requires'
+        return
+    with _watched(policy) as calls:
+        bench.decode(policy, masks=-(-bench.length // 2))
+    for step, answer in calls:
+        rows, places = (answer & ~step.masked).nonzero(as_tuple=True)
+        assert not len(rows), (
+            f"select chose position {int(places[0])}, which is committed; "
+            "and the answer with step.masked, or set edits = True"
+        )
+
+
+def ends(bench: Bench) -> None:
+    """Every block ends in at most as many steps as it has masks, and no step overruns it."""
+    last = bench.decode(bench.policy())[-1]
+    assert (last != MASK).all(), "masks are left after as many steps as there were masks"
+
+
+def makes_progress(bench: Bench) -> None:
+    """On predictions that grow certain, the policy selects by itself: it is not stuck."""
+    policy = bench.policy()
+    batch = bench.start(policy, 4)
+    with _watched(policy) as calls:
+        for step in range(bench.length):
+            logits = torch.zeros(4, bench.length, VOCABULARY)
+            logits[..., 0] = 5.0 * (step + 1)
+            take_step(batch, logits)
+    assert any(bool(answer.any()) for _, answer in calls), (
+        "not one position was selected although every prediction stays the same and grows "
+        "certain; the progress rule did it all"
+    )
+
+
+def leaves_its_input(bench: Bench) -> None:
+    """No tensor of the step is changed by the policy."""
+    policy = bench.policy()
+    batch = bench.start(policy, 4)
+    changed: set[str] = set()
+    for method in _methods(policy):
+        _wrap(policy, method, lambda call, step, state: _noting_changes(call, step, state, changed))
+    for index in range(min(bench.length, 3)):
+        take_step(batch, bench.logits(4, index))
+    assert not changed, f"the policy changed step.{', step.'.join(sorted(changed))} in place"
+
+
+def is_deterministic(bench: Bench) -> None:
+    """The same seed gives the same commits; random numbers come from step.generator alone."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        first = bench.decode(bench.policy())
+        torch.manual_seed(2)
+        second = bench.decode(bench.policy())
+    assert same(first, second), (
+        "two decodes with one seed differ; draw random numbers from step.generator alone"
+    )
+
+
+def keeps_rows_apart(bench: Bench) -> None:
+    """A row's result does not depend on the rows beside it, finished ones included."""
+    together, alone = bench.policy(), bench.policy()
+    batch = bench.start(together, 4)
+    # Row 1 has ended before the first step.
+    batch.masked = batch.masked & (torch.arange(4) != 1).unsqueeze(-1)
+    singles = []
+    for row in range(4):
+        single = bench.start(alone, 4)
+        single.masked = batch.masked.clone()
+        single.keep([row])
+        singles.append(single)
+    for step in range(bench.length):
+        logits = bench.logits(4, step)
+        take_step(batch, logits)
+        for row, single in enumerate(singles):
+            take_step(single, logits[row : row + 1])
+            assert torch.equal(batch.tokens[row], single.tokens[0]), (
+                f"row {row} decodes differently beside other rows (step {step})"
+            )
+
+
+def survives_reordering(bench: Bench) -> None:
+    """Its state can be gathered: rows are dropped and reordered in the middle of a block."""
+    policy, order = bench.policy(), [3, 0, 2]
+    straight, moved = bench.start(policy, 4), bench.start(policy, 4)
+    for step in range(bench.length):
+        logits = bench.logits(4, step)
+        take_step(straight, logits)
+        if step == 2:
+            moved.keep(order)
+        take_step(moved, logits if step < 2 else logits[order])
+        if step >= 2:
+            assert torch.equal(moved.tokens, straight.tokens[order]), (
+                f"rows decode differently after they were reordered (step {step}); keep what "
+                "belongs to a row in the state, with the batch as the first dimension"
+            )
+
+
+def state_is_per_row(bench: Bench) -> None:
+    """Every tensor of the state has the batch as its first dimension, before and after a step."""
+    policy = bench.policy()
+    state = policy.init_state(3, bench.length, torch.device("cpu"))
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    for name, shape in shapes.items():
+        assert shape[:1] == (3,), f"state {name!r} has shape {shape} for 3 rows"
+    policy.select(_step_of(bench, policy, 3), state)
+    after = {name: tuple(value.shape) for name, value in state.items()}
+    assert after == shapes, f"select changed the state's shapes from {shapes} to {after}"
+
+
+def forgets_requests(bench: Bench) -> None:
+    """What a policy object decoded before does not show in the next request."""
+    fresh, used = bench.policy(), bench.policy()
+    for seed in (5, 6):
+        bench.decode(used, seed=seed)
+    assert same(bench.decode(fresh), bench.decode(used)), (
+        "a policy that has decoded other requests decides differently; the object remembers"
+    )
+
+
+def forgets_blocks(bench: Bench) -> None:
+    """The next block of a row starts from a new state."""
+    policy = bench.policy()
+    batch = bench.start(policy, 2)
+    for step in range(bench.length):
+        take_step(batch, bench.logits(2, step, seed=5))
+    batch.advance([0, 1], torch.full((2, bench.length), MASK))
+    fresh = bench.start(policy, 2)
+    fresh.block_index, fresh.canvas_length = batch.block_index, batch.canvas_length
+    batch.generators, fresh.generators = generators(2, seed=0), generators(2, seed=0)
+    for step in range(bench.length):
+        take_step(batch, bench.logits(2, step))
+        take_step(fresh, bench.logits(2, step))
+        assert torch.equal(batch.tokens, fresh.tokens), "a block shows what the one before it was"
+
+
+def answers_bool(bench: Bench) -> None:
+    """The answer is a bool tensor (B, L) on the step's device."""
+    policy = bench.policy()
+    step = _step_of(bench, policy, 3)
+    state = policy.init_state(3, bench.length, torch.device("cpu"))
+    answers = {method: getattr(policy, method) for method in _methods(policy)}
+    for method, ask in answers.items():
+        answer = ask(step, state)
+        assert isinstance(answer, Tensor), f"{method} returned {type(answer).__name__}"
+        found = (answer.dtype, tuple(answer.shape), answer.device)
+        wanted = (torch.bool, tuple(step.masked.shape), step.masked.device)
+        assert found == wanted, f"{method} returned {found}, wanted {wanted}"
+
+
+def bears_bad_logits(bench: Bench) -> None:
+    """NaN and -inf among the logits raise nothing, end all the same, and leave other rows alone."""
+    for bad in (torch.nan, -torch.inf):
+        policy = bench.policy()
+        clean, spoilt = bench.start(policy, 2), bench.start(policy, 2)
+        for step in range(bench.length):
+            logits = bench.logits(2, step)
+            take_step(clean, logits)
+            broken = logits.clone()
+            broken[0, ::2] = bad
+            take_step(spoilt, broken)
+            assert torch.equal(clean.tokens[1], spoilt.tokens[1]), (
+                f"logits of {bad} in one row change another row"
+            )
+        assert not spoilt.masked.any(), f"logits of {bad}: the block does not end"
+
+
+def bears_few_masks(bench: Bench) -> None:
+    """One mask left is committed; a block without masks stays as it is."""
+    for masks in (1, 0):
+        policy = bench.policy()
+        batch = bench.start(policy, 3, masks)
+        before = batch.tokens
+        take_step(batch, bench.logits(3, 0))
+        assert not batch.masked.any(), "the last mask was not committed"
+        if not masks:
+            assert torch.equal(batch.tokens, before), "a block without masks was changed"
+
+
+def can_be_copied(bench: Bench) -> None:
+    """Deep copy and pickle give a policy that decides the same (engines spawn processes)."""
+    for policy in (bench.factory(), bench.policy()):
+        twins: dict[str, Callable[[UnmaskPolicy], UnmaskPolicy]] = {
+            "deepcopy": copy.deepcopy,
+            "pickle": lambda p: pickle.loads(pickle.dumps(p)),
+        }
+        for way, twin in twins.items():
+            try:
+                made = twin(policy)
+            except Exception as error:
+                raise AssertionError(f"{way} failed: {type(error).__name__}: {error}") from error
+            assert made.describe() == policy.describe(), f"{way} loses options"
+    assert same(bench.decode(made), bench.decode(policy)), "a copy decides differently"
+
+
+def reads_nothing_back(bench: Bench) -> None:
+    """select runs on tensors without values: no .item(), no `if tensor`, no shapes from data."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    policy = bench.policy()
+    if any(isinstance(v, (Tensor, torch.nn.Module)) for v in _deep_values(policy)):
+        return  # its weights hold values; fake tensors do not mix with them
+    step = _step_of(bench, policy, 2)
+    state = policy.init_state(2, bench.length, torch.device("cpu"))
+    mode: Any = FakeTensorMode()
+    faked = replace(
+        step,
+        generator=None,
+        **{
+            f.name: mode.from_tensor(value)
+            for f in fields(step)
+            if isinstance(value := getattr(step, f.name), Tensor)
+        },
+    )
+    kept: dict[str, Tensor] = {name: mode.from_tensor(value) for name, value in state.items()}
+    with mode:
+        try:
+            policy.select(faked, kept)
+        except Exception as error:
+            raise AssertionError(
+                f"select needs the values on the host ({type(error).__name__}: {error})"
+            ) from error
+
+
+CHECKS: dict[str, Callable[[Bench], None]] = {
+    check.__name__: check
+    for check in (
+        answers_bool,
+        selects_only_masked,
+        leaves_its_input,
+        is_deterministic,
+        makes_progress,
+        ends,
+        keeps_rows_apart,
+        state_is_per_row,
+        survives_reordering,
+        forgets_requests,
+        forgets_blocks,
+        bears_bad_logits,
+        bears_few_masks,
+        can_be_copied,
+        reads_nothing_back,
+    )
+}
+"""By name, in the order in which they run."""
+
+
+def run_check(name: str, factory: Factory, block_length: int) -> None:
+    """Run one check at one block length. Raises AssertionError, with the length, if it fails."""
+    try:
+        CHECKS[name](Bench(factory, block_length))
+    except Exception as error:
+        said = (
+            str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
+        )
+        raise AssertionError(f"{said} (block_length={block_length})") from error
+
+
+def check_policy(
+    factory: Factory, *, block_lengths: tuple[int, ...] = BLOCK_LENGTHS, verbose: bool = True
+) -> Report:
+    """Run every check on the policies that `factory()` makes.
+
+    Prints a line per check and the time of a `select`, unless `verbose` is False. The longest
+    lengths run once each, so that it stays quick.
+
+    Raises ConformanceError, which names the checks that failed.
+
+        check_policy(lambda: create_policy("cora", threshold=0.7))
+    """
+    report = Report()
+    for name, check in CHECKS.items():
+        try:
+            for length in lengths_of(name, block_lengths):
+                run_check(name, factory, length)
+        except AssertionError as error:
+            report.failures[name] = str(error)
+        else:
+            report.passed.append(name)
+        if verbose:
+            failure = report.failures.get(name)
+            print(f"{name:20} {f'FAILED  {failure}' if failure else f'ok  {first_line(check)}'}")
+    if report.failures:
+        lines = "".join(f"\n  {name}: {why}" for name, why in report.failures.items())
+        raise ConformanceError(f"{len(report.failures)} of {len(CHECKS)} checks failed:{lines}")
+    report.microseconds = _time(factory, block_lengths)
+    if verbose:
+        print(f"select takes {report.microseconds:.0f} us for 8 blocks")
+    return report
+
+
+def lengths_of(name: str, block_lengths: tuple[int, ...]) -> tuple[int, ...]:
+    """At which of the lengths a check runs.
+
+    Of those that decode whole blocks several times, long ones would take long; `makes_progress`
+    leaves a policy the time to gather its history.
+    """
+    if name == "makes_progress":
+        return tuple(n for n in block_lengths if 4 <= n <= 32)
+    whole = ("answers_bool", "ends", "state_is_per_row", "reads_nothing_back", "bears_few_masks")
+    if name in whole:
+        return block_lengths
+    return tuple(n for n in block_lengths if n <= 8) or (min(block_lengths),)
+
+
+def first_line(check: Callable[[Bench], None]) -> str:
+    """What a check holds, in a line."""
+    return (check.__doc__ or "").splitlines()[0]
+
+
+def _time(factory: Factory, block_lengths: tuple[int, ...]) -> float:
+    bench = Bench(factory, 32 if 32 in block_lengths else max(block_lengths))
+    policy = bench.policy()
+    step = _step_of(bench, policy, 8)
+    state = policy.init_state(8, bench.length, torch.device("cpu"))
+    taken = []
+    for _ in range(20):
+        start = time.perf_counter()
+        policy.select(step, state)
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken) * 1e6
+
+
+def _step_of(bench: Bench, policy: UnmaskPolicy, rows: int) -> DenoisingStep:
+    """A first step as this policy sees one."""
+    return take_step(bench.start(policy, rows), bench.logits(rows, 0)).step
+
+
+def _methods(policy: UnmaskPolicy) -> list[str]:
+    return ["select", "remask"] if isinstance(policy, RemaskingPolicy) else ["select"]
+
+
+def _wrap(policy: UnmaskPolicy, method: str, around: Callable[..., Tensor]) -> None:
+    call = getattr(policy, method)
+    object.__setattr__(policy, method, lambda step, state: around(call, step, state))
+
+
+@contextmanager
+def _watched(policy: UnmaskPolicy) -> Iterator[list[tuple[DenoisingStep, Tensor]]]:
+    """What `select` is asked and answers, as a list that grows."""
+    calls: list[tuple[DenoisingStep, Tensor]] = []
+
+    def noting(
+        call: Callable[..., Tensor], step: DenoisingStep, state: dict[str, Tensor]
+    ) -> Tensor:
+        answer = call(step, state)
+        calls.append((step, answer))
+        return answer
+
+    _wrap(policy, "select", noting)
+    yield calls
+
+
+def _noting_changes(
+    call: Callable[..., Tensor],
+    step: DenoisingStep,
+    state: dict[str, Tensor],
+    changed: set[str],
+) -> Tensor:
+    tensors = {f.name: getattr(step, f.name) for f in fields(step)}
+    before = {k: v.clone() for k, v in tensors.items() if isinstance(v, Tensor)}
+    answer = call(step, state)
+    for name, value in before.items():
+        if not torch.equal(value.nan_to_num(), tensors[name].nan_to_num()):
+            changed.add(name)
+    return answer
+
+
+def _deep_values(policy: UnmaskPolicy) -> Iterator[Any]:
+    for value in vars(policy).values():
+        yield value
+        if isinstance(value, dict):
+            yield from value.values()

@@ -1,0 +1,19 @@
+"""Small host values on the model's device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def upload(values: Any, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """The values, a sequence, nested or not, or an array, on the device, without waiting for what
+    the device does. Lists of whole numbers become int64; arrays keep their type."""
+    if dtype is None and len(values) == 0:
+        dtype = torch.int64
+    tensor = torch.tensor(values, dtype=dtype)
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()  # else the copy would wait
+    return tensor.to(device, non_blocking=True)

@@ -1,0 +1,39 @@
+"""CCD: what two steps in a row agree on."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from l2pd_plugins.options import options
+from l2pd_plugins.policy import DenoisingStep, UnmaskPolicy
+from l2pd_plugins.selection import top_k
+
+
+@options
+class CCD(UnmaskPolicy):
+    """Unmask the positions that two consecutive steps rank high with the same prediction.
+
+    Each step keeps the `candidates` most confident masked positions; one that was kept by the step
+    before too, with the same prediction, is committed.
+
+    Source: Coherent Contextual Decoding, arXiv 2512.02044, adaptive variant. The number of
+    candidates is tuned per model there; 4 is a choice of this project.
+    """
+
+    candidates: Annotated[int, Field(ge=1)] = 4
+
+    def init_state(
+        self, batch_size: int, block_length: int, device: torch.device
+    ) -> dict[str, Tensor]:
+        shape = (batch_size, block_length)
+        return {"x0": torch.full(shape, -1, dtype=torch.int64, device=device)}
+
+    def select(self, step: DenoisingStep, state: dict[str, Tensor]) -> Tensor:
+        kept = top_k(step.confidence, step.masked, self.candidates)
+        agreed = kept & (step.x0 == state["x0"])
+        state["x0"] = torch.where(kept, step.x0, -1)
+        return agreed

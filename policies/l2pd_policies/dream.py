@@ -1,0 +1,58 @@
+"""Dream's orders, by margin and by entropy, with its schedule."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from l2pd_plugins.options import options
+from l2pd_plugins.policy import DenoisingStep
+from l2pd_policies.fixed_schedule import FixedSchedule
+
+_LAST_TIME = 1e-3
+"""Where Dream's time ends, `eps` in its code."""
+
+
+class _DreamSchedule(FixedSchedule):
+    def share(self, step: DenoisingStep, masks: Tensor, steps: Tensor) -> Tensor:
+        left = step.masked.sum(-1)
+        # float64: a floor decides. These are (B,) numbers.
+        index = step.step_index.double()
+        time, following = (1 - (1 - _LAST_TIME) * at / steps for at in (index, index + 1))
+        share = (left * (1 - following / time)).floor().long()
+        return torch.where(step.step_index < steps - 1, share, left)
+
+
+@options
+class DreamMargin(_DreamSchedule):
+    """Unmask the positions of the largest margin, as many as Dream's schedule says.
+
+    The margin is p(top1) - p(top2). Of m masks, a step from time s to s' takes
+    floor(m (1 - s' / s)), with times evenly from 1 to 0.001 and all that is left at the last step;
+    `steps` is for the whole canvas, `tokens_per_step` fixes the number instead (1 by default).
+
+    Source: Dream, arXiv 2508.15487, `alg="topk_margin"` of its code with alg_temp 0. There a step
+    whose share is 0 commits nothing, here the most confident position.
+    """
+
+    requires = frozenset({"confidence", "margin"})
+
+    def score(self, step: DenoisingStep) -> Tensor:
+        assert step.margin is not None  # required
+        return step.margin
+
+
+@options
+class DreamEntropy(_DreamSchedule):
+    """Unmask the positions of the lowest entropy, as many as Dream's schedule says.
+
+    The schedule is that of `dream_margin`.
+
+    Source: Dream, arXiv 2508.15487, `alg="entropy"` of its code with alg_temp 0.
+    """
+
+    requires = frozenset({"confidence", "entropy"})
+
+    def score(self, step: DenoisingStep) -> Tensor:
+        assert step.entropy is not None  # required
+        return -step.entropy

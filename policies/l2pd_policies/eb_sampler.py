@@ -1,0 +1,35 @@
+"""The entropy-bounded sampler."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+from torch import Tensor
+
+from l2pd_plugins.options import options
+from l2pd_plugins.policy import DenoisingStep, UnmaskPolicy
+from l2pd_policies.prefix import longest_prefix
+
+
+@options
+class EBSampler(UnmaskPolicy):
+    """Unmask the k positions of lowest entropy, k the largest whose entropies stay in a bound.
+
+    The bound is on what the tokens could lose by being drawn apart: the sum of the k entropies
+    (nats) less the largest of them is at most `gamma`. One position always qualifies.
+
+    Source: EB-Sampler, arXiv 2505.24857, section 4, gamma from 0.01 to 0.1 there; SGLang's
+    EBSampling has 0.15, DiffusionGemma 0.1, which is the default here.
+    """
+
+    requires = frozenset({"confidence", "entropy"})
+
+    gamma: Annotated[float, Field(ge=0)] = 0.1
+
+    def select(self, step: DenoisingStep, state: dict[str, Tensor]) -> Tensor:
+        assert step.entropy is not None  # required
+        # From low to high entropy, so the last is the largest: the sum of those before it counts.
+        return longest_prefix(
+            -step.entropy, step.masked, lambda h, _: (h - h.cumsum(-1)) <= self.gamma
+        )

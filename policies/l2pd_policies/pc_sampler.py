@@ -1,0 +1,70 @@
+"""PC-Sampler: confidence, corrected for common tokens and for the position."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from l2pd_plugins.errors import L2PDError
+from l2pd_plugins.options import options
+from l2pd_plugins.policy import DenoisingStep
+from l2pd_policies.fixed_schedule import FixedSchedule
+
+
+@options
+class PCSampler(FixedSchedule):
+    """Unmask by confidence in informative tokens, early positions first, a fixed number a step.
+
+    score = exp(-`decay` * position) * min(-c log f(x0), `alpha`), f the token's frequency in a
+    background corpus. `frequencies` is a safetensors file with the tensor "frequencies" (V,),
+    positive probabilities. `steps` and `tokens_per_step` are those of `fixed_schedule`.
+
+    Source: PC-Sampler, arXiv 2508.13021, defaults decay 0.25 (0 for Sudoku and Countdown) and
+    alpha 10. Positions count from the start of the block, which orders a block as counting from
+    the start of the answer does.
+    """
+
+    requires = frozenset({"confidence"})
+
+    frequencies: str
+    decay: Annotated[float, Field(ge=0)] = 0.25
+    alpha: Annotated[float, Field(gt=0)] = 10.0
+    _surprise: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._surprise[torch.device("cpu")] = _surprise(Path(self.frequencies).expanduser())
+
+    def init_state(
+        self, batch_size: int, block_length: int, device: torch.device
+    ) -> dict[str, Tensor]:
+        if device not in self._surprise:
+            self._surprise[device] = self._surprise[torch.device("cpu")].to(device)
+        return super().init_state(batch_size, block_length, device)
+
+    def score(self, step: DenoisingStep) -> Tensor:
+        surprise = self._surprise[step.confidence.device][step.x0]
+        position = torch.arange(step.x0.shape[1], device=step.x0.device)
+        informative = (step.confidence * surprise).clamp(max=self.alpha)
+        return (-self.decay * position).exp() * informative
+
+
+def _surprise(file: Path) -> Tensor:
+    """-log of the table's frequencies, (V,) float32."""
+    try:
+        table = load_file(file)["frequencies"]
+    except (OSError, SafetensorError, KeyError) as error:
+        raise L2PDError(
+            f"pc_sampler: frequencies={str(file)!r} is no safetensors file with a tensor "
+            f"'frequencies' ({error})"
+        ) from error
+    if table.ndim != 1 or not bool(((table > 0) & (table <= 1)).all()):
+        raise L2PDError(f"pc_sampler: {file}: frequencies must be (V,), above 0 and at most 1")
+    return -table.float().log()

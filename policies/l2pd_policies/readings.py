@@ -1,0 +1,28 @@
+"""What policies read from the logits beyond the step's statistics."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from l2pd_plugins.policy import DenoisingStep
+
+
+def probability_of(step: DenoisingStep, tokens: Tensor) -> Tensor:
+    """Probabilities (B, L, K) of tokens (B, L, K) int64, of which negative ones have 0.
+
+    From x0's probability and the distance of the logits: no pass over the vocabulary.
+    """
+    assert step.logits is not None  # required
+    logits = step.logits.gather(-1, tokens.clamp(min=0)).float()
+    of_x0 = step.logits.gather(-1, step.x0.unsqueeze(-1)).float()
+    return ((logits - of_x0).exp() * step.confidence.unsqueeze(-1)).masked_fill(tokens < 0, 0)
+
+
+def without_mask_token(step: DenoisingStep) -> Tensor:
+    """The logits (B, L, V) in float32, -inf at the token that stands at masked positions."""
+    assert step.logits is not None  # required
+    mask_token = torch.where(step.masked, step.tokens, -1).amax(-1).clamp(min=0)
+    rows, length, _ = step.logits.shape
+    column = mask_token.view(rows, 1, 1).expand(rows, length, 1)
+    return step.logits.float().scatter(-1, column, -torch.inf)

@@ -1,0 +1,166 @@
+"""Blocks in slots: the same commits as a batch that holds nothing but them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from l2pd_plugins import UnmaskPolicy, create_policy, denoising
+from l2pd_plugins.denoising import BlockBatch, denoising_step
+from l2pd_plugins.end_of_text import EndOfText
+from l2pd_plugins.slots import BlockSlots
+
+SLOTS, LENGTH, VOCABULARY, MASK, EOT = 6, 5, 11, 10, 9
+END = EndOfText("block", (EOT,))
+
+
+class Persistent(UnmaskPolicy):
+    """What was predicted at the step before as well; its state alone decides."""
+
+    def init_state(self, batch_size, block_length, device):
+        return {"x0": torch.full((batch_size, block_length), -1, device=device)}
+
+    def select(self, step, state):
+        stands = step.x0 == state["x0"]
+        state["x0"] = step.x0
+        return step.masked & stands
+
+
+class Unready(UnmaskPolicy):
+    def init_state(self, batch_size, block_length, device):
+        raise ValueError("not today")
+
+    def select(self, step, state):
+        return step.masked
+
+
+def slots_of() -> BlockSlots:
+    return BlockSlots(SLOTS, LENGTH, mask_token_id=MASK, device=torch.device("cpu"))
+
+
+def logits_of(slot: int, time: int) -> torch.Tensor:
+    """What a model says of a slot's block at its n-th step, (L, V)."""
+    generator = torch.Generator().manual_seed(1000 * slot + time)
+    return torch.randn(LENGTH, VOCABULARY, generator=generator) * 2
+
+
+def alone(
+    slot: int, policy: UnmaskPolicy, first: list[int], ignores_end: bool, steps: int
+) -> list[list[int]]:
+    """The slot's block after each step, with nothing beside it; the next one follows a full one."""
+    tokens = torch.tensor([first])
+    batch, seen, block_index = None, [], 0
+    for time in range(steps):
+        if batch is None:
+            batch = BlockBatch.start(
+                tokens,
+                [policy],
+                mask_token_id=MASK,
+                present=tokens == MASK,
+                block_index=torch.tensor([block_index]),
+                ignores_end=torch.tensor([ignores_end]),
+            )
+        denoising_step(batch, logits_of(slot, time)[None], end_of_text=END)
+        seen.append(batch.tokens[0].tolist())
+        if not batch.masked.any():
+            batch, tokens, block_index = None, torch.full((1, LENGTH), MASK), block_index + 1
+    return seen
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_each_slot_goes_its_own_way(data: st.DataObject) -> None:
+    policies = [
+        create_policy("confidence_threshold", threshold=0.5),
+        create_policy("fixed_schedule", tokens_per_step=2),
+        Persistent(),
+    ]
+    slots = slots_of()
+    expected, seen = {}, {}
+    for slot in range(SLOTS):
+        policy = data.draw(st.sampled_from(policies))
+        known = data.draw(st.integers(0, LENGTH - 1))
+        ignores_end = data.draw(st.booleans())
+        first = [*range(known), *[MASK] * (LENGTH - known)]
+        slots.assign(
+            slot, policy, first, [token == MASK for token in first], ignores_end=ignores_end
+        )
+        expected[slot] = alone(slot, policy, first, ignores_end, steps=12)
+        seen[slot] = []
+    for _ in range(12):
+        order = data.draw(st.permutations(range(SLOTS)))
+        chosen = [
+            slot for slot in order[: data.draw(st.integers(1, SLOTS))] if len(seen[slot]) < 12
+        ]
+        if not chosen:
+            continue
+        batch = slots.take(np.array(chosen))
+        logits = torch.stack([logits_of(slot, len(seen[slot])) for slot in chosen])
+        denoising_step(batch.block, logits, end_of_text=END)
+        for row, slot in enumerate(chosen):
+            seen[slot].append(batch.block.tokens[row].tolist())
+        full = ~batch.block.masked.any(-1)
+        batch.renew(
+            full,
+            torch.full_like(batch.block.tokens, MASK),
+            torch.ones_like(batch.block.present),
+        )
+        slots.put(batch)
+    for slot in range(SLOTS):
+        assert seen[slot] == expected[slot][: len(seen[slot])]
+
+
+def test_what_nobody_runs_is_forgotten() -> None:
+    slots, policy = slots_of(), Persistent()
+    for slot in (2, 4):
+        slots.assign(slot, policy, [MASK] * LENGTH, [True] * LENGTH)
+    slots.assign(4, create_policy("fixed_schedule"), [MASK] * LENGTH, [True] * LENGTH)
+    assert len(slots) == 2
+    slots.release(2)
+    assert policy not in slots.policies
+    slots.release(2)
+    slots.release(4)
+    assert (len(slots), slots.policies) == (0, [])
+
+
+def test_a_reused_slot_begins_anew() -> None:
+    slots, policy = slots_of(), Persistent()
+    results = []
+    for _ in range(2):
+        slots.assign(1, policy, [MASK] * LENGTH, [True] * LENGTH, block_index=3)
+        batch = slots.take(np.array([1]))
+        assert batch.block.step_index.tolist() == [0]
+        assert batch.block.block_index.tolist() == [3]
+        for _ in range(2):
+            denoising_step(batch.block, logits_of(1, 0)[None], end_of_text=END)
+        slots.put(batch)
+        results.append(slots.tokens[1].tolist())
+        slots.assign(0, policy, [MASK] * LENGTH, [True] * LENGTH)  # keeps the policy's state alive
+    assert results[0] == results[1]
+
+
+def test_the_buffers_stay_where_they_are() -> None:
+    slots = slots_of()
+    names = ("tokens", "masked", "present", "step_index", "block_index")
+    before = {name: getattr(slots, name).data_ptr() for name in names}
+    slots.assign(0, Persistent(), [MASK] * LENGTH, [True] * LENGTH)
+    batch = slots.take(np.array([0]))
+    denoising_step(batch.block, logits_of(0, 0)[None], end_of_text=END)
+    slots.put(batch)
+    assert {name: getattr(slots, name).data_ptr() for name in names} == before
+    assert slots.tokens[0].tolist() == batch.block.tokens[0].tolist()
+
+
+def test_a_policy_that_cannot_begin_leaves_its_slots_to_the_progress_rule(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(denoising, "_failed", set())
+    slots = slots_of()
+    slots.assign(0, Unready(), [MASK] * LENGTH, [True] * LENGTH)
+    batch = slots.take(np.array([0]))
+    denoising_step(batch.block, logits_of(0, 0)[None], end_of_text=EndOfText("off", ()))
+    assert batch.block.masked.sum() == LENGTH - 1
+    assert "not today" in caplog.text

@@ -1,0 +1,65 @@
+"""Requests for a server, and what the transformers adapter answers."""
+
+import json
+import random
+from dataclasses import dataclass
+
+import torch
+
+from l2pd_adapters.huggingface import load
+from l2pd_adapters.tiny_models import heldout_prompts
+
+
+@dataclass(frozen=True)
+class Case:
+    """A request, and what the transformers adapter answers."""
+
+    prompt: str
+    templated: str
+    policy: dict
+    tokens: list
+    """Up to and including the end of text."""
+    text: str
+    committed_at: list
+
+    @property
+    def options(self):
+        return {name: value for name, value in self.policy.items() if name != "name"}
+
+
+def random_requests(policies, count, seed=0):
+    """(prompt, policy) of held-out prompts, each with one of the policies."""
+    rng = random.Random(seed)
+    lines = heldout_prompts().read_text(encoding="utf-8").splitlines()
+    prompts = [json.loads(line)["prompt"] for line in rng.sample(lines, count)]
+    return [(prompt, rng.choice(policies)) for prompt in prompts]
+
+
+def decoded(model_name, requests, max_new_tokens):
+    """The cases of these (prompt, policy), decoded by transformers in float32."""
+    model, tokenizer = load(model_name, dtype=torch.float32)
+    made = []
+    for start in range(0, len(requests), 25):
+        batch = requests[start : start + 25]
+        templated = [
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
+            )
+            for prompt, _ in batch
+        ]
+        inputs = tokenizer(templated, padding=True, return_tensors="pt", add_special_tokens=False)
+        out = model.generate(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            max_new_tokens=max_new_tokens,
+            unmask_policy=[policy for _, policy in batch],
+            return_dict_in_generate=True,
+        )
+        answers = out.sequences[:, inputs["input_ids"].shape[1] :].tolist()
+        for row, length in enumerate(out.trace.length.tolist()):
+            prompt, policy = batch[row]
+            tokens = answers[row][:length]
+            text = tokenizer.decode(tokens, skip_special_tokens=True)
+            committed_at = out.trace.committed_at[row, :length].tolist()
+            made.append(Case(prompt, templated[row], policy, tokens, text, committed_at))
+    return made

@@ -1,0 +1,362 @@
+"""vLLM's engine in this process: what a server cannot show, or not as quickly."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from vllm import LLM, SamplingParams
+from vllm.platforms.cpu import CpuPlatform
+
+from l2pd_adapters.huggingface import load
+from l2pd_adapters.tiny_models import folder_of
+from l2pd_adapters.vllm import sampler
+from l2pd_adapters.vllm.scheduler import BlockAsyncScheduler
+from tests.engines.golden import MAX_NEW_TOKENS, golden
+from tests.engines.golden import MODEL as GOLDEN_MODEL
+
+MAX_MODEL_LEN = 200  # no multiple of the models' blocks
+
+
+class Engine:
+    """vLLM and transformers on one of the small models."""
+
+    def __init__(self, name, **arguments):
+        folder = str(folder_of(name))
+        self.llm = LLM(
+            folder,
+            dtype="float32",
+            max_model_len=MAX_MODEL_LEN,
+            max_num_seqs=8,
+            enforce_eager=True,
+            kv_cache_memory_bytes=64 << 20,
+            additional_config={"decoding_plugin": {"name": "confidence_threshold"}},
+            **arguments,
+        )
+        self.max_model_len = self.llm.llm_engine.model_config.max_model_len
+        self.model, self.tokenizer = load(folder, dtype=torch.float32)
+
+    def __call__(self, prompts, **params):
+        """(token ids, reason of the end) of prompts given by their ids."""
+        params = params if "params" in params else {"params": SamplingParams(**params)}
+        inputs = [{"prompt_token_ids": list(ids)} for ids in prompts]
+        outputs = self.llm.generate(inputs, params["params"], use_tqdm=False)
+        return [(list(o.outputs[0].token_ids), o.outputs[0].finish_reason) for o in outputs]
+
+    def transformers(self, ids, **settings):
+        out = self.model.generate(
+            input_ids=torch.tensor([ids]), return_dict_in_generate=True, **settings
+        )
+        return out.sequences[0, len(ids) :][: int(out.trace.length[0])].tolist()
+
+    def prompt(self, text):
+        chat = [{"role": "user", "content": text}]
+        ids = self.tokenizer.apply_chat_template(
+            chat, add_generation_prompt=True, return_dict=True
+        )["input_ids"]
+        return list(ids)
+
+
+@pytest.fixture(params=["tiny-sdar", "tiny-llada"], scope="module")
+def engine(request):
+    return Engine(request.param)
+
+
+def xargs(policy):
+    options = {f"decoding_plugin.{k}": v for k, v in policy.items() if k != "name"}
+    return {"decoding_plugin": policy["name"], **options}
+
+
+def names(count):
+    return ", ".join(["Eva", "Leo", "Max", "Ben", "Ann", "Tom", "Ida", "Kim"][:count])
+
+
+class TestLengths:
+    def test_prompts_of_every_length_within_a_block(self, engine):
+        """Without a policy of their own: with the engine's."""
+        text = engine.prompt(f"Plan: {names(8)}; 1 3 4 5 8 2 6 7")
+        prompts = [text[:3] + text[-length:] for length in range(1, 36)]
+        found = engine(prompts, max_tokens=70)
+        for ids, (tokens, _) in zip(prompts, found, strict=True):
+            settings = {"max_new_tokens": 70, "unmask_policy": "confidence_threshold"}
+            assert tokens == engine.transformers(ids, **settings)
+
+    @pytest.mark.parametrize("max_tokens", [1, 5, 32, 33, 64, 71])
+    def test_a_block_cut_by_max_tokens(self, engine, max_tokens):
+        ids = engine.prompt(f"Plan: {names(8)}; 1 3 4 5 8 2 6 7")
+        ((tokens, reason),) = engine(
+            [ids], max_tokens=max_tokens, extra_args=xargs({"name": "fixed_schedule"})
+        )
+        settings = {"max_new_tokens": max_tokens, "unmask_policy": "fixed_schedule"}
+        assert tokens == engine.transformers(ids, **settings)
+        assert reason == ("stop" if tokens[-1] == 96 else "length")
+
+    @pytest.mark.parametrize("room", [1, 7, 12, 40])
+    def test_a_block_cut_by_the_models_length(self, engine, room):
+        ids = engine.prompt(f"Plan: {names(5)}; 1 3 4 5 8")
+        ids = (ids * 10)[: engine.max_model_len - room]
+        ((tokens, _),) = engine([ids], max_tokens=1000, ignore_eos=True)
+        settings = {"unmask_policy": "confidence_threshold", "end_of_text": "off"}
+        expected = engine.model.generate(
+            input_ids=torch.tensor([ids]), max_new_tokens=room, **settings
+        )
+        assert tokens == expected[0, len(ids) :].tolist()
+
+    def test_an_end_of_text_that_is_ignored(self, engine):
+        ids = engine.prompt("Sort: ekvfinbhru")
+        ((tokens, reason),) = engine([ids], max_tokens=90, ignore_eos=True)
+        settings = {"unmask_policy": "confidence_threshold", "end_of_text": "off"}
+        expected = engine.model.generate(
+            input_ids=torch.tensor([ids]), max_new_tokens=90, **settings
+        )
+        assert 96 in tokens
+        assert (tokens, reason) == (expected[0, len(ids) :].tolist(), "length")
+
+
+class TestAsynchronousScheduling:
+    def test_the_same_tokens_also_when_requests_are_preempted(self, monkeypatch):
+        """Each step is scheduled before the one before it is read. vLLM switches it off on a CPU;
+        here it is switched on again."""
+        check = CpuPlatform.check_and_update_config
+
+        def force(vllm_config):
+            check(vllm_config)
+            vllm_config.scheduler_config.async_scheduling = True
+
+        monkeypatch.setattr(CpuPlatform, "check_and_update_config", staticmethod(force))
+        engine = Engine("tiny-sdar", num_gpu_blocks_override=6)
+        scheduler = engine.llm.llm_engine.engine_core.engine_core.scheduler
+        assert type(scheduler) is BlockAsyncScheduler
+        preempted = []
+        monkeypatch.setattr(
+            scheduler,
+            "_preempt_request",
+            lambda request, *rest, **more: (
+                preempted.append(request),
+                BlockAsyncScheduler._preempt_request(scheduler, request, *rest, **more),
+            ),
+        )
+        prompts = [engine.prompt(f"Plan: {names(n)}; 1 3 4 5 8") for n in range(3, 9)] * 4
+        answers = engine(prompts, max_tokens=150, ignore_eos=True)
+        settings = {"unmask_policy": "confidence_threshold", "end_of_text": "off"}
+        for ids, (tokens, _) in zip(prompts[:6], answers, strict=False):
+            room = min(150, engine.max_model_len - len(ids))
+            expected = engine.model.generate(
+                input_ids=torch.tensor([ids]), max_new_tokens=room, **settings
+            )
+            assert tokens == expected[0, len(ids) :].tolist()
+        assert answers == answers[:6] * 4
+        assert preempted
+
+
+class TestChoices:
+    def test_a_reference(self, engine):
+        ids = engine.prompt("Sort: ekvfinbhru")
+        slow = engine.transformers(ids, max_new_tokens=40, unmask_policy="fixed_schedule")
+        filled = slow + [96] * (40 - len(slow))
+        asked = {"name": "oracle", "reference": filled}
+        ((tokens, _),) = engine([ids], max_tokens=40, extra_args=xargs(asked))
+        expected = engine.transformers(
+            ids,
+            max_new_tokens=40,
+            unmask_policy="oracle",
+            unmask_options={"reference": filled},
+        )
+        assert tokens == expected
+
+    def test_draws_follow_the_seed(self, engine):
+        ids = engine.prompt(f"Plan: {names(8)}; 1 3 4 5 8 2 6 7")
+        asked = xargs({"name": "coin"})
+        steps = []
+        for seed in (1, 1, 2):
+            with Recorder() as recorder:
+                engine([ids], max_tokens=64, seed=seed, extra_args=asked)
+            (trace,) = recorder.traces()
+            steps.append(trace)
+        assert steps[0] == steps[1] != steps[2]
+
+    def test_stop_strings(self, engine):
+        ids = engine.prompt("Sort: ekvfinbhru")
+        ((whole, _),) = engine([ids], max_tokens=64)
+        text = engine.tokenizer.decode(whole[:4])
+        ((_, reason),) = engine([ids], max_tokens=64, stop=[text[-1]])
+        assert reason == "stop"
+
+    def test_several_answers(self, engine):
+        ids = engine.prompt("Sort: ekvfinbhru")
+        (output,) = engine.llm.generate(
+            [{"prompt_token_ids": ids}], SamplingParams(n=3, max_tokens=64), use_tqdm=False
+        )
+        assert len({tuple(answer.token_ids) for answer in output.outputs}) == 1
+
+
+class Recorder:
+    """Watches the core's step: which denoising step of a request committed each token."""
+
+    def __init__(self):
+        self.events = []
+
+    def __enter__(self):
+        self.step, self.call = sampler.denoising_step, sampler.UnmaskSampler.__call__
+        recorder = self
+
+        def called(self, logits, input_batch, *rest):
+            has_logits = input_batch.cu_num_logits_np[1:] > input_batch.cu_num_logits_np[:-1]
+            pairs = zip(input_batch.req_ids, has_logits, strict=False)
+            recorder.requests = [request for request, present in pairs if present]
+            return recorder.call(self, logits, input_batch, *rest)
+
+        def stepped(block, *args, **kwargs):
+            masked = block.masked.any(-1).tolist()
+            outcome = recorder.step(block, *args, **kwargs)
+            columns = zip(
+                recorder.requests,
+                masked,
+                block.block_index.tolist(),
+                outcome.committed.tolist(),
+                (outcome.remasked | outcome.behind).tolist(),
+                strict=True,
+            )
+            recorder.events += [row for row in columns if row[1]]
+            return outcome
+
+        sampler.denoising_step, sampler.UnmaskSampler.__call__ = stepped, called
+        return self
+
+    def __exit__(self, *_):
+        sampler.denoising_step, sampler.UnmaskSampler.__call__ = self.step, self.call
+
+    def traces(self):
+        """For each request, in the order in which they came, {position in its blocks: step}."""
+        # vLLM numbers them, and adds something random behind a dash.
+        steps, found = {}, {}
+        for request, _, block, committed, undone in self.events:
+            step = steps[request] = steps.get(request, -1) + 1
+            at = found.setdefault(request, {})
+            for column, is_committed in enumerate(committed):
+                place = block * len(committed) + column
+                if is_committed:
+                    at[place] = step
+                if undone[column]:
+                    at.pop(place, None)
+        return [found[request] for request in sorted(found, key=lambda r: int(r.split("-")[0]))]
+
+
+def test_golden_traces():
+    """Tokens, and the step that committed each, as in the other engines."""
+    engine = Engine(GOLDEN_MODEL)
+    for policy, cases in golden():
+        params = SamplingParams(max_tokens=MAX_NEW_TOKENS, extra_args=xargs(policy))
+        with Recorder() as recorder:
+            answers = engine([engine.prompt(case["prompt"]) for case in cases], params=params)
+        for case, (tokens, _), trace in zip(cases, answers, recorder.traces(), strict=True):
+            assert tokens == case["tokens"], (policy, case["prompt"])
+            steps = [trace[place] for place in sorted(trace)][: len(tokens)]
+            assert steps == case["committed_at"], (policy, case["prompt"])
+
+
+ARGUMENTS = {"dtype": "float32", "max_model_len": 64, "enforce_eager": True, "max_num_seqs": 2}
+ALONE = """
+import json, sys
+exec(sys.argv[3])
+from vllm import LLM, SamplingParams
+llm = LLM(sys.argv[1], **json.loads(sys.argv[2]), kv_cache_memory_bytes=64 << 20)
+params = SamplingParams(max_tokens=20, temperature=0)
+out = llm.generate([{"prompt_token_ids": [5, 6, 7]}], params, use_tqdm=False)
+print("tokens:", list(out[0].outputs[0].token_ids))
+"""
+ANOTHER_VERSION = "import l2pd_adapters.versions as v; v.version = lambda name: '0.31.0'"
+CHANGED = """
+from vllm.v1.worker.gpu.model_states.interface import ModelState
+ModelState.custom_sampler = lambda self, sampler, more=None: None
+"""
+
+
+def alone(model, before="", environment=None, **arguments):
+    """A process that generates twenty tokens; code to run `before` vLLM is imported."""
+    return subprocess.run(
+        [sys.executable, "-c", ALONE, model, json.dumps({**ARGUMENTS, **arguments}), before],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **(environment or {})},
+        timeout=400,
+    )
+
+
+def tokens_of(ended):
+    return [line for line in ended.stdout.splitlines() if line.startswith("tokens: [")]
+
+
+def causal_qwen3(folder):
+    """A small autoregressive model."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=101,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=256,
+        eos_token_id=96,
+    )
+    Qwen3ForCausalLM(config).float().save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((folder_of("tiny-llada") / name).read_bytes())
+    return str(folder)
+
+
+class TestOtherModels:
+    def test_are_served_as_if_the_package_were_not_installed(self, tmp_path):
+        model = causal_qwen3(tmp_path)
+        without_it = alone(model, environment={"VLLM_PLUGINS": "none"})
+        (expected,) = tokens_of(without_it)
+        for before in ("", ANOTHER_VERSION, CHANGED):
+            assert tokens_of(alone(model, before)) == [expected]
+
+    def test_have_no_policy(self, tmp_path):
+        ended = alone(
+            causal_qwen3(tmp_path), additional_config={"decoding_plugin": "fixed_schedule"}
+        )
+        assert ended.returncode != 0
+        assert "is no diffusion language model known here" in ended.stderr
+
+
+class TestStartUp:
+    @pytest.mark.parametrize(
+        ("asked", "before", "said"),
+        [
+            (None, "", "choose its unmask policy with --decoding-plugin NAME"),
+            ("nope", "", "no policy 'nope'; policies: coin"),
+            ({"name": "fixed_schedule", "step": 1}, "", "its options are: steps"),
+            ({"threshold": 0.5}, "", "wanted the name of a policy"),
+            ({"name": "fixed_schedule", "block_length": 0}, "", "block_length=0"),
+            ({"name": "fixed_schedule", "end_of_text": "x"}, "", "the rules are block"),
+            (
+                "fixed_schedule",
+                CHANGED,
+                "vllm 0.32.0+cpu is not as l2pd-plugins knows >=0.32,<0.34",
+            ),
+            ("fixed_schedule", ANOTHER_VERSION, "vllm 0.31.0 is outside the supported range"),
+        ],
+    )
+    def test_says_in_one_line_why_it_fails(self, asked, before, said):
+        ended = alone(
+            str(folder_of("tiny-sdar")),
+            before,
+            additional_config={"decoding_plugin": asked} if asked else {},
+        )
+        assert ended.returncode != 0
+        assert said in ended.stderr.strip().splitlines()[-1]
+
+    def test_the_flags_are_in_the_help(self):
+        command = [str(Path(sys.executable).parent / "vllm"), "serve", "--help=all"]
+        shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert "--decoding-plugin NAME" in shown
+        assert "--decoding-plugin-config JSON" in shown
