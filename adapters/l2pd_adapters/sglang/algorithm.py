@@ -55,9 +55,6 @@ class UnmaskPolicyAlgorithm(DllmAlgorithm):
             state = RequestState.of(req, req.dllm_config.l2pd)
         except L2PDError as error:
             return str(error)
-        except Exception as error:  # of a policy's own code, which must not take the server down
-            logger.exception("request %s: its policy cannot be made", req.rid)
-            return f"the policy cannot be made: {type(error).__name__}: {error}"
         req.l2pd = state
         req.customized_info = {STEP_MAP: state.step_map, NFE: state.nfe_map}
         cls.requests[req.rid] = req
@@ -80,7 +77,7 @@ class UnmaskPolicyAlgorithm(DllmAlgorithm):
         """
         starts = super()._block_start_list(forward_batch)
         blocks = forward_batch.input_ids.view(-1, self.block_size).tolist()
-        default = RequestState(self.settings.choose(None))
+        default = RequestState(self.settings.policy(None, {}))
         seen = []
         for req, offset, start, ids in zip(found, offsets, starts, blocks, strict=True):
             before = [self.mask_id] * offset

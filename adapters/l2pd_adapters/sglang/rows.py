@@ -16,7 +16,6 @@ from l2pd_adapters.serving import generator_of
 from l2pd_adapters.sglang.settings import ServerSettings
 from l2pd_plugins import UnmaskPolicy
 from l2pd_plugins.denoising import BlockBatch
-from l2pd_plugins.errors import L2PDError
 
 STEP_MAP, NFE = "step_map", "nfe"
 """Keys of a response's meta_info."""
@@ -44,15 +43,9 @@ class RequestState:
         """The state of an SGLang Req. Raises L2PDError, which names the choices, if what it asks
         for cannot be done."""
         params = request.sampling_params
-        policy = settings.choose(params.custom_params)
-        if "reference" in policy.requires and getattr(policy, "reference", None) is None:
-            raise L2PDError(
-                f"policy {policy.name!r} needs a reference: give the answer's token ids as "
-                'custom_params {"reference": [...]}'
-            )
         seed = getattr(params, "sampling_seed", None)
         return cls(
-            policy=policy,
+            policy=settings.choose(params.custom_params),
             ignores_end=params.ignore_eos,
             seed=str(request.rid if seed is None else seed),
         )
