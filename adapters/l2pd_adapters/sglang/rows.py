@@ -107,9 +107,10 @@ class BlockRow:
     def step(self, tokens: list[int], needed: list[bool]) -> None:
         """Note what a denoising step made of the block."""
         for position in range(self.start, len(tokens)):
-            was, is_now = (each[position] == self.mask_token_id for each in (self.tokens, tokens))
-            if was != is_now:
-                self.committed_at[position] = -1 if is_now else self.request.steps
+            if tokens[position] == self.mask_token_id:
+                self.committed_at[position] = -1
+            elif tokens[position] != self.tokens[position]:
+                self.committed_at[position] = self.request.steps
         self.tokens, self.needed = tokens, needed
         self.request.steps += 1
         self.request.nfe += 1

@@ -8,7 +8,7 @@ from typing import Any
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import SamplingParams
 
-from l2pd_adapters.vllm.settings import ServerSettings, settings_of
+from l2pd_adapters.vllm.settings import KEY, ServerSettings, settings_of, takes_no_policy
 from l2pd_plugins.errors import L2PDError
 
 _ASKS_FOR_NOTHING: dict[str, tuple[Any, ...]] = {
@@ -29,7 +29,8 @@ _ASKS_FOR_NOTHING: dict[str, tuple[Any, ...]] = {
 
 
 def install() -> None:
-    """Have vLLM ask here about requests to our models (`SamplingParams._validate_diffusion`)."""
+    """Have vLLM ask here about requests to diffusion language models
+    (`SamplingParams._validate_diffusion`)."""
     stock = SamplingParams._validate_diffusion
     if getattr(stock, "_l2pd", False):
         return
@@ -38,6 +39,8 @@ def install() -> None:
     def validate(self: SamplingParams, model_config: Any) -> None:
         settings = settings_of(model_config)
         if settings is None:
+            if model_config.is_diffusion:
+                _check_names_no_policy(self, model_config)
             stock(self, model_config)
         else:
             check(self, model_config, settings)
@@ -58,6 +61,13 @@ def check(params: SamplingParams, model_config: Any, settings: ServerSettings) -
         settings.choose(params)
     except L2PDError as error:
         raise VLLMValidationError(str(error)) from error
+
+
+def _check_names_no_policy(params: SamplingParams, model_config: Any) -> None:
+    """A model with a sampler of its own, DiffusionGemma, takes no policy."""
+    named = [key for key in params.extra_args or {} if key.partition(".")[0] == KEY]
+    if named:
+        raise VLLMValidationError(f"{named[0]}: {takes_no_policy(model_config)}")
 
 
 def _check_sampling(params: SamplingParams, of_the_model: dict) -> None:

@@ -16,7 +16,6 @@ from vllm.config.scheduler import SchedulerConfig
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 
 from l2pd_adapters.families import block_length_of, mask_token_of
-from l2pd_adapters.vllm import admission
 from l2pd_adapters.vllm.compatibility import incompatibility
 from l2pd_adapters.vllm.settings import KEY, attach
 from l2pd_plugins.errors import L2PDError
@@ -49,7 +48,6 @@ class DiffusionModel(VerifyAndUpdateConfig):
     @classmethod
     def verify_and_update_config(cls, vllm_config: VllmConfig) -> None:
         """Choose the policy, and set up what its decode needs."""
-        admission.install()
         asked = (vllm_config.additional_config or {}).get(KEY)
         if asked is None:
             names = ", ".join(spec.name for spec in list_policies())

@@ -86,6 +86,14 @@ def attach(model_config: Any, asked: Any, block_length: int | None) -> ServerSet
     return settings
 
 
+def takes_no_policy(model_config: Any) -> str:
+    """Why no policy can be named for a model that is not ours."""
+    if model_config.is_diffusion:
+        architectures = ", ".join(model_config.architectures)
+        return f"{model_config.model} ({architectures}) keeps vLLM's own sampler, with no policy"
+    return f"{model_config.model} is no diffusion language model known here"
+
+
 def settings_of(model_config: Any) -> ServerSettings | None:
     """The settings that were attached, or None: the model is not ours."""
     found: ServerSettings | None = getattr(model_config, _ATTRIBUTE, None)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from vllm import LLM, SamplingParams
+from vllm.config import ModelConfig
 from vllm.platforms.cpu import CpuPlatform
 
 from l2pd_adapters.huggingface import load
@@ -328,12 +329,36 @@ class TestOtherModels:
         assert "is no diffusion language model known here" in ended.stderr
 
 
+class TestAModelWithASamplerOfItsOwn:
+    """To vLLM every model whose config names a `canvas_length` is a diffusion language model."""
+
+    @pytest.fixture
+    def model(self, tmp_path):
+        folder = causal_qwen3(tmp_path)
+        config = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps({**config, "canvas_length": 8}))
+        return folder
+
+    def test_has_no_policy(self, model):
+        ended = alone(model, additional_config={"decoding_plugin": "fixed_schedule"})
+        assert ended.returncode != 0
+        assert "(Qwen3ForCausalLM) keeps vLLM's own sampler" in ended.stderr.splitlines()[-1]
+
+    def test_nor_have_its_requests(self, model):
+        config = ModelConfig(model, dtype="float32")
+        assert config.is_diffusion
+        SamplingParams(extra_args={"another": 1})._validate_diffusion(config)
+        for asked in ({"decoding_plugin": "credit"}, {"decoding_plugin.threshold": 0.5}):
+            with pytest.raises(ValueError, match="keeps vLLM's own sampler"):
+                SamplingParams(extra_args=asked)._validate_diffusion(config)
+
+
 class TestStartUp:
     @pytest.mark.parametrize(
         ("asked", "before", "said"),
         [
             (None, "", "choose its unmask policy with --decoding-plugin NAME"),
-            ("nope", "", "no policy 'nope'; policies: coin"),
+            ("nope", "", "no policy 'nope'; policies: ccd, coin"),
             ({"name": "fixed_schedule", "step": 1}, "", "its options are: steps"),
             ({"threshold": 0.5}, "", "wanted the name of a policy"),
             ({"name": "fixed_schedule", "block_length": 0}, "", "block_length=0"),

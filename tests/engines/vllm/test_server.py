@@ -177,7 +177,7 @@ class TestErrors:
         [
             (
                 {"vllm_xargs": {"decoding_plugin": "nope"}},
-                "no policy 'nope'.*policies: coin, confidence_threshold",
+                "no policy 'nope'.*policies: .*coin, confidence_threshold",
             ),
             ({"vllm_xargs": {"decoding_plugin.threshold": 2}}, "less than or equal to 1"),
             (
