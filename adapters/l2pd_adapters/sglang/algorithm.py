@@ -7,7 +7,6 @@ follows its last commit, since only that one writes the keys and values of its f
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -22,8 +21,6 @@ from l2pd_adapters.sglang.settings import ServerSettings
 from l2pd_plugins.denoising import BlockBatch, denoising_step
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.uploading import upload
-
-logger = logging.getLogger(__name__)
 
 
 class UnmaskPolicyAlgorithm(DllmAlgorithm):

@@ -7,12 +7,12 @@ calls `verify_and_update_model_config` as soon as a checkpoint's config is read,
 
 from __future__ import annotations
 
-import logging
 from typing import Any, ClassVar
 
 from vllm.config import ModelConfig, VllmConfig
 from vllm.config.diffusion import DiffusionConfig
 from vllm.config.scheduler import SchedulerConfig
+from vllm.logger import init_logger
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 
 from l2pd_adapters.families import block_length_of, mask_token_of
@@ -21,7 +21,7 @@ from l2pd_adapters.vllm.settings import KEY, attach
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.plugins import list_policies
 
-logger = logging.getLogger(__name__)
+logger = init_logger(f"vllm.{__name__}")  # as vLLM's own are set up
 
 _SEQUENCES = 8
 """Of a bidirectional model decoded together, where --max-num-seqs does not say: as many whole

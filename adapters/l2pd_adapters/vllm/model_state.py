@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from vllm.config import VllmConfig
 from vllm.config.compilation import CUDAGraphMode
+from vllm.logger import init_logger
 from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.worker.gpu.attn_utils import build_attn_metadata
 from vllm.v1.worker.gpu.input_batch import InputBatch
@@ -22,7 +23,7 @@ from l2pd_adapters.vllm.sampler import UnmaskSampler
 from l2pd_adapters.vllm.settings import ServerSettings, settings_of
 from l2pd_plugins.uploading import upload
 
-logger = logging.getLogger(__name__)
+logger = init_logger(f"vllm.{__name__}")  # as vLLM's own are set up
 
 
 class DiffusionState(ModelState):

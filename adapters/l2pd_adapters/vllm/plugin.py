@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
+from vllm.logger import init_logger
 
-logger = logging.getLogger(__name__)
+logger = init_logger(f"vllm.{__name__}")  # as vLLM's own are set up
 
 _MODELS = "l2pd_adapters.vllm.models"
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,12 @@ from vllm.platforms.cpu import CpuPlatform
 from l2pd_adapters.huggingface import load
 from l2pd_adapters.tiny_models import folder_of
 from l2pd_adapters.vllm import sampler
+from l2pd_adapters.vllm.compatibility import SUPPORTED_VLLM
 from l2pd_adapters.vllm.scheduler import BlockAsyncScheduler
 from tests.engines.golden import MAX_NEW_TOKENS, golden
 from tests.engines.golden import MODEL as GOLDEN_MODEL
 
+ROOT = Path(__file__).parents[3]
 MAX_MODEL_LEN = 200  # no multiple of the models' blocks
 
 
@@ -266,7 +269,8 @@ exec(sys.argv[3])
 from vllm import LLM, SamplingParams
 llm = LLM(sys.argv[1], **json.loads(sys.argv[2]), kv_cache_memory_bytes=64 << 20)
 params = SamplingParams(max_tokens=20, temperature=0)
-out = llm.generate([{"prompt_token_ids": [5, 6, 7]}], params, use_tqdm=False)
+for _ in range(2):  # a worker hears of the end of a request with the next one
+    out = llm.generate([{"prompt_token_ids": [5, 6, 7]}], params, use_tqdm=False)
 print("tokens:", list(out[0].outputs[0].token_ids))
 """
 ANOTHER_VERSION = "import l2pd_adapters.versions as v; v.version = lambda name: '0.31.0'"
@@ -311,6 +315,27 @@ def causal_qwen3(folder):
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).write_bytes((folder_of("tiny-llada") / name).read_bytes())
     return str(folder)
+
+
+class TestLog:
+    def test_a_request_that_has_ended(self):
+        folder = str(folder_of("tiny-sdar"))
+        ended = alone(
+            folder,
+            environment={"VLLM_LOGGING_LEVEL": "DEBUG"},
+            additional_config={"decoding_plugin": "fixed_schedule"},
+        )
+        out = load(folder)[0].generate(
+            input_ids=torch.tensor([[5, 6, 7]]),
+            max_new_tokens=20,
+            unmask_policy="fixed_schedule",
+            return_dict_in_generate=True,
+        )
+        nfe, tokens = int(out.nfe[0]), int(out.trace.length[0])
+        assert (
+            f"policy=fixed_schedule(tokens_per_step=1) nfe={nfe} tokens={tokens} "
+            f"tokens_per_forward={tokens / nfe:.2f}\n"
+        ) in ended.stdout
 
 
 class TestOtherModels:
@@ -379,6 +404,11 @@ class TestStartUp:
         )
         assert ended.returncode != 0
         assert said in ended.stderr.strip().splitlines()[-1]
+
+    def test_the_package_asks_for_the_same_range(self):
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        low, high = SUPPORTED_VLLM
+        assert project["optional-dependencies"]["vllm"] == [f"vllm>={low},<{high}"]
 
     def test_the_flags_are_in_the_help(self):
         command = [str(Path(sys.executable).parent / "vllm"), "serve", "--help=all"]
