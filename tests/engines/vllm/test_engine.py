@@ -4,10 +4,10 @@ import json
 import os
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
+import tomllib
 import torch
 from vllm import LLM, SamplingParams
 from vllm.config import ModelConfig

@@ -188,7 +188,7 @@ class TestErrors:
                 {"vllm_xargs": {"decoding_plugin": "learn2pd", "decoding_plugin.filter": "/no"}},
                 "no such folder",
             ),
-            ({"vllm_xargs": {"decoding_plugin": "oracle"}}, "decoding_plugin.reference"),
+            ({"vllm_xargs": {"decoding_plugin": "oracle"}}, "needs a reference: its option"),
             ({"vllm_xargs": {"diffusion_canvas_length": 8}}, "diffusion_canvas_length"),
             ({"temperature": 0.7}, "temperature=0.7: decoding is greedy"),
             ({"min_p": 0.1}, "min_p=0.1 is not supported"),
