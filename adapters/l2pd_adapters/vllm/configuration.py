@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from vllm.config import ModelConfig, VllmConfig
+from vllm.config.compilation import CUDAGraphMode
 from vllm.config.diffusion import DiffusionConfig
 from vllm.config.scheduler import SchedulerConfig
 from vllm.logger import init_logger
@@ -121,6 +122,10 @@ class Bidirectional(DiffusionModel):
             scheduler, scheduler.max_num_seqs * vllm_config.model_config.max_model_len
         )
         vllm_config.cache_config.enable_prefix_caching = False
+        compilation = vllm_config.compilation_config
+        if compilation.cudagraph_mode is None or compilation.cudagraph_mode.has_full_cudagraphs():
+            # A full graph would replay with the rows of hidden states that it was captured with.
+            compilation.cudagraph_mode = CUDAGraphMode.PIECEWISE
         scheduler.async_scheduling = False
         scheduler.scheduler_cls = f"{_SCHEDULERS}.WholeSequenceScheduler"
         # vLLM's layers take this for an encoder without a cache. They compute over the cache of
