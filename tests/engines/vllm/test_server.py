@@ -18,8 +18,8 @@ from tests.engines.cases import decoded, random_requests
 from tests.engines.vllm.server import DOCS, Server
 
 PROMPTS, CONCURRENCY, MAX_NEW_TOKENS = 200, 16, 128
-SMALL_CACHE = {"tiny-sdar": 10, "tiny-llada": 10}
-"""Pages of the cache, of 128 positions, that cannot hold sixteen requests."""
+SMALL_CACHE = {"block_size": 32, "num_gpu_blocks_override": 24}
+"""Pages for the longest request, but not for sixteen that all grow by a page with each block."""
 
 
 def policies_of(model):
@@ -163,8 +163,7 @@ class TestSameAsTransformers:
 
     def test_compiled_and_preempted(self, model, cases, tmp_path):
         """Without --enforce-eager, and with a cache too small for all who are let in."""
-        small = {"enforce_eager": False, "num_gpu_blocks_override": SMALL_CACHE[model]}
-        with Server(tmp_path, folder_of(model), **small) as running:
+        with Server(tmp_path, folder_of(model), enforce_eager=False, **SMALL_CACHE) as running:
             ask_all(running, cases)
             assert running.metric("vllm:num_preemptions_total") > 0
             check_nothing_leaks(running, cases[0])
