@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Example distributions, such as a third-party policy, which the tests find by their entry points.
 EXAMPLES := $(wildcard examples/*/pyproject.toml)
+EDITABLE_EXAMPLES := $(foreach example,$(EXAMPLES),-e ./$(dir $(example)))
 
 .PHONY: demo test lint sglang vllm filters clean
 .DEFAULT_GOAL := test
@@ -41,15 +42,15 @@ define install-rig
 test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
 $(1)/bin/python -m pip install --disable-pip-version-check $(PIP_ARGS) -r $(2)/requirements.txt
 $(1)/bin/python -m pip install --disable-pip-version-check $(PIP_ARGS) --no-deps \
-	-r $(2)/requirements-no-deps.txt -e . ./$(RIG_POLICIES) $(3)
+	-r $(2)/requirements-no-deps.txt -e . ./$(RIG_POLICIES) $(EDITABLE_EXAMPLES) $(3)
 @touch $(1)/.installed
 endef
 
 RIG_FILES = $(wildcard $(1)/*.txt $(1)/*/pyproject.toml $(1)/rig/* $(1)/rig/*/*)
-$(SGLANG_STAMP): pyproject.toml $(wildcard $(RIG_POLICIES)/*/*) $(call RIG_FILES,$(RIGS)/sglang)
+$(SGLANG_STAMP): pyproject.toml $(EXAMPLES) $(wildcard $(RIG_POLICIES)/*/*) $(call RIG_FILES,$(RIGS)/sglang)
 	$(call install-rig,$(SGLANG_VENV),$(RIGS)/sglang,./$(RIGS)/sglang/rig)
 
-$(VLLM_STAMP): pyproject.toml $(wildcard $(RIG_POLICIES)/*/*) $(call RIG_FILES,$(RIGS)/vllm)
+$(VLLM_STAMP): pyproject.toml $(EXAMPLES) $(wildcard $(RIG_POLICIES)/*/*) $(call RIG_FILES,$(RIGS)/vllm)
 	$(call install-rig,$(VLLM_VENV),$(RIGS)/vllm,./$(RIGS)/vllm/rig ./$(RIGS)/vllm/version)
 
 # The filters that come with a small model, from nothing: decode, record, train.
@@ -74,5 +75,5 @@ $(STAMP): pyproject.toml constraints.txt $(EXAMPLES)
 		exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints.txt \
-		-e ".[dev]" $(foreach example,$(EXAMPLES),-e ./$(dir $(example)))
+		-e ".[dev]" $(EDITABLE_EXAMPLES)
 	@touch $@

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from itertools import accumulate
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -234,10 +235,10 @@ class BlockBatch:
                 group.state[name] = group.state[name].index_copy(0, at, value)
 
     def _index_groups(self) -> None:
-        whole = ["committed" in policy.requires | self.observe for policy in self.policies]
-        self._whole_rows = None
-        if any(whole):
-            self._whole_rows = upload(whole, self.tokens.device, torch.bool).unsqueeze(-1)
+        whole = np.zeros((len(self.policies), 1), dtype=bool)
+        for group in self._groups:
+            whole[group.members] = "committed" in group.policy.requires | self.observe
+        self._whole_rows = upload(whole, self.tokens.device) if whole.any() else None
         for group in self._groups:
             everything = len(group.members) == len(self.policies)
             group.index = None if everything else upload(group.members, self.tokens.device)

@@ -100,7 +100,8 @@ class BlockSlots:
         self._residents: dict[int, _Resident] = {}
         self._runs = np.full(slots, -1, dtype=np.int64)
         """Which resident each slot runs; -1 for none."""
-        self._generators: list[torch.Generator | None] = [None] * slots
+        self._generators = np.full(slots, None, dtype=object)
+        """The torch.Generator of each slot, or None."""
 
     def __len__(self) -> int:
         """How many slots are assigned."""
@@ -191,9 +192,8 @@ class BlockSlots:
                 resident.state[name].index_copy_(0, at, value)
 
     def _generators_of(self, slots: np.ndarray) -> list[torch.Generator] | None:
-        found = [self._generators[slot] for slot in slots]
-        given = [each for each in found if each is not None]
-        return given if len(given) == len(found) else None
+        found = self._generators[slots]
+        return None if any(each is None for each in found) else found.tolist()
 
     def _reside(self, policy: UnmaskPolicy) -> int:
         """The policy's key in `_residents`; with a state for every slot if it is new."""

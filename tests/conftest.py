@@ -11,8 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from l2pd_plugins import DenoisingStep, plugins
+
+settings.register_profile("no deadline", deadline=None)  # no test is one of the clock
+settings.load_profile("no deadline")
 
 if not torch.cuda.is_available():
     # Before anything imports Triton: without a GPU its kernels run in its interpreter.

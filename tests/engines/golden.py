@@ -18,13 +18,23 @@ from l2pd_adapters.tiny_models import folder_of
 from l2pd_plugins.trajectories import fingerprint
 from tests.engines.cases import decoded, random_requests
 
-MODEL, PROMPTS, MAX_NEW_TOKENS = "tiny-sdar", 100, 96
-POLICIES = (
-    {"name": "fixed_schedule"},
-    {"name": "fixed_schedule", "steps": 48},
-    {"name": "confidence_threshold"},
-    {"name": "confidence_threshold", "threshold": 0.7},
+MODEL, MAX_NEW_TOKENS = "tiny-sdar", 96
+RUNS = (
+    ({"name": "fixed_schedule"}, 100),
+    ({"name": "fixed_schedule", "steps": 48}, 100),
+    ({"name": "confidence_threshold"}, 100),
+    ({"name": "confidence_threshold", "threshold": 0.7}, 100),
+    # Those that remember earlier steps: distributions, credit, predictions.
+    ({"name": "klass"}, 24),
+    ({"name": "credit"}, 24),
+    ({"name": "cora"}, 24),
+    # Those that take back, and overwrite, what was committed.
+    ({"name": "saber", "mu": 2}, 24),
+    ({"name": "llada2_edit"}, 24),
+    # Another distribution's: examples/l2pd-policy-entropy.
+    ({"name": "entropy_threshold"}, 24),
 )
+"""Each policy, and how many prompts it decodes."""
 FILE = Path(__file__).with_name("golden.json")
 
 
@@ -33,10 +43,9 @@ def golden():
     return [(run["policy"], run["cases"]) for run in json.loads(FILE.read_text())["runs"]]
 
 
-def decode(policy):
-    """The traces of one policy, by the transformers adapter as it is."""
-    prompts = [prompt for prompt, _ in random_requests([policy], PROMPTS, seed=7)]
-    cases = decoded(MODEL, [(prompt, policy) for prompt in prompts], MAX_NEW_TOKENS)
+def decode(policy, prompts):
+    """The traces of one policy on so many prompts, by the transformers adapter as it is."""
+    cases = decoded(MODEL, random_requests([policy], prompts, seed=7), MAX_NEW_TOKENS)
     return [
         {"prompt": case.prompt, "tokens": case.tokens, "committed_at": case.committed_at}
         for case in cases
@@ -61,7 +70,7 @@ def environment():
 
 def renew():
     """Write the file anew."""
-    runs = [{"policy": policy, "cases": decode(policy)} for policy in POLICIES]
+    runs = [{"policy": policy, "cases": decode(policy, prompts)} for policy, prompts in RUNS]
     lines = [
         '{"environment": ' + json.dumps(environment()) + ',\n "runs": [',
         ",\n".join(

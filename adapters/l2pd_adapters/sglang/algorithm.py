@@ -7,7 +7,6 @@ follows its last commit, since only that one writes the keys and values of its f
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -22,8 +21,6 @@ from l2pd_adapters.sglang.settings import ServerSettings
 from l2pd_plugins.denoising import BlockBatch, denoising_step
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.uploading import upload
-
-logger = logging.getLogger(__name__)
 
 
 class UnmaskPolicyAlgorithm(DllmAlgorithm):
@@ -55,9 +52,6 @@ class UnmaskPolicyAlgorithm(DllmAlgorithm):
             state = RequestState.of(req, req.dllm_config.l2pd)
         except L2PDError as error:
             return str(error)
-        except Exception as error:  # of a policy's own code, which must not take the server down
-            logger.exception("request %s: its policy cannot be made", req.rid)
-            return f"the policy cannot be made: {type(error).__name__}: {error}"
         req.l2pd = state
         req.customized_info = {STEP_MAP: state.step_map, NFE: state.nfe_map}
         cls.requests[req.rid] = req
@@ -80,7 +74,7 @@ class UnmaskPolicyAlgorithm(DllmAlgorithm):
         """
         starts = super()._block_start_list(forward_batch)
         blocks = forward_batch.input_ids.view(-1, self.block_size).tolist()
-        default = RequestState(self.settings.choose(None))
+        default = RequestState(self.settings.policy(None, {}))
         seen = []
         for req, offset, start, ids in zip(found, offsets, starts, blocks, strict=True):
             before = [self.mask_id] * offset

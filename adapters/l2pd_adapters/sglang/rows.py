@@ -16,7 +16,6 @@ from l2pd_adapters.serving import generator_of
 from l2pd_adapters.sglang.settings import ServerSettings
 from l2pd_plugins import UnmaskPolicy
 from l2pd_plugins.denoising import BlockBatch
-from l2pd_plugins.errors import L2PDError
 
 STEP_MAP, NFE = "step_map", "nfe"
 """Keys of a response's meta_info."""
@@ -44,15 +43,9 @@ class RequestState:
         """The state of an SGLang Req. Raises L2PDError, which names the choices, if what it asks
         for cannot be done."""
         params = request.sampling_params
-        policy = settings.choose(params.custom_params)
-        if "reference" in policy.requires and getattr(policy, "reference", None) is None:
-            raise L2PDError(
-                f"policy {policy.name!r} needs a reference: give the answer's token ids as "
-                'custom_params {"reference": [...]}'
-            )
         seed = getattr(params, "sampling_seed", None)
         return cls(
-            policy=policy,
+            policy=settings.choose(params.custom_params),
             ignores_end=params.ignore_eos,
             seed=str(request.rid if seed is None else seed),
         )
@@ -114,9 +107,10 @@ class BlockRow:
     def step(self, tokens: list[int], needed: list[bool]) -> None:
         """Note what a denoising step made of the block."""
         for position in range(self.start, len(tokens)):
-            was, is_now = (each[position] == self.mask_token_id for each in (self.tokens, tokens))
-            if was != is_now:
-                self.committed_at[position] = -1 if is_now else self.request.steps
+            if tokens[position] == self.mask_token_id:
+                self.committed_at[position] = -1
+            elif tokens[position] != self.tokens[position]:
+                self.committed_at[position] = self.request.steps
         self.tokens, self.needed = tokens, needed
         self.request.steps += 1
         self.request.nfe += 1

@@ -13,7 +13,6 @@ from sglang.srt.configs.model_config import ModelConfig
 from l2pd_adapters import serving
 from l2pd_adapters.families import block_length_of, end_of_text_ids, mask_token_of
 from l2pd_plugins import ModelContext, UnmaskPolicy
-from l2pd_plugins.end_of_text import EndOfText
 from l2pd_plugins.errors import L2PDError
 
 logger = logging.getLogger(__name__)
@@ -31,11 +30,11 @@ class ServerSettings(serving.ServerSettings):
         """The policy that a request asks for: `unmask_policy` names it, everything else is an
         option of it.
 
-        Raises L2PDError, which names the choices, for an unknown policy or a bad option.
+        Raises L2PDError, which names the choices, for a request that cannot be served so.
         """
         # SGLang passes parameters of its own in here, with two underscores.
         asked = {k: v for k, v in (custom_params or {}).items() if not k.startswith("__")}
-        return self.policy(asked.pop(_CHOICE, None), asked)
+        return self.for_request(asked.pop(_CHOICE, None), asked)
 
 
 def complete_config(config: Any, server_args: Any) -> Any:
@@ -59,15 +58,11 @@ def complete_config(config: Any, server_args: Any) -> Any:
             config.block_size = block_length_of(checkpoint)
         except L2PDError:  # of a family that SGLang alone knows
             logger.info("blocks of %d, SGLang's own for this model", config.block_size)
-    suppress_mask = options.pop("suppress_mask", True)
-    if not isinstance(suppress_mask, bool):
-        raise L2PDError(f"suppress_mask={suppress_mask!r}: wanted true or false")
     path = model_config.model_path
-    config.l2pd = ServerSettings(
-        policy_name=config.algorithm,
-        end_of_text=EndOfText(options.pop("end_of_text", "block"), _end_tokens(model_config)),
-        options=options,
-        suppress_mask=suppress_mask,
+    config.l2pd = ServerSettings.at_launch(
+        config.algorithm,
+        options,
+        end_tokens=_end_tokens(model_config),
         model=ModelContext(
             name=view.model_path,
             block_length=config.block_size,
@@ -76,7 +71,6 @@ def complete_config(config: Any, server_args: Any) -> Any:
             path=path if Path(path).is_dir() else None,
         ),
     )
-    config.l2pd.choose(None)  # what is wrong is said at launch, not to the first request
     return config
 
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import functools
-import logging
 from typing import Any
 
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import SamplingParams
 
-from l2pd_adapters.vllm.settings import KEY, choose, settings_of
+from l2pd_adapters.vllm.settings import KEY, ServerSettings, settings_of, takes_no_policy
 from l2pd_plugins.errors import L2PDError
-
-logger = logging.getLogger(__name__)
 
 _ASKS_FOR_NOTHING: dict[str, tuple[Any, ...]] = {
     "min_p": (0, 0.0),
@@ -32,45 +29,45 @@ _ASKS_FOR_NOTHING: dict[str, tuple[Any, ...]] = {
 
 
 def install() -> None:
-    """Have vLLM ask here about requests to our models (`SamplingParams._validate_diffusion`)."""
+    """Have vLLM ask here about requests to diffusion language models
+    (`SamplingParams._validate_diffusion`)."""
     stock = SamplingParams._validate_diffusion
     if getattr(stock, "_l2pd", False):
         return
 
     @functools.wraps(stock)
     def validate(self: SamplingParams, model_config: Any) -> None:
-        if settings_of(model_config) is None:
+        settings = settings_of(model_config)
+        if settings is None:
+            if model_config.is_diffusion:
+                _check_names_no_policy(self, model_config)
             stock(self, model_config)
         else:
-            check(self, model_config)
+            check(self, model_config, settings)
 
     validate._l2pd = True  # type: ignore[attr-defined]
     SamplingParams._validate_diffusion = validate
 
 
-def check(params: SamplingParams, model_config: Any) -> None:
+def check(params: SamplingParams, model_config: Any, settings: ServerSettings) -> None:
     """Raise VLLMValidationError, which names the choices, if the request cannot be served so."""
     _check_sampling(params, model_config.get_diff_sampling_param())
-    settings = settings_of(model_config)
     unknown = [key for key in params.extra_args or {} if key.startswith("diffusion_")]
     if unknown:
         raise VLLMValidationError(
             f"{unknown[0]} is for DiffusionGemma, not for {model_config.model}"
         )
     try:
-        policy = choose(settings, params)
+        settings.choose(params)
     except L2PDError as error:
         raise VLLMValidationError(str(error)) from error
-    except Exception as error:  # of a policy's own code, which must not take the server down
-        logger.exception("the policy of a request cannot be made")
-        raise VLLMValidationError(
-            f"the policy cannot be made: {type(error).__name__}: {error}"
-        ) from error
-    if "reference" in policy.requires and getattr(policy, "reference", None) is None:
-        raise VLLMValidationError(
-            f"policy {policy.name!r} needs a reference: give the answer's token ids as "
-            f'"{KEY}.reference": [...]'
-        )
+
+
+def _check_names_no_policy(params: SamplingParams, model_config: Any) -> None:
+    """A model with a sampler of its own, DiffusionGemma, takes no policy."""
+    named = [key for key in params.extra_args or {} if key.partition(".")[0] == KEY]
+    if named:
+        raise VLLMValidationError(f"{named[0]}: {takes_no_policy(model_config)}")
 
 
 def _check_sampling(params: SamplingParams, of_the_model: dict) -> None:

@@ -12,7 +12,7 @@ import json
 import sys
 from typing import Any
 
-from l2pd_adapters.vllm.settings import KEY
+from l2pd_adapters.vllm.settings import KEY, settings_of, takes_no_policy
 from l2pd_plugins.errors import L2PDError
 
 _NAME, _OPTIONS = "decoding_plugin", "decoding_plugin_config"
@@ -62,8 +62,8 @@ def install() -> None:
     @functools.wraps(configure)
     def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
         made = configure(self, *args, **kwargs)
-        if KEY in (made.additional_config or {}) and not made.model_config.is_diffusion:
-            raise L2PDError(f"{KEY}: {self.model} is no diffusion language model known here")
+        if KEY in (made.additional_config or {}) and settings_of(made.model_config) is None:
+            raise L2PDError(f"{KEY}: {takes_no_policy(made.model_config)}")
         return made
 
     args.add_cli_args = staticmethod(add_cli_args)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from l2pd_plugins import UnmaskPolicy
 from l2pd_plugins.slots import BlockSlots, SlotBatch
+from l2pd_plugins.uploading import upload
 
 
 class Canvases(ABC):
@@ -167,9 +168,9 @@ class Canvases(ABC):
             shape = (len(self.start), self.max_model_len + self.block_length)
             self.reference = torch.zeros(shape, dtype=torch.int64, device=self.device)
         given: Any = getattr(policy, "reference", None) or ()
-        tokens = torch.tensor(given, dtype=torch.int64)[: self.max_model_len - prompt_length]
+        tokens = upload(given, self.device)[: self.max_model_len - prompt_length]
         self.reference[slot].zero_()
-        self.reference[slot, prompt_length : prompt_length + len(tokens)] = tokens.to(self.device)
+        self.reference[slot, prompt_length : prompt_length + len(tokens)] = tokens
 
 
 class BlockCausalCanvases(Canvases):
@@ -219,7 +220,7 @@ class BidirectionalCanvases(Canvases):
     ) -> None:
         super().assign(slot, policy, text, prompt_length, max_tokens, **rest)
         self.text[slot].fill_(self.mask_token_id)
-        self.text[slot, : len(text)] = torch.tensor(text, dtype=torch.int64).to(self.device)
+        self.text[slot, : len(text)] = upload(text, self.device)
         self.visible[slot].fill_(min(prompt_length + max_tokens, self.max_model_len))
 
     def prompt_in_block(self, prompt_length: int) -> int:

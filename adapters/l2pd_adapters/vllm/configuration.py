@@ -7,22 +7,22 @@ calls `verify_and_update_model_config` as soon as a checkpoint's config is read,
 
 from __future__ import annotations
 
-import logging
 from typing import Any, ClassVar
 
 from vllm.config import ModelConfig, VllmConfig
+from vllm.config.compilation import CUDAGraphMode
 from vllm.config.diffusion import DiffusionConfig
 from vllm.config.scheduler import SchedulerConfig
+from vllm.logger import init_logger
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 
 from l2pd_adapters.families import block_length_of, mask_token_of
-from l2pd_adapters.vllm import admission
 from l2pd_adapters.vllm.compatibility import incompatibility
 from l2pd_adapters.vllm.settings import KEY, attach
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.plugins import list_policies
 
-logger = logging.getLogger(__name__)
+logger = init_logger(f"vllm.{__name__}")  # as vLLM's own are set up
 
 _SEQUENCES = 8
 """Of a bidirectional model decoded together, where --max-num-seqs does not say: as many whole
@@ -49,7 +49,6 @@ class DiffusionModel(VerifyAndUpdateConfig):
     @classmethod
     def verify_and_update_config(cls, vllm_config: VllmConfig) -> None:
         """Choose the policy, and set up what its decode needs."""
-        admission.install()
         asked = (vllm_config.additional_config or {}).get(KEY)
         if asked is None:
             names = ", ".join(spec.name for spec in list_policies())
@@ -123,6 +122,10 @@ class Bidirectional(DiffusionModel):
             scheduler, scheduler.max_num_seqs * vllm_config.model_config.max_model_len
         )
         vllm_config.cache_config.enable_prefix_caching = False
+        compilation = vllm_config.compilation_config
+        if compilation.cudagraph_mode is None or compilation.cudagraph_mode.has_full_cudagraphs():
+            # A full graph would replay with the rows of hidden states that it was captured with.
+            compilation.cudagraph_mode = CUDAGraphMode.PIECEWISE
         scheduler.async_scheduling = False
         scheduler.scheduler_cls = f"{_SCHEDULERS}.WholeSequenceScheduler"
         # vLLM's layers take this for an encoder without a cache. They compute over the cache of

@@ -10,20 +10,20 @@ import torch
 from torch import Tensor, nn
 from vllm.config import VllmConfig
 from vllm.config.compilation import CUDAGraphMode
+from vllm.logger import init_logger
 from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.worker.gpu.attn_utils import build_attn_metadata
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.model_states.interface import ModelState
 from vllm.v1.worker.gpu.states import RequestState
 
-from l2pd_adapters.families import family_of
-from l2pd_adapters.serving import ServerSettings, generator_of
+from l2pd_adapters.serving import generator_of
 from l2pd_adapters.vllm.canvases import BidirectionalCanvases, BlockCausalCanvases, Canvases
 from l2pd_adapters.vllm.sampler import UnmaskSampler
-from l2pd_adapters.vllm.settings import choose, end_is_ignored, settings_of
+from l2pd_adapters.vllm.settings import ServerSettings, settings_of
 from l2pd_plugins.uploading import upload
 
-logger = logging.getLogger(__name__)
+logger = init_logger(f"vllm.{__name__}")  # as vLLM's own are set up
 
 
 class DiffusionState(ModelState):
@@ -36,8 +36,10 @@ class DiffusionState(ModelState):
         self, vllm_config: VllmConfig, model: nn.Module, encoder_cache: Any, device: torch.device
     ) -> None:
         super().__init__(vllm_config, model, encoder_cache, device)
-        self.settings: ServerSettings = settings_of(self.model_config)
-        context = self.settings.model
+        settings = settings_of(self.model_config)
+        assert settings is not None
+        self.settings: ServerSettings = settings
+        context = settings.model
         self.canvases = self.canvases_class(
             self.max_num_reqs,
             context.block_length,
@@ -60,11 +62,11 @@ class DiffusionState(ModelState):
         seed = new_req_data.req_id if params.seed is None else params.seed
         self.canvases.assign(
             req_index,
-            choose(self.settings, params),
+            self.settings.choose(params),
             text,
             new_req_data.prompt_len,
             params.max_tokens or self.max_model_len,
-            ignores_end=end_is_ignored(self.settings, params),
+            ignores_end=self.settings.ignores_end(params),
             generator=generator_of(f"{seed}:{len(text)}", self.device),
         )
 
@@ -194,8 +196,8 @@ class BidirectionalState(DiffusionState):
         wanted = len(input_batch.logits_indices)
         begin = torch.repeat_interleave(starts[:-1], offered, output_size=wanted)
         block = self.canvases.start.index_select(0, input_batch.expanded_idx_mapping)
-        shift = family_of(self.model_config.hf_config).logit_shift
-        rows[input_batch.logits_indices] = begin + block + input_batch.expanded_local_pos - shift
+        column = input_batch.expanded_local_pos - self.settings.logit_shift
+        rows[input_batch.logits_indices] = begin + block + column
         return {"input_ids": ids, "hidden_rows": rows}
 
     def queries(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
+from vllm.logger import init_logger
 
-logger = logging.getLogger(__name__)
+logger = init_logger(f"vllm.{__name__}")  # as vLLM's own are set up
 
 _MODELS = "l2pd_adapters.vllm.models"
 
@@ -17,6 +17,7 @@ def register() -> None:
     arguments.install()
     try:
         _register_models()
+        _install_admission()
     except (ImportError, AttributeError) as error:
         from importlib.metadata import version
 
@@ -24,6 +25,12 @@ def register() -> None:
             "vllm %s has no place for l2pd-plugins' models, which cannot be served: %s",
             *(version("vllm"), error),
         )
+
+
+def _install_admission() -> None:
+    from l2pd_adapters.vllm import admission
+
+    admission.install()
 
 
 def _register_models() -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from l2pd_adapters.families import block_length_of, end_of_text_ids, mask_token_of
-from l2pd_adapters.serving import ServerSettings
+from l2pd_adapters import serving
+from l2pd_adapters.families import block_length_of, end_of_text_ids, family_of, mask_token_of
 from l2pd_plugins import ModelContext, UnmaskPolicy
-from l2pd_plugins.end_of_text import EndOfText
 from l2pd_plugins.errors import L2PDError
 
 KEY = "decoding_plugin"
@@ -17,6 +17,33 @@ KEY = "decoding_plugin"
 are ``decoding_plugin.NAME``."""
 
 _ATTRIBUTE = "_l2pd_settings"
+
+
+@dataclass(frozen=True)
+class ServerSettings(serving.ServerSettings):
+    """The default policy and what holds for every request."""
+
+    logit_shift: int
+    """How far before a position the logits that predict it are."""
+
+    def choose(self, params: Any) -> UnmaskPolicy:
+        """The policy that a request's sampling parameters ask for.
+
+        Raises L2PDError, which names the choices, for a request that cannot be served so.
+        """
+        asked = params.extra_args or {}
+        options = {
+            key.removeprefix(f"{KEY}."): value
+            for key, value in asked.items()
+            if key.startswith(f"{KEY}.")
+        }
+        return self.for_request(asked.get(KEY), options)
+
+    def ignores_end(self, params: Any) -> bool:
+        """Whether an end of text is, to a request with these sampling parameters, a token like any
+        other: where vLLM goes on."""
+        stops = {params.eos_token_id, *(params.stop_token_ids or ())}
+        return params.ignore_eos or not stops.issuperset(self.end_of_text.token_ids)
 
 
 def attach(model_config: Any, asked: Any, block_length: int | None) -> ServerSettings:
@@ -39,18 +66,14 @@ def attach(model_config: Any, asked: Any, block_length: int | None) -> ServerSet
     length = options.pop("block_length", block_length or block_length_of(checkpoint))
     if not isinstance(length, int) or isinstance(length, bool) or length < 1:
         raise L2PDError(f"block_length={length!r}: wanted a whole number of at least 1")
-    suppress_mask = options.pop("suppress_mask", True)
-    if not isinstance(suppress_mask, bool):
-        raise L2PDError(f"suppress_mask={suppress_mask!r}: wanted true or false")
     generation = model_config.try_get_generation_config()
     path = model_config.model
-    settings = ServerSettings(
-        policy_name=name,
-        end_of_text=EndOfText(
-            options.pop("end_of_text", "block"), end_of_text_ids(generation.get("eos_token_id"))
-        ),
-        options=options,
-        suppress_mask=suppress_mask,
+    settings = ServerSettings.at_launch(
+        name,
+        options,
+        end_tokens=end_of_text_ids(generation.get("eos_token_id")),
+        # Of the config as the checkpoint has it; vLLM's own needs may change it later.
+        logit_shift=family_of(checkpoint).logit_shift,
         model=ModelContext(
             name=path,
             block_length=length,
@@ -59,31 +82,19 @@ def attach(model_config: Any, asked: Any, block_length: int | None) -> ServerSet
             path=path if Path(path).is_dir() else None,
         ),
     )
-    settings.policy(None, {})  # what is wrong is said at launch, not to the first request
     setattr(model_config, _ATTRIBUTE, settings)
     return settings
 
 
-def settings_of(model_config: Any) -> Any:
-    """The ServerSettings that were attached, or None: the model is not ours."""
-    return getattr(model_config, _ATTRIBUTE, None)
+def takes_no_policy(model_config: Any) -> str:
+    """Why no policy can be named for a model that is not ours."""
+    if model_config.is_diffusion:
+        architectures = ", ".join(model_config.architectures)
+        return f"{model_config.model} ({architectures}) keeps vLLM's own sampler, with no policy"
+    return f"{model_config.model} is no diffusion language model known here"
 
 
-def choose(settings: ServerSettings, params: Any) -> UnmaskPolicy:
-    """The policy that a request's sampling parameters ask for.
-
-    Raises L2PDError, which names the choices, for an unknown policy or a bad option.
-    """
-    asked = params.extra_args or {}
-    options = {
-        key.removeprefix(f"{KEY}."): value
-        for key, value in asked.items()
-        if key.startswith(f"{KEY}.")
-    }
-    return settings.policy(asked.get(KEY), options)
-
-
-def end_is_ignored(settings: ServerSettings, params: Any) -> bool:
-    """Whether an end of text is, to this request, a token like any other: where vLLM goes on."""
-    stops = {params.eos_token_id, *(params.stop_token_ids or ())}
-    return params.ignore_eos or not stops.issuperset(settings.end_of_text.token_ids)
+def settings_of(model_config: Any) -> ServerSettings | None:
+    """The settings that were attached, or None: the model is not ours."""
+    found: ServerSettings | None = getattr(model_config, _ATTRIBUTE, None)
+    return found

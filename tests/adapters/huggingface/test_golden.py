@@ -2,11 +2,11 @@
 
 import pytest
 
-from tests.engines.golden import POLICIES, decode, golden
+from tests.engines.golden import RUNS, decode, golden
 
 
-@pytest.mark.parametrize("run", range(len(POLICIES)))
+@pytest.mark.parametrize("run", range(len(RUNS)), ids=lambda run: RUNS[run][0]["name"])
 def test_golden_traces(run: int) -> None:
     policy, cases = golden()[run]
-    assert policy == POLICIES[run]
-    assert decode(policy) == cases
+    assert (policy, len(cases)) == RUNS[run]
+    assert decode(*RUNS[run]) == cases

@@ -7,17 +7,21 @@ import sys
 from pathlib import Path
 
 import pytest
+import tomllib
 import torch
 from vllm import LLM, SamplingParams
+from vllm.config import ModelConfig
 from vllm.platforms.cpu import CpuPlatform
 
 from l2pd_adapters.huggingface import load
 from l2pd_adapters.tiny_models import folder_of
 from l2pd_adapters.vllm import sampler
+from l2pd_adapters.vllm.compatibility import SUPPORTED_VLLM
 from l2pd_adapters.vllm.scheduler import BlockAsyncScheduler
 from tests.engines.golden import MAX_NEW_TOKENS, golden
 from tests.engines.golden import MODEL as GOLDEN_MODEL
 
+ROOT = Path(__file__).parents[3]
 MAX_MODEL_LEN = 200  # no multiple of the models' blocks
 
 
@@ -265,7 +269,8 @@ exec(sys.argv[3])
 from vllm import LLM, SamplingParams
 llm = LLM(sys.argv[1], **json.loads(sys.argv[2]), kv_cache_memory_bytes=64 << 20)
 params = SamplingParams(max_tokens=20, temperature=0)
-out = llm.generate([{"prompt_token_ids": [5, 6, 7]}], params, use_tqdm=False)
+for _ in range(2):  # a worker hears of the end of a request with the next one
+    out = llm.generate([{"prompt_token_ids": [5, 6, 7]}], params, use_tqdm=False)
 print("tokens:", list(out[0].outputs[0].token_ids))
 """
 ANOTHER_VERSION = "import l2pd_adapters.versions as v; v.version = lambda name: '0.31.0'"
@@ -312,6 +317,27 @@ def causal_qwen3(folder):
     return str(folder)
 
 
+class TestLog:
+    def test_a_request_that_has_ended(self):
+        folder = str(folder_of("tiny-sdar"))
+        ended = alone(
+            folder,
+            environment={"VLLM_LOGGING_LEVEL": "DEBUG"},
+            additional_config={"decoding_plugin": "fixed_schedule"},
+        )
+        out = load(folder)[0].generate(
+            input_ids=torch.tensor([[5, 6, 7]]),
+            max_new_tokens=20,
+            unmask_policy="fixed_schedule",
+            return_dict_in_generate=True,
+        )
+        nfe, tokens = int(out.nfe[0]), int(out.trace.length[0])
+        assert (
+            f"policy=fixed_schedule(tokens_per_step=1) nfe={nfe} tokens={tokens} "
+            f"tokens_per_forward={tokens / nfe:.2f}\n"
+        ) in ended.stdout
+
+
 class TestOtherModels:
     def test_are_served_as_if_the_package_were_not_installed(self, tmp_path):
         model = causal_qwen3(tmp_path)
@@ -328,12 +354,36 @@ class TestOtherModels:
         assert "is no diffusion language model known here" in ended.stderr
 
 
+class TestAModelWithASamplerOfItsOwn:
+    """To vLLM every model whose config names a `canvas_length` is a diffusion language model."""
+
+    @pytest.fixture
+    def model(self, tmp_path):
+        folder = causal_qwen3(tmp_path)
+        config = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps({**config, "canvas_length": 8}))
+        return folder
+
+    def test_has_no_policy(self, model):
+        ended = alone(model, additional_config={"decoding_plugin": "fixed_schedule"})
+        assert ended.returncode != 0
+        assert "(Qwen3ForCausalLM) keeps vLLM's own sampler" in ended.stderr.splitlines()[-1]
+
+    def test_nor_have_its_requests(self, model):
+        config = ModelConfig(model, dtype="float32")
+        assert config.is_diffusion
+        SamplingParams(extra_args={"another": 1})._validate_diffusion(config)
+        for asked in ({"decoding_plugin": "credit"}, {"decoding_plugin.threshold": 0.5}):
+            with pytest.raises(ValueError, match="keeps vLLM's own sampler"):
+                SamplingParams(extra_args=asked)._validate_diffusion(config)
+
+
 class TestStartUp:
     @pytest.mark.parametrize(
         ("asked", "before", "said"),
         [
             (None, "", "choose its unmask policy with --decoding-plugin NAME"),
-            ("nope", "", "no policy 'nope'; policies: coin"),
+            ("nope", "", "no policy 'nope'; policies: ccd, coin"),
             ({"name": "fixed_schedule", "step": 1}, "", "its options are: steps"),
             ({"threshold": 0.5}, "", "wanted the name of a policy"),
             ({"name": "fixed_schedule", "block_length": 0}, "", "block_length=0"),
@@ -354,6 +404,11 @@ class TestStartUp:
         )
         assert ended.returncode != 0
         assert said in ended.stderr.strip().splitlines()[-1]
+
+    def test_the_package_asks_for_the_same_range(self):
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        low, high = SUPPORTED_VLLM
+        assert project["optional-dependencies"]["vllm"] == [f"vllm>={low},<{high}"]
 
     def test_the_flags_are_in_the_help(self):
         command = [str(Path(sys.executable).parent / "vllm"), "serve", "--help=all"]
