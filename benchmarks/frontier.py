@@ -21,7 +21,7 @@ import pickle
 import tempfile
 import time
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ from l2pd_adapters.huggingface.evaluation import (
     read_prompts,
 )
 from l2pd_adapters.huggingface.frontier import Point, draw, on_frontier
-from l2pd_adapters.tiny_models import heldout_prompts, training_prompts
+from l2pd_adapters.tiny_models import folder_of, heldout_prompts, training_prompts
 from l2pd_plugins import L2PDError, create_policy
 
 MODELS = ("tiny-llada", "tiny-sdar")
@@ -53,21 +53,22 @@ def thresholds(*values: float) -> list[dict[str, Any]]:
 
 
 SWEEPS: dict[str, list[dict[str, Any]]] = {
-    "confidence_threshold": thresholds(0.9, 0.7, 0.5, 0.8),
-    "fast_dllm_factor": [{}, {"factor": 0.5}, {"factor": 2.0}],
-    "frechet": [{}, {"delta": 0.6}, {"delta": 0.0}],
-    "eb_sampler": [{}, {"gamma": 0.5}, {"gamma": 1.0}],
-    "klass": thresholds(0.6, 0.9),
-    "credit": thresholds(0.9, 0.7, 0.5),
-    "cora": thresholds(0.65, 0.9, 0.4),
+    "confidence_threshold": thresholds(0.9, 0.7, 0.8),
+    "fast_dllm_factor": [{}, {"factor": 2.0}],
+    "frechet": [{}, {"delta": 0.0}],
+    "eb_sampler": [{}, {"gamma": 0.5}],
+    "klass": [{}],
+    "credit": thresholds(0.9, 0.7),
+    "cora": thresholds(0.65, 0.9),
     "local_leap": thresholds(0.75, 0.5),
-    "hierarchy": [{}, {"low_threshold": 0.7}, {"threshold": 0.7, "low_threshold": 0.6}],
-    "leftmost_threshold": thresholds(0.9, 0.7, 0.5),
-    "ccd": [{}, {"candidates": 8}],
-    "sched": [{}, {"high": 5.0, "low": 1.0}],
+    "hierarchy": [{}, {"low_threshold": 0.7}],
+    "leftmost_threshold": thresholds(0.9, 0.7),
+    "ccd": [{}],
+    "sched": [{}, {"high": 10.0, "low": 5.0}],
     "llada2_edit": thresholds(0.7, 0.9),
-    "learn2pd": [{}, *thresholds(0.9, 0.8)],
-    "settled": [{}, *thresholds(0.95, 0.7)],
+    "learn2pd": [{}, *thresholds(0.9)],
+    "settled": [{}, *thresholds(0.7)],
+    "transformer_sampler": [{}],
     "oracle": [{}],
     "fixed_schedule": [{"tokens_per_step": 4}],
     "dream_margin": [{"tokens_per_step": 4}],
@@ -75,21 +76,21 @@ SWEEPS: dict[str, list[dict[str, Any]]] = {
     "pc_sampler": [{"tokens_per_step": 4}],
     "saber": [{}],
 }
-"""The settings of each policy, the published one first where there is one. A policy that takes many
-steps (the last six) has one: it would cost as much as ten others."""
+"""The settings of each policy, the default first. A policy that takes many steps has one: another
+would cost as much as several of others."""
 
 
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", action="append", help=f"default: {' and '.join(MODELS)}")
+    parser.add_argument("--model", action="append", choices=MODELS, help="these alone")
     parser.add_argument("--policy", action="append", choices=list(SWEEPS), help="these alone")
     parser.add_argument("--prompts", type=Path, default=heldout_prompts())
     parser.add_argument("--limit", type=int, help="only the first prompts")
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each")
-    parser.add_argument("--minutes", type=float, default=25.0, help="begin nothing new after these")
+    parser.add_argument("--minutes", type=float, default=26.0, help="begin nothing new after these")
     parser.add_argument("--out", type=Path, required=True, help="path without a suffix")
     arguments = parser.parse_args()
 
@@ -119,7 +120,7 @@ Setting = tuple[str, str, dict[str, Any]]
 
 
 class Run:
-    """Every setting on every model, spread over processes: small models gain little from threads."""
+    """Every setting on every model, spread over processes: threads help small models little."""
 
     def __init__(
         self,
@@ -227,9 +228,8 @@ class Job:
         if time.time() > self.deadline:
             return "the time was over"
         slow: Evaluation = pickle.loads(self._reference(model).read_bytes())
-        if name == "pc_sampler":
-            options = options | {"frequencies": self._frequencies(model)}
-        policy = create_policy(name, **options)
+        files = {"frequencies": self._frequencies(model)} if name == "pc_sampler" else {}
+        policy = create_policy(name, **options, **files)
         try:
             found = evaluate(
                 *loaded(model),
@@ -239,8 +239,13 @@ class Job:
                 **self.settings,
             )
         except L2PDError as error:  # such as a policy without a filter for this model
-            return str(error)
-        return Point.of(policy, found, slow)
+            return str(error).replace(str(folder_of(model)), model)
+        point = Point.of(policy, found, slow)
+        return replace(
+            point,
+            options={k: v for k, v in point.options.items() if k not in files},
+            configuration=point.configuration.replace(f"{self.folder}/", ""),
+        )
 
     def _reference(self, model: str) -> Path:
         return self.folder / f"{model}.pickle"

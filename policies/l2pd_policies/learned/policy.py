@@ -98,5 +98,10 @@ class FilterPolicy(UnmaskPolicy):
         return {}
 
     def select(self, step: DenoisingStep, state: dict[str, Tensor]) -> Tensor:
-        logits = self._on_device[step.confidence.device](self.inputs(step, state))
-        return step.masked & (logits.sigmoid() > self.threshold)
+        assert self.threshold is not None  # the filter brings one
+        return step.masked & (self.scores(step, state).sigmoid() > self.threshold)
+
+    def scores(self, step: DenoisingStep, state: dict[str, Tensor]) -> Tensor:
+        """(B, L) float32, the filter's logits at this step."""
+        scores: Tensor = self._on_device[step.confidence.device](self.inputs(step, state))
+        return scores
