@@ -1,7 +1,7 @@
 """Write docs/which_policy.md from what benchmarks/frontier.py has measured.
 
-    make frontier                      # measures, and then runs this
-    python benchmarks/which_policy.py  # the page alone, from benchmarks/results/frontier.json
+make frontier                      # measures, and then runs this
+python benchmarks/which_policy.py  # the page alone, from benchmarks/results/frontier.json
 """
 
 from __future__ import annotations
@@ -90,7 +90,9 @@ def table(part: dict[str, Any]) -> list[str]:
         ]
         for loss in LOSSES:
             best = fastest_within(own, loss / 100)
-            cells += ["-", ""] if best is None else [setting(best), f"{best.tokens_per_forward:.2f}"]
+            cells += (
+                ["-", ""] if best is None else [setting(best), f"{best.tokens_per_forward:.2f}"]
+            )
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
