@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 EXAMPLES := $(wildcard examples/*/pyproject.toml)
 EDITABLE_EXAMPLES := $(foreach example,$(EXAMPLES),-e ./$(dir $(example)))
 
-.PHONY: demo test lint sglang vllm filters clean
+.PHONY: demo test lint docs frontier sglang vllm filters clean
 .DEFAULT_GOAL := test
 
 demo: $(STAMP)
@@ -23,6 +23,16 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The site of docs/, in site/; a link that leads nowhere or a docstring that cannot be read ends it.
+DOCS_STAMP := $(VENV)/.docs-installed
+docs: $(DOCS_STAMP)
+	$(BIN)/mkdocs build --strict
+
+# The accuracy-speed frontier of every policy, and the page on which to use.
+frontier: $(STAMP)
+	$(BIN)/python benchmarks/frontier.py --out benchmarks/results/frontier
+	$(BIN)/python benchmarks/which_policy.py
 
 # Real SGLang and real vLLM on a CPU, each in its own environment (tests/engines/README.md).
 RIGS := tests/engines
@@ -65,7 +75,7 @@ filters: $(STAMP)
 		--labels consistent --data $(RUNS)/settled --out $(POLICIES)/settled
 
 clean:
-	rm -rf $(VENV) $(SGLANG_VENV) $(VLLM_VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf site $(VENV) $(SGLANG_VENV) $(VLLM_VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml constraints.txt $(EXAMPLES)
@@ -76,4 +86,8 @@ $(STAMP): pyproject.toml constraints.txt $(EXAMPLES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints.txt \
 		-e ".[dev]" $(EDITABLE_EXAMPLES)
+	@touch $@
+
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e ".[docs]"
 	@touch $@

@@ -1,183 +1,283 @@
-"""The accuracy-speed frontier: every policy with its threshold swept, everything else equal.
+"""The accuracy-speed frontier of every policy on the small models, everything else equal.
 
-    python benchmarks/frontier.py --out benchmarks/results/FILE      # .json, .md and .png
-    python benchmarks/frontier.py --model FOLDER --prompts FILE --limit 200 --max-new-tokens 256
+    make frontier                                                  # 2,000 prompts, under 30 minutes
+    python benchmarks/frontier.py --limit 60 --out /tmp/frontier   # .json and .png, a quick look
+    python benchmarks/frontier.py --model tiny-llada --policy cora --policy credit --out FILE
 
-Validity by the checkers against tokens per forward (TPF), each point with its paired difference to
-one token per step and a 95 % bootstrap interval, overall and per kind of task; agreement with the
-one-token-per-step answers beside it.
+Each setting is a point: validity by the checkers against tokens per forward (TPF), with its paired
+95 % interval against one token per step, and agreement with those answers. Settings are taken in
+rounds, the first of every policy before the second of any, and the run stops beginning new ones
+when `--minutes` are over; what was not measured is in the JSON and is printed, with the reason.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import itertools
 import json
-from itertools import pairwise
+import multiprocessing
+import pickle
+import tempfile
+import time
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from measuring import environment
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
+from safetensors.torch import save_file
 
 from l2pd_adapters.huggingface import load
 from l2pd_adapters.huggingface.evaluation import (
     Evaluation,
+    Prompt,
+    encode_prompts,
     evaluate,
     read_prompts,
-    validity_difference,
 )
-from l2pd_adapters.tiny_models import heldout_prompts
-from l2pd_plugins import create_policy
+from l2pd_adapters.huggingface.frontier import Point, draw, on_frontier
+from l2pd_adapters.tiny_models import folder_of, heldout_prompts, training_prompts
+from l2pd_plugins import L2PDError, create_policy
 
-SWEEPS: dict[str, list[float]] = {
-    "confidence_threshold": [0.3, 0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99],
-    "learn2pd": [0.3, 0.5, 0.65, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99],
-    "settled": [0.5, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.96, 0.97, 0.98, 0.985, 0.99, 0.995],
+MODELS = ("tiny-llada", "tiny-sdar")
+REFERENCE = "fixed_schedule"
+
+
+def thresholds(*values: float) -> list[dict[str, Any]]:
+    """A setting for each value of the option that most policies have."""
+    return [{"threshold": value} for value in values]
+
+
+SWEEPS: dict[str, list[dict[str, Any]]] = {
+    "confidence_threshold": thresholds(0.9, 0.7, 0.8),
+    "fast_dllm_factor": [{}, {"factor": 2.0}],
+    "frechet": [{}, {"delta": 0.0}],
+    "eb_sampler": [{}, {"gamma": 0.5}],
+    "klass": [{}],
+    "credit": thresholds(0.9, 0.7),
+    "cora": thresholds(0.65, 0.9),
+    "local_leap": thresholds(0.75, 0.5),
+    "hierarchy": [{}, {"low_threshold": 0.7}],
+    "leftmost_threshold": thresholds(0.9, 0.7),
+    "ccd": [{}],
+    "sched": [{}, {"high": 10.0, "low": 5.0}],
+    "llada2_edit": thresholds(0.7, 0.9),
+    "learn2pd": [{}, *thresholds(0.9)],
+    "settled": [{}, *thresholds(0.7)],
+    "transformer_sampler": [{}],
+    "oracle": [{}],
+    "fixed_schedule": [{"tokens_per_step": 4}],
+    "dream_margin": [{"tokens_per_step": 4}],
+    "dream_entropy": [{"tokens_per_step": 4}],
+    "pc_sampler": [{"tokens_per_step": 4}],
+    "saber": [{}],
 }
-LOSSES = (0.005, 0.015)
-"""Losses of validity, as shares, at which policies are compared."""
+"""The settings of each policy, the default first. A policy that takes many steps has one: another
+would cost as much as several of others."""
 
 
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="tiny-llada")
+    parser.add_argument("--model", action="append", choices=MODELS, help="these alone")
+    parser.add_argument("--policy", action="append", choices=list(SWEEPS), help="these alone")
     parser.add_argument("--prompts", type=Path, default=heldout_prompts())
-    parser.add_argument("--limit", type=int)
+    parser.add_argument("--limit", type=int, help="only the first prompts")
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--policy", action="append", choices=list(SWEEPS), help="sweep these alone")
-    parser.add_argument("--oracle", action="store_true", help="add the oracle")
+    parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each")
+    parser.add_argument("--minutes", type=float, default=26.0, help="begin nothing new after these")
     parser.add_argument("--out", type=Path, required=True, help="path without a suffix")
     arguments = parser.parse_args()
 
-    chosen = arguments.policy or list(SWEEPS)
-    points = [(name, value) for name in chosen for value in SWEEPS[name]]
-    model, tokenizer = load(arguments.model)
+    models = arguments.model or list(MODELS)
+    chosen = {name: SWEEPS[name] for name in arguments.policy or SWEEPS}
     prompts = read_prompts(arguments.prompts, arguments.limit)
-    settings: dict[str, Any] = {
-        "max_new_tokens": arguments.max_new_tokens,
-        "batch_size": arguments.batch_size,
+    settings = {"max_new_tokens": arguments.max_new_tokens, "batch_size": arguments.batch_size}
+    run = Run(models, chosen, prompts, settings)
+    run.measure(arguments.workers, arguments.minutes)
+    found = {
+        "environment": environment() | {"workers": arguments.workers, "seconds": run.seconds},
+        "prompts_file": arguments.prompts.name,
+        "prompts": len(prompts),
+        "models": run.as_json(),
     }
-    console = Console(stderr=True)
-    with Progress(console=console) as bar:
-        task = bar.add_task("decoding", total=len(prompts) * (len(points) + 1 + arguments.oracle))
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
+    draw(
+        {model: [run.references[model], *points] for model, points in run.points.items()},
+        arguments.out.with_suffix(".png"),
+    )
+    report(run)
 
-        def run(policy: Any, reference: Evaluation | None) -> Evaluation:
-            return evaluate(
-                model,
-                tokenizer,
-                prompts,
+
+Setting = tuple[str, str, dict[str, Any]]
+"""Model, policy, options."""
+
+
+class Run:
+    """Every setting on every model, spread over processes: threads help small models little."""
+
+    def __init__(
+        self,
+        models: list[str],
+        sweeps: dict[str, list[dict[str, Any]]],
+        prompts: list[Prompt],
+        settings: dict[str, Any],
+    ) -> None:
+        self.models, self.sweeps = models, sweeps
+        self.prompts, self.settings = prompts, settings
+        self.references: dict[str, Point] = {}
+        self.points: dict[str, list[Point]] = {model: [] for model in models}
+        self.missing: dict[str, list[dict[str, str]]] = {model: [] for model in models}
+        """Settings that were not measured, and why."""
+        self.seconds = 0.0
+
+    def measure(self, workers: int, minutes: float) -> None:
+        """Decode one token per step on every model, and then everything else."""
+        began = time.time()
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(
+            workers, context, initializer=torch.set_num_threads, initargs=(1,)
+        )
+        columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            pool,
+            Progress(*columns, console=Console(stderr=True)) as bar,
+        ):
+            job = Job(self.prompts, self.settings, Path(folder), began + 60 * minutes)
+            first, *later = self._rounds()
+            total = len(self.models) * (1 + sum(map(len, (first, *later))))
+            advance = functools.partial(bar.advance, bar.add_task("decoding", total=total))
+            futures: dict[Future[Point | str], Setting] = {}
+
+            def submit(settings: list[tuple[str, dict[str, Any]]], models: list[str]) -> None:
+                for name, options in settings:
+                    for model in models:
+                        item = (model, name, options)
+                        futures[pool.submit(job.decode, *item)] = item
+
+            slow = {pool.submit(job.decode_slowly, model): model for model in self.models}
+            for future in as_completed(slow):  # while one model is slow, the other goes on
+                self.references[slow[future]] = future.result()
+                submit(first, [slow[future]])
+                advance()
+            for settings in later:
+                submit(settings, self.models)
+            for done in as_completed(futures):
+                self._take(futures[done], done.result())
+                advance()
+        self.seconds = time.time() - began
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything that was found, by model; points in the order of their policies."""
+        order = list(self.sweeps)
+        return {
+            model: {
+                "reference": asdict(self.references[model]),
+                "points": [
+                    asdict(point)
+                    for point in sorted(self.points[model], key=lambda p: order.index(p.policy))
+                ],
+                "not_measured": self.missing[model],
+            }
+            for model in self.models
+        }
+
+    def _rounds(self) -> list[list[tuple[str, dict[str, Any]]]]:
+        """The first settings of all policies, then the second ones, and so on."""
+        columns = itertools.zip_longest(*self.sweeps.values())
+        return [
+            [(name, o) for name, o in zip(self.sweeps, column, strict=True) if o is not None]
+            for column in columns
+        ]
+
+    def _take(self, setting: Setting, answer: Point | str) -> None:
+        model, name, options = setting
+        if isinstance(answer, Point):
+            self.points[model].append(answer)
+        else:
+            self.missing[model].append({"policy": name, "options": options, "reason": answer})
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a process is sent."""
+
+    prompts: list[Prompt]
+    settings: dict[str, Any]
+    folder: Path
+    """Where the references lie, and what policies read from files."""
+    deadline: float
+    """Seconds of `time.time` after which nothing new is begun."""
+
+    def decode_slowly(self, model: str) -> Point:
+        """One token per step; the answers are kept for the others to compare with."""
+        policy = create_policy(REFERENCE)
+        found = evaluate(*loaded(model), self.prompts, policy=policy, **self.settings)
+        self._reference(model).write_bytes(pickle.dumps(found))
+        return Point.of(policy, found, found)
+
+    def decode(self, model: str, name: str, options: dict[str, Any]) -> Point | str:
+        """One setting, or why it could not be measured."""
+        if time.time() > self.deadline:
+            return "the time was over"
+        slow: Evaluation = pickle.loads(self._reference(model).read_bytes())
+        files = {"frequencies": self._frequencies(model)} if name == "pc_sampler" else {}
+        policy = create_policy(name, **options, **files)
+        try:
+            found = evaluate(
+                *loaded(model),
+                self.prompts,
                 policy=policy,
-                reference_answers=None if reference is None else reference.answers,
-                progress=lambda count: bar.advance(task, count),
-                **settings,
+                reference_answers=slow.answers,
+                **self.settings,
             )
-
-        slow = run("fixed_schedule", None)
-        rows = [describe("fixed_schedule", None, slow, slow)]
-        for name, value in points:
-            fast = run(create_policy(name, threshold=value), slow)
-            rows.append(describe(name, value, fast, slow))
-            write(arguments.out, rows, chosen)
-        if arguments.oracle:
-            rows.append(describe("oracle", None, run("oracle", slow), slow))
-    print(write(arguments.out, rows, chosen))
-    draw(arguments.out.with_suffix(".png"), rows)
-
-
-def describe(
-    policy: str, threshold: float | None, found: Evaluation, slow: Evaluation
-) -> dict[str, Any]:
-    """One point of the frontier, as plain values."""
-    difference = validity_difference(found, slow)
-    return {
-        "policy": policy,
-        "threshold": threshold,
-        "difference": None if difference is None else difference.difference,
-        "low": None if difference is None else difference.low,
-        "high": None if difference is None else difference.high,
-        **found.summary(),
-    }
-
-
-def best_within(rows: list[dict[str, Any]], policy: str, loss: float) -> dict[str, Any] | None:
-    """The fastest point of a policy that loses at most so much validity."""
-    good = [r for r in rows if r["policy"] == policy and r["difference"] >= -loss - 1e-9]
-    return max(good, key=lambda row: row["tokens_per_forward"], default=None)
-
-
-def validity_at(rows: list[dict[str, Any]], policy: str, tpf: float) -> float | None:
-    """Validity of a policy at a speed, between the measured points of its curve."""
-    curve = sorted((r["tokens_per_forward"], r["validity"]) for r in rows if r["policy"] == policy)
-    for (x0, y0), (x1, y1) in pairwise(curve):
-        if x0 <= tpf <= x1:
-            return y0 if x1 == x0 else y0 + (y1 - y0) * (tpf - x0) / (x1 - x0)
-    return None
-
-
-def write(out: Path, rows: list[dict[str, Any]], policies: list[str]) -> str:
-    """Write JSON and a Markdown table; returns the table."""
-    kinds = list(rows[0]["by_kind"])
-    lines = [
-        f"| policy | threshold | valid | {' | '.join(kinds)} "
-        "| vs one a step (95 %) | agree | TPF |",
-        "|" + "---|" * (6 + len(kinds)),
-    ]
-    for row in rows:
-        by_kind = " | ".join(f"{row['by_kind'][kind]['validity']:.3f}" for kind in kinds)
-        change = (
-            f"{100 * row['difference']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
+        except L2PDError as error:  # such as a policy without a filter for this model
+            return str(error).replace(str(folder_of(model)), model)
+        point = Point.of(policy, found, slow)
+        return replace(
+            point,
+            options={k: v for k, v in point.options.items() if k not in files},
+            configuration=point.configuration.replace(f"{self.folder}/", ""),
         )
-        agreement = "" if row["agreement"] is None else f"{row['agreement']:.3f}"
-        lines.append(
-            f"| {row['policy']} | {row['threshold'] or ''} | {row['validity']:.3f} | {by_kind} "
-            f"| {change} | {agreement} | {row['tokens_per_forward']:.2f} |"
-        )
-    lines.append("")
-    control = "confidence_threshold"
-    for loss in LOSSES:
-        base = best_within(rows, control, loss)
-        for policy in policies:
-            best = best_within(rows, policy, loss)
-            if base is None or best is None or policy == control:
-                continue
-            ratio = best["tokens_per_forward"] / base["tokens_per_forward"]
-            lines.append(
-                f"- at most {100 * loss:.1f} points lost: {policy} {best['threshold']} has TPF "
-                f"{best['tokens_per_forward']:.2f}, {control} {base['threshold']} "
-                f"{base['tokens_per_forward']:.2f}: {ratio:.2f} times"
+
+    def _reference(self, model: str) -> Path:
+        return self.folder / f"{model}.pickle"
+
+    def _frequencies(self, model: str) -> str:
+        """A table for pc_sampler: how often each token stands in the training prompts, plus one."""
+        file = self.folder / f"{model}.safetensors"
+        loaded_model, tokenizer = loaded(model)
+        tokens = torch.cat(encode_prompts(tokenizer, read_prompts(training_prompts())))
+        counts = torch.bincount(tokens, minlength=loaded_model.config.vocab_size) + 1
+        save_file({"frequencies": counts / counts.sum()}, file)
+        return str(file)
+
+
+@functools.cache
+def loaded(model: str) -> tuple[Any, Any]:
+    """A model and its tokenizer, once in each process."""
+    return load(model)
+
+
+def report(run: Run) -> None:
+    """Print the points that no other setting beats, and what is missing."""
+    for model in run.models:
+        print(f"\n{model}: on the frontier, of {len(run.points[model])} settings")
+        for point in on_frontier([p for p in run.points[model] if p.policy != "oracle"]):
+            print(
+                f"  TPF {point.tokens_per_forward:5.2f}  valid {100 * point.quality:5.1f}  "
+                f"{point.configuration}"
             )
-    for policy in policies:
-        at = validity_at(rows, policy, 3.0)
-        if at is not None:
-            lines.append(f"- at 3 tokens per forward, {policy} has a validity of {at:.3f}")
-    lines += ["", f"First row: `{rows[0]['configuration']}`"]
-    text = "\n".join(lines) + "\n"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_suffix(".md").write_text(text, encoding="utf-8")
-    out.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    return text
-
-
-def draw(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Two panels: validity and agreement against tokens per forward."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4.5), layout="constrained")
-    for axes, measure in zip(figure.subplots(1, 2), ("validity", "agreement"), strict=True):
-        for policy in dict.fromkeys(row["policy"] for row in rows):
-            curve = sorted(
-                (row["tokens_per_forward"], row[measure])
-                for row in rows
-                if row["policy"] == policy and row[measure] is not None
-            )
-            if curve:
-                axes.plot(*zip(*curve, strict=True), marker="o", markersize=4, label=policy)
-        axes.set(xlabel="tokens per forward", ylabel=measure)
-        axes.grid(alpha=0.3)
-    figure.axes[0].legend()
-    figure.savefig(path, dpi=110)
+        for gap in run.missing[model]:
+            print(f"  not measured: {gap['policy']} {gap['options']}: {gap['reason']}")
+    print(f"\n{run.seconds:.0f} s")
 
 
 if __name__ == "__main__":

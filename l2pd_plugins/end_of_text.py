@@ -1,4 +1,4 @@
-"""End-of-text prediction (EoTP, arXiv 2509.25188, section 3.3): where a sequence has ended.
+"""End-of-text prediction (EoTP, arXiv 2509.25188): where a sequence has ended.
 
 Once an end-of-text token is committed, everything behind it is end-of-text: those positions leave
 the canvas and cost no more compute. Positions before it that are still masked go on. The authors'

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import inspect
+import json
+import os
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from typer.main import get_command
 
 import l2pd_policies
+from l2pd_adapters.cli.app import app
+from l2pd_plugins import hookspecs
 from l2pd_plugins.plugins import load_factory, option_parameters
 from l2pd_plugins.testing import CHECKS
 
@@ -49,3 +58,70 @@ def test_the_table_names_no_policy_that_is_not_there():
 def test_every_check_of_the_kit_is_named():
     page = (DOCS / "writing_a_policy.md").read_text(encoding="utf-8")
     assert [name for name in CHECKS if f"`{name}`" not in page] == []
+
+
+def test_every_hook_has_its_row():
+    page = (DOCS / "writing_a_policy.md").read_text(encoding="utf-8")
+    hooks = [h for h in vars(hookspecs).values() if hasattr(h, "l2pd_plugins_spec")]
+    assert hooks
+    for hook in hooks:
+        assert f"| `{hook.__name__}` | {hook.__doc__.splitlines()[0]} |" in page.splitlines()
+    assert "::: l2pd_plugins.hookspecs" in (DOCS / "api.md").read_text(encoding="utf-8")
+
+
+def commands(command, name):
+    """(name, first paragraph of the help) of every command below one."""
+    if hasattr(command, "commands"):
+        return [c for n, sub in command.commands.items() for c in commands(sub, f"{name} {n}")]
+    return [(name, " ".join((command.help or "").split("\n\n")[0].split()))]
+
+
+def test_every_command_has_its_row_and_no_other_does():
+    page = (DOCS / "commands.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(l2pd [^`]+)` \| (.*) \|$", page, re.MULTILINE)
+    assert rows == commands(get_command(app), "l2pd")
+
+
+def test_every_page_is_in_the_navigation():
+    def pages(node):
+        return [node] if isinstance(node, str) else [p for n in node for p in pages(n)]
+
+    site = yaml.safe_load((DOCS.parent / "mkdocs.yml").read_text(encoding="utf-8"))
+    listed = [
+        page
+        for entry in site["nav"]
+        for page in pages([entry] if isinstance(entry, str) else list(*entry.values()))
+    ]
+    assert sorted(listed) == sorted(page.name for page in DOCS.glob("*.md"))
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
+def test_links_into_the_repository_lead_somewhere(page):
+    for target in re.findall(r"\]\((\.\./[^)#]+)", page.read_text(encoding="utf-8")):
+        assert (DOCS / target).exists(), target
+
+
+def test_the_page_on_tuning_shows_what_the_command_prints():
+    page = (DOCS / "commands.md").read_text(encoding="utf-8")
+    ((command, shown),) = re.findall(r"```sh\n(l2pd tune .*)\n```\n\n```text\n(.*?)```", page, re.S)
+    done = subprocess.run(
+        [sys.executable, "-m", "l2pd_adapters.cli", *shlex.split(command)[1:]],
+        env={**os.environ, "COLUMNS": "80"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
+    table, _, rest = done.stdout.partition("\n\n")
+    assert shown.split("\n...\n") == [f"{table}\n", f"\n{rest.splitlines()[-1]}\n"]
+
+
+def test_which_policy_is_made_from_the_measurements(monkeypatch):
+    monkeypatch.syspath_prepend(str(DOCS.parent / "benchmarks"))
+    import which_policy
+
+    found = json.loads(which_policy.MEASURED.read_text(encoding="utf-8"))
+    assert (DOCS / "which_policy.md").read_text(encoding="utf-8") == which_policy.page(found)
+    for part in found["models"].values():
+        decided = {p["policy"] for p in [*part["points"], *part["not_measured"]]}
+        assert decided == {spec.name for spec in SPECS}

@@ -110,6 +110,11 @@ def l2pd_policies() -> list[PolicySpec]:
             summary="a learned convolution over cheap signals, for any block length",
         ),
         PolicySpec(
+            name="transformer_sampler",
+            factory="l2pd_policies.transformer_sampler:TransformerSampler",
+            summary="a learned transformer layer that positions are drawn by (arXiv 2512.09106)",
+        ),
+        PolicySpec(
             name="oracle",
             factory="l2pd_policies.oracle:Oracle",
             summary="extremely greedy parallel: tokens that equal a reference decode; the rule "

@@ -20,8 +20,8 @@ class CCD(UnmaskPolicy):
     Each step keeps the `candidates` most confident masked positions; one that was kept by the step
     before too, with the same prediction, is committed.
 
-    Source: Coherent Contextual Decoding, arXiv 2512.02044, adaptive variant. The number of
-    candidates is tuned per model there; 4 is a choice of this project.
+    Source: Coherent Contextual Decoding, arXiv 2512.02044. Of its history buffer, which weighs
+    tokens by mutual information, this is the rule on two steps; 4 is a choice of this project.
     """
 
     candidates: Annotated[int, Field(ge=1)] = 4

@@ -15,7 +15,7 @@ from l2pd_plugins.policy import DenoisingStep, UnmaskPolicy
 class ConfidenceThreshold(UnmaskPolicy):
     """Unmask every position whose confidence is at least `threshold`; else the most confident one.
 
-    Source: Fast-dLLM, arXiv 2505.22618, section 3.3 (confidence-aware parallel decoding), default
+    Source: Fast-dLLM, arXiv 2505.22618 (confidence-aware parallel decoding), default
     0.9. Its code computes the confidence by a float64 softmax; here it is float32.
     """
 

@@ -19,7 +19,7 @@ class EBSampler(UnmaskPolicy):
     The bound is on what the tokens could lose by being drawn apart: the sum of the k entropies
     (nats) less the largest of them is at most `gamma`. One position always qualifies.
 
-    Source: EB-Sampler, arXiv 2505.24857, section 4, gamma from 0.01 to 0.1 there; SGLang's
+    Source: EB-Sampler, arXiv 2505.24857, gamma from 0.01 to 0.1 there; SGLang's
     EBSampling has 0.15, DiffusionGemma 0.1, which is the default here.
     """
 

@@ -18,7 +18,7 @@ class FastDLLMFactor(UnmaskPolicy):
 
     c_(n) is the n-th highest confidence: the more tokens at once, the surer each has to be.
 
-    Source: Fast-dLLM, arXiv 2505.22618, section 3.3 and theorem 1 (factor-based decoding), default
+    Source: Fast-dLLM, arXiv 2505.22618 (factor-based decoding), default
     factor 1. Its code compares with 1 - f / (n + 1) and is off by one at the first and the last
     position; here it is the paper's rule.
     """

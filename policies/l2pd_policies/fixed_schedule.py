@@ -23,7 +23,7 @@ class FixedSchedule(UnmaskPolicy):
     m mod S. Without either, one token per step: the slowest and best decode, which every other
     policy is compared with.
 
-    Source: LLaDA, arXiv 2502.09992, section 2.4 (low-confidence remasking), and
+    Source: LLaDA, arXiv 2502.09992 (low-confidence remasking), and
     `get_num_transfer_tokens` of its code. That code wants `steps` to be a multiple of the number of
     blocks; here any number is shared out by positions. A step whose share is 0 commits one token.
     """

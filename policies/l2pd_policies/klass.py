@@ -23,7 +23,7 @@ class Klass(UnmaskPolicy):
     A position is taken at confidence > `threshold` if KL(p_t || p_t-1) < `kl_threshold` (nats) held
     for the last `history` steps. It remembers the distributions, (B, L, V) float32.
 
-    Source: KLASS, arXiv 2511.05664, section 3; the defaults are those for LLaDA on GSM8K (0.6 and
+    Source: KLASS, arXiv 2511.05664; the defaults are those for LLaDA on GSM8K (0.6 and
     0.015, history 2). Its code compares the first step with a distribution of zeros; here a first
     step has nothing to compare with. Its top-u fallback is the most confident position.
     """

@@ -19,7 +19,7 @@ class Oracle(UnmaskPolicy):
     row. Without it the engine makes one first, decoding at one token per step, which costs more
     than the oracle saves: it shows how far a policy could go, and is no way to serve.
 
-    Source: Learn2PD, arXiv 2509.25188, section 3.1 ("extremely greedy parallel", EGP).
+    Source: Learn2PD, arXiv 2509.25188 ("extremely greedy parallel", EGP).
     """
 
     requires = frozenset({"confidence", "reference"})

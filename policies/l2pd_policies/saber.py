@@ -22,7 +22,7 @@ class Saber(RemaskingPolicy):
     committed. Of |D| tokens drafted by it, max(1, floor(|D| / `mu`)) earlier ones are masked again:
     those whose probability fell most since the step before.
 
-    Source: Saber, arXiv 2510.18165, section 3. The default of `mu` is this project's. The core
+    Source: Saber, arXiv 2510.18165. The default of `mu` is this project's. The core
     masks fewer again than were committed, so that every block ends.
     """
 

@@ -12,6 +12,7 @@ from l2pd_plugins.testing import check_policy
 from l2pd_plugins.testing.bench import VOCABULARY
 from l2pd_policies.learn2pd import UnmaskFilter
 from l2pd_policies.settled import SignalFilter
+from l2pd_policies.transformer_sampler import SamplerFilter
 
 NAMES = [spec.name for spec in l2pd_policies.l2pd_policies()]
 
@@ -23,10 +24,12 @@ def options(tmp_path_factory):
     torch.manual_seed(0)
     UnmaskFilter(block_length=8, threshold=0.3, base_model="kit").save_pretrained(folder / "paper")
     SignalFilter(threshold=0.3, base_model="kit").save_pretrained(folder / "signals")
+    SamplerFilter(base_model="kit").save_pretrained(folder / "sampler")
     save_file({"frequencies": torch.full((VOCABULARY,), 0.05)}, folder / "table.safetensors")
     return {
         "learn2pd": {"filter": str(folder / "paper")},
         "settled": {"filter": str(folder / "signals")},
+        "transformer_sampler": {"filter": str(folder / "sampler")},
         "pc_sampler": {"frequencies": str(folder / "table.safetensors")},
     }
 

@@ -225,7 +225,8 @@ RULES = {
     "llada2_edit": (llada2_edit, {}),
     "leftmost_threshold": (confidence_threshold, {}),
 }
-"""Policies with weights of their own (learn2pd, settled) and the oracle have tests of their own."""
+"""Policies with weights of their own (learn2pd, settled, transformer_sampler) and the oracle have
+tests of their own."""
 
 
 def decide(name, view):

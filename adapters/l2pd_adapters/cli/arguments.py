@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from enum import Enum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -47,6 +49,14 @@ Cache = Annotated[
     typer.Option(help="Which keys and values are kept.", show_default="the model's"),
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Prompts that are decoded together.")]
+PromptFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="One per line, or .jsonl objects with a 'prompt'.",
+        show_default="the small world's held-out prompts",
+    ),
+]
+JsonFile = Annotated[Path | None, typer.Option(help="Write the figures there as JSON, too.")]
 
 POLICY_HELP = "NAME[,key=value...], as in confidence_threshold,threshold=0.9."
 
@@ -57,8 +67,6 @@ def parse_policy(text: str) -> dict[str, Any]:
     Raises L2PDError for what does not read so. Whether there is such a policy, and such an
     option, is for `create_policy` to say.
     """
-    import yaml
-
     name, *pairs = text.split(",")
     config: dict[str, Any] = {"name": name.strip()}
     for pair in pairs:
@@ -67,19 +75,50 @@ def parse_policy(text: str) -> dict[str, Any]:
             raise L2PDError(f"policy {text!r}: {pair!r} does not read key=value")
         if key in config:
             raise L2PDError(f"policy {text!r}: {key!r} is given twice")
-        try:
-            config[key] = _scalar(yaml.safe_load(value))
-        except yaml.YAMLError:
-            raise L2PDError(f"policy {text!r}: the value of {pair!r} is no YAML scalar") from None
+        config[key] = _scalar(value, f"policy {text!r}: the value of {pair!r}")
     return config
 
 
-def _scalar(value: Any) -> Any:
-    """YAML 1.1 takes 1e-3 for a text; nobody who writes it means one."""
+def parse_values(text: str) -> tuple[str, list[Any]]:
+    """An option and the values to try from ``key=value,value,...``; values are YAML scalars.
+
+    Raises L2PDError for what does not read so.
+    """
+    key, equals, values = (part.strip() for part in text.partition("="))
+    parts = [value.strip() for value in values.split(",")]
+    if not (key and equals and all(parts)):
+        raise L2PDError(f"{text!r} does not read key=value,value,...")
+    return key, [_scalar(value, f"{text!r}: {value!r}") for value in parts]
+
+
+def _scalar(text: str, what: str) -> Any:
+    import yaml
+
     try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise L2PDError(f"{what} is no YAML scalar") from None
+    try:
+        # YAML 1.1 takes 1e-3 for a text; nobody who writes it means one.
         return float(value) if isinstance(value, str) else value
     except ValueError:
         return value
+
+
+def require_writable(option: str, file: Path | None) -> None:
+    """Raise L2PDError, naming the option, if there is no folder for the file."""
+    if file is not None and (file.is_dir() or not file.parent.is_dir()):
+        raise L2PDError(f"{option} {file}: there is no folder for such a file")
+
+
+def write_json(file: Path | None, figures: Any) -> None:
+    """Write what --json-file asks for, if it is given."""
+    if file is None:
+        return
+    try:
+        file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise L2PDError(f"--json-file {file}: {error.strerror}") from error
 
 
 def load_model(name: str, device: str) -> tuple[Any, Any]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,19 +17,23 @@ from l2pd_adapters.cli.arguments import (
     Device,
     EndOfText,
     EndOfTextRule,
+    JsonFile,
     MaxNewTokens,
     ModelName,
+    PromptFile,
     load_model,
     parse_policy,
+    require_writable,
+    write_json,
 )
-from l2pd_adapters.cli.progress import progress
+from l2pd_adapters.cli.running import Row, percent, run_policies
 from l2pd_adapters.tiny_models import heldout_prompts
-from l2pd_plugins import L2PDError, UnmaskPolicy, create_policy
+from l2pd_plugins import L2PDError, create_policy
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from l2pd_adapters.huggingface.evaluation import Evaluation, Interval, Prompt
+    from l2pd_adapters.huggingface.evaluation import Interval
 
 DEMO_POLICIES = (
     "fixed_schedule",
@@ -45,31 +47,13 @@ DEMO_PROMPTS = 120
 """Eight of each family: the file has one of every family in each fifteen prompts."""
 
 
-@dataclass(frozen=True)
-class _Row:
-    """A policy of the comparison."""
-
-    policy: UnmaskPolicy
-    result: Evaluation
-
-    @property
-    def label(self) -> str:
-        return self.policy.describe()
-
-
 def compare(
     policy: Annotated[
         list[str] | None, typer.Option(help=f"{POLICY_HELP} Give it several times.")
     ] = None,
     model: ModelName = "tiny-llada",
     device: Device = "auto",
-    prompts: Annotated[
-        Path | None,
-        typer.Option(
-            help="One per line, or .jsonl objects with a 'prompt'.",
-            show_default="the small world's held-out prompts",
-        ),
-    ] = None,
+    prompts: PromptFile = None,
     limit: Annotated[
         int | None,
         typer.Option(
@@ -94,9 +78,7 @@ def compare(
         ),
     ] = False,
     as_json: AsJson = False,
-    json_file: Annotated[
-        Path | None, typer.Option(help="Write the figures there as JSON, too.")
-    ] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Compare policies on the same prompts.
 
@@ -108,8 +90,7 @@ def compare(
     if not specs:
         raise L2PDError("name the policies to compare with --policy, or see --demo")
     policies = [create_policy(parse_policy(spec)) for spec in specs]
-    if json_file is not None and (json_file.is_dir() or not json_file.parent.is_dir()):
-        raise L2PDError(f"--json-file {json_file}: there is no folder for such a file")
+    require_writable("--json-file", json_file)
 
     from rich.console import Console
 
@@ -129,7 +110,7 @@ def compare(
     for made in policies:
         configuration_of(loaded, unmask_policy=made, **settings)
 
-    rows = _run(loaded, tokenizer, asked, policies, {**settings, "batch_size": batch_size})
+    rows = run_policies(loaded, tokenizer, asked, policies, {**settings, "batch_size": batch_size})
     file = source.name if prompts is None else str(source)
     figures = _as_json(rows, file)
     if as_json:
@@ -142,51 +123,10 @@ def compare(
         _print_configurations(console, rows, file)
         if demo:
             _print_example(console, rows, tokenizer)
-    if json_file is not None:
-        try:
-            json_file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise L2PDError(f"--json-file {json_file}: {error.strerror}") from error
+    write_json(json_file, figures)
 
 
-def _run(
-    model: Any,
-    tokenizer: Any,
-    prompts: Sequence[Prompt],
-    policies: Sequence[UnmaskPolicy],
-    settings: dict[str, Any],
-) -> list[_Row]:
-    """Every policy on all prompts, the one-token-per-step reference before the others."""
-    from l2pd_adapters.huggingface.evaluation import evaluate
-
-    # The first forward passes of a process are slow; no policy should pay for them.
-    evaluate(model, tokenizer, prompts[:1], policy="fixed_schedule", max_new_tokens=1)
-
-    at = next((i for i, policy in enumerate(policies) if _one_token_per_step(policy)), None)
-    slow = create_policy("fixed_schedule") if at is None else policies[at]
-    results: dict[int, Evaluation] = {}
-    runs = len(policies) + (at is None)
-    with progress(runs * len(prompts)) as start:
-
-        def run(policy: UnmaskPolicy, **given: Any) -> Evaluation:
-            advance = start(f"decoding: {policy.describe()}")
-            arguments = {"policy": policy, "progress": advance, **settings, **given}
-            return evaluate(model, tokenizer, prompts, **arguments)
-
-        reference = run(slow)
-        if at is not None:
-            results[at] = replace(reference, reference_answers=reference.answers)
-        for i, policy in enumerate(policies):
-            if i != at:
-                results[i] = run(policy, reference_answers=reference.answers)
-    return [_Row(policy, results[i]) for i, policy in enumerate(policies)]
-
-
-def _one_token_per_step(policy: UnmaskPolicy) -> bool:
-    return policy.name == "fixed_schedule" and policy.options().get("tokens_per_step") == 1
-
-
-def _print_table(console: Console, rows: Sequence[_Row]) -> None:
+def _print_table(console: Console, rows: Sequence[Row]) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -203,10 +143,10 @@ def _print_table(console: Console, rows: Sequence[_Row]) -> None:
         result, parts = row.result, row.result.by_kind()
         table.add_row(
             str(number),
-            Text(_label_in_lines(row)),
-            _percent(result.validity),
-            *(_percent(parts[kind].validity) for kind in kinds),
-            _percent(result.agreement),
+            Text(row.label_in_lines),
+            percent(result.validity),
+            *(percent(parts[kind].validity) for kind in kinds),
+            percent(result.agreement),
             f"{result.nfe:.1f}",
             f"{result.tokens_per_forward:.2f}",
             f"{result.seconds:.1f}",
@@ -216,7 +156,7 @@ def _print_table(console: Console, rows: Sequence[_Row]) -> None:
     console.print(table)
 
 
-def _print_configurations(console: Console, rows: Sequence[_Row], file: str) -> None:
+def _print_configurations(console: Console, rows: Sequence[Row], file: str) -> None:
     """Below the tables: what each row's figures depend on, and how sure its validity is."""
     from l2pd_adapters.huggingface.evaluation import validity_difference
 
@@ -242,7 +182,7 @@ def _print_configurations(console: Console, rows: Sequence[_Row], file: str) -> 
         )
 
 
-def _print_families(console: Console, rows: Sequence[_Row]) -> None:
+def _print_families(console: Console, rows: Sequence[Row]) -> None:
     from rich.table import Table
 
     families = [row.result.by_family() for row in rows]
@@ -254,13 +194,13 @@ def _print_families(console: Console, rows: Sequence[_Row]) -> None:
         table.add_column("\nTPF", justify="right", no_wrap=True)
     for name, part in families[0].items():
         cells = [(parts[name].validity, parts[name].tokens_per_forward) for parts in families]
-        figures = [cell for valid, tpf in cells for cell in (_percent(valid), f"{tpf:.2f}")]
+        figures = [cell for valid, tpf in cells for cell in (percent(valid), f"{tpf:.2f}")]
         table.add_row(name, str(len(part.answers)), *figures)
     console.print()
     console.print(table)
 
 
-def _print_example(console: Console, rows: Sequence[_Row], tokenizer: Any) -> None:
+def _print_example(console: Console, rows: Sequence[Row], tokenizer: Any) -> None:
     """The first mixed prompt's answer, step by step, under the first policy and learn2pd."""
     from l2pd_adapters.cli.steps import LEGEND, annotated
 
@@ -283,12 +223,12 @@ def _print_example(console: Console, rows: Sequence[_Row], tokenizer: Any) -> No
             console.print(line, soft_wrap=True)
 
 
-def _as_json(rows: Sequence[_Row], file: str) -> dict[str, Any]:
+def _as_json(rows: Sequence[Row], file: str) -> dict[str, Any]:
     from l2pd_adapters.huggingface.evaluation import validity_difference
 
     first = rows[0].result
 
-    def fields(row: _Row) -> dict[str, Any]:
+    def fields(row: Row) -> dict[str, Any]:
         interval: Interval | None = validity_difference(row.result, first)
         return {
             "policy": row.label,
@@ -305,15 +245,5 @@ def _as_json(rows: Sequence[_Row], file: str) -> dict[str, Any]:
     }
 
 
-def _label_in_lines(row: _Row) -> str:
-    """A policy's name, and its options below it: the table stays narrow."""
-    options = [f"{k}={v}" for k, v in row.policy.options().items() if v is not None]
-    return "\n ".join([row.policy.name, *options])
-
-
 def _two_lines(kind: str) -> str:
     return kind.replace("_", "\n", 1) if "_" in kind else f"{kind}\n%"
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f}"

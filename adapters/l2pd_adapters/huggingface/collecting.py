@@ -3,7 +3,7 @@
 For every prompt the model first decodes at one token per step; that answer is the reference. Then
 each policy decodes the same prompt, and every step is recorded with what was predicted and which
 predictions are right. With the oracle as the policy and the reference as what is right, this is the
-data of Learn2PD (arXiv 2509.25188, section 3.2).
+data of Learn2PD (arXiv 2509.25188).
 """
 
 from __future__ import annotations

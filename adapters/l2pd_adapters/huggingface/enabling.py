@@ -112,8 +112,8 @@ def generate(
             does not suppress it.
         on_step: called after every denoising step, see `StepObserver`.
         observe: statistics that on_step is shown beyond what the policies require.
-        max_new_tokens (or max_length), do_sample, temperature, top_k, top_p,
-            num_return_sequences, eos_token_id, pad_token_id, return_dict_in_generate: as in
+        max_new_tokens: or max_length; these and do_sample, temperature, top_k, top_p,
+            num_return_sequences, eos_token_id, pad_token_id, return_dict_in_generate are as in
             transformers.
 
     Returns:

@@ -67,7 +67,7 @@ class CanvasView:
 class Forward:
     """Forward passes of one decode, with what they remember between steps.
 
-    "none": the whole canvas at every step. "prefix" (Fast-dLLM, arXiv 2505.22618, section 3.2): the
+    "none": the whole canvas at every step. "prefix" (Fast-dLLM, arXiv 2505.22618): the
     whole canvas at the first step of a block, then everything from the block on, over the cached
     keys and values of what is before it. "dual": then the block alone, over the cached ones of
     what is before and behind it. A row's refresh depends on its own block only.

@@ -14,7 +14,7 @@ from l2pd_policies.learned.filter import LearnedFilter, linear
 class UnmaskFilter(LearnedFilter, tags=["learn2pd"], paper_url="https://arxiv.org/abs/2509.25188"):
     """Linear(L, L), ReLU, Linear(L, L) on the confidences of a block's L positions.
 
-    Source: Learn2PD, arXiv 2509.25188, section 3.2: 2,112 parameters at L = 32. Its arguments are
+    Source: Learn2PD, arXiv 2509.25188: 2,112 parameters at L = 32. Its arguments are
     those of `LearnedFilter`; it fits one block length.
     """
 

@@ -98,8 +98,12 @@ class FilterPolicy(UnmaskPolicy):
         return {}
 
     def select(self, step: DenoisingStep, state: dict[str, Tensor]) -> Tensor:
-        logits: Tensor = self._on_device[step.confidence.device](self.inputs(step, state))
-        return step.masked & self.accepts(logits.sigmoid(), step.masked)
+        return step.masked & self.accepts(self.scores(step, state).sigmoid(), step.masked)
+
+    def scores(self, step: DenoisingStep, state: dict[str, Tensor]) -> Tensor:
+        """(B, L) float32, the filter's logits at this step."""
+        scores: Tensor = self._on_device[step.confidence.device](self.inputs(step, state))
+        return scores
 
     def accepts(self, probability: Tensor, masked: Tensor) -> Tensor:
         """bool (B, L): what the filter's probability (B, L) is high enough for."""

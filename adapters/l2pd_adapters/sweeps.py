@@ -1,0 +1,85 @@
+"""Which values of a policy's options to try, by what the options allow."""
+
+from __future__ import annotations
+
+import math
+import typing
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from l2pd_plugins import L2PDError, UnmaskPolicy
+from l2pd_plugins.plugins import find_policy, load_factory, option_parameters
+
+SHARES = (0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
+"""Of the range of an option with two bounds: more of them near the upper end, where thresholds
+that lose little are."""
+FACTORS = (0.25, 0.5, 1, 2, 4)
+"""Times the value in force of an option with one bound."""
+
+
+def default_sweep(policy: UnmaskPolicy, fixed: Collection[str] = ()) -> dict[str, list[Any]]:
+    """The values of one option of a policy that are worth trying: {option: values}.
+
+    The option is ``threshold`` if there is one, else the first number that can be swept. Between
+    two bounds, values spread over the range; with one bound or none, multiples of the value in
+    force. That value itself is among them. Options in `fixed` are left as they are.
+
+    Raises L2PDError if no option of the policy can be swept.
+    """
+    factory = load_factory(find_policy(policy.name))
+    hints = typing.get_type_hints(factory, include_extras=True)
+    names = [parameter.name for parameter in option_parameters(factory) or ()]
+    free = [name for name in names if name not in fixed]
+    for name in sorted(free, key=lambda name: name != "threshold"):
+        values = _values(hints.get(name), policy.options().get(name))
+        if values:
+            return {name: values}
+    raise L2PDError(
+        f"{policy.describe()} has no option to sweep by itself; its options are: "
+        f"{', '.join(names) or 'none'}; name one with --set OPTION=VALUE,VALUE,..."
+    )
+
+
+def _values(hint: Any, present: Any) -> list[Any]:
+    kinds = {part for part in _parts(hint) if part in (int, float)}
+    if len(kinds) != 1:
+        return []
+    low, high = _bound(hint, "ge", "gt"), _bound(hint, "le", "lt")
+    if low is not None and high is not None:
+        tried = [low + share * (high - low) for share in SHARES]
+    elif present:
+        tried = [factor * present for factor in FACTORS]
+    else:
+        return []
+    whole = kinds == {int}
+    values = {math.ceil(value) if whole else float(f"{value:.6g}") for value in tried}
+    return sorted(v for v in values | ({present} - {None}) if _allowed(hint, v))
+
+
+def _bound(hint: Any, *names: str) -> float | None:
+    """What an annotation sets under one of these names."""
+    for note in _parts(hint):
+        # pydantic's Field keeps its bounds as annotated_types objects in `metadata`.
+        for bound in getattr(note, "metadata", ()):
+            for name in names:
+                value: float | None = getattr(bound, name, None)
+                if value is not None:
+                    return value
+    return None
+
+
+def _parts(hint: Any) -> Iterator[Any]:
+    """The types and notes that an annotation is made of."""
+    yield hint
+    for part in typing.get_args(hint):
+        yield from _parts(part)
+
+
+def _allowed(hint: Any, value: Any) -> bool:
+    try:
+        TypeAdapter(hint).validate_python(value)
+    except ValidationError:
+        return False
+    return True

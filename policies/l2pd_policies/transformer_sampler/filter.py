@@ -1,0 +1,110 @@
+"""One transformer layer with adaptive layer norm."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from l2pd_plugins.trajectories import Trajectories
+from l2pd_policies.learned.filter import LearnedFilter, linear
+
+WIDTH = 32
+HEADS = 2
+TIMES = 8
+"""Sines, and as many cosines, that time is given in."""
+
+
+class SamplerFilter(
+    LearnedFilter, tags=["transformer_sampler"], paper_url="https://arxiv.org/abs/2512.09106"
+):
+    """Confidence, mask and time of a block's positions -> a score for each.
+
+    Linear(2 -> 32); self-attention of 2 heads and Linear(32 -> 64), GELU, Linear(64 -> 32), each
+    behind a layer norm whose scale and shift, and before a gate, which time decides (adaptive layer
+    norm, as in DiT); such a norm again, and Linear(32 -> 1). Positions are told apart by what they
+    carry alone, so the same weights serve every block length.
+
+    Source: arXiv 2512.09106 for the inputs, the single layer and its conditioning on time; the
+    widths and the embedding of time are this project's.
+    """
+
+    FEATURES = ("confidence", "masked", "present", "time")
+    ANY_BLOCK_LENGTH = True
+
+    def __init__(self, block_length: int | None = None, **config: Any) -> None:
+        super().__init__(block_length=block_length, **config)
+        self.embed = nn.Linear(2, WIDTH)
+        self.time = nn.Linear(2 * TIMES, WIDTH)
+        self.modulation = nn.Linear(WIDTH, 8 * WIDTH)
+        self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
+        self.mix = nn.Linear(WIDTH, WIDTH)
+        self.up = nn.Linear(WIDTH, 2 * WIDTH)
+        self.down = nn.Linear(2 * WIDTH, WIDTH)
+        self.out = nn.Linear(WIDTH, 1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(B, L, 4) features -> (B, L) logits."""
+        present, time = inputs[..., 2] > 0, inputs[:, :1, 3]
+        x = self._layer(self.embed, inputs[..., :2])
+        conditioned = F.silu(self._layer(self.time, _waves(time)))
+        m = self._layer(self.modulation, conditioned).unsqueeze(1).chunk(8, dim=-1)
+        x = x + m[2] * self._attention(_norm(x, m[0], m[1]), present)
+        hidden = F.gelu(self._layer(self.up, _norm(x, m[3], m[4])))
+        x = x + m[5] * self._layer(self.down, hidden)
+        return self._layer(self.out, _norm(x, m[6], m[7])).squeeze(-1)
+
+    def _attention(self, x: Tensor, present: Tensor) -> Tensor:
+        """Of every position to all that are present: (B, L, D) -> (B, L, D).
+
+        Products and sums instead of matrix products, as in `linear`: a row's bits must not depend
+        on its batch.
+        """
+        rows, length, _ = x.shape
+        heads = self._layer(self.qkv, x).view(rows, length, 3, HEADS, -1).permute(2, 0, 3, 1, 4)
+        queries, keys, values = heads  # (B, H, L, D / H) each
+        scores = (queries.unsqueeze(-2) * keys.unsqueeze(-3)).sum(-1) / math.sqrt(keys.shape[-1])
+        # Not -inf: a block of which nothing is present has to stay finite.
+        weights = scores.masked_fill(~present[:, None, None], -1e9).softmax(-1)
+        mixed = (weights.unsqueeze(-2) * values.transpose(-1, -2).unsqueeze(-3)).sum(-1)
+        return self._layer(self.mix, mixed.transpose(1, 2).flatten(2))
+
+    def _layer(self, layer: nn.Linear, x: Tensor) -> Tensor:
+        if self.training:
+            y: Tensor = layer(x)
+            return y
+        return linear(x, layer.weight, layer.bias)
+
+    @staticmethod
+    def inputs_of(trajectories: Trajectories) -> Tensor:
+        """(N, L, 4), what the policy would have fed it at every recorded step."""
+        t = trajectories
+        return features(t.confidence, t.masked, t.present, t.step)
+
+
+def features(confidence: Tensor, masked: Tensor, present: Tensor, step_index: Tensor) -> Tensor:
+    """(B, L) each and step_index (B,) -> (B, L, 4) float32.
+
+    Time is the steps taken in the block per position of it: from 0 to below 1.
+    """
+    time = step_index / present.sum(-1).clamp(min=1)
+    channels = [
+        confidence.nan_to_num(),
+        masked.float(),
+        present.float(),
+        time.unsqueeze(-1).expand_as(confidence),
+    ]
+    return torch.stack(channels, dim=-1)
+
+
+def _norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return F.layer_norm(x, (WIDTH,)) * (1 + scale) + shift
+
+
+def _waves(time: Tensor) -> Tensor:
+    """(B, 1) -> (B, 2 * TIMES): sines and cosines of 2^0 to 2^(TIMES - 1) half turns."""
+    angles = time * (math.pi * 2.0 ** torch.arange(TIMES, device=time.device))
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)

@@ -1,0 +1,64 @@
+"""The policy around the transformer: what it scores, it draws."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from l2pd_plugins.errors import L2PDError
+from l2pd_plugins.options import options
+from l2pd_plugins.policy import DenoisingStep
+from l2pd_plugins.selection import top_1
+from l2pd_policies.learned.policy import FilterPolicy
+from l2pd_policies.transformer_sampler.filter import SamplerFilter, features
+
+
+@options
+class TransformerSampler(FilterPolicy):
+    """Unmask positions drawn with the probabilities that a one-layer transformer gives them.
+
+    A masked position is taken with probability sigmoid(score / `temperature`), and if none is
+    drawn, the one of the highest score. Drawing takes a seed; ``sampling="threshold"`` draws
+    nothing and takes what exceeds `threshold`. `filter` is a folder or hub id; without it, the
+    filter that belongs to the model.
+
+    Source: Learning Unmasking Policies for Diffusion Language Models, arXiv 2512.09106, whose
+    policies are trained by reinforcement (GRPO) over a frozen model; none comes with this project.
+    The time that it sees counts the steps of the block, which is the part of a text that a policy
+    is shown.
+    """
+
+    requires = frozenset({"confidence"})
+    filter_class = SamplerFilter
+    folder_name = "transformer_sampler"
+
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    sampling: Literal["bernoulli", "threshold"] = "bernoulli"
+
+    def inputs(self, step: DenoisingStep, state: dict[str, Tensor]) -> Tensor:
+        """(B, L, 4) features."""
+        return features(step.confidence, step.masked, step.present, step.step_index)
+
+    def select(self, step: DenoisingStep, state: dict[str, Tensor]) -> Tensor:
+        score = self.scores(step, state)
+        probability = (score / self.temperature).sigmoid()
+        chosen = step.masked & (probability > self._limits(step))
+        best = top_1(score, step.masked)
+        return torch.where(chosen.any(-1, keepdim=True), chosen, best)
+
+    def _limits(self, step: DenoisingStep) -> Tensor | float:
+        if self.sampling == "threshold":
+            assert self.threshold is not None  # the filter brings one
+            return self.threshold
+        if step.generator is None:
+            raise L2PDError(
+                f"{self.name} draws which positions it unmasks: give a seed, or the option "
+                "sampling=threshold"
+            )
+        length, device = step.masked.shape[1], step.masked.device
+        return torch.stack(
+            [torch.rand(length, generator=each, device=device) for each in step.generator]
+        )
