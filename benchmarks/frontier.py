@@ -67,7 +67,7 @@ SWEEPS: dict[str, list[dict[str, Any]]] = {
     "sched": [{}, {"high": 10.0, "low": 5.0}],
     "llada2_edit": thresholds(0.7, 0.9),
     "learn2pd": [{}, *thresholds(0.9)],
-    "settled": [{}, *thresholds(0.7)],
+    "settled": [{}, {"risk": 0.2}, {"risk": 0.05}],
     "transformer_sampler": [{}],
     "oracle": [{}],
     "fixed_schedule": [{"tokens_per_step": 4}],
