@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import l2pd_policies
@@ -181,6 +181,7 @@ grades = st.integers(0, 4).map(lambda n: n / 4)
 clouds = st.lists(st.builds(point, grades, grades, grades), min_size=1, max_size=12)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(clouds)
 def test_a_point_is_on_the_frontier_unless_one_is_better_and_not_worse(points) -> None:
     found = on_frontier(points)
@@ -196,6 +197,7 @@ def test_a_point_is_on_the_frontier_unless_one_is_better_and_not_worse(points) -
     assert speeds == sorted(speeds)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(clouds, grades)
 def test_the_fastest_within_a_loss(points, lost) -> None:
     allowed = [one.tokens_per_forward for one in points if one.lost <= lost]
