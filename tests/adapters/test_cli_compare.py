@@ -23,7 +23,7 @@ ROWS = [
     "confidence_threshold(threshold=0.9)",
     "confidence_threshold(threshold=0.7)",
     "learn2pd()",
-    "settled()",
+    "settled(risk=0.1)",
     "oracle()",
 ]
 
@@ -98,7 +98,9 @@ def test_the_demo_prints_everything(l2pd, settings) -> None:
     assert {len(line.split()) for line in numbered} == {12}
     for number, row in enumerate(ROWS, start=1):
         (configuration,) = [line for line in lines if line.startswith(f"{number}: model=")]
-        assert f"policy={row.rstrip(')')}" in configuration
+        name, _, options = row.rstrip(")").partition("(")
+        assert f"policy={name}(" in configuration
+        assert options in configuration
         assert configuration.endswith("prompts_file=heldout.jsonl")
     families = [line.split() for line in lines if line.startswith(("story ", "latin ", "walk "))]
     assert [len(cells) for cells in families] == [2 + 2 * len(ROWS)] * 3

@@ -21,11 +21,14 @@ from l2pd_plugins.errors import (
 )
 from l2pd_plugins.plugins import PluginInfo, find_policy, list_plugins, load_factory
 from l2pd_plugins.policy import PolicySpec, UnmaskPolicy
+from l2pd_policies import l2pd_policies
 
 if TYPE_CHECKING:
     from tests.conftest import PluginSite
 
-BUILTIN = ["confidence_threshold", "fixed_schedule", "learn2pd", "oracle", "settled"]
+BUILTIN = sorted(spec.name for spec in l2pd_policies())
+EXAMPLE = "l2pd-policy-entropy"
+"""The distribution in examples/, which the environment of the tests has or has not."""
 
 
 def offering(*specs: str) -> str:
@@ -108,12 +111,16 @@ def policies(site: PluginSite) -> PluginSite:
 
 
 def plugin(origin: str) -> PluginInfo:
-    (found,) = [p for p in list_plugins() if p.origin == origin]
+    (found,) = [p for p in listed() if p.origin == origin]
     return found
 
 
 def names() -> list[str]:
-    return [spec.name for spec in list_policies()]
+    return [spec.name for spec in list_policies() if not spec.origin.startswith(f"{EXAMPLE}:")]
+
+
+def listed() -> list[PluginInfo]:
+    return [found for found in list_plugins() if found.distribution != EXAMPLE]
 
 
 # Finding plugins
@@ -121,7 +128,7 @@ def names() -> list[str]:
 
 def test_builtin_policies_are_listed_with_their_origin(site: PluginSite) -> None:
     assert names() == BUILTIN
-    assert {spec.origin for spec in list_policies()} == {"l2pd-plugins:builtin"}
+    assert {find_policy(name).origin for name in BUILTIN} == {"l2pd-plugins:builtin"}
     assert all(spec.summary for spec in list_policies())
     assert plugin("l2pd-plugins:builtin").status == "active"
 
@@ -194,7 +201,7 @@ def test_a_broken_plugin_is_named_with_its_reason_and_hides_nobody(
     assert "\n" not in found.reason
     assert found.policies == ()
     assert names() == sorted([*BUILTIN, "before", "behind"])
-    assert [p.origin for p in list_plugins() if p.status == "active"] == [
+    assert [p.origin for p in listed() if p.status == "active"] == [
         "a-good:main",
         "l2pd-plugins:builtin",
         "z-good:main",
@@ -212,7 +219,7 @@ def test_all_broken_plugins_at_once(site: PluginSite) -> None:
 def test_a_malformed_entry_points_file_hides_nobody(site: PluginSite) -> None:
     site.install("bad", "[l2pd_plugins]\nthis is no entry point\n")
     assert names() == BUILTIN
-    (found,) = [p for p in list_plugins() if p.distribution == "bad"]
+    (found,) = [p for p in listed() if p.distribution == "bad"]
     assert found.status == "failed"
     assert "entry_points.txt is malformed" in found.reason
 
@@ -222,7 +229,7 @@ def test_odd_metadata_hides_nobody(site: PluginSite, text: str) -> None:
     site.install("other", {"main": "other"}, other=offering("name='mine', factory='a:B'"))
     (site.path / "other-1.0.dist-info" / "METADATA").write_text(f"Metadata-Version: 2.1\n{text}\n")
     plugins.reload()
-    found = [p for p in list_plugins() if p.distribution != "l2pd-plugins"]
+    found = [p for p in listed() if p.distribution != "l2pd-plugins"]
     assert [(p.status, [s.name for s in p.policies]) for p in found] == (
         [("active", ["mine"])] if "Name" in text else []
     )
@@ -257,7 +264,7 @@ def test_an_installed_distribution_that_is_shadowed_is_not_loaded(
     monkeypatch.syspath_prepend(str(newer.path))
     newer.install("Other", "[console_scripts]\n", "2.0")
     assert "old" not in names()
-    assert not [p for p in list_plugins() if p.distribution.lower() == "other"]
+    assert not [p for p in listed() if p.distribution.lower() == "other"]
 
 
 def test_disabled_distributions_are_shown_and_not_imported(
