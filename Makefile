@@ -27,7 +27,7 @@ lint: $(STAMP)
 # The site of docs/, in site/; a link that leads nowhere or a docstring that cannot be read ends it.
 DOCS_STAMP := $(VENV)/.docs-installed
 docs: $(DOCS_STAMP)
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # The accuracy-speed frontier of every policy, and the page on which to use.
 frontier: $(STAMP)
