@@ -11,7 +11,9 @@ import tomllib
 import torch
 from vllm import LLM, SamplingParams
 from vllm.config import ModelConfig
+from vllm.exceptions import VLLMValidationError
 from vllm.platforms.cpu import CpuPlatform
+from vllm.plugins import load_general_plugins
 
 from l2pd_adapters.huggingface import load
 from l2pd_adapters.tiny_models import folder_of
@@ -370,11 +372,12 @@ class TestAModelWithASamplerOfItsOwn:
         assert "(Qwen3ForCausalLM) keeps vLLM's own sampler" in ended.stderr.splitlines()[-1]
 
     def test_nor_have_its_requests(self, model):
+        load_general_plugins()
         config = ModelConfig(model, dtype="float32")
         assert config.is_diffusion
         SamplingParams(extra_args={"another": 1})._validate_diffusion(config)
         for asked in ({"decoding_plugin": "credit"}, {"decoding_plugin.threshold": 0.5}):
-            with pytest.raises(ValueError, match="keeps vLLM's own sampler"):
+            with pytest.raises(VLLMValidationError, match="keeps vLLM's own sampler"):
                 SamplingParams(extra_args=asked)._validate_diffusion(config)
 
 
