@@ -104,7 +104,7 @@ def missing(gaps: Iterable[dict[str, Any]]) -> list[str]:
         names = reasons.setdefault(f"{gap['reason']}", [])
         names += [gap["policy"]] if gap["policy"] not in names else []
     return [
-        f"Not measured: {', '.join(f'`{name}`' for name in names)} ({reason})"
+        f"- Not measured: {', '.join(f'`{name}`' for name in names)} ({reason})"
         for reason, names in reasons.items()
     ]
 
@@ -116,7 +116,8 @@ def points(part: dict[str, Any]) -> list[Point]:
 
 def setting(point: Point) -> str:
     """The options in a table's cell."""
-    return ", ".join(f"{k} {short(v)}" for k, v in point.options.items() if k != "filter")
+    options = [f"{k} {short(v)}" for k, v in point.options.items() if k != "filter"]
+    return ", ".join(options) or "default"
 
 
 def word(point: Point) -> str:
