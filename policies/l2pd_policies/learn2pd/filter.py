@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from l2pd_plugins.trajectories import Trajectories
-from l2pd_policies.learned.filter import LearnedFilter, linear
+from l2pd_policies.learned.filter import LearnedFilter
 
 
 class UnmaskFilter(LearnedFilter, tags=["learn2pd"], paper_url="https://arxiv.org/abs/2509.25188"):
@@ -27,11 +27,7 @@ class UnmaskFilter(LearnedFilter, tags=["learn2pd"], paper_url="https://arxiv.or
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(B, L) float32 confidences, 0 where there is no position -> (B, L) logits."""
-        if self.training:
-            hidden: Tensor = self.fc2(torch.relu(self.fc1(inputs)))
-            return hidden
-        hidden = torch.relu(linear(inputs, self.fc1.weight, self.fc1.bias))
-        return linear(hidden, self.fc2.weight, self.fc2.bias)
+        return self.layer(self.fc2, torch.relu(self.layer(self.fc1, inputs)))
 
     @staticmethod
     def inputs_of(trajectories: Trajectories) -> Tensor:

@@ -75,6 +75,17 @@ class LearnedFilter(
     def forward(self, inputs: Tensor) -> Tensor:
         """Features of B blocks -> (B, L) logits of "this prediction is final"."""
 
+    def layer(self, layer: nn.Linear, x: Tensor) -> Tensor:
+        """x (..., I) -> (..., O); in decoding each row to the bit whatever the others.
+
+        A BLAS product picks its summation order by the shape of the whole batch, so a row's bits
+        would depend on how many rows there are. It is faster, and good for training.
+        """
+        if self.training:
+            y: Tensor = layer(x)
+            return y
+        return (x.unsqueeze(-2) * layer.weight).sum(-1) + layer.bias
+
     @staticmethod
     @abstractmethod
     def inputs_of(trajectories: Trajectories) -> Tensor:
@@ -86,15 +97,6 @@ class LearnedFilter(
         config = {name: getattr(self, name) for name in _FIELDS}
         config["features"] = list(self.features)
         return super().save_pretrained(save_directory, **{"config": config, **kwargs})
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x (..., I), weight (O, I), bias (O,) -> (..., O), each row to the bit whatever the others.
-
-    A BLAS product picks its summation order by the shape of the whole batch, so a row's bits would
-    depend on how many rows there are.
-    """
-    return (x.unsqueeze(-2) * weight).sum(-1) + bias
 
 
 def load_filter(kind: type[F], source: str | Path) -> F:

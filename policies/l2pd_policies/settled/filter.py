@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from l2pd_plugins.trajectories import Trajectories
-from l2pd_policies.learned.filter import LearnedFilter, linear
+from l2pd_policies.learned.filter import LearnedFilter
 from l2pd_policies.settled.signals import SIGNALS, how_long, signals
 
 WIDTH = 48
@@ -36,17 +36,11 @@ class SignalFilter(LearnedFilter, tags=["settled"]):
     def forward(self, inputs: Tensor) -> Tensor:
         """(B, L, C) signals -> (B, L) logits."""
         present = inputs[..., 1:2]
-        hidden = torch.relu(self._layer(self.conv1, _windows(inputs))) * present
+        hidden = torch.relu(self.layer(self.conv1, _windows(inputs))) * present
         mean = hidden.sum(1, keepdim=True) / present.sum(1, keepdim=True).clamp(min=1)
-        hidden = torch.relu(hidden + self._layer(self.pooled, mean)) * present
-        hidden = torch.relu(self._layer(self.conv2, _windows(hidden)))
-        return self._layer(self.out, hidden).squeeze(-1)
-
-    def _layer(self, layer: nn.Linear, x: Tensor) -> Tensor:
-        if self.training:
-            y: Tensor = layer(x)
-            return y
-        return linear(x, layer.weight, layer.bias)
+        hidden = torch.relu(hidden + self.layer(self.pooled, mean)) * present
+        hidden = torch.relu(self.layer(self.conv2, _windows(hidden)))
+        return self.layer(self.out, hidden).squeeze(-1)
 
     @staticmethod
     def inputs_of(trajectories: Trajectories) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from l2pd_plugins.trajectories import Trajectories
-from l2pd_policies.learned.filter import LearnedFilter, linear
+from l2pd_policies.learned.filter import LearnedFilter
 
 WIDTH = 32
 HEADS = 2
@@ -49,34 +49,28 @@ class SamplerFilter(
     def forward(self, inputs: Tensor) -> Tensor:
         """(B, L, 4) features -> (B, L) logits."""
         present, time = inputs[..., 2] > 0, inputs[:, :1, 3]
-        x = self._layer(self.embed, inputs[..., :2])
-        conditioned = F.silu(self._layer(self.time, _waves(time)))
-        m = self._layer(self.modulation, conditioned).unsqueeze(1).chunk(8, dim=-1)
+        x = self.layer(self.embed, inputs[..., :2])
+        conditioned = F.silu(self.layer(self.time, _waves(time)))
+        m = self.layer(self.modulation, conditioned).unsqueeze(1).chunk(8, dim=-1)
         x = x + m[2] * self._attention(_norm(x, m[0], m[1]), present)
-        hidden = F.gelu(self._layer(self.up, _norm(x, m[3], m[4])))
-        x = x + m[5] * self._layer(self.down, hidden)
-        return self._layer(self.out, _norm(x, m[6], m[7])).squeeze(-1)
+        hidden = F.gelu(self.layer(self.up, _norm(x, m[3], m[4])))
+        x = x + m[5] * self.layer(self.down, hidden)
+        return self.layer(self.out, _norm(x, m[6], m[7])).squeeze(-1)
 
     def _attention(self, x: Tensor, present: Tensor) -> Tensor:
         """Of every position to all that are present: (B, L, D) -> (B, L, D).
 
-        Products and sums instead of matrix products, as in `linear`: a row's bits must not depend
+        Products and sums instead of matrix products, as in `layer`: a row's bits must not depend
         on its batch.
         """
         rows, length, _ = x.shape
-        heads = self._layer(self.qkv, x).view(rows, length, 3, HEADS, -1).permute(2, 0, 3, 1, 4)
+        heads = self.layer(self.qkv, x).view(rows, length, 3, HEADS, -1).permute(2, 0, 3, 1, 4)
         queries, keys, values = heads  # (B, H, L, D / H) each
         scores = (queries.unsqueeze(-2) * keys.unsqueeze(-3)).sum(-1) / math.sqrt(keys.shape[-1])
         # Not -inf: a block of which nothing is present has to stay finite.
         weights = scores.masked_fill(~present[:, None, None], -1e9).softmax(-1)
         mixed = (weights.unsqueeze(-2) * values.transpose(-1, -2).unsqueeze(-3)).sum(-1)
-        return self._layer(self.mix, mixed.transpose(1, 2).flatten(2))
-
-    def _layer(self, layer: nn.Linear, x: Tensor) -> Tensor:
-        if self.training:
-            y: Tensor = layer(x)
-            return y
-        return linear(x, layer.weight, layer.bias)
+        return self.layer(self.mix, mixed.transpose(1, 2).flatten(2))
 
     @staticmethod
     def inputs_of(trajectories: Trajectories) -> Tensor:
