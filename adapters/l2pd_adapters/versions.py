@@ -25,11 +25,34 @@ def outside_range(engine: str, supported: tuple[str, str], opt_out: str) -> str:
     )
 
 
-def changed(
+def incompatibility(
+    engine: str,
+    supported: tuple[str, str],
+    opt_out: str,
+    signatures: Mapping[str, Sequence[str]],
+    dataclass_fields: Mapping[str, Sequence[str]],
+) -> str:
+    """Why an adapter cannot run on the installed engine, in one line; empty if it can.
+
+    Besides the version (see `outside_range`), it is asked whether the parameters of functions and
+    classes, and the fields of dataclasses, each by full name, are what the adapter stands on.
+    """
+    problem = outside_range(engine, supported, opt_out)
+    if problem:
+        return problem
+    found = _changed(signatures, dataclass_fields)
+    if not found:
+        return ""
+    low, high = supported
+    return (
+        f"{engine} {version(engine)} is not as l2pd-plugins knows >={low},<{high}: "
+        f"{'; '.join(found)}"
+    )
+
+
+def _changed(
     signatures: Mapping[str, Sequence[str]], dataclass_fields: Mapping[str, Sequence[str]]
 ) -> list[str]:
-    """What of an engine is not as it is expected: the parameters of its functions and classes, and
-    the fields of its dataclasses, each by full name."""
     found = []
     for name, wanted in signatures.items():
         try:

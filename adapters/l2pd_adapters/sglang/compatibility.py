@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from l2pd_adapters.versions import changed, outside_range
+from l2pd_adapters import versions
 
 SUPPORTED_SGLANG = ("0.5.22", "0.5.24")
 """At least the first, below the second. 0.5.22 brought `get_algorithm_cls` and `validate_request`;
@@ -42,11 +42,4 @@ FIELDS = {
 
 def incompatibility() -> str:
     """Why this adapter cannot run on the installed SGLang, in one line; empty if it can."""
-    problem = outside_range("sglang", SUPPORTED_SGLANG, OPT_OUT)
-    if problem:
-        return problem
-    found = changed(SIGNATURES, FIELDS)
-    if not found:
-        return ""
-    low, high = SUPPORTED_SGLANG
-    return f"this SGLang is not as >={low},<{high} has it: {'; '.join(found)}"
+    return versions.incompatibility("sglang", SUPPORTED_SGLANG, OPT_OUT, SIGNATURES, FIELDS)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
-
-from l2pd_adapters.versions import changed, outside_range
+from l2pd_adapters import versions
 
 SUPPORTED_VLLM = ("0.32", "0.34")
 """At least the first, below the second. The seam for diffusion models is the same in both."""
@@ -70,13 +68,4 @@ FIELDS = {
 
 def incompatibility() -> str:
     """Why this adapter cannot run on the installed vLLM, in one line; empty if it can."""
-    problem = outside_range("vllm", SUPPORTED_VLLM, OPT_OUT)
-    if problem:
-        return problem
-    found = changed(SIGNATURES, FIELDS)
-    if not found:
-        return ""
-    low, high = SUPPORTED_VLLM
-    return (
-        f"vllm {version('vllm')} is not as l2pd-plugins knows >={low},<{high}: {'; '.join(found)}"
-    )
+    return versions.incompatibility("vllm", SUPPORTED_VLLM, OPT_OUT, SIGNATURES, FIELDS)

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+import sglang
 import tomllib
 from sglang.srt.dllm import algorithm as algorithms
 from sglang.srt.dllm.algorithm.base import DllmAlgorithm
@@ -66,7 +67,8 @@ class TestVersions:
     def test_a_launch_with_a_changed_signature(self, checkpoint):
         done = launch(checkpoint, before=CHANGE, dllm_algorithm="Learn2PD")
         assert last_line(done) == (
-            "--dllm-algorithm Learn2PD: this SGLang is not as >=0.5.22,<0.5.24 has it: "
+            f"--dllm-algorithm Learn2PD: sglang {sglang.__version__} is not as l2pd-plugins knows "
+            ">=0.5.22,<0.5.24: "
             "sglang.srt.dllm.algorithm.base.DllmAlgorithm.step takes (self, forward_batch, "
             "full_logits, states, positions), not (self, forward_batch, full_logits, states)"
         )
