@@ -37,6 +37,7 @@ NAMES = list(GENERATORS)
 EMA = 0.99
 EVEN_SHARE = 0.25  # how much a family that never fails is drawn, beside one that always does
 WARM_UP = 20
+MARGINS = (2.0, 12.0)  # of the penalty of looking ahead, at the start and from 60 % on, in nats
 
 
 @dataclass
@@ -55,6 +56,7 @@ def make_step(
     done: float,
     boost: dict[str, float],
     architecture: Architecture,
+    cacheable: bool = False,
     rows: int = 96,
 ) -> list[Batch]:
     """The micro-batches of one process and step, drawn by how often each family still fails."""
@@ -72,7 +74,7 @@ def make_step(
         examples.append(example)
     if architecture == "sdar":
         return block_causal_batches(examples, rng)
-    return bidirectional_batches(examples, done, rng)
+    return bidirectional_batches(examples, done, rng, cacheable)
 
 
 def _example(family: int, rng: Random) -> Example:
@@ -98,23 +100,38 @@ def schedule(step: int, done: float) -> float:
 
 
 def train_step(
-    model: TinyModel, batches: list[Batch], device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Backward through all micro-batches; summed loss and weight of every family."""
+    model: TinyModel, batches: list[Batch], device: torch.device, done: float, cacheable: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Backward through all micro-batches; summed loss and weight of every family, and the mean
+    attention to later blocks of every layer."""
     loss_of, weight_of = torch.zeros(len(NAMES)), torch.zeros(len(NAMES))
     rows = sum(len(batch.tokens) for batch in batches)
-    for batch in batches:
-        hidden = model(batch.tokens.to(device), batch.valid.to(device), torch.bfloat16)
+    leak = torch.zeros(model.shape.layers)
+    for index, batch in enumerate(batches):
+        tokens, valid = batch.tokens.to(device), batch.valid.to(device)
+        penalty: Tensor | float = 0.0
+        if batch.blocks is None:
+            hidden = model(tokens, valid, torch.bfloat16)
+        else:
+            blocks, closed = batch.blocks.to(device), index % 2 == 0
+            hidden, odds = model.look_ahead(
+                tokens, valid, blocks, closed=closed, dtype=torch.bfloat16
+            )
+            odds = [of_layer[of_layer > -1e8] for of_layer in odds]
+            margin = MARGINS[0] + (MARGINS[1] - MARGINS[0]) * min(1.0, done / 0.6)
+            penalty = cacheable * sum(F.softplus(x + margin).mean() for x in odds)
+            leak += torch.stack([x.detach().sigmoid().mean() for x in odds]).cpu() / len(batches)
         where = batch.weights > 0
         logits = model.lm_head(hidden[where.to(device)]).float()
         losses = F.cross_entropy(logits, batch.targets[where].to(device), reduction="none")
         weights = batch.weights[where]
         weighted = losses * weights.to(device)
-        (weighted.sum() / weights.sum() * len(batch.tokens) / rows).backward()
+        loss = weighted.sum() / weights.sum() + penalty
+        (loss * len(batch.tokens) / rows).backward()
         family = batch.family[:, None].expand_as(where)[where]
         loss_of.index_add_(0, family, weighted.detach().cpu())
         weight_of.index_add_(0, family, weights)
-    return loss_of, weight_of
+    return loss_of, weight_of, leak
 
 
 def reduce_gradients(parameters: list[Tensor], extra: Tensor) -> Tensor:
@@ -168,9 +185,9 @@ def run(rank: int, args: argparse.Namespace) -> None:
     while True:
         # Every process must see the same clock: rank 0's travels with the gradients.
         rng = Random(f"{args.seed}/{rank}/{progress.step}")
-        batches = make_step(rng, progress, done, boost, args.architecture)
+        batches = make_step(rng, progress, done, boost, args.architecture, args.cacheable > 0)
         tokens += sum(batch.tokens.numel() for batch in batches)
-        loss_of, weight_of = train_step(model, batches, device)
+        loss_of, weight_of, leak = train_step(model, batches, device, done, args.cacheable)
         elapsed = before + time.perf_counter() - began if rank == 0 else 0.0
         extra = reduce_gradients(parameters, torch.cat([loss_of, weight_of, Tensor([elapsed])]))
         loss_of, weight_of, clock = extra.split([len(NAMES), len(NAMES), 1])
@@ -190,7 +207,8 @@ def run(rank: int, args: argparse.Namespace) -> None:
         if rank == 0 and (progress.step % 50 == 0 or finished):
             now = time.perf_counter()
             losses = (recent[0] / recent[1].clamp(min=1e-9)).tolist()
-            _log(args.out, step=progress.step, seconds=round(progress.seconds, 1),
+            leaks = {"leak": [float(f"{x:.2g}") for x in leak]} if args.cacheable else {}
+            _log(args.out, step=progress.step, seconds=round(progress.seconds, 1), **leaks,
                  loss=round(float(loss_of.sum() / weight_of.sum()), 4),
                  losses={n: round(x, 4) for n, x in zip(NAMES, losses, strict=True)},
                  tokens_per_second=round(tokens * args.processes / (now - reported)))  # fmt: skip
@@ -258,6 +276,10 @@ def main() -> None:
     parser.add_argument("--architecture", choices=get_args(Architecture), default="llada")
     parser.add_argument("--start-from", type=Path, metavar="FOLDER", help="weights of a checkpoint")
     parser.add_argument("--rate", type=float, default=1.0, help="factor on the learning rates")
+    parser.add_argument(
+        "--cacheable", type=float, default=0.0, metavar="WEIGHT",
+        help="penalty of attention to later blocks, whose keys and values a cache holds stale",
+    )  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="go on from OUT/checkpoint.pt")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
