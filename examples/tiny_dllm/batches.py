@@ -19,7 +19,7 @@ LENGTHS = (40, 64, 96, 128, 160)  # few, since the model is compiled for each
 FULL = {128: (192, 24, 0.55), 256: (320, 12, 0.35), 1024: (1088, 2, 0.10)}
 PADDING_WEIGHT = 0.1  # end-of-text behind the first one
 FUTURE_WEIGHT = 0.2  # blocks that decoding has not reached
-FULL_CACHEABLE = {128: 0.4, 256: 0.4, 1024: 0.2}  # the shares where the model is to be cacheable
+FULL_CACHEABLE = {128: 0.4, 256: 0.4, 1024: 0.2}  # the shares in training for a cache
 UNIFORM_MASKING = 0.3  # share of rows masked as in LLaDA's pre-training; the rest block by block
 BEYOND = 0.03  # share of rows whose block lies behind the end of the text
 
@@ -34,7 +34,9 @@ class Batch:
     weights: Tensor  # of the loss; 0 where nothing is predicted
     valid: Tensor
     family: Tensor
+    # In training for a cache:
     blocks: Tensor | None = None  # 0 for the prompt; all behind the current block counts as one
+    closed: bool = False  # whether no position sees later blocks
 
 
 def bidirectional_batches(
@@ -42,8 +44,8 @@ def bidirectional_batches(
 ) -> list[Batch]:
     """LLaDA's: prompt and canvas, of which decoding has filled a part. `done`: of the training.
 
-    `cacheable`: masked as decoding masks and no other way, nothing asked behind the current block,
-    and more full canvases.
+    `cacheable` is training for a cache: rows are masked block by block alone, nothing is asked
+    behind the current block, and long canvases are drawn more often.
     """
     ordered = sorted(examples, key=lambda example: len(example[1]) + len(example[2]))
     batches = []
@@ -97,7 +99,9 @@ def _with_canvas(
         if cut and rng.random() < 0.8:
             masked[row, end - 1] = False  # the end-of-text token that cut the canvas
     batch = _batch(examples, targets, masked, weights, valid)
-    return replace(batch, blocks=torch.from_numpy(blocks)) if cacheable else batch
+    if cacheable:
+        return replace(batch, blocks=torch.from_numpy(blocks), closed=rng.random() < 0.5)
+    return batch
 
 
 def block_causal_batches(examples: Sequence[Example], rng: Random) -> list[Batch]:

@@ -2,6 +2,7 @@
 
     python examples/tiny_dllm/train.py --out runs/tiny-llada --seconds 2700
     python examples/tiny_dllm/train.py --architecture sdar --out runs/tiny-sdar --seconds 2700
+    python examples/tiny_dllm/train.py --cacheable 0.1 --start-from runs/tiny-llada/model --out ...
 
 Runs two processes of one thread each by default (`--processes`). `--out` gets `checkpoint.pt`
 (resumable with `--resume`), `model/` (the native transformers checkpoint of the averaged weights)
@@ -37,7 +38,6 @@ NAMES = list(GENERATORS)
 EMA = 0.99
 EVEN_SHARE = 0.25  # how much a family that never fails is drawn, beside one that always does
 WARM_UP = 20
-MARGINS = (2.0, 12.0)  # of the penalty of looking ahead, at the start and from 60 % on, in nats
 
 
 @dataclass
@@ -99,27 +99,30 @@ def schedule(step: int, done: float) -> float:
     return min(1.0, (step + 1) / WARM_UP) * (1.0 - 0.98 * max(0.0, done - 0.6) / 0.4)
 
 
+def margin(done: float) -> float:
+    """Log odds below -margin are little enough attention to later blocks: 2 to 12, from 60 % on."""
+    return 2.0 + 10.0 * min(1.0, done / 0.6)
+
+
 def train_step(
     model: TinyModel, batches: list[Batch], device: torch.device, done: float, cacheable: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Backward through all micro-batches; summed loss and weight of every family, and the mean
-    attention to later blocks of every layer."""
+    """Backward through all micro-batches; summed loss and weight of every family, and the share of
+    the attention that goes to later blocks in every layer."""
     loss_of, weight_of = torch.zeros(len(NAMES)), torch.zeros(len(NAMES))
     rows = sum(len(batch.tokens) for batch in batches)
     leak = torch.zeros(model.shape.layers)
-    for index, batch in enumerate(batches):
+    for batch in batches:
         tokens, valid = batch.tokens.to(device), batch.valid.to(device)
         penalty: Tensor | float = 0.0
         if batch.blocks is None:
             hidden = model(tokens, valid, torch.bfloat16)
         else:
-            blocks, closed = batch.blocks.to(device), index % 2 == 0
             hidden, odds = model.look_ahead(
-                tokens, valid, blocks, closed=closed, dtype=torch.bfloat16
+                tokens, valid, batch.blocks.to(device), closed=batch.closed, dtype=torch.bfloat16
             )
             odds = [of_layer[of_layer > -1e8] for of_layer in odds]
-            margin = MARGINS[0] + (MARGINS[1] - MARGINS[0]) * min(1.0, done / 0.6)
-            penalty = cacheable * sum(F.softplus(x + margin).mean() for x in odds)
+            penalty = sum(F.softplus(x + margin(done)).mean() for x in odds) * cacheable
             leak += torch.stack([x.detach().sigmoid().mean() for x in odds]).cpu() / len(batches)
         where = batch.weights > 0
         logits = model.lm_head(hidden[where.to(device)]).float()
@@ -278,7 +281,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1.0, help="factor on the learning rates")
     parser.add_argument(
         "--cacheable", type=float, default=0.0, metavar="WEIGHT",
-        help="penalty of attention to later blocks, whose keys and values a cache holds stale",
+        help="of the penalty of attention to later blocks: a cache gives the same without it",
     )  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="go on from OUT/checkpoint.pt")
     parser.add_argument("--seed", type=int, default=0)
@@ -292,6 +295,8 @@ def main() -> None:
     unknown = {item.split("=")[0] for item in args.boost} - FAMILIES.keys()
     if unknown:
         parser.error(f"unknown families: {', '.join(sorted(unknown))}")
+    if args.cacheable and args.architecture != "llada":
+        parser.error(f"--cacheable is for llada; {args.architecture} sees no later blocks anyhow")
     args.out.mkdir(parents=True, exist_ok=True)
     if args.processes > 1:
         mp.spawn(run, (args,), nprocs=args.processes)
