@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 import numpy as np
@@ -19,6 +19,7 @@ LENGTHS = (40, 64, 96, 128, 160)  # few, since the model is compiled for each
 FULL = {128: (192, 24, 0.55), 256: (320, 12, 0.35), 1024: (1088, 2, 0.10)}
 PADDING_WEIGHT = 0.1  # end-of-text behind the first one
 FUTURE_WEIGHT = 0.2  # blocks that decoding has not reached
+FULL_CACHEABLE = {128: 0.4, 256: 0.4, 1024: 0.2}  # the shares in training for a cache
 UNIFORM_MASKING = 0.3  # share of rows masked as in LLaDA's pre-training; the rest block by block
 BEYOND = 0.03  # share of rows whose block lies behind the end of the text
 
@@ -33,22 +34,34 @@ class Batch:
     weights: Tensor  # of the loss; 0 where nothing is predicted
     valid: Tensor
     family: Tensor
+    # In training for a cache:
+    blocks: Tensor | None = None  # 0 for the prompt; all behind the current block counts as one
+    closed: bool = False  # whether no position sees later blocks
 
 
-def bidirectional_batches(examples: Sequence[Example], done: float, rng: Random) -> list[Batch]:
-    """LLaDA's: prompt and canvas, of which decoding has filled a part. `done`: of the training."""
+def bidirectional_batches(
+    examples: Sequence[Example], done: float, rng: Random, cacheable: bool = False
+) -> list[Batch]:
+    """LLaDA's: prompt and canvas, of which decoding has filled a part. `done`: of the training.
+
+    `cacheable` is training for a cache: rows are masked block by block alone, nothing is asked
+    behind the current block, and long canvases are drawn more often.
+    """
     ordered = sorted(examples, key=lambda example: len(example[1]) + len(example[2]))
     batches = []
     for start in range(0, len(ordered), MICRO):
         micro, canvas = ordered[start : start + MICRO], None
         if rng.random() < (0.1 if done < 0.7 else 0.25):
-            canvas = rng.choices(list(FULL), [share for _, _, share in FULL.values()])[0]
+            shares = FULL_CACHEABLE.values() if cacheable else [s for _, _, s in FULL.values()]
+            canvas = rng.choices(list(FULL), list(shares))[0]
             micro = rng.sample(micro, FULL[canvas][1])
-        batches.append(_with_canvas(micro, canvas, rng))
+        batches.append(_with_canvas(micro, canvas, rng, cacheable))
     return batches
 
 
-def _with_canvas(examples: Sequence[Example], canvas: int | None, rng: Random) -> Batch:
+def _with_canvas(
+    examples: Sequence[Example], canvas: int | None, rng: Random, cacheable: bool
+) -> Batch:
     """Mask one micro-batch. `canvas` None is just long enough."""
     if canvas is None:
         longest = max(len(prompt) + len(answer) + 1 for _, prompt, answer in examples)
@@ -60,6 +73,7 @@ def _with_canvas(examples: Sequence[Example], canvas: int | None, rng: Random) -
     masked = np.zeros((count, length), dtype=bool)
     weights = np.ones((count, length), dtype=np.float32)
     valid = np.zeros((count, length), dtype=bool)
+    blocks = np.zeros((count, length), dtype=np.int64)
     ratios = _ratios(count, rng)
     noise = np.random.default_rng(rng.getrandbits(64)).random((count, length))
     for row, (_, prompt, answer) in enumerate(examples):
@@ -71,7 +85,7 @@ def _with_canvas(examples: Sequence[Example], canvas: int | None, rng: Random) -
         targets[row, first : first + len(answer)] = answer
         valid[row, :end] = True
         weights[row, first + needed :] = PADDING_WEIGHT
-        if rng.random() < UNIFORM_MASKING:
+        if not cacheable and rng.random() < UNIFORM_MASKING:
             masked[row, first:end] = noise[row, first:end] < ratios[row]
         else:
             # What decoding meets: blocks before the current one are done, later ones untouched.
@@ -79,10 +93,15 @@ def _with_canvas(examples: Sequence[Example], canvas: int | None, rng: Random) -
             behind = min(begin + BLOCK_LENGTH, end)
             _mask(masked[row], noise[row], begin, behind, ratios[row])
             masked[row, behind:end] = True
-            weights[row, behind:] *= FUTURE_WEIGHT
+            weights[row, behind:] *= 0.0 if cacheable else FUTURE_WEIGHT
+            blocks[row, first:behind] = np.arange(behind - first) // BLOCK_LENGTH + 1
+            blocks[row, behind:] = blocks[row, behind - 1] + 1
         if cut and rng.random() < 0.8:
             masked[row, end - 1] = False  # the end-of-text token that cut the canvas
-    return _batch(examples, targets, masked, weights, valid)
+    batch = _batch(examples, targets, masked, weights, valid)
+    if cacheable:
+        return replace(batch, blocks=torch.from_numpy(blocks), closed=rng.random() < 0.5)
+    return batch
 
 
 def block_causal_batches(examples: Sequence[Example], rng: Random) -> list[Batch]:

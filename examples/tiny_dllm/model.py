@@ -11,7 +11,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -37,6 +37,14 @@ class Shape:
     rope_theta: float = 10000.0
     eps: float = 1e-6
     architecture: Architecture = "llada"
+
+
+class Sight(NamedTuple):
+    """What each position sees: terms that are added to the attention's scores."""
+
+    bias: Tensor
+    apart: tuple[Tensor, Tensor] | None = None
+    """The same for its own and earlier blocks alone, and for later blocks alone."""
 
 
 class Linear(nn.Linear):
@@ -72,18 +80,21 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(shape.head_dim, shape.eps)
         self.k_norm = RMSNorm(shape.head_dim, shape.eps)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, bias: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, sight: Sight
+    ) -> tuple[Tensor, Tensor | None]:
         b, t, _ = x.shape
         split = (b, t, self.heads, self.head_dim)
         q = self.q_norm(self.q_proj(x).view(split)).transpose(1, 2)
         k = self.k_norm(self.k_proj(x).view(split)).transpose(1, 2)
         v = self.v_proj(x).view(split).transpose(1, 2)
         q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
-        if torch.is_grad_enabled():
-            mixed = _attend(q, k, v, bias)
+        odds = None
+        if torch.is_grad_enabled() or sight.apart is not None:
+            mixed, odds = _attend(q, k, v, sight)
         else:
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
-        return self.o_proj(mixed.transpose(1, 2).reshape(b, t, -1))
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=sight.bias.to(q.dtype))
+        return self.o_proj(mixed.transpose(1, 2).reshape(b, t, -1)), odds
 
 
 class MLP(nn.Module):
@@ -105,9 +116,12 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(shape.hidden, shape.eps)
         self.mlp = MLP(shape)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, bias: Tensor) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, bias)
-        return x + self.mlp(self.post_attention_layernorm(x))
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, sight: Sight
+    ) -> tuple[Tensor, Tensor | None]:
+        mixed, odds = self.self_attn(self.input_layernorm(x), cos, sin, sight)
+        x = x + mixed
+        return x + self.mlp(self.post_attention_layernorm(x)), odds
 
 
 class Decoder(nn.Module):
@@ -140,20 +154,46 @@ class TinyModel(nn.Module):
 
     def forward(self, tokens: Tensor, valid: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Hidden states (B, T, d); `valid` (B, T) is false at padding, on the right."""
+        seen = valid[:, None, None, :]
+        if self.shape.architecture == "sdar":
+            block = torch.arange(tokens.shape[1], device=tokens.device) // BLOCK_LENGTH
+            seen = seen & (block[None, :] <= block[:, None])
+        return self._run(tokens, Sight(_bias(seen)), dtype)[0]
+
+    def look_ahead(
+        self,
+        tokens: Tensor,
+        valid: Tensor,
+        blocks: Tensor,
+        *,
+        closed: bool,
+        dtype: torch.dtype = torch.float32,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Hidden states, and of every layer how much each position looks at later blocks.
+
+        That is the log odds of its attention to them, (B, heads, T), below -1e8 where there are
+        none. `blocks` (B, T) numbers the blocks. `closed`: no position sees a later block.
+        """
+        seen = valid[:, None, None, :]
+        later = blocks[:, None, None, :] > blocks[:, None, :, None]
+        near, ahead = _bias(seen & ~later), _bias(seen & later)
+        bias = near if closed else torch.maximum(near, ahead)
+        hidden, odds = self._run(tokens, Sight(bias, (near, ahead)), dtype)
+        return hidden, [of_layer for of_layer in odds if of_layer is not None]
+
+    def _run(
+        self, tokens: Tensor, sight: Sight, dtype: torch.dtype
+    ) -> tuple[Tensor, list[Tensor | None]]:
         half = torch.arange(0, self.shape.head_dim, 2, device=tokens.device).float()
         frequency = self.shape.rope_theta ** (-half / self.shape.head_dim)
         angle = torch.outer(torch.arange(tokens.shape[1], device=tokens.device), frequency)
         angle = torch.cat((angle, angle), dim=-1)
         cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
-        seen = valid[:, None, None, :]
-        if self.shape.architecture == "sdar":
-            block = torch.arange(tokens.shape[1], device=tokens.device) // BLOCK_LENGTH
-            seen = seen & (block[None, :] <= block[:, None])
-        bias = torch.zeros(seen.shape, device=tokens.device).masked_fill_(~seen, -1e9)
-        x = self.model.embed_tokens(tokens).to(dtype)
+        x, odds = self.model.embed_tokens(tokens).to(dtype), []
         for layer in self.model.layers:
-            x = layer(x, cos, sin, bias)
-        return self.model.norm(x)
+            x, of_layer = layer(x, cos, sin, sight)
+            odds.append(of_layer)
+        return self.model.norm(x), odds
 
     def compile_layers(self) -> None:
         # One layer, not the whole model: six times less to compile for every length.
@@ -161,13 +201,21 @@ class TinyModel(nn.Module):
             layer.compile(dynamic=False)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """Attention whose backward is fast on a CPU when compiled."""
+def _bias(seen: Tensor) -> Tensor:
+    return torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, -1e9)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, sight: Sight) -> tuple[Tensor, Tensor | None]:
+    """Attention whose backward is fast on a CPU when compiled, and the odds of looking ahead."""
     b, heads, t, size = q.shape
     q, k, v = (x.reshape(b * heads, t, size) for x in (q, k, v))
-    scores = torch.bmm(q, k.transpose(1, 2)).view(b, heads, t, t)
-    weights = (scores.float() * size**-0.5 + bias).softmax(-1).to(q.dtype)
-    return torch.bmm(weights.view(b * heads, t, t), v).view(b, heads, t, size)
+    scores = torch.bmm(q, k.transpose(1, 2)).view(b, heads, t, t).float() * size**-0.5
+    weights = (scores + sight.bias).softmax(-1).to(q.dtype)
+    odds = None
+    if sight.apart is not None:
+        near, ahead = ((scores + part).logsumexp(-1) for part in sight.apart)
+        odds = ahead - near
+    return torch.bmm(weights.view(b * heads, t, t), v).view(b, heads, t, size), odds
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
     python examples/tiny_dllm/train.py --out runs/tiny-llada --seconds 2700
     python examples/tiny_dllm/train.py --architecture sdar --out runs/tiny-sdar --seconds 2700
+    python examples/tiny_dllm/train.py --cacheable 0.1 --start-from runs/tiny-llada/model --out ...
 
 Runs two processes of one thread each by default (`--processes`). `--out` gets `checkpoint.pt`
 (resumable with `--resume`), `model/` (the native transformers checkpoint of the averaged weights)
@@ -55,6 +56,7 @@ def make_step(
     done: float,
     boost: dict[str, float],
     architecture: Architecture,
+    cacheable: bool = False,
     rows: int = 96,
 ) -> list[Batch]:
     """The micro-batches of one process and step, drawn by how often each family still fails."""
@@ -72,7 +74,7 @@ def make_step(
         examples.append(example)
     if architecture == "sdar":
         return block_causal_batches(examples, rng)
-    return bidirectional_batches(examples, done, rng)
+    return bidirectional_batches(examples, done, rng, cacheable)
 
 
 def _example(family: int, rng: Random) -> Example:
@@ -97,24 +99,42 @@ def schedule(step: int, done: float) -> float:
     return min(1.0, (step + 1) / WARM_UP) * (1.0 - 0.98 * max(0.0, done - 0.6) / 0.4)
 
 
+def margin(done: float) -> float:
+    """Log odds below -margin are little enough attention to later blocks: 2 to 12, from 60 % on."""
+    return 2.0 + 10.0 * min(1.0, done / 0.6)
+
+
 def train_step(
-    model: TinyModel, batches: list[Batch], device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Backward through all micro-batches; summed loss and weight of every family."""
+    model: TinyModel, batches: list[Batch], device: torch.device, done: float, cacheable: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Backward through all micro-batches; summed loss and weight of every family, and the share of
+    the attention that goes to later blocks in every layer."""
     loss_of, weight_of = torch.zeros(len(NAMES)), torch.zeros(len(NAMES))
     rows = sum(len(batch.tokens) for batch in batches)
+    leak = torch.zeros(model.shape.layers)
     for batch in batches:
-        hidden = model(batch.tokens.to(device), batch.valid.to(device), torch.bfloat16)
+        tokens, valid = batch.tokens.to(device), batch.valid.to(device)
+        penalty: Tensor | float = 0.0
+        if batch.blocks is None:
+            hidden = model(tokens, valid, torch.bfloat16)
+        else:
+            hidden, odds = model.look_ahead(
+                tokens, valid, batch.blocks.to(device), closed=batch.closed, dtype=torch.bfloat16
+            )
+            odds = [of_layer[of_layer > -1e8] for of_layer in odds]
+            penalty = sum(F.softplus(x + margin(done)).mean() for x in odds) * cacheable
+            leak += torch.stack([x.detach().sigmoid().mean() for x in odds]).cpu() / len(batches)
         where = batch.weights > 0
         logits = model.lm_head(hidden[where.to(device)]).float()
         losses = F.cross_entropy(logits, batch.targets[where].to(device), reduction="none")
         weights = batch.weights[where]
         weighted = losses * weights.to(device)
-        (weighted.sum() / weights.sum() * len(batch.tokens) / rows).backward()
+        loss = weighted.sum() / weights.sum() + penalty
+        (loss * len(batch.tokens) / rows).backward()
         family = batch.family[:, None].expand_as(where)[where]
         loss_of.index_add_(0, family, weighted.detach().cpu())
         weight_of.index_add_(0, family, weights)
-    return loss_of, weight_of
+    return loss_of, weight_of, leak
 
 
 def reduce_gradients(parameters: list[Tensor], extra: Tensor) -> Tensor:
@@ -168,9 +188,9 @@ def run(rank: int, args: argparse.Namespace) -> None:
     while True:
         # Every process must see the same clock: rank 0's travels with the gradients.
         rng = Random(f"{args.seed}/{rank}/{progress.step}")
-        batches = make_step(rng, progress, done, boost, args.architecture)
+        batches = make_step(rng, progress, done, boost, args.architecture, args.cacheable > 0)
         tokens += sum(batch.tokens.numel() for batch in batches)
-        loss_of, weight_of = train_step(model, batches, device)
+        loss_of, weight_of, leak = train_step(model, batches, device, done, args.cacheable)
         elapsed = before + time.perf_counter() - began if rank == 0 else 0.0
         extra = reduce_gradients(parameters, torch.cat([loss_of, weight_of, Tensor([elapsed])]))
         loss_of, weight_of, clock = extra.split([len(NAMES), len(NAMES), 1])
@@ -190,7 +210,8 @@ def run(rank: int, args: argparse.Namespace) -> None:
         if rank == 0 and (progress.step % 50 == 0 or finished):
             now = time.perf_counter()
             losses = (recent[0] / recent[1].clamp(min=1e-9)).tolist()
-            _log(args.out, step=progress.step, seconds=round(progress.seconds, 1),
+            leaks = {"leak": [float(f"{x:.2g}") for x in leak]} if args.cacheable else {}
+            _log(args.out, step=progress.step, seconds=round(progress.seconds, 1), **leaks,
                  loss=round(float(loss_of.sum() / weight_of.sum()), 4),
                  losses={n: round(x, 4) for n, x in zip(NAMES, losses, strict=True)},
                  tokens_per_second=round(tokens * args.processes / (now - reported)))  # fmt: skip
@@ -258,6 +279,10 @@ def main() -> None:
     parser.add_argument("--architecture", choices=get_args(Architecture), default="llada")
     parser.add_argument("--start-from", type=Path, metavar="FOLDER", help="weights of a checkpoint")
     parser.add_argument("--rate", type=float, default=1.0, help="factor on the learning rates")
+    parser.add_argument(
+        "--cacheable", type=float, default=0.0, metavar="WEIGHT",
+        help="of the penalty of attention to later blocks: a cache gives the same without it",
+    )  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="go on from OUT/checkpoint.pt")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
@@ -270,6 +295,8 @@ def main() -> None:
     unknown = {item.split("=")[0] for item in args.boost} - FAMILIES.keys()
     if unknown:
         parser.error(f"unknown families: {', '.join(sorted(unknown))}")
+    if args.cacheable and args.architecture != "llada":
+        parser.error(f"--cacheable is for llada; {args.architecture} sees no later blocks anyhow")
     args.out.mkdir(parents=True, exist_ok=True)
     if args.processes > 1:
         mp.spawn(run, (args,), nprocs=args.processes)

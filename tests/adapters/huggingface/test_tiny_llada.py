@@ -9,8 +9,9 @@ import torch
 from transformers import TextDiffusionStreamer, TextIteratorStreamer, TextStreamer
 
 from l2pd_adapters.huggingface import load
-from l2pd_adapters.huggingface.evaluation import read_prompts
+from l2pd_adapters.huggingface.evaluation import evaluate, read_prompts
 from l2pd_adapters.tiny_models import heldout_prompts
+from l2pd_plugins import create_policy
 
 
 @torch.no_grad()
@@ -151,3 +152,34 @@ def test_the_streamers_of_transformers(tiny_llada, capsys):
         assert answer in printed
         # Drafts are shown in yellow and overwritten.
         assert ("\033[33m" in printed) == (kind is TextDiffusionStreamer)
+
+
+@pytest.mark.parametrize("policy", ["fixed_schedule", "confidence_threshold", "learn2pd"])
+def test_a_cache_changes_no_answer(tiny_llada, policy):
+    """The model has learnt not to look at what a cache holds stale."""
+    prompts = read_prompts(heldout_prompts(), 60)
+    answers = {
+        cache: evaluate(
+            *tiny_llada, prompts, policy=create_policy(policy), max_new_tokens=128, cache=cache
+        ).answers
+        for cache in ("none", "prefix", "dual")
+    }
+    for cache in ("prefix", "dual"):
+        pairs = zip(answers["none"], answers[cache], strict=True)
+        assert sum(plain.tokens == cached.tokens for plain, cached in pairs) >= 59
+
+
+def test_the_world_tells_policies_apart(tiny_llada):
+    prompts = read_prompts(heldout_prompts(), 60)
+    sure, bold = (
+        evaluate(
+            *tiny_llada,
+            prompts,
+            policy=create_policy("confidence_threshold", threshold=threshold),
+            max_new_tokens=128,
+        )
+        for threshold in (0.9, 0.3)
+    )
+    assert sure.validity >= 0.9
+    assert bold.validity <= 0.8
+    assert bold.tokens_per_forward >= 1.7 * sure.tokens_per_forward
