@@ -7,7 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from l2pd_adapters.huggingface import enable
-from l2pd_adapters.huggingface.loading import SDARForCausalLM
+from l2pd_adapters.huggingface.models import SDARForCausalLM
 
 MASK, EOT, BLOCK = 63, 62, 8
 
