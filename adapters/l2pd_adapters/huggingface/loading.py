@@ -18,6 +18,7 @@ from transformers import (
     AutoTokenizer,
     PreTrainedConfig,
 )
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from l2pd_adapters.families import ModelFamily, end_of_text_of, family_of, mask_token_of
 from l2pd_adapters.huggingface.enabling import enable
@@ -120,13 +121,16 @@ def _model_class(config: PreTrainedConfig, family: ModelFamily) -> Any:
 def _tokenizer(
     source: str, config: PreTrainedConfig, family: ModelFamily, hub: Mapping[str, Any]
 ) -> Any:
-    """The tokenizer, which knows the tokens that decoding is about.
-
-    Where the checkpoint's own is remote code, its files are read by the decoder's.
-    """
-    of_decoder = {} if family.decoder is None else {"tokenizer_type": family.decoder}
+    """The tokenizer, which knows the tokens that decoding is about."""
+    settings = get_tokenizer_config(
+        source, **{key: value for key, value in hub.items() if key in _OF_THE_HUB}
+    )
+    native = {}
+    if "auto_map" in settings and family.decoder is not None:
+        # Its own class is remote code (Dream); the decoder's reads the same files.
+        native["tokenizer_type"] = family.decoder
     tokenizer = AutoTokenizer.from_pretrained(
-        source, config=config, padding_side="left", **of_decoder, **hub
+        source, config=config, padding_side="left", **native, **hub
     )
     if len(tokenizer) > config.vocab_size:
         raise L2PDError(
