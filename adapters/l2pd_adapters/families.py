@@ -248,7 +248,7 @@ def family_of(config: Any) -> ModelFamily:
             return family
         if model_type in family.model_types:
             causal = getattr(config, "is_causal", True) is not False
-            if family.attention == "bidirectional" and causal:
+            if family.attention == "bidirectional" and family.decoder is None and causal:
                 raise L2PDError(
                     f"model type {model_type!r} with causal attention is an autoregressive model; "
                     "a diffusion language model on this architecture has is_causal=false in its "

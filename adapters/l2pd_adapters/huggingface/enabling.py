@@ -52,11 +52,13 @@ class BoundGenerate:
     a copy of the model would silently decode autoregressively.
     """
 
-    def __init__(self, model: Any, name: str, own_config: GenerationConfig | None) -> None:
+    def __init__(
+        self, model: Any, name: str, own: GenerationConfig | None, completed: GenerationConfig
+    ) -> None:
         self.model = model
         self.name = name
-        self.own_config = own_config
-        """The model's generation_config before it was enabled."""
+        self.own, self.completed = own, completed
+        """The model's generation_config before it was enabled, and what became of it."""
 
     def __call__(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
         return generate(self.model, inputs, **kwargs)
@@ -80,11 +82,14 @@ def enable(model: Any, *, name: str | None = None, family: ModelFamily | None = 
     """
     family = family or family_of(model)
     _check_readable(model, family)
+    own = model.generation_config
+    completed = _with_end_of_text(model, family, own)
     bound = model.__dict__.get("generate")
-    own_config = bound.own_config if isinstance(bound, BoundGenerate) else model.generation_config
-    model.generation_config = _with_end_of_text(model, family, own_config)
+    if isinstance(bound, BoundGenerate) and own is bound.completed:
+        own = bound.own
+    model.generation_config = completed
     setattr(model, FAMILY, family)
-    model.generate = BoundGenerate(model, name or _name_of(model), own_config)
+    model.generate = BoundGenerate(model, name or _name_of(model), own, completed)
     return model
 
 
@@ -96,7 +101,8 @@ def disable(model: Any) -> Any:
     bound = model.__dict__.get("generate")
     if not isinstance(bound, BoundGenerate):
         raise L2PDError(f"{type(model).__name__} was not enabled")
-    model.generation_config = bound.own_config
+    if model.generation_config is bound.completed:
+        model.generation_config = bound.own
     delattr(model, FAMILY)
     del model.generate
     return model
@@ -122,10 +128,11 @@ def _with_end_of_text(
 ) -> GenerationConfig:
     """The model's settings (None if transformers has none for it), completed by the family's
     end-of-text tokens."""
-    config = GenerationConfig.from_model_config(model.config) if own is None else copy.copy(own)
+    config = GenerationConfig.from_model_config(model.config) if own is None else own
     named = end_of_text_ids(config.eos_token_id)
     missing = [i for i in end_of_text_of(model.config, family) if i not in named]
     if missing:
+        config = copy.copy(config)
         config.eos_token_id = [*named, *missing]
     return config
 

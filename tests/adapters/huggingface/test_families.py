@@ -3,7 +3,9 @@ does not go together is refused before anything is decoded."""
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -111,6 +113,14 @@ def test_saved_and_loaded_again_is_the_same(family, loaded, tmp_path):
     )
     text = "Plan a trip, at 8."
     assert again_tokenizer(text)["input_ids"] == tokenizer(text)["input_ids"]
+
+
+def test_copies_decode_the_same(loaded):
+    model, _ = loaded
+    prompt = texts((6,))[0][None]
+    wanted = model.generate(prompt, max_new_tokens=8)
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(copied.generate(prompt, max_new_tokens=8), wanted)
 
 
 def test_its_tokenizer(family, dense, folder, loaded):
