@@ -1,4 +1,4 @@
-"""Models that a user describes: any decoder or masked LM of transformers, read as its family says."""
+"""Models that a user describes: decoders and masked LMs, read as their family says."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_a_masked_lm_has_no_cache(kind, made):
     if kind == "gemma2":
         made.generate(texts(5)[0][None], **asked)
         return
-    with pytest.raises(L2PDError, match="cache='dual': .*ForMaskedLM keeps no keys and values"):
+    with pytest.raises(L2PDError, match=r"cache='dual': .*ForMaskedLM keeps no keys and values"):
         made.generate(texts(5)[0][None], **asked)
 
 
