@@ -82,7 +82,7 @@ def enable(model: Any, *, name: str | None = None, family: ModelFamily | None = 
     """
     family = family or family_of(model)
     _check_readable(model, family)
-    own = model.generation_config
+    own = getattr(model, "generation_config", None)  # a masked LM has none
     completed = _with_end_of_text(model, family, own)
     bound = model.__dict__.get("generate")
     if isinstance(bound, BoundGenerate) and own is bound.completed:
@@ -101,7 +101,9 @@ def disable(model: Any) -> Any:
     bound = model.__dict__.get("generate")
     if not isinstance(bound, BoundGenerate):
         raise L2PDError(f"{type(model).__name__} was not enabled")
-    if model.generation_config is bound.completed:
+    if bound.own is None:
+        del model.generation_config
+    elif model.generation_config is bound.completed:
         model.generation_config = bound.own
     delattr(model, FAMILY)
     del model.generate

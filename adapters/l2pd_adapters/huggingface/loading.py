@@ -65,6 +65,8 @@ def load(
     hub = {key: kwargs[key] for key in _OF_THE_HUB if key in kwargs} | {"trust_remote_code": False}
     try:
         values, _ = PreTrainedConfig.get_config_dict(source, **hub)
+        if not values:
+            raise FileNotFoundError(f"there is no config.json in {source}")
         family = family or family_of(SimpleNamespace(**values))
         config = _config(source, values, family, hub)
         mask_token_of(config, family)
