@@ -120,8 +120,8 @@ def _check_readable(model: Any, family: ModelFamily) -> None:
         and getattr(model.config, "is_causal", True) is not False
     ):
         raise L2PDError(
-            f"{family.name} is bidirectional, this {type(model).__name__} is not: its config needs "
-            "is_causal=False before the model is made"
+            f"{family.name}: this {type(model).__name__} is autoregressive; a bidirectional one "
+            "has is_causal=False in its config before it is made"
         )
 
 

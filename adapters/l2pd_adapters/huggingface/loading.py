@@ -99,14 +99,11 @@ def _config(
     """The config of the native model that the checkpoint runs on."""
     if family.architecture in MODELS:
         config_class = MODELS[family.architecture].config_class
-    elif family.decoder is not None:
-        config_class = CONFIG_MAPPING[family.decoder]
-    else:
-        config_class = None
-    if config_class is None:
-        config = AutoConfig.from_pretrained(source, **hub)
-    else:
         config = config_class.from_dict(family.native_config(values))
+    elif family.decoder is not None:
+        config = CONFIG_MAPPING[family.decoder].from_dict(family.native_config(values))
+    else:
+        config = AutoConfig.from_pretrained(source, **hub)
     if family.attention == "bidirectional":
         config.is_causal = False
     return config
