@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 import os
@@ -17,6 +18,7 @@ from typer.main import get_command
 
 import l2pd_policies
 from l2pd_adapters.cli.app import app
+from l2pd_adapters.families import FAMILIES, ModelFamily
 from l2pd_plugins import hookspecs
 from l2pd_plugins.plugins import load_factory, option_parameters
 from l2pd_plugins.testing import CHECKS
@@ -80,6 +82,33 @@ def test_every_command_has_its_row_and_no_other_does():
     page = (DOCS / "commands.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(l2pd [^`]+)` \| (.*) \|$", page, re.MULTILINE)
     assert rows == commands(get_command(app), "l2pd")
+
+
+def family_row(family):
+    """A family's line of the table of models, made from what the engines know of it."""
+    attention = family.attention.replace("_", "-")
+    if family.logit_shift:
+        attention += f", logits shifted by {family.logit_shift}"
+    cells = [
+        family.name,
+        ", ".join(f"`{name}`" for name in family.model_types),
+        family.architecture and f"`{family.architecture}`",
+        family.decoder and f"`{family.decoder}`",
+        attention,
+        str(family.block_length),
+        family.mask_token_id and str(family.mask_token_id),
+        ", ".join(map(str, family.end_of_text_ids)),
+    ]
+    return "|" + "|".join(f" {cell} " if cell else " " for cell in cells) + "|"
+
+
+def test_the_page_on_models_has_every_family_and_every_field():
+    page = (DOCS / "models.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| ")]
+    assert rows[1 : 1 + len(FAMILIES)] == [family_row(family) for family in FAMILIES]
+    described = [row.split("|")[1] for row in rows[1 + len(FAMILIES) :]]
+    named = [name for cell in described for name in re.findall(r"`(\w+)`", cell)]
+    assert sorted(named) == sorted(field.name for field in dataclasses.fields(ModelFamily))
 
 
 def test_every_page_is_in_the_navigation():

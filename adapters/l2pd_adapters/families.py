@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from l2pd_plugins.errors import L2PDError
 
@@ -15,39 +16,99 @@ of its own block and of the blocks before it, blocks being counted from the prom
 
 @dataclass(frozen=True)
 class ModelFamily:
-    """What an engine has to know to decode a family of diffusion language models."""
+    """What an engine has to know to decode a family of diffusion language models.
+
+    Raises L2PDError, when made, for what cannot be decoded.
+    """
 
     name: str
-    model_types: tuple[str, ...]
-    """`config.model_type` of its checkpoints."""
     attention: Attention
+    model_types: tuple[str, ...] = ()
+    """`config.model_type` of its checkpoints."""
     architecture: str | None = None
     """The name in `config.architectures` that tells its checkpoints from others on `decoder`."""
     decoder: str | None = None
-    """The native model type whose code and weight names fit, where `model_types` are those of
-    remote code; checkpoints that name the `architecture` may have it as their model type."""
+    """The native model type whose code fits, where `model_types` are those of remote code;
+    checkpoints that name the `architecture` may have it as their model type."""
     block_length: int = 32
-    """Positions per block where the checkpoint's config names none."""
+    """Positions per block where the checkpoint's config names none: those it was trained with, or,
+    of models that were trained on whole texts, what their authors decode with."""
     mask_token_id: int | None = None
     """The mask token where the checkpoint's config names none."""
+    end_of_text_ids: tuple[int, ...] = ()
+    """Tokens that end a text, besides those that the checkpoint names."""
     logit_shift: int = 0
     """How far before a position the logits that predict it are."""
+    first_position: int = 0
+    """The position id of a text's first token (2 in RoBERTa)."""
     config_names: Mapping[str, str] = field(default_factory=dict)
     """What `decoder` calls the settings of the checkpoint's config, where the names differ."""
+    config_fixed: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the checkpoint's config that `decoder` has one way only, and how."""
     weight_names: tuple[tuple[str, str], ...] = ()
-    """Parts of the names of the checkpoint's weights, and what `decoder` calls them; each that fits
-    is replaced, in this order."""
+    """How the names of the checkpoint's weights begin, and what `decoder` calls that; a `*` stands
+    for the number of a layer. Names that begin in no such way are the same in both."""
+    ignored_weights: tuple[str, ...] = ()
+    """Weights of the checkpoint that the model has no use for, as patterns (`cls.seq_*`)."""
+    chat_template: str | None = None
+    """For tokenizers that bring none (Jinja)."""
+
+    def __post_init__(self) -> None:
+        if self.attention not in get_args(Attention):
+            raise L2PDError(
+                f"family {self.name!r}: attention={self.attention!r}, the choices are "
+                f"{', '.join(get_args(Attention))}"
+            )
+        for name, least in (("block_length", 1), ("logit_shift", 0), ("first_position", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise L2PDError(
+                    f"family {self.name!r}: {name}={value!r}, wanted a whole number from {least}"
+                )
+        if self.logit_shift and self.attention == "block_causal":
+            raise L2PDError(
+                f"family {self.name!r}: logit_shift={self.logit_shift} with block-causal attention "
+                "is not supported: what predicts a block's first position has left with the block "
+                "before"
+            )
 
     def native_config(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The settings of a checkpoint's config.json as `decoder` names them."""
-        native = {self.config_names.get(name, name): value for name, value in values.items()}
+        """The settings of a checkpoint's config.json as `decoder` names them.
+
+        Raises L2PDError if they ask for what `decoder` does not have.
+        """
+        for name, wanted in self.config_fixed.items():
+            if name in values and (values[name] or False) != wanted:  # None asks for nothing
+                raise L2PDError(
+                    f"{name}={values[name]!r} in the checkpoint's config: {self.name} is decoded "
+                    f"with {name}={wanted!r} only"
+                )
+        native = {
+            self.config_names.get(name, name): value
+            for name, value in values.items()
+            if name not in self.config_fixed
+        }
         native.pop("auto_map", None)  # the way to the checkpoint's own code
-        return native | {"model_type": self.decoder, "architectures": [self.architecture]}
+        if self.decoder is not None:
+            native["model_type"] = self.decoder
+        if self.architecture is not None:
+            native["architectures"] = [self.architecture]
+        return native
+
+    @property
+    def weight_patterns(self) -> dict[str, str]:
+        """`weight_names` as regular expressions and their replacements."""
+        return {
+            "^" + re.escape(theirs).replace(r"\*", r"(\d+)"): native.replace("*", r"\1")
+            for theirs, native in self.weight_names
+        }
 
     def native_weight(self, name: str) -> str:
         """The name of a checkpoint's weight as `decoder` has it."""
-        for theirs, native in self.weight_names:
-            name = name.replace(theirs, native)
+        for pattern, native in self.weight_patterns.items():
+            renamed, found = re.subn(rf"{pattern}(?!\w)", native, name)
+            if found:
+                return renamed
         return name
 
     def prompt_in_block(self, prompt_length: int, block_length: int) -> int:
@@ -67,8 +128,37 @@ _LLADA_CONFIG = {
     "mlp_hidden_size": "intermediate_size",
     "max_sequence_length": "max_position_embeddings",
     "weight_tying": "tie_word_embeddings",
-    "include_bias": "attention_bias",
 }
+_LLADA_FIXED = {
+    "block_type": "llama",
+    "activation_type": "silu",
+    "layer_norm_type": "rms",
+    "layer_norm_with_affine": True,
+    "bias_for_layer_norm": False,
+    "attention_layer_norm": False,
+    "input_emb_norm": False,
+    "include_bias": False,
+    "include_qkv_bias": False,
+    "rope": True,
+    "alibi": False,
+    "scale_logits": False,
+}
+_LLADA_CHAT = (
+    "{% for message in messages %}"
+    "{{ (bos_token if loop.first else '') + '<|start_header_id|>' + message.role "
+    "+ '<|end_header_id|>\n\n' + message.content | trim + '<|eot_id|>' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}"
+    "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
+    "{% endif %}"
+)
+_QWEN_CHAT = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+_QWEN_ENDS = (151643, 151645)  # <|endoftext|>, <|im_end|>
 
 FAMILIES = (
     ModelFamily(
@@ -78,22 +168,29 @@ FAMILIES = (
         architecture="LLaDAModelLM",
         decoder="llama",
         mask_token_id=126336,
+        end_of_text_ids=(126081, 126348),  # <|endoftext|>, <|eot_id|>
         config_names=_LLADA_CONFIG,
+        config_fixed=_LLADA_FIXED,
         weight_names=(
-            ("model.transformer.wte.", "model.embed_tokens."),
-            ("model.transformer.ln_f.", "model.norm."),
-            ("model.transformer.ff_out.", "lm_head."),
-            ("model.transformer.blocks.", "model.layers."),
-            (".attn_norm.", ".input_layernorm."),
-            (".q_proj.", ".self_attn.q_proj."),
-            (".k_proj.", ".self_attn.k_proj."),
-            (".v_proj.", ".self_attn.v_proj."),
-            (".attn_out.", ".self_attn.o_proj."),
-            (".ff_norm.", ".post_attention_layernorm."),
-            (".ff_proj.", ".mlp.gate_proj."),
-            (".up_proj.", ".mlp.up_proj."),
-            (".ff_out.", ".mlp.down_proj."),
+            ("model.transformer.wte", "model.embed_tokens"),
+            ("model.transformer.ln_f", "model.norm"),
+            ("model.transformer.ff_out", "lm_head"),
+            *(
+                (f"model.transformer.blocks.*.{theirs}", f"model.layers.*.{native}")
+                for theirs, native in (
+                    ("attn_norm", "input_layernorm"),
+                    ("q_proj", "self_attn.q_proj"),
+                    ("k_proj", "self_attn.k_proj"),
+                    ("v_proj", "self_attn.v_proj"),
+                    ("attn_out", "self_attn.o_proj"),
+                    ("ff_norm", "post_attention_layernorm"),
+                    ("ff_proj", "mlp.gate_proj"),
+                    ("up_proj", "mlp.up_proj"),
+                    ("ff_out", "mlp.down_proj"),
+                )
+            ),
         ),
+        chat_template=_LLADA_CHAT,
     ),
     ModelFamily(
         name="Dream",  # Dream-org/Dream-v0-7B, arXiv 2508.15487
@@ -102,7 +199,10 @@ FAMILIES = (
         architecture="DreamModel",
         decoder="qwen2",
         mask_token_id=151666,
+        end_of_text_ids=_QWEN_ENDS,
         logit_shift=1,
+        config_fixed={"use_mrope": False},
+        chat_template=_QWEN_CHAT,
     ),
     ModelFamily(
         name="LLaDA2",  # inclusionAI/LLaDA2.0-mini
@@ -111,14 +211,22 @@ FAMILIES = (
         architecture="LLaDA2MoeModelLM",
         mask_token_id=156895,
     ),
-    ModelFamily(
-        name="SDAR",  # JetAstra/SDAR, arXiv 2510.06303
-        model_types=("sdar",),
-        attention="block_causal",
-        architecture="SDARForCausalLM",
-        decoder="qwen3",
-        block_length=4,
-        mask_token_id=151669,
+    *(
+        ModelFamily(
+            name=name,
+            model_types=(model_type,),
+            attention="block_causal",
+            architecture=architecture,
+            decoder=decoder,
+            block_length=4,
+            mask_token_id=151669,
+            end_of_text_ids=_QWEN_ENDS,
+            chat_template=_QWEN_CHAT,
+        )
+        for name, model_type, architecture, decoder in (  # JetAstra/SDAR, arXiv 2510.06303
+            ("SDAR", "sdar", "SDARForCausalLM", "qwen3"),
+            ("SDAR-MoE", "sdar_moe", "SDARMoeForCausalLM", "qwen3_moe"),
+        )
     ),
     ModelFamily(
         name="bidirectional decoder",
@@ -140,29 +248,38 @@ def family_of(config: Any) -> ModelFamily:
             return family
         if model_type in family.model_types:
             causal = getattr(config, "is_causal", True) is not False
-            if family.attention == "bidirectional" and causal:
+            if family.attention == "bidirectional" and family.decoder is None and causal:
                 raise L2PDError(
                     f"model type {model_type!r} with causal attention is an autoregressive model; "
                     "a diffusion language model on this architecture has is_causal=false in its "
                     f"config, or one of {_named_architectures()} in its architectures"
                 )
             return family
-    known = sorted({name for family in FAMILIES for name in family.model_types})
-    raise L2PDError(f"model type {model_type!r} is not supported; known: {', '.join(known)}")
+    raise L2PDError(
+        f"model type {model_type!r} is not supported; known: {', '.join(known_model_types())}. "
+        "Another model is described by a family: "
+        'ModelFamily(name="mine", attention="bidirectional", mask_token_id=...)'
+    )
+
+
+def known_model_types() -> list[str]:
+    """`config.model_type` of the checkpoints that need no description."""
+    return sorted({name for family in FAMILIES for name in family.model_types})
 
 
 def _named_architectures() -> str:
     return ", ".join(family.architecture for family in FAMILIES if family.architecture)
 
 
-def mask_token_of(config: Any) -> int:
-    """The id of the mask token: the config's `mask_token_id`, else the family's.
+def mask_token_of(config: Any, family: ModelFamily | None = None) -> int:
+    """The id of the mask token: the config's `mask_token_id`, else the family's (None: the one
+    that the config is of).
 
     Raises L2PDError if there is none, or none within the vocabulary.
     """
     mask_token_id = getattr(config, "mask_token_id", None)
     if mask_token_id is None:
-        mask_token_id = family_of(config).mask_token_id
+        mask_token_id = (family or family_of(config)).mask_token_id
     if not isinstance(mask_token_id, int) or not 0 <= mask_token_id < config.vocab_size:
         raise L2PDError(
             f"the model's config names no mask token: mask_token_id={mask_token_id!r}, "
@@ -171,11 +288,28 @@ def mask_token_of(config: Any) -> int:
     return mask_token_id
 
 
-def block_length_of(config: Any) -> int:
+def block_length_of(config: Any, family: ModelFamily | None = None) -> int:
     """Positions per block: the config's `block_length` or, as SDAR's code calls it, `block_size`;
-    else the family's."""
+    else the family's (None: the one that the config is of)."""
     named = getattr(config, "block_length", None) or getattr(config, "block_size", None)
-    return named or family_of(config).block_length
+    return named or (family or family_of(config)).block_length
+
+
+def end_of_text_of(config: Any, family: ModelFamily) -> tuple[int, ...]:
+    """The family's end-of-text tokens. A config that names another mask token than the family's
+    has another vocabulary, for which they say nothing.
+
+    Raises L2PDError if one is beyond the vocabulary.
+    """
+    if family.mask_token_id not in (None, mask_token_of(config, family)):
+        return ()
+    for token_id in family.end_of_text_ids:
+        if not 0 <= token_id < config.vocab_size:
+            raise L2PDError(
+                f"family {family.name!r}: end_of_text_ids={family.end_of_text_ids}, wanted token "
+                f"ids below vocab_size={config.vocab_size}"
+            )
+    return family.end_of_text_ids
 
 
 def end_of_text_ids(value: Any) -> tuple[int, ...]:

@@ -9,7 +9,8 @@ from l2pd_adapters.huggingface.versions import SUPPORTED_TRANSFORMERS, check_tra
 
 check_transformers()
 
-from l2pd_adapters.huggingface.enabling import (  # noqa: E402  (after the version check)
+from l2pd_adapters.families import ModelFamily  # noqa: E402  (after the version check)
+from l2pd_adapters.huggingface.enabling import (  # noqa: E402
     custom_generate,
     disable,
     enable,
@@ -21,6 +22,7 @@ from l2pd_adapters.huggingface.output import DiffusionGenerateOutput  # noqa: E4
 __all__ = [
     "SUPPORTED_TRANSFORMERS",
     "DiffusionGenerateOutput",
+    "ModelFamily",
     "custom_generate",
     "disable",
     "enable",

@@ -23,12 +23,11 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from l2pd_adapters.families import (
-    Attention,
-    ModelFamily,
+from l2pd_adapters.families import Attention, ModelFamily, end_of_text_ids
+from l2pd_adapters.huggingface.described import (
     block_length_of,
-    end_of_text_ids,
     family_of,
+    is_masked_lm,
     mask_token_of,
 )
 from l2pd_adapters.huggingface.forward import CACHES, CacheKind
@@ -268,17 +267,17 @@ def make_settings(
     """Check and complete the merged settings for `batch_size` sequences, which are
     `num_return_sequences` adjacent ones for each prompt."""
     repeats = merged.get("num_return_sequences", 1)
-    family = family_of(model.config)
-    mask_token_id = mask_token_of(model.config)
+    family = family_of(model)
+    mask_token_id = mask_token_of(model)
     max_new_tokens = merged.get("max_new_tokens")
     if max_new_tokens is None and "max_length" in merged:
         max_new_tokens = whole("max_length", merged["max_length"], 1) - prompt_length
     if max_new_tokens is None:
         raise L2PDError("max_new_tokens is not given: the length of the canvas has no default")
     max_new_tokens = whole("max_new_tokens", max_new_tokens, 1)
-    default_block = block_length_of(model.config)
+    default_block = block_length_of(model)
     block_length = whole("block_length", merged.get("block_length", default_block), 1)
-    cache = _cache(merged.get("cache"), family)
+    cache = _cache(merged.get("cache"), model, family)
     implementation = getattr(model.config, "_attn_implementation", None) or "eager"
     if implementation not in ("eager", "sdpa"):
         if family.attention == "block_causal":
@@ -356,8 +355,15 @@ _WHY_NOT: dict[Attention, str] = {
 }
 
 
-def _cache(choice: Any, family: ModelFamily) -> CacheKind:
+def _cache(choice: Any, model: Any, family: ModelFamily) -> CacheKind:
     """The cache, checked; the family's default for None."""
+    if is_masked_lm(model):
+        if choice not in (None, "none"):
+            raise L2PDError(
+                f"cache={choice!r}: {type(model).__name__} keeps no keys and values; the choice is "
+                "none"
+            )
+        return "none"
     choices = CACHES[family.attention]
     if choice is None:
         return choices[0]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2pd_adapters.families import family_of
+from l2pd_adapters.families import ModelFamily
 from l2pd_adapters.huggingface.caching import CanvasCache
 from l2pd_adapters.huggingface.forward import CacheKind, CanvasView, Forward
 from l2pd_plugins.uploading import upload
@@ -97,7 +97,7 @@ class BlockCausalForward(Forward):
         return torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, torch.finfo(dtype).min)
 
 
-def forward_for(model: Any, cache: CacheKind) -> Forward:
+def forward_for(model: Any, family: ModelFamily, cache: CacheKind) -> Forward:
     """The forward passes that fit the model's family."""
-    kind = BlockCausalForward if family_of(model.config).attention == "block_causal" else Forward
-    return kind(model, cache)
+    kind = BlockCausalForward if family.attention == "block_causal" else Forward
+    return kind(model, family, cache)

@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2pd_adapters.families import block_length_of, end_of_text_ids, family_of, mask_token_of
+from l2pd_adapters.families import end_of_text_ids
 from l2pd_adapters.huggingface.consistency import States, accepted, answers_hold, predictions
+from l2pd_adapters.huggingface.described import block_length_of, family_of, mask_token_of
 from l2pd_adapters.huggingface.evaluation import (
     Prompt,
     encode_prompts,
@@ -88,7 +89,7 @@ def collect(
     rank = int(os.environ.get("RANK", "0")) if rank is None else rank
     world_size = int(os.environ.get("WORLD_SIZE", "1")) if world_size is None else world_size
     made = [create_policy(policy) for policy in policies]
-    block_length = block_length or block_length_of(model.config)
+    block_length = block_length or block_length_of(model)
     texts = "\n".join(prompt.text for prompt in prompts)
     manifest = Manifest(
         model=model.generate.name,
@@ -201,7 +202,7 @@ def _several(
     prompt, size = inputs[0].shape[1], manifest.max_new_tokens
     states = _states(model, inputs, torch.zeros(len(references), dtype=torch.int64), manifest)
     x0, confidence = predictions(model, states)
-    masked = states.tokens.gather(1, states.columns) == mask_token_of(model.config)
+    masked = states.tokens.gather(1, states.columns) == mask_token_of(model)
     taken = accepted(model, states, masked=masked, x0=x0, confidence=confidence)
     # What equals its reference is what the oracle takes, so these are its references.
     opening = torch.full_like(states.tokens, -1)
@@ -247,9 +248,9 @@ def _states(
     # The last block may reach over the canvas, where nothing is to be seen.
     attention = torch.nn.functional.pad(inputs[1], (0, size + length), value=1)
     attention[:, prompt + size :] = 0
-    mask = mask_token_of(model.config)
+    mask = mask_token_of(model)
     tokens = torch.nn.functional.pad(inputs[0], (0, size + length), value=mask)
-    family = family_of(model.config)
+    family = family_of(model)
     in_prompt = [family.prompt_in_block(seen, length) for seen in inputs[1].sum(-1).tolist()]
     starts = prompt - torch.tensor(in_prompt) + blocks * length
     device = model.device
@@ -267,7 +268,7 @@ def _record(
     manifest: Manifest,
 ) -> list[Trajectories]:
     """Every step of a batch under one policy."""
-    length, family = manifest.block_length, family_of(model.config)
+    length, family = manifest.block_length, family_of(model)
     # The first block may begin within the prompt, and the last may reach over the canvas.
     wanted_of = torch.nn.functional.pad(references, (length, length), value=-1)
     first_of = torch.tensor(

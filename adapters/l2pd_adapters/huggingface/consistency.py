@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2pd_adapters.families import end_of_text_ids, mask_token_of
+from l2pd_adapters.families import end_of_text_ids
 from l2pd_adapters.huggingface.block_causal import forward_for
+from l2pd_adapters.huggingface.described import family_of, mask_token_of
 from l2pd_adapters.huggingface.forward import CanvasView
 
 LIKELY = 0.1
@@ -139,7 +140,7 @@ def answers_hold(model: Any, answers: States, spans: list[tuple[int, int]]) -> l
     for index in _chunks(visible[jobs[:, 0]]):
         rows, columns = jobs[index].unbind(-1)
         column = columns.unsqueeze(-1)
-        one_masked = answers.tokens[rows].scatter(1, column, mask_token_of(model.config))
+        one_masked = answers.tokens[rows].scatter(1, column, mask_token_of(model))
         within = (columns - answers.starts[rows]) % length
         states = States(one_masked, visible[rows], columns - within, length)
         found = _log_probabilities(model, states, within.unsqueeze(-1)).squeeze(1)
@@ -171,7 +172,7 @@ def _log_probabilities(model: Any, states: States, within: Tensor | None = None)
     mask token has none."""
     seen = states.attention != 0
     columns = torch.arange(seen.shape[1], device=seen.device)
-    forward = forward_for(model, "none")
+    forward = forward_for(model, family_of(model), "none")
     view = CanvasView(
         tokens=states.tokens,
         attention=states.attention,
@@ -188,7 +189,7 @@ def _log_probabilities(model: Any, states: States, within: Tensor | None = None)
     rows = torch.arange(len(states), device=seen.device).unsqueeze(-1)
     at = rows * states.block_length + within
     logits = forward.logits(forward.hidden(view), at.flatten()).float()
-    logits[:, mask_token_of(model.config)] = -torch.inf
+    logits[:, mask_token_of(model)] = -torch.inf
     return logits.log_softmax(-1).view(*at.shape, -1)
 
 

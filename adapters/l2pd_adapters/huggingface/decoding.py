@@ -94,7 +94,7 @@ class _Canvas:
         length = settings.block_length
         self.settings, self.device = settings, device
         block_causal = settings.family.attention == "block_causal"
-        self.forward = forward_for(model, settings.cache)
+        self.forward = forward_for(model, settings.family, settings.cache)
         self.prompt_length = prompt
         self.origins = [
             prompt - settings.family.prompt_in_block(seen, length)

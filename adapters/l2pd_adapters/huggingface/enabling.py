@@ -6,6 +6,7 @@ transformers itself does for models that ship a custom generate.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,13 @@ from transformers.generation import (
     TopPLogitsWarper,
 )
 
-from l2pd_adapters.families import family_of, mask_token_of
+from l2pd_adapters.families import (
+    FAMILIES,
+    ModelFamily,
+    end_of_text_ids,
+    end_of_text_of,
+    mask_token_of,
+)
 from l2pd_adapters.huggingface.arguments import (
     OUR_KEYWORDS,
     PolicyChoice,
@@ -32,7 +39,9 @@ from l2pd_adapters.huggingface.arguments import (
     whole,
 )
 from l2pd_adapters.huggingface.decoding import decode
+from l2pd_adapters.huggingface.described import FAMILY, family_of, is_masked_lm
 from l2pd_adapters.huggingface.output import DiffusionGenerateOutput
+from l2pd_adapters.huggingface.probing import check_attention
 from l2pd_plugins.errors import L2PDError
 
 
@@ -43,40 +52,91 @@ class BoundGenerate:
     a copy of the model would silently decode autoregressively.
     """
 
-    def __init__(self, model: Any, name: str) -> None:
+    def __init__(
+        self, model: Any, name: str, own: GenerationConfig | None, completed: GenerationConfig
+    ) -> None:
         self.model = model
         self.name = name
+        self.own, self.completed = own, completed
+        """The model's generation_config before it was enabled, and what became of it."""
 
     def __call__(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
         return generate(self.model, inputs, **kwargs)
 
 
-def enable(model: Any, *, name: str | None = None) -> Any:
+def enable(model: Any, *, name: str | None = None, family: ModelFamily | None = None) -> Any:
     """Bind diffusion decoding to `model.generate`; returns the model.
 
-    Args:
-        model: a transformers model whose config says ``is_causal=False``, or whose architecture
-            is that of a block-causal family (see `l2pd_adapters.families`), and that names
-            ``mask_token_id`` (and, if it has one, ``block_length``).
-        name: what the configuration line calls the model; its folder's or hub name by default.
+    `model.generation_config` gets the end-of-text tokens of the family, besides its own.
 
-    Raises L2PDError if the model is no diffusion language model.
+    Args:
+        model: a transformers model of one of the families in `l2pd_adapters.families`, or a decoder
+            whose config says ``is_causal=False`` and names ``mask_token_id`` (and, if it has one,
+            ``block_length``); with a `family`, any decoder or masked LM.
+        name: what the configuration line calls the model; its folder's or hub name by default.
+        family: how the model is to be read, where its config does not say; it stays with the model
+            and its copies. None keeps what the model was enabled with, else asks its config.
+
+    Raises L2PDError if the model is no diffusion language model, or does not see what its family
+    says.
     """
-    family_of(model.config)
-    mask_token_of(model.config)
-    model.generate = BoundGenerate(model, name or _name_of(model))
+    family = family or family_of(model)
+    _check_readable(model, family)
+    own = getattr(model, "generation_config", None)  # a masked LM has none
+    completed = _with_end_of_text(model, family, own)
+    bound = model.__dict__.get("generate")
+    if isinstance(bound, BoundGenerate) and own is bound.completed:
+        own = bound.own
+    model.generation_config = completed
+    setattr(model, FAMILY, family)
+    model.generate = BoundGenerate(model, name or _name_of(model), own, completed)
     return model
 
 
 def disable(model: Any) -> Any:
-    """Give the model its own `generate` back; returns the model.
+    """Give the model its own `generate` and `generation_config` back; returns the model.
 
     Raises L2PDError if it was not enabled.
     """
-    if not isinstance(model.__dict__.get("generate"), BoundGenerate):
+    bound = model.__dict__.get("generate")
+    if not isinstance(bound, BoundGenerate):
         raise L2PDError(f"{type(model).__name__} was not enabled")
+    if bound.own is None:
+        del model.generation_config
+    elif model.generation_config is bound.completed:
+        model.generation_config = bound.own
+    delattr(model, FAMILY)
     del model.generate
     return model
+
+
+def _check_readable(model: Any, family: ModelFamily) -> None:
+    mask_token_id = mask_token_of(model.config, family)
+    if family not in FAMILIES:
+        check_attention(model, family, mask_token_id)
+    elif (
+        family.attention == "bidirectional"
+        and not is_masked_lm(model)
+        and getattr(model.config, "is_causal", True) is not False
+    ):
+        raise L2PDError(
+            f"{family.name}: this {type(model).__name__} is autoregressive; a bidirectional one "
+            "has is_causal=False in its config before it is made"
+        )
+
+
+def _with_end_of_text(
+    model: Any, family: ModelFamily, own: GenerationConfig | None
+) -> GenerationConfig:
+    """The model's settings (None if transformers has none for it), completed by the family's
+    end-of-text tokens."""
+    config = GenerationConfig.from_model_config(model.config) if own is None else own
+    named = end_of_text_ids(config.eos_token_id)
+    missing = [i for i in end_of_text_of(model.config, family) if i not in named]
+    if missing:
+        config = copy.copy(config)
+        config.eos_token_id = [*named, *missing]
+    return config
 
 
 def generate(
@@ -205,6 +265,11 @@ def _run(
     name = bound.name if isinstance(bound, BoundGenerate) else _name_of(model)
     batch, prompt_length = prompts.shape
     settings = make_settings(model, prompt_length, batch, merged, name=name, streamer=streamer)
+    if settings.family.logit_shift and int(mask.sum(-1).min()) < settings.family.logit_shift:
+        raise L2PDError(
+            f"{settings.family.name}: a position is predicted {settings.family.logit_shift} before "
+            "it, so every prompt holds at least as many tokens"
+        )
     decoded = decode(model, prompts, mask, settings)
     trace = decoded.trace
     longest = settings.max_new_tokens

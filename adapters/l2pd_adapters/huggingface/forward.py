@@ -11,8 +11,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from l2pd_adapters.families import Attention
+from l2pd_adapters.families import Attention, ModelFamily
 from l2pd_adapters.huggingface.caching import CanvasCache
+from l2pd_adapters.huggingface.heads import parts_of
 from l2pd_adapters.huggingface.widths import CPU_LIMIT, share_passes
 from l2pd_plugins.uploading import upload
 
@@ -70,16 +71,18 @@ class Forward:
     "none": the whole canvas at every step. "prefix" (Fast-dLLM, arXiv 2505.22618): the
     whole canvas at the first step of a block, then everything from the block on, over the cached
     keys and values of what is before it. "dual": then the block alone, over the cached ones of
-    what is before and behind it. A row's refresh depends on its own block only.
+    what is before and behind it. A row's refresh depends on its own block only. Where logits are
+    shifted, the columns before the block that predict it belong to it.
     """
 
-    def __init__(self, model: Any, cache: CacheKind) -> None:
-        self.model, self.kind = model, cache
+    def __init__(self, model: Any, family: ModelFamily, cache: CacheKind) -> None:
+        self.model, self.family, self.kind = model, family, cache
+        self.decoder, self.head = parts_of(model, family)
         self.cache: CanvasCache | None = None
 
     def hidden(self, view: CanvasView) -> Tensor:
-        """Hidden states of each row's block: (R, L, D). Those of columns that the row does not see
-        mean nothing."""
+        """Hidden states that predict each row's block: (R, L, D). Those of columns that the row
+        does not see mean nothing."""
         rows, width = view.tokens.shape
         if self.kind != "none" and self.cache is None:
             layers = self.model.config.num_hidden_layers
@@ -110,13 +113,8 @@ class Forward:
             self.cache.keep(rows, device)
 
     def logits(self, hidden: Tensor, indices: Tensor) -> Tensor:
-        """Logits (N, V) of the rows `indices` ((N,) int64, flat over the first two dimensions).
-
-        The language-model head of a vocabulary of 150,000 costs as much as many layers, so it never
-        sees the rows that nobody asks about.
-        """
-        logits: Tensor = self.model.get_output_embeddings()(hidden.flatten(0, 1)[indices])
-        return logits
+        """Logits (N, V) of the rows `indices` ((N,) int64, flat over the first two dimensions)."""
+        return self.head(hidden.flatten(0, 1)[indices])
 
     def _dense(self, view: CanvasView, rows: Tensor | None) -> Tensor:
         """The blocks of a pass over every column that they see: (R, L, D). `rows` says which rows
@@ -140,7 +138,7 @@ class Forward:
         if self.kind == "prefix":
             spans = [last - start for last, start in zip(view.last, view.starts, strict=True)]
             columns_wanted = max(view.block_length, *spans)
-        columns = self._block_columns(view, columns_wanted)
+        columns = self._block_columns(view, columns_wanted + self.family.logit_shift)
         inside = columns.clamp(max=width - 1)
         ends = upload(view.last, columns.device).unsqueeze(-1)
         self.cache.write_some(view.span, torch.where(columns < ends, columns, width))
@@ -152,20 +150,21 @@ class Forward:
         )
         return hidden[:, : view.block_length]
 
-    @staticmethod
-    def _block_columns(view: CanvasView, count: int | None = None) -> Tensor:
-        """(R, count) columns from the start of each row's block on; None for the block's."""
+    def _block_columns(self, view: CanvasView, count: int | None = None) -> Tensor:
+        """(R, count) columns from the one on that predicts the first position of each row's block;
+        None for as many as the block has."""
         device = view.tokens.device
-        begin = upload(view.starts, device).unsqueeze(-1)
+        begin = upload(view.starts, device).unsqueeze(-1) - self.family.logit_shift
         return begin + torch.arange(count or view.block_length, device=device)
 
     def _decoder(self, tokens: Tensor, mask: Tensor | None, position_ids: Tensor) -> Tensor:
-        out = self.model.get_decoder()(
+        cache = {} if self.cache is None else {"past_key_values": self.cache}
+        out = self.decoder(
             input_ids=tokens,
             attention_mask=mask,
-            position_ids=position_ids,
-            past_key_values=self.cache,
+            position_ids=position_ids + self.family.first_position,
             use_cache=self.cache is not None,
+            **cache,
         )
         hidden: Tensor = out.last_hidden_state
         return hidden

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from fnmatch import fnmatch
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -12,30 +14,28 @@ from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoTokenizer,
     PreTrainedConfig,
-    Qwen3ForCausalLM,
 )
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
-from l2pd_adapters.families import FAMILIES, family_of, mask_token_of
+from l2pd_adapters.families import ModelFamily, end_of_text_of, family_of, mask_token_of
 from l2pd_adapters.huggingface.enabling import enable
+from l2pd_adapters.huggingface.models import MODELS
+from l2pd_adapters.huggingface.shards import check_shards
 from l2pd_adapters.tiny_models import folder_of, shipped_models
 from l2pd_plugins.errors import L2PDError
 
-
-class SDARForCausalLM(Qwen3ForCausalLM):
-    """Qwen3 under SDAR's name, so that what `save_pretrained` writes remains an SDAR checkpoint."""
-
-
-_CLASSES: dict[str | None, Any] = {"SDARForCausalLM": SDARForCausalLM}
-"""By architecture; the class of other families is transformers' own for their config."""
-
 _OF_THE_HUB = ("revision", "token", "cache_dir", "local_files_only")
+_DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
+_NAMED_AT_MOST = 5
 
 
 def load(
     name: str | Path,
     *,
+    family: ModelFamily | None = None,
     dtype: torch.dtype | str = "auto",
     device: torch.device | str | None = None,
     device_map: Any = None,
@@ -46,44 +46,132 @@ def load(
     Args:
         name: a shipped model ("tiny-llada"), a local folder, or a hub id. A shipped name wins over
             a hub id; a folder is named by a path (``./tiny-llada``).
+        family: how the model is to be read; by default its config says which of the known ones it
+            is of. With one, any decoder or masked LM of transformers is loaded.
         dtype: of the weights; "auto" takes the checkpoint's own.
         device: where the model goes; None leaves it on the CPU.
         device_map: as in transformers (needs accelerate), instead of `device`.
-        kwargs: handed to ``AutoModelForCausalLM.from_pretrained``; `revision`, `token`, `cache_dir`
-            and `local_files_only` hold for config and tokenizer, too.
+        kwargs: handed to ``from_pretrained``; `revision`, `token`, `cache_dir` and
+            `local_files_only` hold for config and tokenizer, too.
 
     Returns:
         (model in eval mode, tokenizer with left padding).
 
-    Raises L2PDError if there is no such model or it is no diffusion language model. No remote code
-    is run: the models run on transformers' own decoders.
+    Raises L2PDError if there is no such model, it is no diffusion language model, or its files do
+    not go together. No remote code is run: the models run on transformers' own code.
     """
     source = _source(name)
+    dtype = _checked(dtype)
     hub = {key: kwargs[key] for key in _OF_THE_HUB if key in kwargs} | {"trust_remote_code": False}
     try:
-        config = _config(source, hub)
-        family = family_of(config)
-        mask_token_of(config)
-        model = _CLASSES.get(family.architecture, AutoModelForCausalLM).from_pretrained(
-            source, config=config, dtype=dtype, device_map=device_map, **kwargs | hub
+        values, _ = PreTrainedConfig.get_config_dict(source, **hub)
+        if not values:
+            raise FileNotFoundError(f"there is no config.json in {source}")
+        family = family or family_of(SimpleNamespace(**values))
+        config = _config(source, values, family, hub)
+        mask_token_of(config, family)
+        tokenizer = _tokenizer(source, config, family, hub)
+        check_shards(source)
+        model, found = _model_class(config, family).from_pretrained(
+            source,
+            config=config,
+            dtype=dtype,
+            device_map=device_map,
+            use_safetensors=True,
+            key_mapping=family.weight_patterns or None,
+            output_loading_info=True,
+            **kwargs | hub,
         )
+        _check_weights(found, family)
         if device is not None:
             model = model.to(device)
-        tokenizer = AutoTokenizer.from_pretrained(source, config=config, padding_side="left", **hub)
+        enable(model.eval(), name=str(name), family=family)
+    except L2PDError as error:
+        raise L2PDError(f"model {str(name)!r}: {error}") from error
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise L2PDError(f"model {str(name)!r} cannot be loaded: {error}") from error
-    return enable(model.eval(), name=str(name)), tokenizer
+    return model, tokenizer
 
 
-def _config(source: str, hub: Mapping[str, Any]) -> PreTrainedConfig:
-    """The config of the native decoder that the checkpoint runs on."""
-    values, _ = PreTrainedConfig.get_config_dict(source, **hub)
-    for family in FAMILIES:
-        if family.decoder is not None and values.get("model_type") in family.model_types:
-            if family.weight_names or family.logit_shift:
-                raise L2PDError(f"{family.name} is decoded by the vLLM adapter only")
-            return CONFIG_MAPPING[family.decoder].from_dict(family.native_config(values))
-    return AutoConfig.from_pretrained(source, **hub)
+def _config(
+    source: str, values: Mapping[str, Any], family: ModelFamily, hub: Mapping[str, Any]
+) -> PreTrainedConfig:
+    """The config of the native model that the checkpoint runs on."""
+    if family.architecture in MODELS:
+        config_class = MODELS[family.architecture].config_class
+        config = config_class.from_dict(family.native_config(values))
+    elif family.decoder is not None:
+        config = CONFIG_MAPPING[family.decoder].from_dict(family.native_config(values))
+    else:
+        config = AutoConfig.from_pretrained(source, **hub)
+    if family.attention == "bidirectional":
+        config.is_causal = False
+    return config
+
+
+def _model_class(config: PreTrainedConfig, family: ModelFamily) -> Any:
+    if family.architecture in MODELS:
+        return MODELS[family.architecture]
+    if any(name.endswith("ForMaskedLM") for name in config.architectures or ()):
+        return AutoModelForMaskedLM
+    return AutoModelForCausalLM
+
+
+def _tokenizer(
+    source: str, config: PreTrainedConfig, family: ModelFamily, hub: Mapping[str, Any]
+) -> Any:
+    """The tokenizer, which knows the tokens that decoding is about."""
+    settings = get_tokenizer_config(
+        source, **{key: value for key, value in hub.items() if key in _OF_THE_HUB}
+    )
+    native = {}
+    if "auto_map" in settings and family.decoder is not None:
+        # Its own class is remote code (Dream); the decoder's reads the same files.
+        native["tokenizer_type"] = family.decoder
+    tokenizer = AutoTokenizer.from_pretrained(
+        source, config=config, padding_side="left", **native, **hub
+    )
+    if len(tokenizer) > config.vocab_size:
+        raise L2PDError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model's embedding "
+            f"{config.vocab_size} (vocab_size): they do not belong together"
+        )
+    mask, ends = mask_token_of(config, family), end_of_text_of(config, family)
+    known = set(tokenizer.get_vocab().values())
+    for role, token_id in (("mask", mask), *(("end-of-text", token_id) for token_id in ends)):
+        if token_id not in known:
+            raise L2PDError(
+                f"the tokenizer ({len(tokenizer)} tokens) does not know the {role} token "
+                f"{token_id}: it is not this model's"
+            )
+    tokenizer.chat_template = tokenizer.chat_template or family.chat_template
+    return tokenizer
+
+
+def _check_weights(found: Mapping[str, Any], family: ModelFamily) -> None:
+    """Raise L2PDError if the checkpoint's weights are not those that the model wants: transformers
+    makes up what is missing, at random."""
+    missing = sorted(found["missing_keys"])
+    unexpected = sorted(
+        name
+        for name in found["unexpected_keys"]
+        if not any(fnmatch(name, pattern) for pattern in family.ignored_weights)
+    )
+    told = [
+        f"{len(names)} {what} ({', '.join(names[:_NAMED_AT_MOST])}"
+        f"{', ...' if len(names) > _NAMED_AT_MOST else ''})"
+        for names, what in ((missing, "missing"), (unexpected, "unexpected"))
+        if names
+    ]
+    if told:
+        raise L2PDError(f"the weights are not those of {family.name}: {', '.join(told)}")
+
+
+def _checked(dtype: torch.dtype | str) -> torch.dtype | str:
+    name = str(dtype).removeprefix("torch.")
+    if not isinstance(dtype, str | torch.dtype) or name not in _DTYPES:
+        raise L2PDError(f"dtype={dtype!r}: the choices are {', '.join(_DTYPES)}")
+    return name
 
 
 def _source(name: str | Path) -> str:

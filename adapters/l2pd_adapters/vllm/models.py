@@ -10,6 +10,7 @@ from vllm.model_executor.models.bailing_moe import BailingMoeV2ForCausalLM
 from vllm.model_executor.models.llama import LlamaForCausalLM
 from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
 from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
+from vllm.model_executor.models.qwen3_moe import Qwen3MoeForCausalLM
 
 from l2pd_adapters.families import family_of
 from l2pd_adapters.vllm.model_state import BidirectionalState, BlockCausalState, DiffusionState
@@ -25,6 +26,10 @@ class _BlockCausal:
 
 class SDARForCausalLM(_BlockCausal, Qwen3ForCausalLM):
     """SDAR: block-causal, on Qwen3."""
+
+
+class SDARMoeForCausalLM(_BlockCausal, Qwen3MoeForCausalLM):
+    """SDAR with experts: block-causal, on Qwen3-MoE."""
 
 
 class LLaDA2MoeModelLM(_BlockCausal, BailingMoeV2ForCausalLM):

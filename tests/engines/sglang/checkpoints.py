@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, GenerationConfig, Qwen3Config
 
-from l2pd_adapters.huggingface.loading import SDARForCausalLM
+from l2pd_adapters.huggingface.models import SDARForCausalLM
 from l2pd_adapters.tiny_models import folder_of
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
