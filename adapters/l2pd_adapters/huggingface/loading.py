@@ -19,6 +19,7 @@ from transformers import (
 
 from l2pd_adapters.families import FAMILIES, family_of, mask_token_of
 from l2pd_adapters.huggingface.enabling import enable
+from l2pd_adapters.huggingface.llada2 import LLaDA2MoeModelLM
 from l2pd_adapters.tiny_models import folder_of, shipped_models
 from l2pd_plugins.errors import L2PDError
 
@@ -27,7 +28,10 @@ class SDARForCausalLM(Qwen3ForCausalLM):
     """Qwen3 under SDAR's name, so that what `save_pretrained` writes remains an SDAR checkpoint."""
 
 
-_CLASSES: dict[str | None, Any] = {"SDARForCausalLM": SDARForCausalLM}
+_CLASSES: dict[str | None, Any] = {
+    "LLaDA2MoeModelLM": LLaDA2MoeModelLM,
+    "SDARForCausalLM": SDARForCausalLM,
+}
 """By architecture; the class of other families is transformers' own for their config."""
 
 _OF_THE_HUB = ("revision", "token", "cache_dir", "local_files_only")
@@ -83,6 +87,9 @@ def _config(source: str, hub: Mapping[str, Any]) -> PreTrainedConfig:
             if family.weight_names or family.logit_shift:
                 raise L2PDError(f"{family.name} is decoded by the vLLM adapter only")
             return CONFIG_MAPPING[family.decoder].from_dict(family.native_config(values))
+        if values.get("model_type") in family.model_types and family.architecture in _CLASSES:
+            values.pop("auto_map", None)  # the way to the checkpoint's own code
+            return _CLASSES[family.architecture].config_class.from_dict(values)
     return AutoConfig.from_pretrained(source, **hub)
 
 
