@@ -22,6 +22,7 @@ from transformers.generation import (
 )
 
 from l2pd_adapters.families import family_of, mask_token_of
+from l2pd_adapters.huggingface import diffusion_gemma
 from l2pd_adapters.huggingface.arguments import (
     OUR_KEYWORDS,
     PolicyChoice,
@@ -57,13 +58,15 @@ def enable(model: Any, *, name: str | None = None) -> Any:
     Args:
         model: a transformers model whose config says ``is_causal=False``, or whose architecture
             is that of a block-causal family (see `l2pd_adapters.families`), and that names
-            ``mask_token_id`` (and, if it has one, ``block_length``).
+            ``mask_token_id`` (and, if it has one, ``block_length``); or DiffusionGemma, see
+            `diffusion_gemma`.
         name: what the configuration line calls the model; its folder's or hub name by default.
 
     Raises L2PDError if the model is no diffusion language model.
     """
-    family_of(model.config)
-    mask_token_of(model.config)
+    if not diffusion_gemma.decodes(model):
+        family_of(model.config)
+        mask_token_of(model.config)
     model.generate = BoundGenerate(model, name or _name_of(model))
     return model
 
@@ -122,8 +125,20 @@ def generate(
 
     Raises L2PDError, before any forward pass, for whatever it does not support, by name.
     """
-    refuse_unknown(kwargs)
     prompts = _prompts(inputs, input_ids)
+    if diffusion_gemma.decodes(model):
+        if kwargs.get("past_key_values") is None and attention_mask is not None:
+            attention_mask = _left_padded(prompts, attention_mask)
+        return diffusion_gemma.generate(
+            model,
+            prompts,
+            attention_mask,
+            generation_config,
+            streamer,
+            kwargs,
+            name=_name_of(model),
+        )
+    refuse_unknown(kwargs)
     mask = _left_padded(prompts, attention_mask)
     merged = merged_config(model, generation_config, kwargs)
     repeats = whole("num_return_sequences", merged.get("num_return_sequences", 1), 1)
@@ -201,10 +216,10 @@ def _run(
     merged: dict[str, Any],
     streamer: Any,
 ) -> Tensor | DiffusionGenerateOutput:
-    bound = model.__dict__.get("generate")
-    name = bound.name if isinstance(bound, BoundGenerate) else _name_of(model)
     batch, prompt_length = prompts.shape
-    settings = make_settings(model, prompt_length, batch, merged, name=name, streamer=streamer)
+    settings = make_settings(
+        model, prompt_length, batch, merged, name=_name_of(model), streamer=streamer
+    )
     decoded = decode(model, prompts, mask, settings)
     trace = decoded.trace
     longest = settings.max_new_tokens
@@ -264,5 +279,8 @@ def _describe(value: object) -> str:
 
 
 def _name_of(model: Any) -> str:
+    bound = model.__dict__.get("generate")
+    if isinstance(bound, BoundGenerate):
+        return bound.name
     path = getattr(model.config, "_name_or_path", "")
     return Path(path).name if path and Path(path).is_dir() else path or type(model).__name__

@@ -13,6 +13,8 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    DiffusionGemmaConfig,
+    DiffusionGemmaForBlockDiffusion,
     PreTrainedConfig,
     Qwen3ForCausalLM,
 )
@@ -66,9 +68,7 @@ def load(
     hub = {key: kwargs[key] for key in _OF_THE_HUB if key in kwargs} | {"trust_remote_code": False}
     try:
         config = _config(source, hub)
-        family = family_of(config)
-        mask_token_of(config)
-        model = _CLASSES.get(family.architecture, AutoModelForCausalLM).from_pretrained(
+        model = _class_for(config).from_pretrained(
             source, config=config, dtype=dtype, device_map=device_map, **kwargs | hub
         )
         if device is not None:
@@ -77,6 +77,15 @@ def load(
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise L2PDError(f"model {str(name)!r} cannot be loaded: {error}") from error
     return enable(model.eval(), name=str(name)), tokenizer
+
+
+def _class_for(config: PreTrainedConfig) -> Any:
+    """The class that the checkpoint runs on. Raises L2PDError if it cannot be decoded."""
+    if isinstance(config, DiffusionGemmaConfig):
+        return DiffusionGemmaForBlockDiffusion
+    family = family_of(config)
+    mask_token_of(config)
+    return _CLASSES.get(family.architecture, AutoModelForCausalLM)
 
 
 def _config(source: str, hub: Mapping[str, Any]) -> PreTrainedConfig:

@@ -387,9 +387,7 @@ def test_half_precision_keeps_the_router_s_bias(folder, prompts):
     model, _ = load(folder, dtype=torch.bfloat16)
     gate = model.model.layers[1].mlp.gate
     assert (gate.weight.dtype, gate.expert_bias.dtype) == (torch.bfloat16, torch.float32)
-    out = model.generate(
-        **left_padded(prompts, 5), max_new_tokens=8, return_dict_in_generate=True
-    )
+    out = model.generate(**left_padded(prompts, 5), max_new_tokens=8, return_dict_in_generate=True)
     assert "dtype=bfloat16" in out.configuration
 
 
