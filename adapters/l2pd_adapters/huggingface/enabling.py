@@ -217,9 +217,8 @@ def _run(
     streamer: Any,
 ) -> Tensor | DiffusionGenerateOutput:
     batch, prompt_length = prompts.shape
-    settings = make_settings(
-        model, prompt_length, batch, merged, name=_name_of(model), streamer=streamer
-    )
+    name = _name_of(model)
+    settings = make_settings(model, prompt_length, batch, merged, name=name, streamer=streamer)
     decoded = decode(model, prompts, mask, settings)
     trace = decoded.trace
     longest = settings.max_new_tokens

@@ -52,7 +52,7 @@ class LLaDA2MoeConfig(PreTrainedConfig):
     num_hidden_layers: int = 20
     num_attention_heads: int = 16
     num_key_value_heads: int = 4
-    head_dim: int | None = 128
+    head_dim: int = 128
     hidden_act: str = "silu"
     max_position_embeddings: int = 32768
     initializer_range: float = 0.02
@@ -72,8 +72,8 @@ class LLaDA2MoeConfig(PreTrainedConfig):
     moe_intermediate_size: int = 512
     moe_shared_expert_intermediate_size: int | None = None
     first_k_dense_replace: int = 1
-    n_group: int | None = 8
-    topk_group: int | None = 4
+    n_group: int = 8
+    topk_group: int = 4
     score_function: str = "sigmoid"
     moe_router_enable_expert_bias: bool = True
     norm_topk_prob: bool = True
@@ -81,12 +81,11 @@ class LLaDA2MoeConfig(PreTrainedConfig):
     pad_token_id: int | None = 156892
     eos_token_id: int | list[int] | None = 156892
     mask_token_id: int | None = 156895
-    block_length: int | None = None
+    block_length: int = 0
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        self.block_length = self.block_length or getattr(self, "block_size", None) or 32
-        self.head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
+        self.block_length = self.block_length or getattr(self, "block_size", 32)
         # A group's score is the sum of its two best experts.
         if self.n_group and self.num_experts < 2 * self.n_group:
             raise ValueError(
@@ -97,7 +96,7 @@ class LLaDA2MoeConfig(PreTrainedConfig):
             value = getattr(self, name, None)
             if value is not None and value != supported:
                 raise ValueError(
-                    f"LLaDA2 with {name}={value!r} is not supported ({supported!r} is)"
+                    f"LLaDA2 with {name}={value!r} is not supported"
                 )
 
 
@@ -186,7 +185,7 @@ class LLaDA2MoeGate(nn.Module):
         return experts, weights * config.routed_scaling_factor
 
     def _within_best_groups(self, merit: Tensor) -> Tensor:
-        """merit (N, E), -inf outside the `topk_group` groups whose two best experts are the best."""
+        """merit (N, E), -inf outside the `topk_group` groups whose two best experts sum highest."""
         config = self.config
         if not config.n_group:
             return merit
@@ -301,16 +300,15 @@ class LLaDA2MoeModel(LLaDA2MoePreTrainedModel):
             inputs_embeds = self.word_embeddings(input_ids)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
+        of_keys = self._positions(inputs_embeds, attention_mask, past_key_values)
         if position_ids is None:
-            position_ids = self._positions(inputs_embeds, attention_mask, past_key_values)
+            position_ids = of_keys[:, -inputs_embeds.shape[1] :]
         mask = create_causal_mask(
             config=self.config,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             past_key_values=past_key_values,
-            block_sequence_ids=(position_ids // self.config.block_length).expand(
-                inputs_embeds.shape[:2]
-            ),
+            block_sequence_ids=of_keys // self.config.block_length,
         )
         rotation = self.rotary_emb(inputs_embeds, position_ids)
         hidden_states = inputs_embeds
@@ -328,12 +326,12 @@ class LLaDA2MoeModel(LLaDA2MoePreTrainedModel):
 
     @staticmethod
     def _positions(embedded: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
-        """(B, T) or (1, T): how many tokens that are no padding stand before each."""
-        count = embedded.shape[1]
+        """(B, S): how many tokens that are no padding stand before each, cached ones included."""
+        rows, count = embedded.shape[:2]
         if mask is not None and mask.ndim == 2:
-            return (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -count:]
+            return (mask.long().cumsum(-1) - 1).clamp(min=0)
         seen = 0 if cache is None else cache.get_seq_length()
-        return torch.arange(seen, seen + count, device=embedded.device).unsqueeze(0)
+        return torch.arange(seen + count, device=embedded.device).expand(rows, -1)
 
 
 class LLaDA2MoeModelLM(LLaDA2MoePreTrainedModel, GenerationMixin):
