@@ -95,9 +95,7 @@ class LLaDA2MoeConfig(PreTrainedConfig):
         for name, supported in _ONLY.items():
             value = getattr(self, name, None)
             if value is not None and value != supported:
-                raise ValueError(
-                    f"LLaDA2 with {name}={value!r} is not supported"
-                )
+                raise ValueError(f"LLaDA2 with {name}={value!r} is not supported")
 
 
 _ONLY = {
