@@ -20,8 +20,10 @@ def probability_of(step: DenoisingStep, tokens: Tensor) -> Tensor:
 
 
 def without_mask_token(step: DenoisingStep) -> Tensor:
-    """The logits (B, L, V) in float32, -inf at the token that stands at masked positions; a negative
-    one, of a model without a mask token, is none."""
+    """The logits (B, L, V) in float32, -inf at the token that stands at masked positions.
+
+    A negative one, of a model without a mask token, is none.
+    """
     assert step.logits is not None  # required
     rows, length, _ = step.logits.shape
     mask_token = torch.where(step.masked, step.tokens, -1).amax(-1).view(rows, 1, 1)
