@@ -99,6 +99,10 @@ class UnmaskPolicy(ABC):
     """Whether a selection may cover committed positions, whose tokens x0 then overwrites. It takes
     "committed" in `requires`; end-of-text tokens stay."""
 
+    counts_commits: ClassVar[bool] = False
+    """Whether the rule counts on what it selects staying: it shares a block out over the steps, a
+    number of tokens for each. It cannot run where every step decides on the whole block anew."""
+
     def for_model(self, model: ModelContext) -> UnmaskPolicy:
         """Called once before a decode, with the model at hand; returns the policy to run.
 

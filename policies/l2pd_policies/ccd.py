@@ -24,6 +24,8 @@ class CCD(UnmaskPolicy):
     tokens by mutual information, this is the rule on two steps; 4 is a choice of this project.
     """
 
+    counts_commits = True
+
     candidates: Annotated[int, Field(ge=1)] = 4
 
     def init_state(

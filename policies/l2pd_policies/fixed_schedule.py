@@ -28,6 +28,8 @@ class FixedSchedule(UnmaskPolicy):
     blocks; here any number is shared out by positions. A step whose share is 0 commits one token.
     """
 
+    counts_commits = True
+
     steps: Annotated[int, Field(ge=1)] | None = None
     tokens_per_step: Annotated[int, Field(ge=1)] | None = None
 

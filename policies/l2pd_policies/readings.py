@@ -20,9 +20,14 @@ def probability_of(step: DenoisingStep, tokens: Tensor) -> Tensor:
 
 
 def without_mask_token(step: DenoisingStep) -> Tensor:
-    """The logits (B, L, V) in float32, -inf at the token that stands at masked positions."""
+    """The logits (B, L, V) in float32, -inf at the token that stands at masked positions.
+
+    A negative one, of a model without a mask token, is none.
+    """
     assert step.logits is not None  # required
-    mask_token = torch.where(step.masked, step.tokens, -1).amax(-1).clamp(min=0)
     rows, length, _ = step.logits.shape
-    column = mask_token.view(rows, 1, 1).expand(rows, length, 1)
-    return step.logits.float().scatter(-1, column, -torch.inf)
+    mask_token = torch.where(step.masked, step.tokens, -1).amax(-1).view(rows, 1, 1)
+    column = mask_token.clamp(min=0).expand(rows, length, 1)
+    logits = step.logits.float()
+    there = logits.gather(-1, column).masked_fill(mask_token >= 0, -torch.inf)
+    return logits.scatter(-1, column, there)

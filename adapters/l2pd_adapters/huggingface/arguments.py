@@ -201,13 +201,13 @@ def refuse_unknown(keywords: Mapping[str, Any]) -> None:
             "position_ids",
         ):
             raise L2PDError(
-                f"{name}={_short(value)} is not supported by diffusion decoding; supported are "
+                f"{name}={short(value)} is not supported by diffusion decoding; supported are "
                 f"{', '.join((*OUR_KEYWORDS, *_SETTINGS))}"
             )
         close = difflib.get_close_matches(name, sorted(known | config_fields), n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise L2PDError(
-            f"unknown keyword {name!r} (= {_short(value)}){hint} Known are "
+            f"unknown keyword {name!r} (= {short(value)}){hint} Known are "
             f"{', '.join((*OUR_KEYWORDS, *_SETTINGS))}"
         )
 
@@ -216,7 +216,8 @@ def _asks_for_nothing(name: str, value: object) -> bool:
     return name in _WITHOUT_EFFECT and value == _WITHOUT_EFFECT[name]
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
+    """The value as an error message shows it."""
     text = repr(value)
     return text if len(text) <= 60 else f"{type(value).__name__} object"
 
@@ -248,7 +249,7 @@ def merged_config(
                 # transformers hands a custom generate the model's settings as if they were given.
                 if source is given and getattr(own, name, None) != value:
                     raise L2PDError(
-                        f"{name}={_short(value)} of the given generation_config is not supported "
+                        f"{name}={short(value)} of the given generation_config is not supported "
                         "by diffusion decoding"
                     )
                 logger.warning("the model's generation_config: %s=%r is not used", name, value)
@@ -319,13 +320,12 @@ def make_settings(
     elif merged.get("temperature", 1.0) not in (0, 1):
         logger.warning("temperature=%s has no effect: do_sample is not set", merged["temperature"])
 
-    path = getattr(model.config, "_name_or_path", None)
     context = ModelContext(
         name=name,
         block_length=block_length,
         mask_token_id=mask_token_id,
         vocab_size=model.config.vocab_size,
-        path=path if path and Path(path).is_dir() else None,
+        path=local_folder(model.config),
     )
     return DecodeSettings(
         model_name=name,
@@ -335,7 +335,7 @@ def make_settings(
         max_new_tokens=max_new_tokens,
         block_length=block_length,
         end_of_text=end_of_text,
-        policies=_policies(merged, batch_size, repeats, context),
+        policies=bound_policies(merged, batch_size, repeats, context),
         seeds=_seeds(seed, batch_size) if do_sample or seed is not None else None,
         do_sample=do_sample,
         **sampling,
@@ -346,6 +346,12 @@ def make_settings(
         on_step=merged.get("on_step"),
         observe=_observed(merged.get("observe", ())),
     )
+
+
+def local_folder(config: Any) -> str | None:
+    """The folder that the model was loaded from, if it was one."""
+    path = getattr(config, "_name_or_path", None)
+    return path if path and Path(path).is_dir() else None
 
 
 _WHY_NOT: dict[Attention, str] = {
@@ -375,7 +381,7 @@ def _cache(choice: Any, model: Any, family: ModelFamily) -> CacheKind:
     raise L2PDError(f"cache={choice!r}: the choices of this model are {', '.join(choices)}{reason}")
 
 
-def _policies(
+def bound_policies(
     merged: Mapping[str, Any], batch_size: int, repeats: int, context: ModelContext
 ) -> tuple[UnmaskPolicy, ...]:
     """One policy per sequence; equal choices share one object, so that they form one group."""

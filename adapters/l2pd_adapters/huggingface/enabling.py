@@ -29,6 +29,7 @@ from l2pd_adapters.families import (
     end_of_text_of,
     mask_token_of,
 )
+from l2pd_adapters.huggingface import diffusion_gemma
 from l2pd_adapters.huggingface.arguments import (
     OUR_KEYWORDS,
     PolicyChoice,
@@ -72,7 +73,8 @@ def enable(model: Any, *, name: str | None = None, family: ModelFamily | None = 
     Args:
         model: a transformers model of one of the families in `l2pd_adapters.families`, or a decoder
             whose config says ``is_causal=False`` and names ``mask_token_id`` (and, if it has one,
-            ``block_length``); with a `family`, any decoder or masked LM.
+            ``block_length``); with a `family`, any decoder or masked LM; or DiffusionGemma, see
+            `diffusion_gemma`.
         name: what the configuration line calls the model; its folder's or hub name by default.
         family: how the model is to be read, where its config does not say; it stays with the model
             and its copies. None keeps what the model was enabled with, else asks its config.
@@ -80,6 +82,11 @@ def enable(model: Any, *, name: str | None = None, family: ModelFamily | None = 
     Raises L2PDError if the model is no diffusion language model, or does not see what its family
     says.
     """
+    if diffusion_gemma.decodes(model):
+        diffusion_gemma.refuse_family(family)
+        own = model.generation_config
+        model.generate = BoundGenerate(model, name or _name_of(model), own, own)
+        return model
     family = family or family_of(model)
     _check_readable(model, family)
     own = getattr(model, "generation_config", None)  # a masked LM has none
@@ -105,7 +112,7 @@ def disable(model: Any) -> Any:
         del model.generation_config
     elif model.generation_config is bound.completed:
         model.generation_config = bound.own
-    delattr(model, FAMILY)
+    model.__dict__.pop(FAMILY, None)
     del model.generate
     return model
 
@@ -182,8 +189,20 @@ def generate(
 
     Raises L2PDError, before any forward pass, for whatever it does not support, by name.
     """
-    refuse_unknown(kwargs)
     prompts = _prompts(inputs, input_ids)
+    if diffusion_gemma.decodes(model):
+        if kwargs.get("past_key_values") is None and attention_mask is not None:
+            attention_mask = _left_padded(prompts, attention_mask)
+        return diffusion_gemma.generate(
+            model,
+            prompts,
+            attention_mask,
+            generation_config,
+            streamer,
+            kwargs,
+            name=_name_of(model),
+        )
+    refuse_unknown(kwargs)
     mask = _left_padded(prompts, attention_mask)
     merged = merged_config(model, generation_config, kwargs)
     repeats = whole("num_return_sequences", merged.get("num_return_sequences", 1), 1)
@@ -261,9 +280,8 @@ def _run(
     merged: dict[str, Any],
     streamer: Any,
 ) -> Tensor | DiffusionGenerateOutput:
-    bound = model.__dict__.get("generate")
-    name = bound.name if isinstance(bound, BoundGenerate) else _name_of(model)
     batch, prompt_length = prompts.shape
+    name = _name_of(model)
     settings = make_settings(model, prompt_length, batch, merged, name=name, streamer=streamer)
     if settings.family.logit_shift and int(mask.sum(-1).min()) < settings.family.logit_shift:
         raise L2PDError(
@@ -329,5 +347,8 @@ def _describe(value: object) -> str:
 
 
 def _name_of(model: Any) -> str:
+    bound = model.__dict__.get("generate")
+    if isinstance(bound, BoundGenerate):
+        return bound.name
     path = getattr(model.config, "_name_or_path", "")
     return Path(path).name if path and Path(path).is_dir() else path or type(model).__name__

@@ -16,11 +16,14 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoTokenizer,
+    DiffusionGemmaConfig,
+    DiffusionGemmaForBlockDiffusion,
     PreTrainedConfig,
 )
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from l2pd_adapters.families import ModelFamily, end_of_text_of, family_of, mask_token_of
+from l2pd_adapters.huggingface import diffusion_gemma
 from l2pd_adapters.huggingface.enabling import enable
 from l2pd_adapters.huggingface.models import MODELS
 from l2pd_adapters.huggingface.shards import check_shards
@@ -67,22 +70,29 @@ def load(
         values, _ = PreTrainedConfig.get_config_dict(source, **hub)
         if not values:
             raise FileNotFoundError(f"there is no config.json in {source}")
-        family = family or family_of(SimpleNamespace(**values))
-        config = _config(source, values, family, hub)
-        mask_token_of(config, family)
-        tokenizer = _tokenizer(source, config, family, hub)
         check_shards(source)
-        model, found = _model_class(config, family).from_pretrained(
-            source,
-            config=config,
-            dtype=dtype,
-            device_map=device_map,
-            use_safetensors=True,
-            key_mapping=family.weight_patterns or None,
-            output_loading_info=True,
-            **kwargs | hub,
-        )
-        _check_weights(found, family)
+        weights: dict[str, Any] = {
+            "dtype": dtype,
+            "device_map": device_map,
+            "use_safetensors": True,
+            "output_loading_info": True,
+            **kwargs,
+            **hub,
+        }
+        if values.get("model_type") == DiffusionGemmaConfig.model_type:
+            diffusion_gemma.refuse_family(family)
+            tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **hub)
+            model, found = DiffusionGemmaForBlockDiffusion.from_pretrained(source, **weights)
+            _check_weights(found, "DiffusionGemma")
+        else:
+            family = family or family_of(SimpleNamespace(**values))
+            config = _config(source, values, family, hub)
+            mask_token_of(config, family)
+            tokenizer = _tokenizer(source, config, family, hub)
+            model, found = _model_class(config, family).from_pretrained(
+                source, config=config, key_mapping=family.weight_patterns or None, **weights
+            )
+            _check_weights(found, family.name, family.ignored_weights)
         if device is not None:
             model = model.to(device)
         enable(model.eval(), name=str(name), family=family)
@@ -148,14 +158,14 @@ def _tokenizer(
     return tokenizer
 
 
-def _check_weights(found: Mapping[str, Any], family: ModelFamily) -> None:
+def _check_weights(found: Mapping[str, Any], name: str, ignored: tuple[str, ...] = ()) -> None:
     """Raise L2PDError if the checkpoint's weights are not those that the model wants: transformers
     makes up what is missing, at random."""
     missing = sorted(found["missing_keys"])
     unexpected = sorted(
-        name
-        for name in found["unexpected_keys"]
-        if not any(fnmatch(name, pattern) for pattern in family.ignored_weights)
+        weight
+        for weight in found["unexpected_keys"]
+        if not any(fnmatch(weight, pattern) for pattern in ignored)
     )
     told = [
         f"{len(names)} {what} ({', '.join(names[:_NAMED_AT_MOST])}"
@@ -164,7 +174,7 @@ def _check_weights(found: Mapping[str, Any], family: ModelFamily) -> None:
         if names
     ]
     if told:
-        raise L2PDError(f"the weights are not those of {family.name}: {', '.join(told)}")
+        raise L2PDError(f"the weights are not those of {name}: {', '.join(told)}")
 
 
 def _checked(dtype: torch.dtype | str) -> torch.dtype | str:

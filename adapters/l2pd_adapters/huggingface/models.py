@@ -1,7 +1,7 @@
-"""transformers' own decoders under the names of diffusion language models' checkpoints.
+"""The model class of each family's checkpoints.
 
-A class of its own for each, so that what `save_pretrained` writes remains a checkpoint of the
-family (`architectures` in config.json).
+Most are transformers' own decoders under the name of the family, so that what `save_pretrained`
+writes remains a checkpoint of it (`architectures` in config.json).
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from transformers import (
     Qwen3ForCausalLM,
     Qwen3MoeForCausalLM,
 )
+
+from l2pd_adapters.huggingface.llada2 import LLaDA2MoeModelLM
 
 
 class LLaDAModelLM(LlamaForCausalLM):
@@ -33,6 +35,12 @@ class SDARMoeForCausalLM(Qwen3MoeForCausalLM):
 
 MODELS: dict[str | None, type[PreTrainedModel]] = {
     model.__name__: model
-    for model in (LLaDAModelLM, DreamModel, SDARForCausalLM, SDARMoeForCausalLM)
+    for model in (
+        LLaDAModelLM,
+        DreamModel,
+        SDARForCausalLM,
+        SDARMoeForCausalLM,
+        LLaDA2MoeModelLM,
+    )
 }
 """By the architecture of their family. `config_class` reads the family's `native_config`."""

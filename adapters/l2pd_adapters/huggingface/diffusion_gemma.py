@@ -1,0 +1,313 @@
+"""DiffusionGemma: transformers' own loop, in which an unmask policy takes the sampler's decision.
+
+transformers decodes this model natively, and not by masks: a canvas starts as random tokens, each
+step draws a token for every position, a sampler accepts some of them, and the rest is noise again.
+Nothing accepted is final, the next step decides on the whole canvas anew; what is kept in the end
+is the model's argmax, once that is stable. So to a policy every position is masked at every step,
+and what it selects is accepted. Temperature, noise and the end of a canvas stay the model's.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DiffusionGemmaForBlockDiffusion
+from transformers.models.diffusion_gemma.generation_diffusion_gemma import (
+    DiffusionGemmaGenerationConfig,
+    EntropyBoundSampler,
+)
+
+from l2pd_adapters.families import ModelFamily, end_of_text_ids
+from l2pd_adapters.huggingface.arguments import OUR_KEYWORDS, bound_policies, local_folder, short
+from l2pd_adapters.huggingface.output import DiffusionGenerateOutput
+from l2pd_plugins import ModelContext, RemaskingPolicy, UnmaskPolicy
+from l2pd_plugins.denoising import BlockBatch, denoising_step
+from l2pd_plugins.end_of_text import EndOfText, is_end_of_text
+from l2pd_plugins.errors import L2PDError
+
+NO_MASK_TOKEN = -1
+"""What stands for the mask token, which this model does not have: in `ModelContext`, and in
+`DenoisingStep.tokens`."""
+
+_POLICY = ("unmask_policy", "unmask_options")
+_INPUTS = (
+    "past_key_values",
+    "logits_processor",
+    "stopping_criteria",
+    "pixel_values",
+    "image_position_ids",
+    "mm_token_type_ids",
+    "decoder_input_ids",
+    "self_conditioning_logits",
+)
+"""What transformers' loop takes besides prompts, streamer and settings."""
+
+_WHY_NOT = {
+    "block_length": "the block is the model's canvas (config.canvas_length)",
+    "cache": "its prompt is always cached; cache_implementation says how",
+    "end_of_text": "its canvases are cut behind an end of text by transformers",
+    "seed": "transformers draws from torch's generator; call torch.manual_seed before",
+    "suppress_mask": "there is no mask token",
+    "on_step": "its steps commit nothing that stays",
+    "observe": "its steps commit nothing that stays",
+}
+_COMPILED = (
+    "_compiled_accept_canvas",
+    "_compiled_renoise_canvas",
+    "_compiled_diffusion_stopping_criteria",
+)
+"""Where the model keeps what it has compiled of its first sampler and stopping criterion."""
+
+
+@dataclass
+class DiffusionGemmaOutput(DiffusionGenerateOutput):
+    """The result, for B sequences. `nfe` counts passes of the decoder, not the encoder's one for
+    each canvas; `trace` is None."""
+
+    past_key_values: Any = None
+    """The cache, to go on from."""
+
+
+class PolicySampler(EntropyBoundSampler):
+    """The sampler of a decode in which policies accept.
+
+    policies: one per sequence, bound to the model.
+    """
+
+    def __init__(self, stock: EntropyBoundSampler, policies: tuple[UnmaskPolicy, ...]) -> None:
+        self.__dict__.update(stock.__dict__)
+        self.policies = policies
+        self.block: BlockBatch | None = None
+        """The canvas that is being denoised; None before its first step."""
+
+    def initialize_canvas(self, batch_size: int, device: torch.device) -> Tensor:
+        """(B, L) random tokens: a new canvas."""
+        self.block = None
+        return super().initialize_canvas(batch_size, device)
+
+    def renoise_canvas(self, accepted_canvas: Tensor, cur_step: Any) -> Tensor:
+        """(B, L) the canvas with noise wherever nothing was accepted."""
+        block = self.block
+        noisy = super().renoise_canvas(accepted_canvas, cur_step)
+        self.block = block  # the noise is drawn as a new canvas is, and begins none
+        return noisy
+
+    def accept_canvas(
+        self, current_canvas: Tensor, denoiser_canvas: Tensor, logits: Tensor, cur_step: Any
+    ) -> Tensor:
+        """(B, L) the canvas with the drawn tokens where the policies accept them.
+
+        Raises PolicyRuntimeError if a policy fails.
+        """
+        unknown = torch.full_like(current_canvas, NO_MASK_TOKEN)
+        if self.block is None:
+            self.block = BlockBatch.start(unknown, self.policies, mask_token_id=NO_MASK_TOKEN)
+        self.block.tokens = unknown
+        self.block.masked = torch.ones_like(self.block.masked)
+        outcome = denoising_step(
+            self.block,
+            logits,
+            end_of_text=EndOfText("off", ()),
+            x0=denoiser_canvas.flatten(),
+            suppress_mask=False,
+        )
+        self.accepted_token_mask = outcome.committed
+        return torch.where(outcome.committed, denoiser_canvas, current_canvas)
+
+
+def decodes(model: Any) -> bool:
+    """Whether the model is one that this module decodes."""
+    return isinstance(model, DiffusionGemmaForBlockDiffusion)
+
+
+def refuse_family(family: ModelFamily | None) -> None:
+    """Raise L2PDError if one is given: transformers knows how to read this model."""
+    if family is not None:
+        raise L2PDError(
+            f"family {family.name!r}: DiffusionGemma is decoded by transformers' own loop, which "
+            "takes no family"
+        )
+
+
+def generate(
+    model: Any,
+    prompts: Tensor,
+    mask: Tensor | None,
+    given: DiffusionGemmaGenerationConfig | None,
+    streamer: Any,
+    keywords: Mapping[str, Any],
+    *,
+    name: str,
+) -> Tensor | DiffusionGemmaOutput:
+    """Decode prompts (B, P) in transformers' own loop; mask is (B, P) or None.
+
+    Without `unmask_policy`, exactly as transformers does.
+
+    Raises L2PDError, before any forward pass, for keywords that mean nothing to this model and for
+    policies that cannot work on it.
+    """
+    if not isinstance(given, DiffusionGemmaGenerationConfig | None):
+        raise L2PDError(
+            f"generation_config is a {type(given).__name__}, wanted DiffusionGemmaGenerationConfig"
+        )
+    _refuse_unknown(keywords)
+    wanted, theirs = _split(model, given, keywords)
+    if mask is not None:
+        theirs["attention_mask"] = mask
+    context = ModelContext(
+        name=name,
+        block_length=model.config.canvas_length,
+        mask_token_id=NO_MASK_TOKEN,
+        vocab_size=model.config.text_config.vocab_size,
+        path=local_folder(model.config),
+    )
+    policies = None
+    if wanted.get("unmask_policy") is not None:
+        policies = bound_policies(wanted, len(prompts), 1, context)
+        _check_policies(policies)
+    try:
+        settings, _ = model._prepare_generation_config(given, **theirs)
+    except (TypeError, ValueError) as error:
+        raise L2PDError(f"DiffusionGemma's settings: {error}") from error
+    with _run_by(model, policies) as passes:
+        out = type(model).generate(
+            model, prompts, streamer=streamer, generation_config=given, **theirs
+        )
+    if isinstance(out, Tensor):
+        return out
+    nfe = passes[0].to(torch.int64)
+    length = _lengths(out.sequences[:, prompts.shape[1] :], end_of_text_ids(settings.eos_token_id))
+    return DiffusionGemmaOutput(
+        sequences=out.sequences,
+        nfe=nfe,
+        tokens_per_forward=length / nfe.clamp(min=1),
+        configuration=_describe(model, name, policies, settings),
+        past_key_values=out.past_key_values,
+    )
+
+
+def _refuse_unknown(keywords: Mapping[str, Any]) -> None:
+    """Raise L2PDError for keywords that mean nothing to this model."""
+    settings = [name for name in vars(DiffusionGemmaGenerationConfig()) if name[0] != "_"]
+    known = [*_POLICY, *_INPUTS, *settings]
+    for keyword, value in keywords.items():
+        if keyword in known or value is None:
+            continue
+        told = f"{keyword}={short(value)} is not supported by DiffusionGemma"
+        if keyword in OUR_KEYWORDS:
+            raise L2PDError(f"{told}: {_WHY_NOT[keyword]}")
+        close = difflib.get_close_matches(keyword, known, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise L2PDError(f"{told}{hint} Known are {', '.join(known)}")
+
+
+def _split(
+    model: Any, given: Any, keywords: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What is said of the policy, and what transformers is to be given.
+
+    A policy may stand in a generation_config, too; as everywhere, it does not inherit the options
+    of another.
+    """
+    theirs = {k: v for k, v in keywords.items() if k not in OUR_KEYWORDS and v is not None}
+    configs = [vars(config) for config in (given, model.generation_config) if config is not None]
+    for source in (keywords, *configs):
+        wanted = {name: source[name] for name in _POLICY if source.get(name) is not None}
+        if wanted:
+            return wanted, theirs
+    return {}, theirs
+
+
+def _check_policies(policies: tuple[UnmaskPolicy, ...]) -> None:
+    """Raise L2PDError for policies whose rule has no meaning where nothing accepted stays."""
+    for policy in policies:
+        reason = None
+        if isinstance(policy, RemaskingPolicy):
+            reason = "it takes committed tokens back, and here none is committed"
+        elif policy.edits:
+            reason = "it overwrites committed tokens, and here none is committed"
+        elif policy.counts_commits:
+            reason = "it shares a canvas out over steps, and here every step begins anew"
+        elif "reference" in policy.requires:
+            reason = "it needs a decode at one token per step, and this model has none"
+        if reason is not None:
+            raise L2PDError(
+                f"policy {policy.name!r} does not work on DiffusionGemma, whose canvas has no mask "
+                f"token: {reason}"
+            )
+
+
+@contextmanager
+def _run_by(model: Any, policies: tuple[UnmaskPolicy, ...] | None) -> Iterator[list[Tensor]]:
+    """The model with these policies in its sampler's place; None leaves that as it is.
+
+    Yields a list that holds, afterwards, the decoder's passes for each sequence.
+    """
+    passes: list[Tensor] = []
+    kind = type(model)
+
+    def count(input_ids: Tensor, decoder_forward_passes: Tensor, *args: Any) -> Tensor:
+        passes.append(decoder_forward_passes)
+        return kind._compute_tokens_per_forward(input_ids, decoder_forward_passes, *args)
+
+    def prepare(generation_config: DiffusionGemmaGenerationConfig) -> PolicySampler:
+        sampler = PolicySampler(kind._prepare_sampler(model, generation_config), policies or ())
+        # Where the cache is static the model would compile these, and keep them for every later
+        # call, whatever its policy. A policy is not compiled.
+        model._compiled_accept_canvas = sampler.accept_canvas
+        model._compiled_renoise_canvas = sampler.renoise_canvas
+        return sampler
+
+    model._compute_tokens_per_forward = count
+    if policies is not None:
+        _forget_compiled(model)
+        model._prepare_sampler = prepare
+    try:
+        yield passes
+    finally:
+        del model._compute_tokens_per_forward
+        if policies is not None:
+            del model._prepare_sampler
+            _forget_compiled(model)
+
+
+def _forget_compiled(model: Any) -> None:
+    for name in _COMPILED:
+        model.__dict__.pop(name, None)
+
+
+def _lengths(answers: Tensor, end_ids: tuple[int, ...]) -> Tensor:
+    """(B,) tokens of the answers (B, N), up to and including the end of text."""
+    ends = is_end_of_text(answers, end_ids)
+    first = ends.to(torch.int64).argmax(-1) + 1
+    return torch.where(ends.any(-1), first, answers.shape[1])
+
+
+def _describe(
+    model: Any, name: str, policies: tuple[UnmaskPolicy, ...] | None, settings: Any
+) -> str:
+    """Everything that the result depends on but torch's generator, in one line."""
+    rules = dict.fromkeys(policy.describe() for policy in policies or ())
+    if policies is None:
+        rules = dict.fromkeys([f"entropy_bound({settings.sampler_config.entropy_bound})"])
+    parts = {
+        "model": name,
+        "policy": next(iter(rules)) if len(rules) == 1 else "[" + ", ".join(rules) + "]",
+        "progress": ",".join(dict.fromkeys(policy.progress for policy in policies or ())) or "none",
+        "max_new_tokens": settings.max_new_tokens,
+        "canvas_length": model.config.canvas_length,
+        "max_denoising_steps": settings.max_denoising_steps,
+        "temperature": f"{settings.t_max}..{settings.t_min}",
+        "stability_threshold": settings.stability_threshold,
+        "confidence_threshold": settings.confidence_threshold,
+        "cache": settings.cache_implementation or "dynamic",
+        "eos": ",".join(map(str, end_of_text_ids(settings.eos_token_id))) or "none",
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }
+    return " ".join(f"{key}={value}" for key, value in parts.items())
