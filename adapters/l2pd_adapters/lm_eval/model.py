@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -113,26 +113,12 @@ class DiffusionLM(LM):
         """The answers, each up to the first stop string, which is looked for in the finished text:
         the canvas is decoded as without it."""
         draws = _draws(requests)
-        groups: dict[str, list[_Draw]] = {}
-        for draw in dict.fromkeys(draws):
-            kwargs = json.dumps(requests[draw.row].args[1], sort_keys=True)
-            groups.setdefault(kwargs, []).append(draw)
         answers: dict[_Draw, str] = {}
         silent = disable_tqdm or self.rank != 0
         with tqdm(total=len(set(draws)), disable=silent, desc="generate_until") as bar:
-            for kwargs, members in groups.items():
-                settings, stops = self._settings(json.loads(kwargs))
-                canvas = settings["max_new_tokens"]
-                encoded = [self._encode(requests[draw.row].args[0], canvas) for draw in members]
-                self._log(settings, encoded, canvas)
-                # Prompts of similar length need little padding.
-                order = sorted(range(len(members)), key=lambda i: len(encoded[i]))
-                for start in range(0, len(order), self.batch_size):
-                    batch = order[start : start + self.batch_size]
-                    seeds = [self._seed(requests[members[i].row], members[i]) for i in batch]
-                    texts = self._decode([encoded[i] for i in batch], seeds, settings)
-                    for i, text in zip(batch, texts, strict=True):
-                        answers[members[i]] = postprocess_generated_text(text, stops, None)
+            for kwargs, members in _alike(requests, draws).items():
+                for batch in self._answered(members, requests, json.loads(kwargs)):
+                    answers.update(batch)
                     bar.update(len(batch))
         return [answers[draw] for draw in draws]
 
@@ -213,6 +199,23 @@ class DiffusionLM(LM):
             distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         self._rank, self._world_size = distributed.get_rank(), distributed.get_world_size()
 
+    def _answered(
+        self, draws: Sequence[_Draw], requests: Sequence[Instance], kwargs: Mapping[str, Any]
+    ) -> Iterator[dict[_Draw, str]]:
+        """The answers of requests with the same settings, batch by batch."""
+        settings, stops = self._settings(kwargs)
+        canvas = settings["max_new_tokens"]
+        encoded = {draw: self._encode(requests[draw.row].args[0], canvas) for draw in draws}
+        self._log(settings, len(draws))
+        # Prompts of similar length need little padding.
+        order = sorted(draws, key=lambda draw: len(encoded[draw]))
+        for start in range(0, len(order), self.batch_size):
+            batch = order[start : start + self.batch_size]
+            seeds = [self._seed(requests[draw.row], draw) for draw in batch]
+            texts = self._decode([encoded[draw] for draw in batch], seeds, settings)
+            cut = [postprocess_generated_text(text, stops, None) for text in texts]
+            yield dict(zip(batch, cut, strict=True))
+
     def _settings(self, kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         """What generate is called with for a request's settings, and the stop strings.
 
@@ -221,7 +224,9 @@ class DiffusionLM(LM):
         asked = dict(normalize_gen_kwargs(dict(kwargs), DEFAULT_CANVAS))
         stops = asked.pop("until")
         canvas = asked.pop("max_gen_toks")
-        if not asked.get("do_sample"):
+        if asked.get("do_sample"):
+            asked["seed"] = self.seed
+        else:
             asked.pop("temperature", None)
         return {**self.settings, **asked, "max_new_tokens": self.max_new_tokens or canvas}, stops
 
@@ -243,9 +248,9 @@ class DiffusionLM(LM):
     def _seed(self, request: Instance, draw: _Draw) -> int:
         return self.seed + (request.doc_id or 0) * request.repeats + draw.number
 
-    def _log(self, settings: Mapping[str, Any], encoded: Sequence[Tensor], canvas: int) -> None:
+    def _log(self, settings: Mapping[str, Any], prompts: int) -> None:
         line = configuration_of(self.model, **settings)
-        line += f" prompts={len(encoded)} batch_size={self.batch_size} device={self.device}"
+        line += f" prompts={prompts} batch_size={self.batch_size} device={self.device}"
         logger.info("%s", line)
         self.figures.configurations.append(line)
 
@@ -254,13 +259,11 @@ class DiffusionLM(LM):
     ) -> list[str]:
         """The answers to prompts of token ids, up to the end of text."""
         input_ids, attention_mask = left_padded(encoded)
+        if settings.get("do_sample"):
+            settings = {**settings, "seed": list(seeds)}
         began = time.perf_counter()
         out = self.model.generate(
-            input_ids,
-            attention_mask=attention_mask,
-            seed=list(seeds) if settings.get("do_sample") else None,
-            return_dict_in_generate=True,
-            **settings,
+            input_ids, attention_mask=attention_mask, return_dict_in_generate=True, **settings
         )
         lengths = out.trace.length.tolist()
         self.figures.add(lengths, out.nfe.tolist(), time.perf_counter() - began)
@@ -285,6 +288,15 @@ def _draws(requests: Sequence[Instance]) -> list[_Draw]:
         draws.append(_Draw(first.setdefault(key, row), times[key] % request.repeats))
         times[key] += 1
     return draws
+
+
+def _alike(requests: Sequence[Instance], draws: Sequence[_Draw]) -> dict[str, list[_Draw]]:
+    """The draws that differ, by the settings of their requests, as JSON."""
+    groups: dict[str, list[_Draw]] = {}
+    for draw in dict.fromkeys(draws):
+        kwargs = json.dumps(requests[draw.row].args[1], sort_keys=True)
+        groups.setdefault(kwargs, []).append(draw)
+    return groups
 
 
 def _own_device() -> str:

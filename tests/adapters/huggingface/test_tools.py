@@ -96,7 +96,7 @@ def lora(model, **settings):
         wrapped = peft.get_peft_model(model, config)
         for name, weight in wrapped.named_parameters():
             if "lora_B" in name:
-                torch.nn.init.normal_(weight, std=0.3)
+                torch.nn.init.normal_(weight, std=0.6)
     return wrapped.eval()
 
 
