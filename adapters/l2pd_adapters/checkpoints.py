@@ -211,7 +211,11 @@ class Checkpoint:
         """The config's settings as the native decoder names them."""
         if self.family is None or self.family.decoder is None:
             return self.config
-        return self.family.native_config(self.config)
+        try:
+            return self.family.native_config(self.config)
+        except L2PDError as error:
+            self.problems.append(str(error))
+            return self.config
 
     def _tensors(self) -> dict[str, StoredTensor]:
         """The weights, by the name that the native decoder has for them."""
@@ -340,7 +344,9 @@ class Checkpoint:
                 f"{size} rows"
             )
         if self.mask_token_id is not None and self.vocabulary.text_of(self.mask_token_id) is None:
-            self.notes.append(f"the tokenizer has no token of the mask's id {self.mask_token_id}")
+            self.problems.append(
+                f"the tokenizer has no token {self.mask_token_id}, which is the mask's"
+            )
 
     def _check_end_of_text(self) -> None:
         if not self.end_of_text:

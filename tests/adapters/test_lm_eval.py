@@ -15,13 +15,14 @@ from l2pd_adapters.huggingface import load
 from l2pd_adapters.huggingface.evaluation import evaluate, read_prompts
 from l2pd_adapters.lm_eval.figures import Figures, summary
 from l2pd_adapters.tiny_models import heldout_prompts
+from l2pd_plugins import L2PDError
 
 pytest.importorskip("lm_eval")
 
 TASK = """
 task: {name}
 dataset_path: json
-dataset_kwargs: {{data_files: {{test: {data}}}}}
+dataset_kwargs: {{data_files: {{test: {data}}}, cache_dir: {cache}}}
 test_split: test
 output_type: {output_type}
 doc_to_text: "{{{{prompt}}}}"
@@ -59,6 +60,7 @@ def tasks(tmp_path: Path, expected: Any) -> Path:
         text = TASK.format(
             name=name,
             data=data,
+            cache=tmp_path / "cache",
             output_type=output_type,
             until=json.dumps(until),
             do_sample=do_sample,
@@ -68,14 +70,14 @@ def tasks(tmp_path: Path, expected: Any) -> Path:
 
 
 def harness(
-    tasks: Path, task: str, *arguments: str, start: tuple[str, ...] = (), model: str = ARGUMENTS
+    tasks: Path, task: str, *, start: tuple[str, ...] = ()
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [
             *(sys.executable, "-m", *start, "l2pd_adapters.lm_eval", "--model", "l2pd"),
-            *("--model_args", model, "--tasks", task, "--include_path", str(tasks)),
+            *("--model_args", ARGUMENTS, "--tasks", task, "--include_path", str(tasks)),
             *("--device", "cpu", "--batch_size", "3", "--apply_chat_template"),
-            *("--output_path", str(tasks / "out"), "--log_samples", *arguments),
+            *("--output_path", str(tasks / "out"), "--log_samples"),
         ],
         env={
             **os.environ,
@@ -90,14 +92,37 @@ def harness(
     )
 
 
-def results(tasks: Path, done: subprocess.CompletedProcess[str]) -> tuple[dict, list[str]]:
+def results(
+    tasks: Path, done: subprocess.CompletedProcess[str]
+) -> tuple[dict[str, Any], list[str]]:
     """The newest results and the answers, in the order of the documents."""
     assert done.returncode == 0, done.stderr
     files = sorted((tasks / "out").rglob("results_*.json"))
     samples = sorted((tasks / "out").rglob("samples_*.jsonl"))
     rows = [json.loads(line) for line in samples[-1].read_text().splitlines()]
-    rows.sort(key=lambda row: row["doc_id"])
-    return json.loads(files[-1].read_text()), [row["resps"][0][0] for row in rows]
+    return json.loads(files[-1].read_text()), answers_of(rows)
+
+
+def answers_of(samples: list[dict[str, Any]]) -> list[str]:
+    return [row["resps"][0][0] for row in sorted(samples, key=lambda row: row["doc_id"])]
+
+
+def here(tasks: Path, task: str, model: str = ARGUMENTS, batch_size: int = 3) -> Any:
+    """The harness in this process: its results."""
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    import l2pd_adapters.lm_eval.model  # noqa: F401  (registers the model)
+
+    return simple_evaluate(
+        model="l2pd",
+        model_args=model,
+        tasks=[task],
+        task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
+        batch_size=batch_size,
+        device="cpu",
+        apply_chat_template=True,
+    )
 
 
 def without_clock(found: dict) -> dict:
@@ -141,21 +166,21 @@ def test_processes_share_the_work(tasks, expected) -> None:
 
 
 def test_stop_strings_and_the_canvas(tasks, expected) -> None:
-    found, answers = results(tasks, harness(tasks, "l2pd_until"))
+    found = here(tasks, "l2pd_until")
+    answers = answers_of(found["samples"]["l2pd_until"])
     assert answers == [answer.text.split("e")[0] for answer in expected.answers]
-    short = harness(tasks, "l2pd_plain", model=f"{ARGUMENTS},max_new_tokens=4")
-    found, answers = results(tasks, short)
-    assert all(
-        answer.text.startswith(a) for answer, a in zip(expected.answers, answers, strict=True)
-    )
-    assert found["config"]["l2pd"]["tokens"] <= 4 * COUNT
-    assert "max_new_tokens=4" in found["config"]["l2pd"]["configurations"][0]
+    found = here(tasks, "l2pd_plain", f"{ARGUMENTS},max_new_tokens=4")
+    figures = found["config"]["l2pd"]
+    assert "max_new_tokens=4" in figures["configurations"][0]
+    assert COUNT <= figures["tokens"] <= 4 * COUNT
 
 
 def test_drawn_answers_do_not_depend_on_their_batch(tasks, expected) -> None:
-    _, threes = results(tasks, harness(tasks, "l2pd_drawn"))
-    _, ones = results(tasks, harness(tasks, "l2pd_drawn", "--batch_size", "1"))
-    assert threes == ones != [answer.text for answer in expected.answers]
+    drawn = [
+        answers_of(here(tasks, "l2pd_drawn", batch_size=size)["samples"]["l2pd_drawn"])
+        for size in (3, 1)
+    ]
+    assert drawn[0] == drawn[1] != [answer.text for answer in expected.answers]
 
 
 @pytest.mark.parametrize(
@@ -166,13 +191,24 @@ def test_drawn_answers_do_not_depend_on_their_batch(tasks, expected) -> None:
         ("l2pd_plain", "pretrained=tiny-llada,unmask_policy=learn3pd", "learn3pd"),
         ("l2pd_plain", f"{ARGUMENTS},cache=block", "the choices of this model are none, prefix"),
         ("l2pd_plain", f"{ARGUMENTS},trust_remote_code=True", "no code of a checkpoint"),
+        ("l2pd_plain", f"{ARGUMENTS},max_length=64", "a canvas of 64 tokens leaves no room"),
     ],
 )
 def test_what_is_refused(tasks, task, model, said) -> None:
-    done = harness(tasks, task, model=model)
+    with pytest.raises(L2PDError, match=said):
+        here(tasks, task, model)
+
+
+def test_a_batch_size_is_not_searched_for(tasks) -> None:
+    with pytest.raises(L2PDError, match="batch_size='auto'"):
+        here(tasks, "l2pd_plain", batch_size="auto")
+
+
+def test_an_error_is_one_line(tasks) -> None:
+    done = harness(tasks, "l2pd_likely")
     assert done.returncode == 2
     last = done.stderr.rstrip().splitlines()[-1]
-    assert last.startswith("error: ") and said in last
+    assert last.startswith("error: l2pd_likely: log-likelihoods")
 
 
 def test_figures_of_several_processes() -> None:
