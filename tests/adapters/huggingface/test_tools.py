@@ -87,10 +87,10 @@ def test_the_streamer_of_diffusion_models(tiny, answers, capsys):
     assert shown.rpartition("\033[J")[2].strip() == answers[0]
 
 
-def lora(model, **settings):
+def lora(model):
     """The model in PEFT, with an adapter that changes what it says."""
     peft = pytest.importorskip("peft")
-    config = peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"], **settings)
+    config = peft.LoraConfig(r=4, lora_alpha=32, target_modules="all-linear")
     with torch.random.fork_rng():
         torch.manual_seed(0)
         wrapped = peft.get_peft_model(model, config)
@@ -130,7 +130,6 @@ def test_virtual_tokens_are_refused(tiny):
 
 
 def test_quantised_by_torchao(answers):
-    """Eight bits change little: its answers are those of its own logits, policy by policy."""
     torchao = pytest.importorskip("torchao.quantization")
     from transformers import TorchAoConfig
 
