@@ -169,8 +169,9 @@ def test_what_is_wrong_with_files(l2pd, llada: Path) -> None:
     (problem,) = examined(l2pd, llada)["problems"]
     assert "tokenizer.json is missing" in problem
     (llada / "vocab.json").write_text(json.dumps({"a": 0, "b": 500}))
-    (problem,) = examined(l2pd, llada)["problems"]
-    assert "ids up to 500" in problem
+    problems = examined(l2pd, llada)["problems"]
+    assert "ids up to 500" in problems[0]
+    assert problems[1:] == ["the tokenizer has no token 97, which is the mask's"]
     for file in llada.glob("*.safetensors*"):
         file.unlink()
     (llada / "pytorch_model.bin").touch()

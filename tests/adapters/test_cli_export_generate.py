@@ -37,6 +37,13 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("served") / "tiny"
     shutil.copytree(folder_of("tiny-llada"), folder)
     write_custom_generate(folder)
+    # The server reads answers of model type qwen3 as Qwen's, unless the tokenizer says how.
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["response_template"] = {
+        "defaults": {"role": "assistant"},
+        "fields": {"content": {"close": config["eos_token"], "content": "text"}},
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return folder
 
 

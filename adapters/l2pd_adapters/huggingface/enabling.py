@@ -233,7 +233,7 @@ def _refuse_virtual_tokens(model: Any) -> None:
     """A PEFT model's adapters lie inside the layers, but for the kinds that put tokens before the
     prompt: those are in PEFT's own forward, which decoding never calls."""
     config = getattr(model, "active_peft_config", None)
-    if getattr(config, "is_prompt_learning", False):
+    if config is not None and config.is_prompt_learning:
         raise L2PDError(
             f"a PEFT adapter of type {config.peft_type.value} puts tokens before the prompt, which "
             "is not supported; adapters inside the layers are, as LoRA's"
