@@ -41,7 +41,8 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = json.loads((folder / "tokenizer_config.json").read_text())
     config["response_template"] = {
         "defaults": {"role": "assistant"},
-        "fields": {"content": {"close": config["eos_token"], "content": "text"}},
+        "start_anchor": "<|assistant|>",
+        "fields": {"content": {"close_pattern": r"\s*<\|endoftext\|>", "content": "text"}},
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return folder

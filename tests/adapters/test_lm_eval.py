@@ -153,8 +153,7 @@ def test_a_task_twice(tasks, expected) -> None:
 
 def test_processes_share_the_work(tasks, expected) -> None:
     """Seven prompts on two processes: the harness pads the second's share, at no cost."""
-    pytest.importorskip("accelerate")
-    start = ("accelerate.commands.launch", "--cpu", "--num_processes", "2", "--module")
+    start = ("torch.distributed.run", "--nproc_per_node", "2", "-m")
     found, answers = results(tasks, harness(tasks, "l2pd_plain", start=start))
     assert answers == [answer.text for answer in expected.answers]
     assert found["results"]["l2pd_plain"]["exact_match,none"] == (COUNT - 1) / COUNT

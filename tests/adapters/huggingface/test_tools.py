@@ -109,7 +109,10 @@ def test_lora(tiny, answers):
     merged = wrapped.merge_and_unload()
     inputs = inputs_of(tiny[1], CHATS)
     torch.testing.assert_close(
-        merged(**inputs).logits, lora(load("tiny-llada")[0])(**inputs).logits
+        merged(**inputs).logits,
+        lora(load("tiny-llada")[0])(**inputs).logits,
+        atol=1e-3,
+        rtol=1e-3,
     )
     assert answers_of(enable(merged), tiny[1]) == changed
 
