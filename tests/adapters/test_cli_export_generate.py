@@ -178,7 +178,7 @@ def test_a_server_streams_under_the_policy_of_the_request(
     deltas = [event["choices"][0]["delta"].get("content") or "" for event in events]
     assert "".join(deltas) == answers[number]
     assert sum(map(bool, deltas)) > 1
-    assert events[-1]["choices"][0]["finish_reason"] == "stop"
+    assert events[-1]["choices"][0]["finish_reason"] == "length"  # the canvas is too short
     whole = ask(server, model_folder, stream=False, **POLICIES[number])
     assert whole["choices"][0]["message"]["content"] == answers[number]
 
