@@ -111,6 +111,36 @@ def test_the_page_on_models_has_every_family_and_every_field():
     assert sorted(named) == sorted(field.name for field in dataclasses.fields(ModelFamily))
 
 
+def written_commands(pattern):
+    """The arguments of every command of the pages whose start matches, as the shell gives them."""
+    pages = [*DOCS.glob("*.md"), DOCS.parent / "README.md"]
+    blocks = re.findall(
+        r"```sh\n(.*?)```", "\n".join(page.read_text(encoding="utf-8") for page in pages), re.S
+    )
+    lines = "\n".join(blocks).replace("\\\n", " ")
+    found = re.findall(rf"^{pattern} (.*)$", lines, re.MULTILINE)
+    assert found
+    return [shlex.split(arguments, comments=True) for arguments in found]
+
+
+@pytest.mark.parametrize("start", ["l2pd", ".* -m l2pd_adapters.cli"])
+def test_every_command_line_of_the_pages_is_understood(start):
+    for arguments in written_commands(start):
+        command = get_command(app)
+        while hasattr(command, "commands"):
+            command = command.commands[arguments.pop(0)]
+        command.make_context("l2pd", arguments)  # exits on what it does not know
+
+
+def test_every_line_of_the_harness_on_the_pages_is_understood(monkeypatch):
+    pytest.importorskip("lm_eval")
+    from lm_eval._cli import HarnessCLI
+
+    for arguments in written_commands(".* -m l2pd_adapters.lm_eval"):
+        monkeypatch.setattr(sys, "argv", ["lm_eval", *arguments])
+        assert HarnessCLI().parse_args().model == "l2pd"
+
+
 def test_every_page_is_in_the_navigation():
     def pages(node):
         return [node] if isinstance(node, str) else [p for n in node for p in pages(n)]

@@ -11,7 +11,16 @@ from typing import Annotated
 
 import typer
 
-from l2pd_adapters.cli import compare, generate, learn2pd, new_policy, plugins, tune
+from l2pd_adapters.cli import (
+    compare,
+    doctor,
+    export_generate,
+    generate,
+    learn2pd,
+    new_policy,
+    plugins,
+    tune,
+)
 from l2pd_plugins import L2PDError, __version__
 
 app = typer.Typer(
@@ -26,9 +35,11 @@ app.command()(generate.generate)
 app.command()(compare.compare)
 app.command()(tune.tune)
 app.add_typer(learn2pd.app, name="learn2pd")
+app.command()(doctor.doctor)
 app.command()(plugins.policies)
 app.command()(plugins.plugins)
 app.command()(new_policy.new_policy)
+app.command()(export_generate.export_generate)
 
 
 def _print_version(wanted: bool) -> None:

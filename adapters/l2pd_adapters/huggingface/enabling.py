@@ -280,6 +280,7 @@ def _run(
     merged: dict[str, Any],
     streamer: Any,
 ) -> Tensor | DiffusionGenerateOutput:
+    _refuse_virtual_tokens(model)
     batch, prompt_length = prompts.shape
     name = _name_of(model)
     settings = make_settings(model, prompt_length, batch, merged, name=name, streamer=streamer)
@@ -309,6 +310,17 @@ def _run(
         reference_nfe=decoded.reference_nfe,
         configuration=settings.describe(model),
     )
+
+
+def _refuse_virtual_tokens(model: Any) -> None:
+    """A PEFT model's adapters lie inside the layers, but for the kinds that put tokens before the
+    prompt: those are in PEFT's own forward, which decoding never calls."""
+    config = getattr(model, "active_peft_config", None)
+    if config is not None and config.is_prompt_learning:
+        raise L2PDError(
+            f"a PEFT adapter of type {config.peft_type.value} puts tokens before the prompt, which "
+            "is not supported; adapters inside the layers are, as LoRA's"
+        )
 
 
 def _prompts(inputs: Tensor | None, input_ids: Tensor | None) -> Tensor:

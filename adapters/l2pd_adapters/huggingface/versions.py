@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from l2pd_adapters.engines import TRANSFORMERS
 from l2pd_adapters.versions import outside_range
 from l2pd_plugins.errors import L2PDError
 
-SUPPORTED_TRANSFORMERS = ("5.11", "6")
-"""At least the first, below the second. Before 5.0 `is_causal = False` had no effect; 5.11 brought
-the streamer for diffusion models."""
+SUPPORTED_TRANSFORMERS = TRANSFORMERS.supported
+"""At least the first, below the second."""
 
-OPT_OUT = "L2PD_ANY_TRANSFORMERS"
+OPT_OUT = TRANSFORMERS.opt_out
 
 
 def check_transformers() -> None:

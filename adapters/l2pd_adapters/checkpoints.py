@@ -1,0 +1,395 @@
+"""What a checkpoint says of itself: read from its small files and the headers of its weights.
+
+No weight is loaded, no code of the checkpoint is run, and neither torch nor an engine is imported.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from l2pd_adapters.families import (
+    FAMILIES,
+    ModelFamily,
+    block_length_of,
+    end_of_text_ids,
+    family_of,
+    mask_token_of,
+)
+from l2pd_adapters.tiny_models import folder_of, shipped_models
+from l2pd_plugins.errors import L2PDError
+
+DTYPES = ("float32", "bfloat16", "float16")
+"""In which a checkpoint's config may say that it is to be loaded."""
+BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5}
+"""Of one weight."""
+INDEX = "model.safetensors.index.json"
+_SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.py", "tokenizer.model", "policies/*"]
+_HEADERS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1}
+"""Bytes of an element, by what safetensors calls its type; those of float8 have one."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor as the header of its file has it."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    """As safetensors calls it: "BF16"."""
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        count = 1
+        for length in self.shape:
+            count *= length
+        return count
+
+    @property
+    def bytes(self) -> int:
+        """What it takes in its file."""
+        return self.size * _HEADERS.get(self.dtype, 1)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokens of a checkpoint's tokenizer."""
+
+    ids: Mapping[str, int] = field(repr=False)
+
+    @property
+    def largest(self) -> int:
+        """The largest id."""
+        return max(self.ids.values(), default=-1)
+
+    def text_of(self, token_id: int) -> str | None:
+        """The token of this id; None if there is none."""
+        return next((text for text, known in self.ids.items() if known == token_id), None)
+
+
+class Checkpoint:
+    """A checkpoint's folder, read as far as it can be.
+
+    What is wrong, so that the model cannot be loaded, is in `problems`, a line for each; what is
+    worth knowing is in `notes`. hub_id: where the headers of weights are read that the folder does
+    not have.
+    """
+
+    def __init__(self, folder: Path, hub_id: str | None = None) -> None:
+        self.folder, self.hub_id = folder, hub_id
+        self.problems: list[str] = []
+        self.notes: list[str] = []
+        self.config = self._json("config.json")
+        self.generation_config = self._json("generation_config.json")
+        self.tokenizer_config = self._json("tokenizer_config.json")
+        self.family = self._family()
+        self.native = self._native()
+        self.tensors = self._tensors()
+        self.vocabulary = self._vocabulary()
+        self.mask_token_id = self._mask_token_id()
+        self.end_of_text = end_of_text_ids(self._setting("eos_token_id"))
+        for check in (
+            self._check_dtype,
+            self._check_layers,
+            self._check_embedding,
+            self._check_vocabulary,
+            self._check_end_of_text,
+            self._note_own_code,
+            self._note_quantisation,
+        ):
+            check()
+
+    @property
+    def model_type(self) -> str | None:
+        """What the config calls the kind of model."""
+        return self.config.get("model_type")
+
+    @property
+    def runs_on(self) -> str | None:
+        """The model type of transformers' that the model runs on."""
+        return None if self.family is None else self.family.decoder or self.model_type
+
+    @property
+    def dtype(self) -> str:
+        """Of the weights, where nobody asks for another."""
+        named = self.config.get("dtype") or self.config.get("torch_dtype")
+        return str(named or "float32").removeprefix("torch.")
+
+    @property
+    def block_length(self) -> int | None:
+        """Positions per block; None for an unknown family."""
+        return None if self.family is None else block_length_of(SimpleNamespace(**self.native))
+
+    @property
+    def chat_template(self) -> bool:
+        """Whether the tokenizer has one."""
+        files = ("chat_template.jinja", "chat_template.json")
+        return "chat_template" in self.tokenizer_config or any(map(self._has, files))
+
+    @property
+    def quantisation(self) -> str | None:
+        """The method by which the weights are quantised, if they are."""
+        config = self.config.get("quantization_config")
+        return str(config.get("quant_method", "unknown")) if isinstance(config, dict) else None
+
+    @cached_property
+    def parameters(self) -> int:
+        """Number of weights, as stored."""
+        return sum(tensor.size for tensor in self.tensors.values())
+
+    @property
+    def stored(self) -> dict[str, int]:
+        """Number of weights of each type, as safetensors calls it."""
+        counts: Counter[str] = Counter()
+        for tensor in self.tensors.values():
+            counts[tensor.dtype] += tensor.size
+        return dict(counts)
+
+    @property
+    def stored_bytes(self) -> int:
+        """What the weights take in their files."""
+        return sum(tensor.bytes for tensor in self.tensors.values())
+
+    def weight_bytes(self) -> dict[str, int]:
+        """What the weights take in memory, by type; nothing if they are quantised already."""
+        if self.quantisation is not None:
+            return {}
+        return {name: int(self.parameters * size) for name, size in BYTES.items()}
+
+    def cache_bytes(self, tokens: int, dtype: str) -> int | None:
+        """What keys and values of so many tokens take; None where the config does not say."""
+        heads, layers, hidden = (
+            self.native.get(name)
+            for name in ("num_attention_heads", "num_hidden_layers", "hidden_size")
+        )
+        if not (heads and layers and hidden):
+            return None
+        of_keys = self.native.get("num_key_value_heads") or heads
+        width = self.native.get("head_dim") or hidden // heads
+        return int(2 * layers * of_keys * width * tokens * BYTES[dtype])
+
+    def _has(self, name: str) -> bool:
+        return (self.folder / name).is_file()
+
+    def _json(self, name: str) -> dict[str, Any]:
+        """The object in a file; empty without it, and, with a problem, if it cannot be read."""
+        if not self._has(name):
+            return {}
+        try:
+            values = json.loads((self.folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            self.problems.append(f"{name} cannot be read: {error}")
+            return {}
+        if not isinstance(values, dict):
+            self.problems.append(f"{name} holds no object")
+            return {}
+        return values
+
+    def _setting(self, name: str) -> Any:
+        """Of generate: the generation config's, else the config's."""
+        return self.generation_config.get(name, self.config.get(name))
+
+    def _family(self) -> ModelFamily | None:
+        if not self.config:
+            return None
+        for family in FAMILIES:
+            if family.decoder is not None and self.model_type in family.model_types:
+                return family
+        try:
+            return family_of(SimpleNamespace(**self.config))
+        except L2PDError as error:
+            self.problems.append(str(error))
+            return None
+
+    def _native(self) -> dict[str, Any]:
+        """The config's settings as the native decoder names them."""
+        if self.family is None or self.family.decoder is None:
+            return self.config
+        try:
+            return self.family.native_config(self.config)
+        except L2PDError as error:
+            self.problems.append(str(error))
+            return self.config
+
+    def _tensors(self) -> dict[str, StoredTensor]:
+        """The weights, by the name that the native decoder has for them."""
+        here = any(self.folder.glob("*.safetensors"))
+        stored = self._of_hub() if self.hub_id and not here else self._of_files()
+        if self.family is None:
+            return stored
+        return {self.family.native_weight(name): tensor for name, tensor in stored.items()}
+
+    def _of_hub(self) -> dict[str, StoredTensor]:
+        from huggingface_hub import get_safetensors_metadata
+        from huggingface_hub.errors import HfHubHTTPError, NotASafetensorsRepoError
+
+        assert self.hub_id is not None
+        try:
+            files = get_safetensors_metadata(self.hub_id).files_metadata.values()
+        except NotASafetensorsRepoError as error:
+            self.problems.append(str(error))
+            return {}
+        except (HfHubHTTPError, OSError) as error:
+            self.notes.append(f"the weights were not looked at: {error}")
+            return {}
+        return {
+            name: StoredTensor(tuple(info.shape), info.dtype)
+            for file in files
+            for name, info in file.tensors.items()
+        }
+
+    def _of_files(self) -> dict[str, StoredTensor]:
+        from safetensors import SafetensorError, safe_open
+
+        tensors = {}
+        for path in self._weight_files():
+            if not path.is_file():
+                self.problems.append(f"{path.name} is missing: {INDEX} names it")
+                continue
+            try:
+                with safe_open(path, framework="numpy") as opened:
+                    for name in opened.keys():  # noqa: SIM118  (no mapping)
+                        part = opened.get_slice(name)
+                        tensors[name] = StoredTensor(tuple(part.get_shape()), part.get_dtype())
+            except (OSError, SafetensorError) as error:
+                self.problems.append(f"{path.name} cannot be read: {error}")
+        return tensors
+
+    def _weight_files(self) -> list[Path]:
+        if self._has("model.safetensors"):
+            return [self.folder / "model.safetensors"]
+        shards = self._json(INDEX).get("weight_map", {})
+        if shards:
+            return [self.folder / name for name in sorted(set(shards.values()))]
+        others = [path.name for kind in ("*.bin", "*.pth") for path in self.folder.glob(kind)]
+        found = f"; {', '.join(sorted(others))} would have to be converted" if others else ""
+        self.problems.append(f"model.safetensors is missing, and {INDEX}, too{found}")
+        return []
+
+    def _vocabulary(self) -> Vocabulary | None:
+        """Of tokenizer.json, else of vocab.json and what tokenizer_config.json adds to it."""
+        if self._has("tokenizer.json"):
+            from tokenizers import Tokenizer
+
+            path = self.folder / "tokenizer.json"
+            try:
+                return Vocabulary(Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True))
+            except Exception as error:  # noqa: BLE001  (the library raises nothing narrower)
+                self.problems.append(f"tokenizer.json cannot be read: {error}")
+                return None
+        if self._has("vocab.json"):
+            added = self.tokenizer_config.get("added_tokens_decoder", {})
+            tokens = {entry["content"]: int(number) for number, entry in added.items()}
+            return Vocabulary({**self._json("vocab.json"), **tokens})
+        if any(map(self._has, ("tokenizer.model", "vocab.txt"))):
+            self.notes.append("the tokenizer's vocabulary was not looked into: no tokenizer.json")
+        else:
+            self.problems.append("tokenizer.json is missing, and every other tokenizer's file, too")
+        return None
+
+    def _mask_token_id(self) -> int | None:
+        if self.family is None:
+            return None
+        try:
+            return mask_token_of(SimpleNamespace(**{"vocab_size": 0, **self.native}))
+        except L2PDError as error:
+            self.problems.append(str(error))
+            return None
+
+    def _check_dtype(self) -> None:
+        if self.dtype not in DTYPES:
+            self.problems.append(
+                f"the config's dtype {self.dtype!r} is none of {', '.join(DTYPES)}"
+            )
+
+    def _check_layers(self) -> None:
+        """A weight that is not stored would be a random one."""
+        if self.family is None or not self.tensors:
+            return
+        layers = {
+            int(name.split(".")[2])
+            for name in self.tensors
+            if name.startswith("model.layers.") and name.split(".")[2].isdigit()
+        }
+        wanted = self.native.get("num_hidden_layers")
+        if isinstance(wanted, int) and layers != set(range(wanted)):
+            without = sorted(set(range(wanted)) - layers)
+            which = f"none is stored of {without}" if without else f"{len(layers)} are stored"
+            self.problems.append(f"the config has {wanted} layers: {which}")
+        tied = self.native.get("tie_word_embeddings", False)
+        if not tied and "lm_head.weight" not in self.tensors:
+            self.problems.append("lm_head.weight is not stored, and not tied to the embedding")
+
+    def _check_embedding(self) -> None:
+        embedding = self.tensors.get("model.embed_tokens.weight")
+        size = self.config.get("vocab_size")
+        if embedding is not None and embedding.shape[0] != size:
+            self.problems.append(
+                f"the embedding has {embedding.shape[0]} rows, the config has vocab_size={size}"
+            )
+
+    def _check_vocabulary(self) -> None:
+        size = self.config.get("vocab_size")
+        if self.vocabulary is None or not isinstance(size, int):
+            return
+        if self.vocabulary.largest >= size:
+            self.problems.append(
+                f"the tokenizer has ids up to {self.vocabulary.largest}, the embedding only "
+                f"{size} rows"
+            )
+        if self.mask_token_id is not None and self.vocabulary.text_of(self.mask_token_id) is None:
+            self.problems.append(
+                f"the tokenizer has no token {self.mask_token_id}, which is the mask's"
+            )
+
+    def _check_end_of_text(self) -> None:
+        if not self.end_of_text:
+            self.notes.append("no eos_token_id: a text ends with its canvas only")
+        for name in ("eos_token_id", "pad_token_id"):
+            for number in end_of_text_ids(self._setting(name)):
+                if number == self.mask_token_id:
+                    self.problems.append(f"{name}={number} is the mask token")
+
+    def _note_own_code(self) -> None:
+        code = sorted(path.name for path in self.folder.glob("*.py"))
+        if code or "auto_map" in self.config or "auto_map" in self.tokenizer_config:
+            named = ", ".join(code) or "auto_map"
+            self.notes.append(f"it carries code of its own ({named}), which is never run")
+
+    def _note_quantisation(self) -> None:
+        if self.quantisation is not None:
+            self.notes.append(f"the weights are quantised ({self.quantisation})")
+
+
+def find_checkpoint(name: str) -> Checkpoint:
+    """The checkpoint that `load` would take: a shipped model, a folder, or a hub id, whose small
+    files are fetched into the hub's cache.
+
+    Raises L2PDError if there is none.
+    """
+    if name in shipped_models():
+        return Checkpoint(folder_of(name))
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise L2PDError(f"model {name!r}: the folder has no config.json, it is no checkpoint")
+        return Checkpoint(folder)
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise L2PDError(
+            f"model {name!r}: no shipped model (those are {', '.join(shipped_models())}), "
+            "no folder, and no hub id (owner/name)"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=_SMALL_FILES))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise L2PDError(f"model {name!r} is neither here nor given by the hub: {error}") from error
+    return Checkpoint(folder, hub_id=name)

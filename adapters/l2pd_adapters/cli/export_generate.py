@@ -1,0 +1,47 @@
+"""`l2pd export-generate`: a folder by which stock transformers tools decode with policies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from l2pd_plugins import L2PDError
+
+_TEMPLATE = Path(__file__).with_name("generate_template")
+_FILES = {
+    "generate.py.in": "custom_generate/generate.py",
+    "requirements.txt.in": "custom_generate/requirements.txt",
+}
+
+
+def export_generate(
+    folder: Annotated[
+        Path, typer.Argument(help="A new folder, or that of a model, which then carries it.")
+    ],
+) -> None:
+    """Write a custom_generate folder, by which stock transformers tools decode with policies."""
+    for file in write_custom_generate(folder):
+        typer.echo(file)
+
+
+def write_custom_generate(folder: Path) -> list[Path]:
+    """Write the files and return their paths.
+
+    Raises L2PDError if one is there already with another content, before any is written.
+    """
+    texts = {
+        folder / target: (_TEMPLATE / source).read_text(encoding="utf-8")
+        for source, target in _FILES.items()
+    }
+    for path, text in texts.items():
+        if path.exists() and not (path.is_file() and path.read_text(encoding="utf-8") == text):
+            raise L2PDError(f"{path} is there already, and is another; choose another folder")
+    try:
+        for path, text in texts.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise L2PDError(f"{folder} cannot be written: {error.strerror}") from error
+    return list(texts)

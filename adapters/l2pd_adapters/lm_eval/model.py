@@ -1,0 +1,312 @@
+"""The harness's model ``l2pd``: a diffusion language model that answers under an unmask policy."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.api.registry import register_model
+from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
+from torch import Tensor, distributed
+from tqdm import tqdm
+
+from l2pd_adapters.huggingface import load
+from l2pd_adapters.huggingface.evaluation import configuration_of, left_padded
+from l2pd_adapters.lm_eval.figures import Figures, summary
+from l2pd_plugins import L2PDError, create_policy
+
+logger = logging.getLogger(f"lm_eval.{__name__}")  # as the harness's own are set up
+
+DEFAULT_CANVAS = 256
+"""Length of the canvas where neither the arguments nor the task say one; as in the harness."""
+
+
+class _Draw(NamedTuple):
+    """One of the answers that a request asks for."""
+
+    row: int
+    """Where the request first stands."""
+    number: int
+    """Which of its `repeats` answers."""
+
+
+@register_model("l2pd")
+class DiffusionLM(LM):
+    """A diffusion language model on transformers, for tasks that generate.
+
+    Args:
+        pretrained: a shipped model, a folder, or a hub id, as `load` takes it.
+        unmask_policy: name of the policy.
+        unmask_options: its options, where the arguments are given as JSON. Every argument that is
+            not named here is one, too: ``unmask_policy=confidence_threshold,threshold=0.9``.
+        max_new_tokens: length of the canvas, instead of what the task says.
+        block_length, cache, end_of_text: as generate takes them.
+        seed: for tasks that sample; each answer draws with its own, whatever batch it is in.
+        dtype: of the weights.
+        device: by default the GPU of this process if there is one.
+        device_map: as in transformers, instead of `device`.
+        max_length: tokens of prompt and canvas, by default the model's; a longer prompt is cut on
+            the left.
+        batch_size: prompts per call of generate.
+
+    Raises L2PDError, before anything is decoded, for what is wrong with any of them.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        unmask_policy: str = "fixed_schedule",
+        unmask_options: Mapping[str, Any] | None = None,
+        max_new_tokens: int | None = None,
+        block_length: int | None = None,
+        cache: str | None = None,
+        end_of_text: str = "block",
+        seed: int = 0,
+        dtype: str = "auto",
+        device: str | None = None,
+        device_map: Any = None,
+        max_length: int | None = None,
+        batch_size: int | str = 1,
+        max_batch_size: int | None = None,
+        trust_remote_code: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        if trust_remote_code:
+            raise L2PDError("trust_remote_code=True: no code of a checkpoint is ever run")
+        if not str(batch_size).isdigit() or int(batch_size) < 1 or max_batch_size is not None:
+            raise L2PDError(
+                f"batch_size={batch_size!r}, max_batch_size={max_batch_size!r}: wanted a batch "
+                "size from 1; none is searched for"
+            )
+        self.batch_size = int(batch_size)
+        self.seed, self.max_new_tokens = seed, max_new_tokens
+        self.settings = {
+            "unmask_policy": create_policy(unmask_policy, **{**(unmask_options or {}), **options}),
+            "block_length": block_length,
+            "cache": cache,
+            "end_of_text": end_of_text,
+        }
+        self._join_processes()
+        place = {"device_map": device_map} if device_map else {"device": device or _own_device()}
+        self.model, self.tokenizer = load(pretrained, dtype=dtype, **place)
+        self._device = self.model.device
+        configuration_of(
+            self.model, max_new_tokens=max_new_tokens or DEFAULT_CANVAS, **self.settings
+        )
+        self.max_length = max_length or self.model.config.max_position_embeddings
+        self.templated = False
+        """Whether prompts come in the chat template, which writes the special tokens itself."""
+        self.figures = Figures()
+        self.of_all = [self.figures]
+        """The figures of every process, once the harness has gathered its results."""
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """The answers, each up to the first stop string, which is looked for in the finished text:
+        the canvas is decoded as without it."""
+        draws = _draws(requests)
+        answers: dict[_Draw, str] = {}
+        silent = disable_tqdm or self.rank != 0
+        with tqdm(total=len(set(draws)), disable=silent, desc="generate_until") as bar:
+            for kwargs, members in _alike(requests, draws).items():
+                for batch in self._answered(members, requests, json.loads(kwargs)):
+                    answers.update(batch)
+                    bar.update(len(batch))
+        return [answers[draw] for draw in draws]
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """Refused: L2PDError."""
+        raise _no_likelihood(requests)
+
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+        """Refused: L2PDError."""
+        raise _no_likelihood(requests)
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """The conversation as the tokenizer's template writes it."""
+        self.templated = True
+        text: str = self.tokenizer.apply_chat_template(
+            chat_history,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )
+        return text
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """The tokenizer's template, if it is to be used."""
+        if not chat_template:
+            return ""
+        name = chat_template if isinstance(chat_template, str) else None
+        try:
+            text: str = self.tokenizer.get_chat_template(name)
+        except ValueError as error:
+            raise L2PDError(f"chat template: {error}") from error
+        return text
+
+    @property
+    def tokenizer_name(self) -> str:
+        """What the harness's cache of requests is named by."""
+        return str(self.tokenizer.name_or_path).replace("/", "__")
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What the harness writes into the results' ``config`` besides its own."""
+        return {
+            "model_num_parameters": self.model.num_parameters(),
+            "model_dtype": str(self.model.dtype),
+            "l2pd": summary(self.of_all),
+        }
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """Of every process, one after the other."""
+        if self.world_size == 1:
+            return tensor
+        parts = [torch.zeros_like(tensor) for _ in range(self.world_size)]
+        distributed.all_gather(parts, tensor)
+        return torch.stack(parts)
+
+    def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
+        """Of every process, at `dst`; with it come the figures of each."""
+        if self.world_size == 1:
+            return [obj]
+        parts: list[Any] | None = [None] * self.world_size if self.rank == dst else None
+        distributed.gather_object((obj, self.figures), parts, dst)
+        if parts is None:
+            return None
+        self.of_all = [figures for _, figures in parts]
+        return [theirs for theirs, _ in parts]
+
+    def barrier(self) -> None:
+        """Wait for every process."""
+        if self.world_size > 1:
+            distributed.barrier()
+
+    def _join_processes(self) -> None:
+        """Become one of the processes that ``accelerate launch`` or ``torchrun`` has started."""
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return
+        if not distributed.is_initialized():
+            distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        self._rank, self._world_size = distributed.get_rank(), distributed.get_world_size()
+
+    def _answered(
+        self, draws: Sequence[_Draw], requests: Sequence[Instance], kwargs: Mapping[str, Any]
+    ) -> Iterator[dict[_Draw, str]]:
+        """The answers of requests with the same settings, batch by batch."""
+        settings, stops = self._settings(kwargs)
+        canvas = settings["max_new_tokens"]
+        encoded = {draw: self._encode(requests[draw.row].args[0], canvas) for draw in draws}
+        self._log(settings, len(draws))
+        # Prompts of similar length need little padding.
+        order = sorted(draws, key=lambda draw: len(encoded[draw]))
+        for start in range(0, len(order), self.batch_size):
+            batch = order[start : start + self.batch_size]
+            seeds = [self._seed(requests[draw.row], draw) for draw in batch]
+            texts = self._decode([encoded[draw] for draw in batch], seeds, settings)
+            cut = [postprocess_generated_text(text, stops, None) for text in texts]
+            yield dict(zip(batch, cut, strict=True))
+
+    def _settings(self, kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """What generate is called with for a request's settings, and the stop strings.
+
+        Settings that mean nothing here are left in: generate refuses them by name.
+        """
+        asked = dict(normalize_gen_kwargs(dict(kwargs), DEFAULT_CANVAS))
+        stops = asked.pop("until")
+        canvas = asked.pop("max_gen_toks")
+        if asked.get("do_sample"):
+            asked["seed"] = self.seed
+        else:
+            asked.pop("temperature", None)
+        return {**self.settings, **asked, "max_new_tokens": self.max_new_tokens or canvas}, stops
+
+    def _encode(self, text: str, canvas: int) -> Tensor:
+        """(P,) token ids of a prompt that leaves room for its canvas."""
+        room = self.max_length - canvas
+        if room < 1:
+            raise L2PDError(
+                f"a canvas of {canvas} tokens leaves no room for a prompt in max_length="
+                f"{self.max_length}; set max_new_tokens"
+            )
+        ids = self.tokenizer(text, add_special_tokens=not self.templated).input_ids
+        if not ids:
+            raise L2PDError(f"the prompt {text!r} has no tokens")
+        if len(ids) > room:
+            logger.warning("a prompt of %d tokens is cut to its last %d", len(ids), room)
+        return torch.tensor(ids[-room:])
+
+    def _seed(self, request: Instance, draw: _Draw) -> int:
+        return self.seed + (request.doc_id or 0) * request.repeats + draw.number
+
+    def _log(self, settings: Mapping[str, Any], prompts: int) -> None:
+        line = configuration_of(self.model, **settings)
+        line += f" prompts={prompts} batch_size={self.batch_size} device={self.device}"
+        logger.info("%s", line)
+        self.figures.configurations.append(line)
+
+    def _decode(
+        self, encoded: Sequence[Tensor], seeds: Sequence[int], settings: Mapping[str, Any]
+    ) -> list[str]:
+        """The answers to prompts of token ids, up to the end of text."""
+        input_ids, attention_mask = left_padded(encoded)
+        if settings.get("do_sample"):
+            settings = {**settings, "seed": list(seeds)}
+        began = time.perf_counter()
+        out = self.model.generate(
+            input_ids, attention_mask=attention_mask, return_dict_in_generate=True, **settings
+        )
+        lengths = out.trace.length.tolist()
+        self.figures.add(lengths, out.nfe.tolist(), time.perf_counter() - began)
+        answers = out.sequences[:, input_ids.shape[1] :].tolist()
+        return [
+            self.tokenizer.decode(tokens[:length], skip_special_tokens=True)
+            for tokens, length in zip(answers, lengths, strict=True)
+        ]
+
+
+def _draws(requests: Sequence[Instance]) -> list[_Draw]:
+    """Which answer each request of the list is given.
+
+    The harness lists a request once for each answer it wants, and, so that all processes have as
+    many, the last one again: that gets the answers which are there already.
+    """
+    first: dict[int, int] = {}
+    times: Counter[int] = Counter()
+    draws = []
+    for row, request in enumerate(requests):
+        key = id(request)
+        draws.append(_Draw(first.setdefault(key, row), times[key] % request.repeats))
+        times[key] += 1
+    return draws
+
+
+def _alike(requests: Sequence[Instance], draws: Sequence[_Draw]) -> dict[str, list[_Draw]]:
+    """The draws that differ, by the settings of their requests, as JSON."""
+    groups: dict[str, list[_Draw]] = {}
+    for draw in dict.fromkeys(draws):
+        kwargs = json.dumps(requests[draw.row].args[1], sort_keys=True)
+        groups.setdefault(kwargs, []).append(draw)
+    return groups
+
+
+def _own_device() -> str:
+    """The GPU of this process if there is one."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+
+
+def _no_likelihood(requests: Sequence[Instance]) -> L2PDError:
+    tasks = ", ".join(sorted({str(request.task_name) for request in requests}))
+    return L2PDError(
+        f"{tasks}: log-likelihoods are not supported, since a diffusion language model has none "
+        "from left to right; take tasks with output_type generate_until"
+    )
