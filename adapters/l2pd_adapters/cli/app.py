@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from l2pd_adapters.cli import compare, generate, learn2pd, new_policy, plugins, tune
+from l2pd_adapters.cli import compare, demo, generate, learn2pd, new_policy, plugins, tune
 from l2pd_plugins import L2PDError, __version__
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app = typer.Typer(
 app.command()(generate.generate)
 app.command()(compare.compare)
 app.command()(tune.tune)
+app.command()(demo.demo)
 app.add_typer(learn2pd.app, name="learn2pd")
 app.command()(plugins.policies)
 app.command()(plugins.plugins)

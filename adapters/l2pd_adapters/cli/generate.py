@@ -114,9 +114,7 @@ def generate(
         seconds = result.seconds
     else:
         pace = PACE if pace is None else pace
-        result, seconds = watching.watch(
-            console, loaded, tokenizer, prompts, pace=pace, **settings
-        )
+        result, seconds = watching.watch(console, loaded, tokenizer, prompts, pace=pace, **settings)
     if as_json:
         typer.echo(json.dumps(_as_json(result, seconds)))
     else:

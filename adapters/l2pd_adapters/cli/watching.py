@@ -79,7 +79,8 @@ def watch(
 def _leave(console: Console, view: _View | None) -> None:
     """Leave a finished decode on the screen, whole."""
     if view is not None:
-        console.print(view.drawn(console.width), end="\n\n")
+        console.print(view.drawn(console.width))
+        console.print()
 
 
 class _View:
