@@ -68,7 +68,7 @@ def test_every_step_is_drawn_and_the_last_one_stays(l2pd, small_model: Path, tmp
     mean = sum(max(part) for part in (nfes[:first], nfes[first:])) / 2
     assert f"NFE={mean:.4g} " in quiet.stderr
     assert f"NFE={mean:.4g} " in plain
-    lines = plain.replace("\r", "").split("\n")
+    lines = re.split(r"[\r\n]+", plain)
     assert all(cell_len(line) <= 80 for line in lines if "model=" not in line)
     assert "\x1b[?25h" in sent  # the cursor is back
 

@@ -100,7 +100,7 @@ def generate(
     console = watching.terminal() if watch else None
     prompts = _prompts(prompt, file)
     loaded, tokenizer = load_model(model, device)
-    settings = {
+    settings: dict[str, Any] = {
         "policy": made,
         "max_new_tokens": max_new_tokens,
         "block_length": block_length,
