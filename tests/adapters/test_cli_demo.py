@@ -78,4 +78,4 @@ def test_every_policy_says_its_options() -> None:
     from l2pd_adapters.cli.demo_page import _options_of
 
     assert _options_of("confidence_threshold") == "threshold=0.9"
-    assert _options_of("fixed_schedule").startswith("tokens_per_step")
+    assert _options_of("fixed_schedule") == "steps, tokens_per_step"
