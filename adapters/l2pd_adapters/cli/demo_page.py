@@ -139,7 +139,12 @@ def race(
         lanes = []
         for policy in policies:
             decode = SteppedDecode(
-                loaded, tokenizer, [Prompt(prompt, "1")], policy=policy, max_new_tokens=tokens
+                loaded,
+                tokenizer,
+                [Prompt(prompt, "1")],
+                policy=policy,
+                max_new_tokens=tokens,
+                batch_size=1,
             )
             stack.enter_context(closing(decode))
             ends = end_of_text_ids(loaded.generation_config.eos_token_id)
