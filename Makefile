@@ -29,14 +29,12 @@ DOCS_STAMP := $(VENV)/.docs-installed
 docs: $(DOCS_STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-# The pages of compare --html and of l2pd demo in a browser, which is the system's. An environment of
-# its own, without constraints.txt: gradio bounds packages that are newer there.
-BROWSER_VENV := .venv-browser
-BROWSER_STAMP := $(BROWSER_VENV)/.installed
+# The pages of compare --html and of l2pd demo in a browser, which is the system's.
+BROWSER_STAMP := $(VENV)/.browser-installed
 browser: $(BROWSER_STAMP)
 	@command -v chromium || command -v google-chrome || { \
 		echo "No browser is installed. On Debian: apt-get install chromium" >&2; exit 1; }
-	$(BROWSER_VENV)/bin/python -m pytest tests/adapters/test_browser.py tests/adapters/test_cli_demo.py
+	$(BIN)/python -m pytest tests/adapters/test_browser.py tests/adapters/test_cli_demo.py
 
 # The accuracy-speed frontier of every policy, and the page on which to use.
 frontier: $(STAMP)
@@ -84,7 +82,7 @@ filters: $(STAMP)
 		--labels consistent --data $(RUNS)/settled --out $(POLICIES)/settled
 
 clean:
-	rm -rf site $(VENV) $(BROWSER_VENV) $(SGLANG_VENV) $(VLLM_VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf site $(VENV) $(SGLANG_VENV) $(VLLM_VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml constraints.txt $(EXAMPLES)
@@ -101,8 +99,7 @@ $(DOCS_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e ".[docs]"
 	@touch $@
 
-$(BROWSER_STAMP): pyproject.toml
-	test -x $(BROWSER_VENV)/bin/python || $(PYTHON) -m venv $(BROWSER_VENV)
-	$(BROWSER_VENV)/bin/python -m pip install --disable-pip-version-check $(PIP_ARGS) \
-		-e ".[demo,browser,testing]" hypothesis
+$(BROWSER_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints.txt \
+		-e ".[demo,browser]"
 	@touch $@
