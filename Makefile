@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 EXAMPLES := $(wildcard examples/*/pyproject.toml)
 EDITABLE_EXAMPLES := $(foreach example,$(EXAMPLES),-e ./$(dir $(example)))
 
-.PHONY: demo test lint docs frontier sglang vllm filters clean
+.PHONY: demo test lint docs browser frontier sglang vllm filters clean
 .DEFAULT_GOAL := test
 
 demo: $(STAMP)
@@ -28,6 +28,13 @@ lint: $(STAMP)
 DOCS_STAMP := $(VENV)/.docs-installed
 docs: $(DOCS_STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# The pages of compare --html and of l2pd demo in a browser, which is the system's.
+BROWSER_STAMP := $(VENV)/.browser-installed
+browser: $(BROWSER_STAMP)
+	@command -v chromium || command -v google-chrome || { \
+		echo "No browser is installed. On Debian: apt-get install chromium" >&2; exit 1; }
+	$(BIN)/python -m pytest tests/adapters/test_browser.py tests/adapters/test_cli_demo.py
 
 # The accuracy-speed frontier of every policy, and the page on which to use.
 frontier: $(STAMP)
@@ -90,4 +97,9 @@ $(STAMP): pyproject.toml constraints.txt $(EXAMPLES)
 
 $(DOCS_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e ".[docs]"
+	@touch $@
+
+$(BROWSER_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints.txt \
+		-e ".[demo,browser]"
 	@touch $@

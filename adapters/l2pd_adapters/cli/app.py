@@ -13,6 +13,7 @@ import typer
 
 from l2pd_adapters.cli import (
     compare,
+    demo,
     doctor,
     export_generate,
     generate,
@@ -34,6 +35,7 @@ app = typer.Typer(
 app.command()(generate.generate)
 app.command()(compare.compare)
 app.command()(tune.tune)
+app.command()(demo.demo)
 app.add_typer(learn2pd.app, name="learn2pd")
 app.command()(doctor.doctor)
 app.command()(plugins.policies)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -79,6 +80,13 @@ def compare(
     ] = False,
     as_json: AsJson = False,
     json_file: JsonFile = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write a page that plays two policies side by side, step by step, on the first "
+            "prompts."
+        ),
+    ] = None,
 ) -> None:
     """Compare policies on the same prompts.
 
@@ -91,6 +99,9 @@ def compare(
         raise L2PDError("name the policies to compare with --policy, or see --demo")
     policies = [create_policy(parse_policy(spec)) for spec in specs]
     require_writable("--json-file", json_file)
+    require_writable("--html", html)
+    if html is not None and len(policies) != 2:
+        raise L2PDError(f"--html {html} plays two policies side by side, {len(policies)} are named")
 
     from rich.console import Console
 
@@ -124,6 +135,10 @@ def compare(
         if demo:
             _print_example(console, rows, tokenizer)
     write_json(json_file, figures)
+    if html is not None:
+        from l2pd_adapters.cli.side_by_side import write_page
+
+        write_page(html, loaded, tokenizer, rows, source=file, settings=settings)
 
 
 def _print_table(console: Console, rows: Sequence[Row]) -> None:

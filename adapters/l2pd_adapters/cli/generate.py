@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 _FREE_SEEDS = 2**31
 """A seed that nobody asked for is below this."""
 
+PACE = 0.1
+"""Seconds that a watched step is shown, where nobody says otherwise."""
+
 
 def generate(
     prompt: Annotated[
@@ -59,12 +62,29 @@ def generate(
     trace: Annotated[
         bool, typer.Option("--trace", help="Show on stderr which step committed each token.")
     ] = False,
+    watch: Annotated[
+        bool,
+        typer.Option(
+            "--watch",
+            help="Draw every step on the terminal (stderr); prompts are decoded one by one.",
+        ),
+    ] = False,
+    pace: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Seconds that --watch shows each step at least.",
+            show_default=f"{PACE}",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Answer prompts.
 
     The answers go to stdout; how they were made goes to stderr, in one line.
     """
+    if pace is not None and not watch:
+        raise L2PDError(f"--pace {pace} goes with --watch")
     if prompt is not None and file is not None:
         raise L2PDError(f"the prompt {prompt!r} and --file {file} exclude each other; give one")
     if prompt is None and file is None and sys.stdin.isatty():
@@ -74,25 +94,29 @@ def generate(
         # Drawn here and printed, so that any answer can be made again.
         seed = secrets.randbelow(_FREE_SEEDS)
 
+    from l2pd_adapters.cli import watching
     from l2pd_adapters.huggingface.evaluation import evaluate
 
+    console = watching.terminal() if watch else None
     prompts = _prompts(prompt, file)
     loaded, tokenizer = load_model(model, device)
-    result = evaluate(
-        loaded,
-        tokenizer,
-        prompts,
-        policy=made,
-        max_new_tokens=max_new_tokens,
-        block_length=block_length,
-        end_of_text=end_of_text.value,
-        cache=cache and cache.value,
-        temperature=temperature,
-        seed=seed,
-        batch_size=batch_size,
-    )
+    settings: dict[str, Any] = {
+        "policy": made,
+        "max_new_tokens": max_new_tokens,
+        "block_length": block_length,
+        "end_of_text": end_of_text.value,
+        "cache": cache and cache.value,
+        "temperature": temperature,
+        "seed": seed,
+    }
+    if console is None:
+        result = evaluate(loaded, tokenizer, prompts, batch_size=batch_size, **settings)
+        seconds = result.seconds
+    else:
+        pace = PACE if pace is None else pace
+        result, seconds = watching.watch(console, loaded, tokenizer, prompts, pace=pace, **settings)
     if as_json:
-        typer.echo(json.dumps(_as_json(result)))
+        typer.echo(json.dumps(_as_json(result, seconds)))
     else:
         for answer in result.answers:
             typer.echo(answer.text)
@@ -100,7 +124,7 @@ def generate(
         _print_trace(result, tokenizer)
     typer.echo(
         f"{result.configuration} NFE={result.nfe:.4g} TPF={result.tokens_per_forward:.3g} "
-        f"seconds={result.seconds:.3g}",
+        f"seconds={seconds:.3g}",
         err=True,
     )
 
@@ -120,7 +144,7 @@ def _prompts(prompt: str | None, file: Path | None) -> list[Prompt]:
     return read_prompts(file)
 
 
-def _as_json(result: Evaluation) -> dict[str, Any]:
+def _as_json(result: Evaluation, seconds: float) -> dict[str, Any]:
     def fields(answer: Answer) -> dict[str, Any]:
         return {
             "id": answer.prompt.id,
@@ -137,7 +161,7 @@ def _as_json(result: Evaluation) -> dict[str, Any]:
         "configuration": result.configuration,
         "nfe": result.nfe,
         "tokens_per_forward": result.tokens_per_forward,
-        "seconds": result.seconds,
+        "seconds": seconds,
         "answers": [fields(answer) for answer in result.answers],
     }
 

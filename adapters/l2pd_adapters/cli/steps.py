@@ -6,6 +6,8 @@ import colorsys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from l2pd_adapters.cli.token_text import printable
+
 if TYPE_CHECKING:
     from rich.text import Text
 
@@ -33,7 +35,7 @@ def annotated(
             lines.append([Text() for _ in range(1 + digits)])
             used = 0
         used += size
-        style = _colour(step, last)
+        style = step_colour(step, last)
         for line, cell in zip(lines[-1], (piece, *str(step).rjust(digits)), strict=True):
             line.append(cell + " " * (size - cell_len(cell)), style)
     return [line for group in lines for line in group]
@@ -49,13 +51,13 @@ def _pieces(tokenizer: Any, tokens: Sequence[int], width: int) -> list[str]:
         text = tokenizer.decode(list(tokens[: i + 1]), clean_up_tokenization_spaces=False)
         piece = text[len(before) :] if text.startswith(before) else tokenizer.decode([tokens[i]])
         before = text
-        piece = "".join(c if c.isprintable() else repr(c)[1:-1] for c in piece) or " "
+        piece = printable(piece) or " "
         pieces.append(set_cell_size(piece, width) if cell_len(piece) > width else piece)
     return pieces
 
 
-def _colour(step: int, last: int) -> str:
-    """From blue for the first step to yellow for the last."""
+def step_colour(step: int, last: int) -> str:
+    """A rich style, from blue for the first step (1) to yellow for the last."""
     hue = 0.6 - 0.45 * (step - 1) / max(last - 1, 1)
     red, green, blue = (round(255 * part) for part in colorsys.hls_to_rgb(hue, 0.6, 0.9))
     return f"rgb({red},{green},{blue})"

@@ -24,7 +24,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from l2pd_adapters.families import end_of_text_ids
-from l2pd_adapters.huggingface.arguments import make_settings, merged_config
+from l2pd_adapters.huggingface.arguments import StepObserver, make_settings, merged_config
 from l2pd_adapters.huggingface.enabling import BoundGenerate
 from l2pd_adapters.tiny_models.checkers import FAMILIES, check
 from l2pd_plugins import L2PDError, UnmaskPolicy, create_policy
@@ -259,6 +259,7 @@ def evaluate(
     batch_size: int = 16,
     reference_answers: Sequence[Answer] | None = None,
     progress: Callable[[int], None] | None = None,
+    observers: Callable[[list[int]], StepObserver] | None = None,
 ) -> Evaluation:
     """Decode all prompts under one policy.
 
@@ -269,10 +270,13 @@ def evaluate(
         max_new_tokens, block_length, end_of_text, cache: as `generate` takes them.
         temperature: 0 is greedy.
         seed: prompt i draws with seed + i, whatever batch it stands in.
-        batch_size: prompts per call of generate; those of similar length go together.
+        batch_size: prompts per call of generate; those of similar length go together. With 1 they
+            are decoded in the order given.
         reference_answers: the same prompts' answers at one token per step. `agreement` compares
             with them, and a policy that requires a reference is shown them.
         progress: called after every batch with the number of prompts in it.
+        observers: called before every batch with the prompts in it, as indices; what it returns is
+            the batch's `on_step`.
 
     Raises L2PDError before anything is decoded if a setting is wrong.
     """
@@ -311,6 +315,7 @@ def evaluate(
             attention_mask=attention_mask,
             unmask_policy=given,
             return_dict_in_generate=True,
+            on_step=None if observers is None else observers(rows),
             **{**settings, "seed": None if seed is None else [seed + i for i in rows]},
         )
         share = (time.perf_counter() - began) / len(rows)
@@ -403,7 +408,9 @@ def _batches(
 ) -> Iterator[list[int]]:
     """Indices of the prompts of each batch: families together, whose answers end together, and
     lengths together, which need little padding."""
-    order = sorted(range(len(prompts)), key=lambda i: (prompts[i].family or "", len(encoded[i])))
+    order = list(range(len(prompts)))
+    if batch_size > 1:
+        order.sort(key=lambda i: (prompts[i].family or "", len(encoded[i])))
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]
 
