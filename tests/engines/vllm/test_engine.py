@@ -20,10 +20,11 @@ from l2pd_adapters.tiny_models import folder_of
 from l2pd_adapters.vllm import sampler
 from l2pd_adapters.vllm.compatibility import SUPPORTED_VLLM
 from l2pd_adapters.vllm.scheduler import BlockAsyncScheduler
+from tests.engines.checkpoints import causal_qwen3
 from tests.engines.golden import MAX_NEW_TOKENS, golden
 from tests.engines.golden import MODEL as GOLDEN_MODEL
+from tests.engines.launching import ROOT
 
-ROOT = Path(__file__).parents[3]
 MAX_MODEL_LEN = 200  # no multiple of the models' blocks
 
 
@@ -285,7 +286,7 @@ ModelState.custom_sampler = lambda self, sampler, more=None: None
 def alone(model, before="", environment=None, **arguments):
     """A process that generates twenty tokens; code to run `before` vLLM is imported."""
     return subprocess.run(
-        [sys.executable, "-c", ALONE, model, json.dumps({**ARGUMENTS, **arguments}), before],
+        [sys.executable, "-c", ALONE, str(model), json.dumps({**ARGUMENTS, **arguments}), before],
         capture_output=True,
         text=True,
         env={**os.environ, **(environment or {})},
@@ -295,28 +296,6 @@ def alone(model, before="", environment=None, **arguments):
 
 def tokens_of(ended):
     return [line for line in ended.stdout.splitlines() if line.startswith("tokens: [")]
-
-
-def causal_qwen3(folder):
-    """A small autoregressive model."""
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=101,
-        hidden_size=64,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=32,
-        max_position_embeddings=256,
-        eos_token_id=96,
-    )
-    Qwen3ForCausalLM(config).float().save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / name).write_bytes((folder_of("tiny-llada") / name).read_bytes())
-    return str(folder)
 
 
 class TestLog:
@@ -361,10 +340,10 @@ class TestAModelWithASamplerOfItsOwn:
 
     @pytest.fixture
     def model(self, tmp_path):
-        folder = causal_qwen3(tmp_path)
+        causal_qwen3(tmp_path)
         config = json.loads((tmp_path / "config.json").read_text())
         (tmp_path / "config.json").write_text(json.dumps({**config, "canvas_length": 8}))
-        return folder
+        return str(tmp_path)
 
     def test_has_no_policy(self, model):
         ended = alone(model, additional_config={"decoding_plugin": "fixed_schedule"})
