@@ -25,7 +25,7 @@ from vllm.v1.worker.gpu.sample.output import SamplerOutput
 from l2pd_adapters.serving import generator_of
 from l2pd_adapters.vllm.settings import NO_TOKEN, NoiseSettings, settings_of
 from l2pd_plugins.denoising import denoising_step
-from l2pd_plugins.slots import BlockSlots
+from l2pd_plugins.slots import BlockSlots, SlotBatch
 from l2pd_plugins.uploading import upload
 
 
@@ -112,26 +112,26 @@ class PolicySampler:
             return self.sampler(logits, input_batch, draft_logits)
         offered = np.diff(input_batch.cu_num_logits_np[: input_batch.num_reqs + 1])
         rows = np.flatnonzero(offered)
-        slots = input_batch.idx_mapping_np[rows]
-        tempered = self._tempered(logits, slots, offered[rows])
+        batch = self.blocks.take(input_batch.idx_mapping_np[rows])
+        tempered = self._tempered(batch, logits, offered[rows])  # before vLLM counts its step
         with self._keeping_what_is_drawn():
             output = self.sampler(logits, input_batch, draft_logits)
         given_out = output.num_sampled.index_select(0, upload(rows, logits.device)) > 0
-        self._accept(tempered, slots, offered[rows], given_out)
+        self._accept(batch, tempered, offered[rows], given_out)
         return output
 
-    def _tempered(self, logits: Tensor, slots: np.ndarray, offered: np.ndarray) -> Tensor:
-        """(N, V) float32, the logits at the temperature of the step that each slot is to take."""
-        sampler, device = self.sampler, logits.device
+    def _tempered(self, batch: SlotBatch, logits: Tensor, offered: np.ndarray) -> Tensor:
+        """(N, V) float32, the logits at the temperature of the step that each row is to take."""
         temperature = stock._denoise_temperature(
             self.states.step,
-            upload(slots, device),
+            batch.index,
             float(self.states.max_denoising_steps),
-            sampler.t_min,
-            sampler.t_max,
-        ).clamp(min=1e-10)
-        of_rows = temperature.repeat_interleave(upload(offered, device), output_size=len(logits))
-        return logits.float() / of_rows.unsqueeze(-1)
+            self.sampler.t_min,
+            self.sampler.t_max,
+        ).clamp(min=1e-10)  # as vLLM has it
+        times = upload(offered, logits.device)
+        of_logits = temperature.repeat_interleave(times, output_size=len(logits))
+        return logits.float() / of_logits.unsqueeze(-1)
 
     @contextmanager
     def _keeping_what_is_drawn(self) -> Iterator[None]:
@@ -157,14 +157,13 @@ class PolicySampler:
             stock._compiled_sample_step = step
 
     def _accept(
-        self, logits: Tensor, slots: np.ndarray, offered: np.ndarray, given_out: Tensor
+        self, batch: SlotBatch, logits: Tensor, offered: np.ndarray, given_out: Tensor
     ) -> None:
         """Put the drawn tokens that the policies select into the canvases that go on.
 
-        given_out: (B,) bool, the slots whose canvas has ended, and another begins.
+        given_out: (B,) bool, the rows whose canvas has ended, and another begins.
         """
         blocks, states = self.blocks, self.states
-        batch = blocks.take(slots)
         block, at = batch.block, batch.index
         goes_on = ~(given_out | states.is_encoder_phase.index_select(0, at))
         inside = np.arange(blocks.block_length) < offered[:, None]

@@ -2,9 +2,6 @@
 sampler, and against a decode by transformers' model in a plain loop."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -21,33 +18,22 @@ from vllm.model_executor.models import diffusion_gemma as stock
 
 from l2pd_adapters.vllm.compatibility import incompatibility_of_diffusion_gemma
 from tests.engines.checkpoints import EOT, VOCABULARY, add_tokenizer
+from tests.engines.vllm.processes import ARGUMENTS, SEED, alone, last_line, tokens_of
 
 LENGTH, STEPS, BOUND, CONFIDENT, COLD, HOT = 16, 12, 0.1, 0.5, 0.4, 0.8
 PROMPTS = [[5, 6, 7, 8, 9], [3, 4], [11] * 7]
-ARGUMENTS = {
-    "dtype": "float32",
+ENGINE = {
     "max_model_len": 128,
     "max_num_seqs": 4,
-    "enforce_eager": True,
-    "kv_cache_memory_bytes": 64 << 20,
     "limit_mm_per_prompt": {"image": 0, "video": 0, "audio": 0},
 }
-ALONE = """
-import json, sys, torch
-from vllm import LLM, SamplingParams
-model, arguments, requests = sys.argv[1], *map(json.loads, sys.argv[2:])
-llm = LLM(model, **arguments)
-for prompts, params in requests:
-    torch.manual_seed(7)
-    inputs = [{"prompt_token_ids": ids} for ids in prompts]
-    outputs = llm.generate(inputs, SamplingParams(**params), use_tqdm=False)
-    print("tokens:", json.dumps([list(output.outputs[0].token_ids) for output in outputs]))
-"""
+PLAIN = {"TORCHDYNAMO_DISABLE": "1"}
+"""Environment of a process: compiled code draws other random numbers than plain PyTorch."""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def eager():
-    """Compiled code draws other random numbers than plain PyTorch."""
+    """As `PLAIN`, in this process."""
     torch.compiler.set_stance("force_eager")
     yield
     torch.compiler.set_stance("default")
@@ -75,9 +61,7 @@ def checkpoint(tmp_path_factory):
         pad_token_id=EOT,
         bos_token_id=None,
     )
-    vision = Gemma4VisionConfig(
-        hidden_size=64, intermediate_size=32, num_hidden_layers=1, **heads
-    )
+    vision = Gemma4VisionConfig(hidden_size=64, intermediate_size=32, num_hidden_layers=1, **heads)
     torch.manual_seed(4)
     model = DiffusionGemmaForBlockDiffusion(
         DiffusionGemmaConfig(
@@ -113,11 +97,11 @@ def checkpoint(tmp_path_factory):
 def llm(checkpoint):
     """A server's engine, whose default policy accepts as the entropy bound does."""
     asked = {"name": "eb_sampler", "gamma": BOUND}
-    return LLM(checkpoint[0], **ARGUMENTS, additional_config={"decoding_plugin": asked})
+    return LLM(checkpoint[0], **ARGUMENTS | ENGINE, additional_config={"decoding_plugin": asked})
 
 
 def generate(llm, prompts, params):
-    torch.manual_seed(7)
+    torch.manual_seed(SEED)
     inputs = [{"prompt_token_ids": ids} for ids in prompts]
     outputs = llm.generate(inputs, params, use_tqdm=False)
     return [list(output.outputs[0].token_ids) for output in outputs]
@@ -130,19 +114,6 @@ def params(policy=None, options=None, **more):
     return SamplingParams(
         **{"max_tokens": 40, "ignore_eos": True, **more}, extra_args=extra or None
     )
-
-
-def alone(model, requests, environment=None, **arguments):
-    """Tokens of each of the requests, (prompts, parameters), in a process of its own."""
-    ended = subprocess.run(
-        [sys.executable, "-c", ALONE, model, json.dumps(ARGUMENTS | arguments), json.dumps(requests)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "TORCHDYNAMO_DISABLE": "1", **(environment or {})},
-        timeout=400,
-    )
-    lines = [line for line in ended.stdout.splitlines() if line.startswith("tokens: ")]
-    return [json.loads(line.removeprefix("tokens: ")) for line in lines], ended.stderr
 
 
 def entropies(p):
@@ -203,7 +174,7 @@ def decode(model, prompt, make_rule, max_tokens=40):
     def noise():
         return torch.randint(0, VOCABULARY, (1, LENGTH))[0]
 
-    torch.manual_seed(7)
+    torch.manual_seed(SEED)
     noise()  # a slot's canvas is drawn when the request comes, and again with its prompt read
     canvas, text, counts = noise(), list(prompt), []
     while len(text) - len(prompt) < max_tokens:
@@ -244,9 +215,10 @@ class TestTokens:
             ([[1] * 100], plain),
             (PROMPTS[:2], {**plain, "extra_args": {"diffusion_canvas_length": 8}}),
         ]
-        expected, _ = alone(folder, requests, {"VLLM_PLUGINS": "none"})
+        without = alone(folder, requests, environment={**PLAIN, "VLLM_PLUGINS": "none"}, **ENGINE)
+        expected = tokens_of(without)
         assert len(expected) == len(requests)
-        assert alone(folder, requests)[0] == expected
+        assert tokens_of(alone(folder, requests, environment=PLAIN, **ENGINE)) == expected
         found = [generate(llm, prompts, SamplingParams(**more)) for prompts, more in requests]
         assert found == expected
 
@@ -328,14 +300,13 @@ class TestStartUp:
         ids=["policy", "setting"],
     )
     def test_says_in_one_line_why_it_fails(self, checkpoint, asked, said):
-        _, errors = alone(checkpoint[0], [], additional_config={"decoding_plugin": asked})
-        assert said in errors.strip().splitlines()[-1]
+        ended = alone(checkpoint[0], **ENGINE, additional_config={"decoding_plugin": asked})
+        assert said in last_line(ended)
 
     def test_a_request_that_names_a_policy_where_none_was_launched(self, checkpoint):
         requests = [(PROMPTS[:1], {"extra_args": {"decoding_plugin": "eb_sampler"}})]
-        tokens, errors = alone(checkpoint[0], requests)
-        assert tokens == []
-        assert "a server that is launched with --decoding-plugin NAME takes one" in errors
+        said = "a server that is launched with --decoding-plugin NAME takes one"
+        assert said in last_line(alone(checkpoint[0], requests, environment=PLAIN, **ENGINE))
 
     def test_a_changed_step_is_named(self, monkeypatch):
         assert incompatibility_of_diffusion_gemma() == ""
