@@ -43,7 +43,8 @@ frontier: $(STAMP)
 
 # Real SGLang and real vLLM on a CPU, each in its own environment (tests/engines/README.md).
 RIGS := tests/engines
-RIG_POLICIES := $(RIGS)/policies
+# Local distributions that both have.
+RIG_SHARED := $(RIGS)/policies $(RIGS)/torchvision
 SGLANG_VENV := .venv-sglang
 SGLANG_STAMP := $(SGLANG_VENV)/.installed
 sglang: $(SGLANG_STAMP)
@@ -59,16 +60,17 @@ define install-rig
 test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
 $(1)/bin/python -m pip install --disable-pip-version-check $(PIP_ARGS) -r $(2)/requirements.txt
 $(1)/bin/python -m pip install --disable-pip-version-check $(PIP_ARGS) --no-deps \
-	-r $(2)/requirements-no-deps.txt -e . ./$(RIG_POLICIES) $(EDITABLE_EXAMPLES) $(3)
+	-r $(2)/requirements-no-deps.txt -e . $(addprefix ./,$(RIG_SHARED) $(3)) $(EDITABLE_EXAMPLES)
 @touch $(1)/.installed
 endef
 
+RIG_SHARED_FILES := $(wildcard $(foreach shared,$(RIG_SHARED),$(shared)/*.* $(shared)/*/*.py))
 RIG_FILES = $(wildcard $(1)/*.txt $(1)/*/pyproject.toml $(1)/rig/* $(1)/rig/*/*)
-$(SGLANG_STAMP): pyproject.toml $(EXAMPLES) $(wildcard $(RIG_POLICIES)/*/*) $(call RIG_FILES,$(RIGS)/sglang)
-	$(call install-rig,$(SGLANG_VENV),$(RIGS)/sglang,./$(RIGS)/sglang/rig)
+$(SGLANG_STAMP): pyproject.toml $(EXAMPLES) $(RIG_SHARED_FILES) $(call RIG_FILES,$(RIGS)/sglang)
+	$(call install-rig,$(SGLANG_VENV),$(RIGS)/sglang,$(RIGS)/sglang/rig)
 
-$(VLLM_STAMP): pyproject.toml $(EXAMPLES) $(wildcard $(RIG_POLICIES)/*/*) $(call RIG_FILES,$(RIGS)/vllm)
-	$(call install-rig,$(VLLM_VENV),$(RIGS)/vllm,./$(RIGS)/vllm/rig ./$(RIGS)/vllm/version)
+$(VLLM_STAMP): pyproject.toml $(EXAMPLES) $(RIG_SHARED_FILES) $(call RIG_FILES,$(RIGS)/vllm)
+	$(call install-rig,$(VLLM_VENV),$(RIGS)/vllm,$(RIGS)/vllm/rig $(RIGS)/vllm/version)
 
 # The filters that come with a small model, from nothing: decode, record, train.
 # Those of the other one: make filters SMALL=tiny-sdar

@@ -7,7 +7,8 @@ A random SDAR of the given sizes decodes a batch of equal requests. In each deno
 samplers get the same logits, one row per position of each block: ours takes its step; vLLM's takes
 the most likely token of every row, and what it says is dropped. Printed are milliseconds per step
 (median and range), and ratios. On a CPU vLLM's sampler runs in Triton's interpreter, where its
-time says nothing about a GPU, and grows long; --without-vllm leaves it out.
+time says nothing about a GPU, and grows long: of large batches fewer steps are timed (--rows), and
+--without-vllm leaves it out.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +59,32 @@ def checkpoint(folder: Path, args: argparse.Namespace) -> str:
     return str(folder)
 
 
+@dataclass
+class Seconds:
+    """How long each part of some denoising steps took."""
+
+    wanted: int = 0
+    """How many steps are timed."""
+    of: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    """By part; all lists are of one length."""
+
+    @property
+    def enough(self) -> bool:
+        """Whether the wanted steps were timed."""
+        return len(self.of["ours"]) >= self.wanted
+
+    def begin(self, wanted: int) -> None:
+        """Forget all, and time as many steps."""
+        self.wanted = wanted
+        self.of.clear()
+
+
 @contextmanager
-def watched(seconds: dict[str, list[float]], beside_vllm: bool) -> Iterator[Callable[[Any], None]]:
-    """Every denoising step's times, by what took them; the yielded function attaches a model."""
+def watched(seconds: Seconds, beside_vllm: bool) -> Iterator[Callable[[Any], None]]:
+    """The times of the denoising steps that are wanted; the yielded function attaches a model."""
     custom, call = DiffusionState.custom_sampler, UnmaskSampler.__call__
     stock: Any = None
+    last: dict[str, float] = {}  # of the step that is running
 
     def keep_stock(state: Any, sampler: Any) -> Any:
         nonlocal stock
@@ -73,12 +96,15 @@ def watched(seconds: dict[str, list[float]], beside_vllm: bool) -> Iterator[Call
         stock.apply_staged_writes()
 
     def sample(self: Any, logits: torch.Tensor, input_batch: Any, *rest: Any) -> Any:
-        if not input_batch.num_draft_tokens:
+        if not input_batch.num_draft_tokens or seconds.enough:
             return call(self, logits, input_batch, *rest)
         if beside_vllm:
             again = logits.clone()
             once("vllm", lambda: stock(again, input_batch))
-        return once("ours", lambda: call(self, logits, input_batch, *rest))
+        output = once("ours", lambda: call(self, logits, input_batch, *rest))
+        for name, taken in last.items():
+            seconds.of[name].append(taken)
+        return output
 
     def once(name: str, run: Callable[[], Any]) -> Any:
         result = None
@@ -87,7 +113,7 @@ def watched(seconds: dict[str, list[float]], beside_vllm: bool) -> Iterator[Call
             nonlocal result
             result = run()
 
-        seconds[name] += timed({name: kept}, 1, warm=False)[name].seconds
+        (last[name],) = timed({name: kept}, 1, warm=False)[name].seconds
         return result
 
     def attach(model: Any) -> None:
@@ -110,11 +136,19 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--block-length", type=int, default=32)
     parser.add_argument("--policy", default="confidence_threshold")
-    parser.add_argument("--steps", type=int, default=6, help="denoising steps that are timed")
+    parser.add_argument(
+        "--steps", type=int, default=24, help="denoising steps that are timed, at most"
+    )
+    parser.add_argument(
+        "--rows",
+        type=int,
+        default=12288,
+        help="rows of logits in the timed steps of a batch, about; three steps are timed anyway",
+    )
     parser.add_argument("--without-vllm", action="store_true")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    seconds: dict[str, list[float]] = defaultdict(list)
+    seconds = Seconds()
     results = []
     with tempfile.TemporaryDirectory() as folder, watched(seconds, not args.without_vllm) as attach:
         llm = LLM(
@@ -126,21 +160,26 @@ def main() -> None:
             additional_config={"decoding_plugin": args.policy},
         )
         llm.apply_model(attach)
-        params = SamplingParams(max_tokens=args.steps, temperature=0, ignore_eos=True)
+        # A block of a random model takes about as many steps as it has positions.
+        length = max(args.steps, args.block_length)
+        params = SamplingParams(max_tokens=length, temperature=0, ignore_eos=True)
         for batch in args.batches:
             prompts = [{"prompt_token_ids": [5, 6, 7, 8]}] * batch
-            llm.generate(prompts, params, use_tqdm=False)  # warms up
-            seconds.clear()
-            llm.generate(prompts, params, use_tqdm=False)
-            steps = len(seconds["ours"])
-            times = {name: Times(tuple(found[-steps:])) for name, found in seconds.items()}
+            steps = min(args.steps, max(3, args.rows // (batch * args.block_length)))
+            for wanted in (1, steps):  # the first warms up
+                seconds.begin(wanted)
+                llm.generate(prompts, params, use_tqdm=False)
+            times = {name: Times(tuple(found)) for name, found in seconds.of.items()}
             model = Times(
                 tuple(
                     a + b
                     for a, b in zip(times["forward"].seconds, times["head"].seconds, strict=True)
                 )
             )
-            print(f"batch {batch}: {batch * args.block_length} rows of {args.vocabulary} logits")
+            print(
+                f"batch {batch}: {batch * args.block_length} rows of {args.vocabulary} logits, "
+                f"{len(times['ours'].seconds)} steps"
+            )
             print(f"  model's forward and head  {model}")
             print(f"  our sampler's step        {times['ours']}")
             print(f"  ours / model              {times['ours'].over(model)}")
@@ -148,7 +187,8 @@ def main() -> None:
                 print(f"  vLLM's own sampler        {times['vllm']}")
                 print(f"  ours / vLLM's             {times['ours'].over(times['vllm'])}")
             milliseconds = {name: 1e3 * found.median for name, found in times.items()}
-            results.append({"batch": batch, "model": 1e3 * model.median, **milliseconds})
+            counted = {"batch": batch, "steps": len(times["ours"].seconds)}
+            results.append({**counted, "model": 1e3 * model.median, **milliseconds})
     settings = {name: value for name, value in vars(args).items() if name != "json"}
     write(args.json, {"settings": settings, "milliseconds": results})
 

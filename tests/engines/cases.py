@@ -35,6 +35,13 @@ def random_requests(policies, count, seed=0):
     return [(prompt, rng.choice(policies)) for prompt in prompts]
 
 
+def some_cancelled(cases):
+    """Five hundred of the cases, each with whether its client hangs up in the middle: a hundred."""
+    rng = random.Random(2)
+    cancelled = set(rng.sample(range(500), 100))
+    return [(rng.choice(cases), i in cancelled) for i in range(500)]
+
+
 def decoded(model_name, requests, max_new_tokens):
     """The cases of these (prompt, policy), decoded by transformers in float32."""
     model, tokenizer = load(model_name, dtype=torch.float32)

@@ -8,7 +8,13 @@ from typing import Any
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import SamplingParams
 
-from l2pd_adapters.vllm.settings import KEY, ServerSettings, settings_of, takes_no_policy
+from l2pd_adapters.vllm.settings import (
+    KEY,
+    NoiseSettings,
+    ServerSettings,
+    settings_of,
+    takes_no_policy,
+)
 from l2pd_plugins.errors import L2PDError
 
 _ASKS_FOR_NOTHING: dict[str, tuple[Any, ...]] = {
@@ -42,6 +48,9 @@ def install() -> None:
             if model_config.is_diffusion:
                 _check_names_no_policy(self, model_config)
             stock(self, model_config)
+        elif isinstance(settings, NoiseSettings):
+            stock(self, model_config)
+            check_noise(self, settings)
         else:
             check(self, model_config, settings)
 
@@ -57,6 +66,20 @@ def check(params: SamplingParams, model_config: Any, settings: ServerSettings) -
         raise VLLMValidationError(
             f"{unknown[0]} is for DiffusionGemma, not for {model_config.model}"
         )
+    _check_policy(params, settings)
+
+
+def check_noise(params: SamplingParams, settings: NoiseSettings) -> None:
+    """As `check`, of what vLLM itself does not refuse for DiffusionGemma."""
+    if (params.extra_args or {}).get("diffusion_constrained"):
+        raise VLLMValidationError(
+            "diffusion_constrained: the policy sees the probabilities of all tokens; a server that "
+            "is launched without --decoding-plugin grants it"
+        )
+    _check_policy(params, settings)
+
+
+def _check_policy(params: SamplingParams, settings: ServerSettings) -> None:
     try:
         settings.choose(params)
     except L2PDError as error:
@@ -64,7 +87,8 @@ def check(params: SamplingParams, model_config: Any, settings: ServerSettings) -
 
 
 def _check_names_no_policy(params: SamplingParams, model_config: Any) -> None:
-    """A model with a sampler of its own, DiffusionGemma, takes no policy."""
+    """A model with a sampler of its own takes no policy; DiffusionGemma if none was named at
+    launch."""
     named = [key for key in params.extra_args or {} if key.partition(".")[0] == KEY]
     if named:
         raise VLLMValidationError(f"{named[0]}: {takes_no_policy(model_config)}")

@@ -66,6 +66,76 @@ FIELDS = {
 """Dataclasses of vLLM's, with the fields that are read or written."""
 
 
+_DIFFUSION_GEMMA = "vllm.model_executor.models.diffusion_gemma"
+
+DIFFUSION_GEMMA_SIGNATURES = {
+    f"{_DIFFUSION_GEMMA}.DiffusionGemmaModelState.custom_sampler": ("self", "sampler"),
+    f"{_DIFFUSION_GEMMA}.DiffusionGemmaModelState.add_request": (
+        "self",
+        "req_index",
+        "new_req_data",
+    ),
+    f"{_DIFFUSION_GEMMA}.DiffusionGemmaModelState.remove_request": ("self", "req_id"),
+    f"{_DIFFUSION_GEMMA}.DiffusionSampler.__call__": (
+        "self",
+        "logits",
+        "input_batch",
+        "draft_logits",
+    ),
+    f"{_DIFFUSION_GEMMA}._denoise_temperature": (
+        "step_tensor",
+        "slots",
+        "max_denoising_steps",
+        "t_min",
+        "t_max",
+    ),
+    f"{_DIFFUSION_GEMMA}._compiled_sample_step": (
+        "new_tokens",
+        "argmax_tokens",
+        "token_entropy",
+        "probs",
+        "decode_slots",
+        "decode_idx",
+        "all_slots",
+        "valid_canvas_len",
+        "canvas",
+        "argmax_canvas",
+        "step_tensor",
+        "is_encoder_phase",
+        "confident_tensor",
+        "sc_embeds",
+        "embed_weight",
+        "normalizer",
+        "history",
+        "history_len_tensor",
+        "max_steps_tensor",
+        "pin_mask",
+        "seed_canvas",
+        "read_only",
+        "sampled",
+        "num_sampled",
+        "draft_tokens",
+        "confidence_threshold",
+        "vocab_size",
+        "CL",
+        "ST",
+        "entropy_bound",
+        "sc_vocab_start",
+        "sc_vocab_end",
+        "tp_size",
+        "tp_group_name",
+        "compute_sc",
+    ),
+}
+"""The same of DiffusionGemma's module, which is imported only where one is to be served."""
+
+
 def incompatibility() -> str:
     """Why this adapter cannot run on the installed vLLM, in one line; empty if it can."""
     return versions.incompatibility("vllm", SUPPORTED_VLLM, OPT_OUT, SIGNATURES, FIELDS)
+
+
+def incompatibility_of_diffusion_gemma() -> str:
+    """As `incompatibility`, for a policy in the sampler of DiffusionGemma."""
+    signatures = {**SIGNATURES, **DIFFUSION_GEMMA_SIGNATURES}
+    return versions.incompatibility("vllm", SUPPORTED_VLLM, OPT_OUT, signatures, FIELDS)

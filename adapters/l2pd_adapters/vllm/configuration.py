@@ -7,6 +7,8 @@ calls `verify_and_update_model_config` as soon as a checkpoint's config is read,
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from vllm.config import ModelConfig, VllmConfig
@@ -17,8 +19,8 @@ from vllm.logger import init_logger
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 
 from l2pd_adapters.families import block_length_of, mask_token_of
-from l2pd_adapters.vllm.compatibility import incompatibility
-from l2pd_adapters.vllm.settings import KEY, attach
+from l2pd_adapters.vllm.compatibility import incompatibility, incompatibility_of_diffusion_gemma
+from l2pd_adapters.vllm.settings import KEY, attach, attach_to_noise
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.plugins import list_policies
 
@@ -39,9 +41,7 @@ class DiffusionModel(VerifyAndUpdateConfig):
     @staticmethod
     def verify_and_update_model_config(model_config: ModelConfig) -> None:
         """Say to vLLM that the model is one (`ModelConfig.is_diffusion`)."""
-        problem = incompatibility()
-        if problem:
-            raise L2PDError(f"{model_config.model} cannot be served: {problem}")
+        _check_installed(model_config, incompatibility())
         checkpoint = model_config.hf_config
         mask_token_of(checkpoint)
         checkpoint.canvas_length = block_length_of(checkpoint)
@@ -59,11 +59,8 @@ class DiffusionModel(VerifyAndUpdateConfig):
             )
         diffusion = vllm_config.diffusion_config
         named = None if diffusion is None else diffusion.canvas_length
-        try:
+        with _errors_in_one_line():
             settings = attach(vllm_config.model_config, asked, named)
-        except L2PDError as error:
-            # Some are ValueErrors too, of which pydantic, in whose hands this is, makes many lines.
-            raise L2PDError(str(error)) from error
         length = settings.model.block_length
         vllm_config.diffusion_config = DiffusionConfig(canvas_length=length)
         vllm_config.scheduler_config.enable_chunked_prefill = False
@@ -149,11 +146,54 @@ def bidirectional_under(architecture: str, ours: str) -> type[VerifyAndUpdateCon
             if getattr(checkpoint, "is_causal", True) is not False or not named:
                 stock.verify_and_update_model_config(model_config)
                 return
-            checkpoint.architectures = [ours]
-            model_config._model_info, model_config._architecture = (
-                model_config.registry.inspect_model_cls([ours], model_config)
-            )
+            _go_on_as(ours, model_config)
             Bidirectional.verify_and_update_model_config(model_config)
 
     Adjustments.__name__ = stock.__name__
     return Adjustments
+
+
+def with_policy_under(architecture: str, ours: str) -> type[VerifyAndUpdateConfig]:
+    """The adjustments of DiffusionGemma's architecture, which goes on as architecture `ours` if a
+    policy is named, and otherwise as vLLM has it."""
+    stock = MODELS_CONFIG_MAP.get(architecture, VerifyAndUpdateConfig)
+
+    class Adjustments(stock):  # type: ignore[misc, valid-type]
+        @classmethod
+        def verify_and_update_config(cls, vllm_config: VllmConfig) -> None:
+            stock.verify_and_update_config(vllm_config)
+            asked = (vllm_config.additional_config or {}).get(KEY)
+            if asked is None:
+                return
+            model_config = vllm_config.model_config
+            _check_installed(model_config, incompatibility_of_diffusion_gemma())
+            assert vllm_config.diffusion_config is not None  # vLLM's adjustments make one
+            with _errors_in_one_line():
+                attach_to_noise(model_config, asked, vllm_config.diffusion_config.canvas_length)
+            _go_on_as(ours, model_config)
+
+    Adjustments.__name__ = stock.__name__
+    return Adjustments
+
+
+def _go_on_as(architecture: str, model_config: Any) -> None:
+    """Have vLLM load the model as another architecture than its checkpoint says."""
+    model_config.hf_config.architectures = [architecture]
+    model_config._model_info, model_config._architecture = model_config.registry.inspect_model_cls(
+        [architecture], model_config
+    )
+
+
+def _check_installed(model_config: ModelConfig, problem: str) -> None:
+    if problem:
+        raise L2PDError(f"{model_config.model} cannot be served: {problem}")
+
+
+@contextmanager
+def _errors_in_one_line() -> Iterator[None]:
+    """Some errors are ValueErrors too, of which pydantic, in whose hands vLLM's configuration is,
+    makes many lines."""
+    try:
+        yield
+    except L2PDError as error:
+        raise L2PDError(str(error)) from error

@@ -6,7 +6,8 @@ from vllm.logger import init_logger
 
 logger = init_logger(f"vllm.{__name__}")  # as vLLM's own are set up
 
-_MODELS = "l2pd_adapters.vllm.models"
+_PACKAGE = "l2pd_adapters.vllm"
+_MODELS = f"{_PACKAGE}.models"
 
 
 def register() -> None:
@@ -39,7 +40,13 @@ def _register_models() -> None:
 
     from l2pd_adapters.families import FAMILIES
     from l2pd_adapters.vllm import checkpoints
-    from l2pd_adapters.vllm.configuration import Bidirectional, BlockCausal, bidirectional_under
+    from l2pd_adapters.vllm.configuration import (
+        Bidirectional,
+        BlockCausal,
+        bidirectional_under,
+        with_policy_under,
+    )
+    from l2pd_adapters.vllm.settings import DIFFUSION_GEMMA
 
     if "SDARForCausalLM" in MODELS_CONFIG_MAP:
         return
@@ -57,3 +64,6 @@ def _register_models() -> None:
         ModelRegistry.register_model(ours, f"{_MODELS}:{ours}")
         MODELS_CONFIG_MAP[stock] = bidirectional_under(stock, ours)
         MODELS_CONFIG_MAP[ours] = Bidirectional
+    ours = "DiffusionGemmaWithPolicy"
+    ModelRegistry.register_model(ours, f"{_PACKAGE}.diffusion_gemma:{ours}")
+    MODELS_CONFIG_MAP[DIFFUSION_GEMMA] = with_policy_under(DIFFUSION_GEMMA, ours)

@@ -9,13 +9,20 @@ from typing import Any
 
 from l2pd_adapters import serving
 from l2pd_adapters.families import block_length_of, end_of_text_ids, family_of, mask_token_of
-from l2pd_plugins import ModelContext, UnmaskPolicy
+from l2pd_plugins import ModelContext, RemaskingPolicy, UnmaskPolicy
 from l2pd_plugins.errors import L2PDError
 
 KEY = "decoding_plugin"
 """Where `additional_config` and a request's `vllm_xargs` name the policy. Options of a request's
 are ``decoding_plugin.NAME``."""
 
+DIFFUSION_GEMMA = "DiffusionGemmaForBlockDiffusion"
+"""DiffusionGemma's architecture, as its checkpoints have it."""
+
+NO_TOKEN = -1
+"""Stands for the mask token where a model has none."""
+
+_KNOWN_OF_NOISE = frozenset({"confidence", "entropy", "margin"})
 _ATTRIBUTE = "_l2pd_settings"
 
 
@@ -46,6 +53,33 @@ class ServerSettings(serving.ServerSettings):
         return params.ignore_eos or not stops.issuperset(self.end_of_text.token_ids)
 
 
+@dataclass(frozen=True)
+class NoiseSettings(ServerSettings):
+    """Of DiffusionGemma, whose canvas holds noise where that of other models holds masks.
+
+    Nothing is committed before a canvas ends: every step decides about all of it anew.
+    """
+
+    def policy(self, name: Any, options: Mapping[str, Any]) -> UnmaskPolicy:
+        """As of any server; raises L2PDError also for a policy that needs what there is not."""
+        policy = super().policy(name, options)
+        lacking = sorted(policy.requires - _KNOWN_OF_NOISE)
+        reason = ""
+        if isinstance(policy, RemaskingPolicy):
+            reason = "takes committed tokens back"
+        elif policy.edits:
+            reason = "overwrites committed tokens"
+        elif lacking:
+            reason = f"requires {', '.join(lacking)}"
+        if reason:
+            raise L2PDError(
+                f"policy {policy.name!r} {reason}, which has no meaning for {self.model.name}: it "
+                "commits nothing before the end of a canvas, and has no mask token; its policies "
+                f"decide by {', '.join(sorted(_KNOWN_OF_NOISE))}"
+            )
+        return policy
+
+
 def attach(model_config: Any, asked: Any, block_length: int | None) -> ServerSettings:
     """Complete what `additional_config` says, and remember it with the model's config, which goes
     to every process of vLLM's.
@@ -55,42 +89,73 @@ def attach(model_config: Any, asked: Any, block_length: int | None) -> ServerSet
 
     Raises L2PDError, which names the choices, for what is wrong.
     """
-    given = {"name": asked} if isinstance(asked, str) else asked
-    if not isinstance(given, Mapping) or not isinstance(given.get("name"), str):
-        raise L2PDError(
-            f'{KEY}={asked!r}: wanted the name of a policy, or {{"name": ..., an option: ...}}'
-        )
-    options = dict(given)
-    name = options.pop("name")
+    name, options = _name_and_options(asked)
     checkpoint = model_config.hf_config
     length = options.pop("block_length", block_length or block_length_of(checkpoint))
     if not isinstance(length, int) or isinstance(length, bool) or length < 1:
         raise L2PDError(f"block_length={length!r}: wanted a whole number of at least 1")
     generation = model_config.try_get_generation_config()
-    path = model_config.model
     settings = ServerSettings.at_launch(
         name,
         options,
         end_tokens=end_of_text_ids(generation.get("eos_token_id")),
         # Of the config as the checkpoint has it; vLLM's own needs may change it later.
         logit_shift=family_of(checkpoint).logit_shift,
-        model=ModelContext(
-            name=path,
-            block_length=length,
-            mask_token_id=mask_token_of(checkpoint),
-            vocab_size=model_config.get_vocab_size(),
-            path=path if Path(path).is_dir() else None,
-        ),
+        model=_context(model_config, length, mask_token_of(checkpoint)),
     )
     setattr(model_config, _ATTRIBUTE, settings)
     return settings
 
 
+def attach_to_noise(model_config: Any, asked: Any, canvas_length: int) -> None:
+    """As `attach`, for DiffusionGemma, where vLLM itself has the settings that are not the
+    policy's."""
+    name, options = _name_and_options(asked)
+    for setting in ("block_length", "end_of_text", "suppress_mask"):
+        if setting in options:
+            raise L2PDError(
+                f"{setting}={options[setting]!r}: {model_config.model} has no such setting; only "
+                "the policy's options are to be set"
+            )
+    settings = NoiseSettings.at_launch(
+        name,
+        {**options, "end_of_text": "off", "suppress_mask": False},
+        end_tokens=(),
+        logit_shift=0,
+        model=_context(model_config, canvas_length, NO_TOKEN),
+    )
+    setattr(model_config, _ATTRIBUTE, settings)
+
+
+def _name_and_options(asked: Any) -> tuple[str, dict[str, Any]]:
+    given = {"name": asked} if isinstance(asked, str) else asked
+    if not isinstance(given, Mapping) or not isinstance(given.get("name"), str):
+        raise L2PDError(
+            f'{KEY}={asked!r}: wanted the name of a policy, or {{"name": ..., an option: ...}}'
+        )
+    options = dict(given)
+    return options.pop("name"), options
+
+
+def _context(model_config: Any, block_length: int, mask_token_id: int) -> ModelContext:
+    path = model_config.model
+    return ModelContext(
+        name=path,
+        block_length=block_length,
+        mask_token_id=mask_token_id,
+        vocab_size=model_config.get_vocab_size(),
+        path=path if Path(path).is_dir() else None,
+    )
+
+
 def takes_no_policy(model_config: Any) -> str:
     """Why no policy can be named for a model that is not ours."""
     if model_config.is_diffusion:
-        architectures = ", ".join(model_config.architectures)
-        return f"{model_config.model} ({architectures}) keeps vLLM's own sampler, with no policy"
+        names = model_config.architectures
+        said = f"{model_config.model} ({', '.join(names)}) keeps vLLM's own sampler, with no policy"
+        if DIFFUSION_GEMMA in names:
+            said += "; a server that is launched with --decoding-plugin NAME takes one"
+        return said
     return f"{model_config.model} is no diffusion language model known here"
 
 

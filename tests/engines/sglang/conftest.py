@@ -1,7 +1,7 @@
 import pytest
 from sglang.srt.plugins import load_plugins
 
-from tests.engines.sglang.checkpoints import random_sdar
+from tests.engines.checkpoints import random_sdar
 
 
 @pytest.fixture(scope="session", autouse=True)

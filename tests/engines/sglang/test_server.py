@@ -13,7 +13,7 @@ import pytest
 from openai import AsyncOpenAI
 
 from l2pd_adapters.tiny_models import folder_of
-from tests.engines.cases import Case, decoded, random_requests
+from tests.engines.cases import Case, decoded, random_requests, some_cancelled
 from tests.engines.golden import MAX_NEW_TOKENS as GOLDEN_LENGTH
 from tests.engines.golden import golden
 from tests.engines.sglang.server import DOCS, Server
@@ -205,22 +205,20 @@ class TestErrors:
 
 class TestManyRequests:
     def test_a_fifth_of_them_cancelled(self, server, cases):
-        rng = random.Random(2)
-        cancelled = set(rng.sample(range(500), 100))
-        chosen = [rng.choice(cases) for _ in range(500)]
+        chosen = some_cancelled(cases)
         answers = ask(
             server,
             *(
-                lambda client, case=case, i=i: (
-                    client.cancel(case) if i in cancelled else client.generate(case)
+                lambda client, case=case, cancelled=cancelled: (
+                    client.cancel(case) if cancelled else client.generate(case)
                 )
-                for i, case in enumerate(chosen)
+                for case, cancelled in chosen
             ),
         )
         wrong = [
             i
-            for i, (case, answer) in enumerate(zip(chosen, answers, strict=True))
-            if i not in cancelled and answer[0] != case.tokens
+            for i, ((case, cancelled), answer) in enumerate(zip(chosen, answers, strict=True))
+            if not cancelled and answer[0] != case.tokens
         ]
         assert wrong == []
         deadline = time.monotonic() + 60

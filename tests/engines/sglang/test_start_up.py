@@ -1,5 +1,6 @@
 """What must keep a server from starting, and says so in one line."""
 
+import os
 import subprocess
 import sys
 
@@ -16,8 +17,9 @@ from l2pd_adapters.sglang import compatibility
 from l2pd_adapters.sglang.algorithm import UnmaskPolicyAlgorithm
 from l2pd_adapters.sglang.compatibility import SUPPORTED_SGLANG, incompatibility
 from l2pd_plugins.errors import L2PDError
+from tests.engines.launching import ROOT
 from tests.engines.sglang.loops import BLOCK
-from tests.engines.sglang.server import ROOT, documented_command, environment
+from tests.engines.sglang.server import Server
 
 PRETEND = """
 import importlib.metadata as metadata
@@ -37,12 +39,12 @@ runpy.run_module("sglang.launch_server", run_name="__main__")
 
 def launch(checkpoint, *, before="", **flags):
     """Launch a server in a process where `before` has run; it is expected not to start."""
-    arguments = documented_command(1, model=checkpoint, **flags)[2:]
+    variables, words = Server.documented_command(port=1, model_path=checkpoint, **flags)
     return subprocess.run(
-        [sys.executable, "-c", before + LAUNCH.format(arguments=arguments)],
+        [sys.executable, "-c", before + LAUNCH.format(arguments=words[2:])],
         capture_output=True,
         text=True,
-        env=environment(),
+        env={**os.environ, **variables},
         cwd=ROOT,
         timeout=300,
     )

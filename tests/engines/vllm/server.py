@@ -1,97 +1,27 @@
 """A real vLLM server, launched as docs/serving_vllm.md says."""
 
-import json
-import os
 import re
-import shlex
-import signal
-import socket
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import httpx
 
-ROOT = Path(__file__).parents[3]
+from tests.engines.launching import ROOT, LaunchedServer, command_in
+
 DOCS = ROOT / "docs" / "serving_vllm.md"
-PROBE = "L2PD_RIG_PROBE"
 
 
-def documented_command(port, model=None, **flags):
-    """(environment, command) for the CPU, with this Python and port; flags (`max_num_seqs=4`)
-    replace or follow its own; True stands for a flag without a value, False takes one away."""
-    blocks = re.findall(r"```sh\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
-    (block,) = [block for block in blocks if "VLLM_CPU_KVCACHE_SPACE" in block]
-    words = shlex.split(block.replace("\\\n", " "))
-    variables = {}
-    while "=" in words[0]:
-        name, _, value = words.pop(0).partition("=")
-        variables[name] = value
-    assert words[:2] == [".venv-vllm/bin/vllm", "serve"]
-    words[0] = str(Path(sys.executable).parent / "vllm")
-    if model is not None:
-        words[2] = str(model)
-    for name, value in {"port": port, **flags}.items():
-        flag = f"--{name.replace('_', '-')}"
-        if flag in words:
-            at = words.index(flag)
-            has_value = at + 1 < len(words) and not words[at + 1].startswith("--")
-            del words[at : at + 1 + has_value]
-        if value is not False:
-            words += [flag] if value is True else [flag, str(value)]
-    return variables, words
+class Server(LaunchedServer):
+    """`remembered` has how many requests there are, and how many policies of theirs."""
 
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-class Server:
-    """Use as a context manager; `url` answers once inside."""
-
-    def __init__(self, folder, model=None, **flags):
-        port = free_port()
-        self.url = f"http://127.0.0.1:{port}"
-        self.log_path, self.probe = folder / "server.log", folder / "remembered"
-        self.variables, self.command = documented_command(port, model, **flags)
-
-    def __enter__(self):
-        with self.log_path.open("w") as log:
-            self.process = subprocess.Popen(
-                self.command,
-                cwd=ROOT,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **self.variables, PROBE: str(self.probe)},
-                start_new_session=True,  # its subprocesses end with it
-            )
-        deadline = time.monotonic() + 400
-        while True:
-            try:
-                if httpx.get(f"{self.url}/health", timeout=20).status_code == 200:
-                    return self
-            except httpx.TransportError:
-                pass
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                self.__exit__()
-                raise RuntimeError(f"the server did not start:\n{self.log[-5000:]}")
-            time.sleep(0.5)
-
-    def __exit__(self, *_):
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
-    @property
-    def log(self):
-        return self.log_path.read_text(errors="replace")
-
-    @property
-    def remembered(self):
-        """What the adapter remembers: how many requests, and how many policies of theirs."""
-        return json.loads(self.probe.read_text())
+    @staticmethod
+    def documented_command(model=None, **flags):
+        variables, words = command_in(DOCS, "VLLM_CPU_KVCACHE_SPACE", **flags)
+        assert words[:2] == [".venv-vllm/bin/vllm", "serve"]
+        words[0] = str(Path(sys.executable).parent / "vllm")
+        if model is not None:
+            words[2] = str(model)
+        return variables, words
 
     def metric(self, name):
         """The value of a counter of the Prometheus endpoint, over all engines."""

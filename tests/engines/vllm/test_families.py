@@ -11,9 +11,9 @@ from torch.nn.functional import normalize, silu, softmax
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 from vllm import LLM, SamplingParams
 
-from l2pd_adapters.tiny_models import folder_of
+from tests.engines.checkpoints import EOT, MASK, VOCABULARY, add_tokenizer
 
-VOCABULARY, MASK, EOT, LENGTH, THRESHOLD = 101, 97, 96, 8, 0.5
+LENGTH, THRESHOLD = 8, 0.5
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
 HEADS, HEAD = 2, 32
 
@@ -68,8 +68,7 @@ def write(folder, config, weights):
     ids = {"eos_token_id": EOT, "pad_token_id": EOT}
     (folder / "config.json").write_text(json.dumps({**config, **ids, "mask_token_id": MASK}))
     (folder / "generation_config.json").write_text(json.dumps(ids))
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / name).write_bytes((folder_of("tiny-llada") / name).read_bytes())
+    add_tokenizer(folder)
 
 
 NATIVE_TO_LLADA = (

@@ -14,7 +14,7 @@ import pytest
 from openai import AsyncOpenAI
 
 from l2pd_adapters.tiny_models import folder_of
-from tests.engines.cases import decoded, random_requests
+from tests.engines.cases import decoded, random_requests, some_cancelled
 from tests.engines.vllm.server import DOCS, Server
 
 PROMPTS, CONCURRENCY, MAX_NEW_TOKENS = 200, 16, 128
@@ -242,20 +242,18 @@ class TestErrors:
 
 class TestManyRequests:
     def test_a_fifth_of_them_cancelled(self, server, cases):
-        rng = random.Random(2)
-        cancelled = set(rng.sample(range(500), 100))
-        chosen = [rng.choice(cases) for _ in range(500)]
+        chosen = some_cancelled(cases)
         answers = ask(
             server,
             *(
-                lambda client, case=case, i=i: (
-                    client.cancel(case, i % 3) if i in cancelled else client.ask(case, stream=True)
+                lambda client, case=case, cancelled=cancelled, chunks=i % 3: (
+                    client.cancel(case, chunks) if cancelled else client.ask(case, stream=True)
                 )
-                for i, case in enumerate(chosen)
+                for i, (case, cancelled) in enumerate(chosen)
             ),
         )
-        for i, (case, answer) in enumerate(zip(chosen, answers, strict=True)):
-            if i not in cancelled:
+        for (case, cancelled), answer in zip(chosen, answers, strict=True):
+            if not cancelled:
                 check(case, answer)
         check_nothing_leaks(server, cases[0])
 

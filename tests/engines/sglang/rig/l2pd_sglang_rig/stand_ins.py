@@ -1,4 +1,4 @@
-"""What SGLang imports without needing it on a CPU: CUDA kernels and torchvision's operators.
+"""What SGLang imports without needing it on a CPU: CUDA kernels.
 
 A .pth file calls `install` when the interpreter starts, in SGLang's subprocesses too, so nothing
 heavy is imported before SGLang asks for it.
@@ -17,8 +17,6 @@ def install():
 
 class _Finder(MetaPathFinder):
     def find_spec(self, name, path=None, target=None) -> ModuleSpec | None:
-        if name == "torchvision":
-            _declare_torchvision_operators()
         if name.partition(".")[0] == "sgl_kernel":
             return spec_from_loader(name, _KernelLoader(), is_package=True)
         return None
@@ -52,19 +50,3 @@ class _Missing:
 
     def __call__(self, *args, **kwargs):
         raise RuntimeError(f"{self._name} is a CUDA kernel; this machine has none")
-
-
-_libraries = []  # a schema lives as long as its library
-
-
-def _declare_torchvision_operators():
-    """torchvision's wheel from PyPI is built for CUDA and fails to register these on a CPU torch,
-    but refers to them when imported."""
-    if _libraries:
-        return
-    import torch
-
-    library = torch.library.Library("torchvision", "DEF")
-    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _libraries.append(library)

@@ -1,0 +1,189 @@
+"""DiffusionGemma, with a policy in the place of its entropy bound.
+
+At each step vLLM's own sampler draws a token for every position of a canvas, accepts those that its
+bound allows, and puts noise in the place of all others. That its most likely tokens stay the same
+ends a canvas, and these are given out. Here vLLM's step runs with a bound that accepts nothing;
+then the drawn tokens that the policy selects take the place of the noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from vllm.config import VllmConfig
+from vllm.model_executor.models import diffusion_gemma as stock
+from vllm.v1.core.sched.output import NewRequestData
+from vllm.v1.worker.gpu.input_batch import InputBatch
+from vllm.v1.worker.gpu.sample.output import SamplerOutput
+
+from l2pd_adapters.serving import generator_of
+from l2pd_adapters.vllm.settings import NO_TOKEN, NoiseSettings, settings_of
+from l2pd_plugins.denoising import denoising_step
+from l2pd_plugins.slots import BlockSlots, SlotBatch
+from l2pd_plugins.uploading import upload
+
+
+class DiffusionGemmaWithPolicy(stock.DiffusionGemmaForConditionalGeneration):
+    """vLLM's DiffusionGemma, whose requests have a policy each."""
+
+    @staticmethod
+    def get_model_state_cls() -> type[PolicyState]:
+        return PolicyState
+
+
+class PolicyState(stock.DiffusionGemmaModelState):
+    """vLLM's state of its requests, with what their policies remember beside it."""
+
+    def __init__(
+        self, vllm_config: VllmConfig, model: nn.Module, encoder_cache: Any, device: torch.device
+    ) -> None:
+        super().__init__(vllm_config, model, encoder_cache, device)
+        settings = settings_of(self.model_config)
+        assert isinstance(settings, NoiseSettings)
+        self.settings = settings
+        self.blocks = BlockSlots(
+            self.max_num_reqs,
+            settings.model.block_length,
+            mask_token_id=NO_TOKEN,
+            device=device,
+        )
+
+    def custom_sampler(self, sampler: Any) -> tuple[Any, Any]:
+        made, rejection = super().custom_sampler(sampler)
+        return PolicySampler(made, self.blocks, self.settings), rejection
+
+    def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
+        super().add_request(req_index, new_req_data)
+        params, text = new_req_data.sampling_params, new_req_data.prefill_token_ids
+        assert params is not None and text is not None
+        length = self.blocks.block_length
+        answer = min(
+            params.max_tokens or self.max_model_len, self.max_model_len - new_req_data.prompt_len
+        )
+        self.blocks.assign(
+            req_index,
+            self.settings.choose(params),
+            [NO_TOKEN] * length,
+            [True] * length,
+            block_index=(len(text) - new_req_data.prompt_len) // length,
+            canvas_length=-(-answer // length) * length,
+            # vLLM refuses requests with a seed.
+            generator=generator_of(f"{new_req_data.req_id}:{len(text)}", self.device),
+        )
+
+    def remove_request(self, req_id: str) -> None:
+        slot = self._req_id_to_index.get(req_id)
+        super().remove_request(req_id)
+        if slot is not None:
+            self.blocks.release(slot)
+
+
+class PolicySampler:
+    """vLLM's sampler, which leaves to the policies what is accepted."""
+
+    def __init__(
+        self, sampler: stock.DiffusionSampler, blocks: BlockSlots, settings: NoiseSettings
+    ) -> None:
+        sampler.entropy_bound = -math.inf  # accepts nothing
+        self.sampler, self.blocks, self.settings = sampler, blocks, settings
+        self.states = sampler.diffusion_states
+        self.drawn = torch.zeros_like(self.states.canvas)
+        """(S, L), the tokens that the last step drew."""
+
+    def __getattr__(self, name: str) -> Any:
+        """What else the runner asks of a sampler."""
+        return getattr(self.sampler, name)
+
+    def __call__(
+        self, logits: Tensor, input_batch: InputBatch, draft_logits: Tensor | None = None
+    ) -> SamplerOutput:
+        """One step of every request that brings logits, (N, V); of the others the prompt was read.
+
+        A request brings the logits of its canvas's first positions, all of them unless the canvas
+        is cut by the model's length or the request.
+        """
+        if input_batch.num_draft_tokens == 0:
+            return self.sampler(logits, input_batch, draft_logits)
+        offered = np.diff(input_batch.cu_num_logits_np[: input_batch.num_reqs + 1])
+        rows = np.flatnonzero(offered)
+        batch = self.blocks.take(input_batch.idx_mapping_np[rows])
+        tempered = self._tempered(batch, logits, offered[rows])  # before vLLM counts its step
+        with self._keeping_what_is_drawn():
+            output = self.sampler(logits, input_batch, draft_logits)
+        given_out = output.num_sampled.index_select(0, upload(rows, logits.device)) > 0
+        self._accept(batch, tempered, offered[rows], given_out)
+        return output
+
+    def _tempered(self, batch: SlotBatch, logits: Tensor, offered: np.ndarray) -> Tensor:
+        """(N, V) float32, the logits at the temperature of the step that each row is to take."""
+        temperature = stock._denoise_temperature(
+            self.states.step,
+            batch.index,
+            float(self.states.max_denoising_steps),
+            self.sampler.t_min,
+            self.sampler.t_max,
+        ).clamp(min=1e-10)  # as vLLM has it
+        times = upload(offered, logits.device)
+        of_logits = temperature.repeat_interleave(times, output_size=len(logits))
+        return logits.float() / of_logits.unsqueeze(-1)
+
+    @contextmanager
+    def _keeping_what_is_drawn(self) -> Iterator[None]:
+        """vLLM's sampler draws the tokens and hands them to its step, and to nothing else."""
+        step = stock._compiled_sample_step
+
+        def watched(
+            new_tokens: Tensor,
+            argmax_tokens: Tensor,
+            token_entropy: Tensor,
+            probs: Tensor | None,
+            decode_slots: Tensor,
+            *rest: Any,
+            **settings: Any,
+        ) -> None:
+            self.drawn[:, : new_tokens.shape[1]].index_copy_(0, decode_slots, new_tokens)
+            step(new_tokens, argmax_tokens, token_entropy, probs, decode_slots, *rest, **settings)
+
+        stock._compiled_sample_step = watched
+        try:
+            yield
+        finally:
+            stock._compiled_sample_step = step
+
+    def _accept(
+        self, batch: SlotBatch, logits: Tensor, offered: np.ndarray, given_out: Tensor
+    ) -> None:
+        """Put the drawn tokens that the policies select into the canvases that go on.
+
+        given_out: (B,) bool, the rows whose canvas has ended, and another begins.
+        """
+        blocks, states = self.blocks, self.states
+        block, at = batch.block, batch.index
+        goes_on = ~(given_out | states.is_encoder_phase.index_select(0, at))
+        inside = np.arange(blocks.block_length) < offered[:, None]
+        block.masked = goes_on.unsqueeze(-1) & upload(inside, at.device)
+        positions = None if inside.all() else upload(np.flatnonzero(inside), at.device)
+        drawn = self.drawn.index_select(0, at).flatten()
+        outcome = denoising_step(
+            block,
+            logits,
+            positions,
+            end_of_text=self.settings.end_of_text,
+            x0=drawn if positions is None else drawn.index_select(0, positions),
+            suppress_mask=self.settings.suppress_mask,
+            on_error="progress",
+        )
+        accepted = outcome.committed & ~states.pin_mask.index_select(0, at)
+        canvas = torch.where(accepted, outcome.step.x0, states.canvas.index_select(0, at))
+        states.canvas.index_copy_(0, at, canvas)
+        drafts = self.sampler.req_states.draft_tokens
+        drafts[:, : blocks.block_length].index_copy_(0, at, canvas.to(drafts.dtype))
+        block.tokens = torch.full_like(block.tokens, NO_TOKEN)  # all is open at the next step
+        batch.renew(given_out, block.tokens, block.present)
+        blocks.put(batch)

@@ -1,0 +1,62 @@
+"""Small random checkpoints on Qwen3, in the tokenizer of the shipped models."""
+
+import shutil
+
+import torch
+from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
+
+from l2pd_adapters.huggingface.models import SDARForCausalLM
+from l2pd_adapters.tiny_models import folder_of
+
+SOURCE = folder_of("tiny-llada")
+VOCABULARY, MASK, EOT = 101, 97, 96
+
+
+def add_tokenizer(folder):
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(SOURCE / name, folder / name)
+
+
+def causal_qwen3(folder):
+    """Folder of an autoregressive model."""
+    return _written(Qwen3ForCausalLM, folder)
+
+
+def random_sdar(folder, block_length=8):
+    """Folder of an SDAR. Its logits are spread widely enough that policies differ, and it ends some
+    of its texts."""
+    return _written(
+        SDARForCausalLM,
+        folder,
+        std=0.25,
+        generation_config=GenerationConfig.from_pretrained(SOURCE),
+        mask_token_id=MASK,
+        block_length=block_length,
+    )
+
+
+def _written(architecture, folder, *, std=None, generation_config=None, **more):
+    config = Qwen3Config(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=2048,
+        tie_word_embeddings=False,
+        eos_token_id=EOT,
+        pad_token_id=EOT,
+        **more,
+    )
+    torch.manual_seed(0)
+    model = architecture(config).float()
+    for weight in model.parameters() if std else ():
+        if weight.ndim == 2:
+            torch.nn.init.normal_(weight, std=std)
+    if generation_config is not None:
+        model.generation_config = generation_config
+    model.save_pretrained(folder)
+    add_tokenizer(folder)
+    return folder
