@@ -19,10 +19,11 @@ from l2pd_adapters.families import (
     ModelFamily,
     block_length_of,
     end_of_text_ids,
+    end_of_text_of,
     family_of,
     mask_token_of,
 )
-from l2pd_adapters.tiny_models import folder_of, shipped_models
+from l2pd_adapters.sources import source_of
 from l2pd_plugins.errors import L2PDError
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -93,7 +94,7 @@ class Checkpoint:
         self.tensors = self._tensors()
         self.vocabulary = self._vocabulary()
         self.mask_token_id = self._mask_token_id()
-        self.end_of_text = end_of_text_ids(self._setting("eos_token_id"))
+        self.end_of_text = self._end_of_text()
         for check in (
             self._check_dtype,
             self._check_layers,
@@ -128,7 +129,9 @@ class Checkpoint:
 
     @property
     def chat_template(self) -> bool:
-        """Whether the tokenizer has one."""
+        """Whether the tokenizer has one, or its family brings one."""
+        if self.family is not None and self.family.chat_template is not None:
+            return True
         files = ("chat_template.jinja", "chat_template.json")
         return "chat_template" in self.tokenizer_config or any(map(self._has, files))
 
@@ -302,6 +305,18 @@ class Checkpoint:
             self.problems.append(str(error))
             return None
 
+    def _end_of_text(self) -> tuple[int, ...]:
+        """The tokens that end a text: those that the checkpoint names, then its family's."""
+        named = end_of_text_ids(self._setting("eos_token_id"))
+        if self.family is None or self.mask_token_id is None:
+            return named
+        try:
+            known = end_of_text_of(SimpleNamespace(**self.native), self.family)
+        except L2PDError as error:
+            self.problems.append(str(error))
+            return named
+        return tuple(dict.fromkeys((*named, *known)))
+
     def _check_dtype(self) -> None:
         if self.dtype not in DTYPES:
             self.problems.append(
@@ -373,18 +388,11 @@ def find_checkpoint(name: str) -> Checkpoint:
 
     Raises L2PDError if there is none.
     """
-    if name in shipped_models():
-        return Checkpoint(folder_of(name))
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
+    source = source_of(name)
+    if Path(source).is_dir():
+        if not (Path(source) / "config.json").is_file():
             raise L2PDError(f"model {name!r}: the folder has no config.json, it is no checkpoint")
-        return Checkpoint(folder)
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise L2PDError(
-            f"model {name!r}: no shipped model (those are {', '.join(shipped_models())}), "
-            "no folder, and no hub id (owner/name)"
-        )
+        return Checkpoint(Path(source))
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 

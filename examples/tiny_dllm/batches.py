@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from model import BLOCK_LENGTH
-from tokenizer import END_OF_TEXT_ID, MASK_ID
+from tokenizer import END_OF_TEXT_ID, IDS, MASK_ID
 
 MICRO = 32  # rows of a micro-batch
 LENGTHS = (40, 64, 96, 128, 160)  # few, since the model is compiled for each
@@ -20,6 +20,8 @@ FULL = {128: (192, 24, 0.55), 256: (320, 12, 0.35), 1024: (1088, 2, 0.10)}
 PADDING_WEIGHT = 0.1  # end-of-text behind the first one
 FUTURE_WEIGHT = 0.2  # blocks that decoding has not reached
 FULL_CACHEABLE = {128: 0.4, 256: 0.4, 1024: 0.2}  # the shares in training for a cache
+DIGITS_ALONE = 0.4  # in it, the share of rows with digits masked alone, as decoding leaves them
+DIGITS = [IDS[digit] for digit in "0123456789"]
 UNIFORM_MASKING = 0.3  # share of rows masked as in LLaDA's pre-training; the rest block by block
 BEYOND = 0.03  # share of rows whose block lies behind the end of the text
 
@@ -91,7 +93,11 @@ def _with_canvas(
             # What decoding meets: blocks before the current one are done, later ones untouched.
             begin = first + rng.randrange((needed - 1) // BLOCK_LENGTH + 1) * BLOCK_LENGTH
             behind = min(begin + BLOCK_LENGTH, end)
-            _mask(masked[row], noise[row], begin, behind, ratios[row])
+            among = np.arange(begin, behind)
+            if cacheable and rng.random() < DIGITS_ALONE:
+                digits = among[np.isin(targets[row, among], DIGITS)]
+                among = digits if len(digits) else among
+            _mask(masked[row], noise[row], among, ratios[row])
             masked[row, behind:end] = True
             weights[row, behind:] *= 0.0 if cacheable else FUTURE_WEIGHT
             blocks[row, first:behind] = np.arange(behind - first) // BLOCK_LENGTH + 1
@@ -159,7 +165,7 @@ def _with_prefix(examples: Sequence[Example], blocks: Sequence[int], rng: Random
             cut = _cut(needed - begin, behind - begin, rng)
             if cut:  # end-of-text has been committed there, and so behind it
                 until = max(begin + 1, begin + cut - (rng.random() < 0.8))
-        _mask(masked[row], noise[row], begin, until, ratios[row])
+        _mask(masked[row], noise[row], np.arange(begin, until), ratios[row])
     return _batch(examples, targets, masked, weights, valid)
 
 
@@ -170,10 +176,10 @@ def _ratios(count: int, rng: Random) -> list[float]:
     return ratios
 
 
-def _mask(masked: np.ndarray, noise: np.ndarray, begin: int, behind: int, ratio: float) -> None:
-    """Mask a share of the positions of one block, at least one."""
-    open_ = max(1, round(ratio * (behind - begin)))
-    masked[begin + np.argsort(noise[begin:behind])[:open_]] = True
+def _mask(masked: np.ndarray, noise: np.ndarray, among: np.ndarray, ratio: float) -> None:
+    """Mask a share of these positions, at least one."""
+    open_ = max(1, round(ratio * len(among)))
+    masked[among[np.argsort(noise[among])[:open_]]] = True
 
 
 def _cut(needed: int, room: int, rng: Random) -> int | None:

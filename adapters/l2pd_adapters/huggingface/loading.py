@@ -27,7 +27,7 @@ from l2pd_adapters.huggingface import diffusion_gemma
 from l2pd_adapters.huggingface.enabling import enable
 from l2pd_adapters.huggingface.models import MODELS
 from l2pd_adapters.huggingface.shards import check_shards
-from l2pd_adapters.tiny_models import folder_of, shipped_models
+from l2pd_adapters.sources import source_of
 from l2pd_plugins.errors import L2PDError
 
 _OF_THE_HUB = ("revision", "token", "cache_dir", "local_files_only")
@@ -63,7 +63,7 @@ def load(
     Raises L2PDError if there is no such model, it is no diffusion language model, or its files do
     not go together. No remote code is run: the models run on transformers' own code.
     """
-    source = _source(name)
+    source = source_of(name)
     dtype = _checked(dtype)
     hub = {key: kwargs[key] for key in _OF_THE_HUB if key in kwargs} | {"trust_remote_code": False}
     try:
@@ -182,17 +182,3 @@ def _checked(dtype: torch.dtype | str) -> torch.dtype | str:
     if not isinstance(dtype, str | torch.dtype) or name not in _DTYPES:
         raise L2PDError(f"dtype={dtype!r}: the choices are {', '.join(_DTYPES)}")
     return name
-
-
-def _source(name: str | Path) -> str:
-    text = str(name)
-    if text in shipped_models():
-        return str(folder_of(text))
-    if Path(text).expanduser().is_dir():
-        return str(Path(text).expanduser())
-    if isinstance(name, Path) or text.startswith((".", "/", "~")) or text.count("/") != 1:
-        raise L2PDError(
-            f"model {text!r}: no shipped model (those are {', '.join(shipped_models())}), "
-            "no folder, and no hub id (owner/name)"
-        )
-    return text

@@ -168,8 +168,8 @@ def decode(model, prompt, make_rule):
     """The first canvas of one request, with vLLM's order of random draws.
 
     make_rule: gives a rule, (probabilities (L, V), drawn tokens (L,)) -> accepted (L,).
-    Returns the tokens and how many positions each step accepted. vLLM writes the keys and values of
-    a finished canvas through its self-conditioning, transformers does not: the next one differs.
+    Returns the tokens and how many positions each step accepted. The second canvas of vLLM is not
+    that of this loop; it is not compared.
     """
 
     def noise():
