@@ -199,7 +199,7 @@ def test_engines(l2pd, llada: Path) -> None:
     assert list(engines) == ["transformers", "vllm", "sglang"]
     assert engines["transformers"]["problem"] == ""
     assert engines["vllm"]["supported"] == ">={},<{}".format(*SUPPORTED_VLLM)
-    assert "decodes LLaDA2, SDAR, not LLaDA" in engines["sglang"]["problem"]
+    assert "decodes LLaDA2, SDAR, SDAR-MoE, not LLaDA" in engines["sglang"]["problem"]
     sdar = {engine["name"]: engine for engine in examined(l2pd, "tiny-sdar")["engines"]}
     assert sdar["sglang"]["supported"] == ">={},<{}".format(*SUPPORTED_SGLANG)
     for engine in ENGINES:

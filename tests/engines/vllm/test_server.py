@@ -46,7 +46,7 @@ def cases(model):
 @pytest.fixture(scope="module")
 def server(model, tmp_path_factory):
     """As the documentation has it, with --enforce-eager."""
-    with Server(tmp_path_factory.mktemp(model), folder_of(model)) as running:
+    with Server(tmp_path_factory.mktemp(model), model=folder_of(model)) as running:
         yield running
 
 
@@ -163,7 +163,9 @@ class TestSameAsTransformers:
 
     def test_compiled_and_preempted(self, model, cases, tmp_path):
         """Without --enforce-eager, and with a cache too small for all who are let in."""
-        with Server(tmp_path, folder_of(model), enforce_eager=False, **SMALL_CACHE) as running:
+        with Server(
+            tmp_path, model=folder_of(model), enforce_eager=False, **SMALL_CACHE
+        ) as running:
             ask_all(running, cases)
             assert running.metric("vllm:num_preemptions_total") > 0
             check_nothing_leaks(running, cases[0])
