@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from l2pd_adapters.families import (
+    DIFFUSION_GEMMA,
     FAMILIES,
     ModelFamily,
     block_length_of,
@@ -125,7 +126,9 @@ class Checkpoint:
     @property
     def block_length(self) -> int | None:
         """Positions per block; None for an unknown family."""
-        return None if self.family is None else block_length_of(SimpleNamespace(**self.native))
+        if self.family is None:
+            return None
+        return block_length_of(SimpleNamespace(**self.native), self.family)
 
     @property
     def chat_template(self) -> bool:
@@ -201,6 +204,8 @@ class Checkpoint:
     def _family(self) -> ModelFamily | None:
         if not self.config:
             return None
+        if self.model_type in DIFFUSION_GEMMA.model_types:
+            return DIFFUSION_GEMMA
         for family in FAMILIES:
             if family.decoder is not None and self.model_type in family.model_types:
                 return family
@@ -212,6 +217,9 @@ class Checkpoint:
 
     def _native(self) -> dict[str, Any]:
         """The config's settings as the native decoder names them."""
+        if self.family is DIFFUSION_GEMMA:
+            canvas = {"block_length": self.config.get("canvas_length")}
+            return {**self.config.get("text_config", {}), **canvas}
         if self.family is None or self.family.decoder is None:
             return self.config
         try:
@@ -297,7 +305,7 @@ class Checkpoint:
         return None
 
     def _mask_token_id(self) -> int | None:
-        if self.family is None:
+        if self.family is None or self.family is DIFFUSION_GEMMA:
             return None
         try:
             return mask_token_of(SimpleNamespace(**{"vocab_size": 0, **self.native}))
@@ -325,7 +333,7 @@ class Checkpoint:
 
     def _check_layers(self) -> None:
         """A weight that is not stored would be a random one."""
-        if self.family is None or not self.tensors:
+        if self.family is None or self.family is DIFFUSION_GEMMA or not self.tensors:
             return
         layers = {
             int(name.split(".")[2])
@@ -350,7 +358,7 @@ class Checkpoint:
             )
 
     def _check_vocabulary(self) -> None:
-        size = self.config.get("vocab_size")
+        size = self.native.get("vocab_size")
         if self.vocabulary is None or not isinstance(size, int):
             return
         if self.vocabulary.largest >= size:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
-from l2pd_adapters.families import FAMILIES, ModelFamily
+from l2pd_adapters.families import DIFFUSION_GEMMA, FAMILIES, ModelFamily
 from l2pd_adapters.sglang.compatibility import OPT_OUT as SGLANG_OPT_OUT
 from l2pd_adapters.sglang.compatibility import SUPPORTED_SGLANG
 from l2pd_adapters.versions import outside_range
@@ -46,7 +46,7 @@ class Engine:
         return outside_range(self.name, self.supported, self.opt_out)
 
 
-_ALL = tuple(family.name for family in FAMILIES)
+_ALL = tuple(family.name for family in (*FAMILIES, DIFFUSION_GEMMA))
 
 TRANSFORMERS = Engine("transformers", ("5.11", "6"), "L2PD_ANY_TRANSFORMERS", _ALL)
 """Before 5.0 `is_causal = False` had no effect; 5.11 brought the streamer for diffusion models."""

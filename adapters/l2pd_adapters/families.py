@@ -235,6 +235,15 @@ FAMILIES = (
     ),
 )
 
+DIFFUSION_GEMMA = ModelFamily(
+    name="DiffusionGemma",
+    model_types=("diffusion_gemma",),
+    attention="bidirectional",
+    architecture="DiffusionGemmaForBlockDiffusion",
+)
+"""Not among the others, which are decoded by masks: engines have a loop of their own for it, in
+which a policy takes the sampler's decision."""
+
 
 def family_of(config: Any) -> ModelFamily:
     """The family of a model, by its config.

@@ -207,6 +207,24 @@ def test_engines(l2pd, llada: Path) -> None:
             assert sdar[engine.name]["problem"] == f"{engine.name} is not installed"
 
 
+def test_diffusion_gemma(l2pd, llada: Path) -> None:
+    """It has no mask token, and most of its config is in a part of it."""
+    text = {"vocab_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32}
+    config = {"model_type": "diffusion_gemma", "canvas_length": 24, "text_config": text}
+    (llada / "config.json").write_text(json.dumps({**config, "eos_token_id": 96}))
+    report = examined(l2pd, llada)
+    assert (report["family"], report["block_length"], report["vocab_size"]) == (
+        "DiffusionGemma",
+        24,
+        128,
+    )
+    assert report["mask_token"] is None
+    engines = {engine["name"]: engine["problem"] for engine in report["engines"]}
+    assert engines["transformers"] == ""
+    assert engines["vllm"] in ("", "vllm is not installed")
+    assert "not DiffusionGemma" in engines["sglang"]
+
+
 def test_as_text(l2pd, llada: Path) -> None:
     ended = l2pd("doctor", llada)
     assert ended.returncode == 0

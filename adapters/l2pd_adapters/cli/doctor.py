@@ -127,7 +127,7 @@ def _report(
         "block_length": model.block_length,
         "mask_token": _token(model, model.mask_token_id),
         "end_of_text": [_token(model, number) for number in model.end_of_text],
-        "vocab_size": model.config.get("vocab_size"),
+        "vocab_size": model.native.get("vocab_size"),
         "largest_token_id": None if vocabulary is None else vocabulary.largest,
         "chat_template": model.chat_template,
         "engines": [asdict(engine) for engine in engines],
@@ -176,10 +176,11 @@ def _facts(report: dict[str, Any]) -> Iterable[tuple[str, str]]:
         ", ".join(f"{_gib(size)} in {name}" for name, size in report["weight_bytes"].items()),
     )
     cache = report["cache_bytes_per_1000_tokens"]
+    spared = "; none with cache=none" if report["mask_token"] else ""
     yield (
         "cache",
         ", ".join(f"{_gib(size)} in {name}" for name, size in cache.items() if size)
-        + f" for {CACHE_TOKENS:,} tokens of a sequence; none with cache=none",
+        + f" for {CACHE_TOKENS:,} tokens of a sequence{spared}",
     )
     yield "block length", str(report["block_length"])
     yield "mask token", _told(report["mask_token"])
