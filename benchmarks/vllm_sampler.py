@@ -30,7 +30,7 @@ from measuring import Times, timed, write
 from transformers import Qwen3Config
 from vllm import LLM, SamplingParams
 
-from l2pd_adapters.huggingface.loading import SDARForCausalLM
+from l2pd_adapters.huggingface.models import SDARForCausalLM
 from l2pd_adapters.tiny_models import folder_of
 from l2pd_adapters.vllm.model_state import DiffusionState
 from l2pd_adapters.vllm.sampler import UnmaskSampler
