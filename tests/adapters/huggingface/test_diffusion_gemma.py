@@ -65,7 +65,8 @@ def folder(tmp_path_factory):
     model = DiffusionGemmaForBlockDiffusion(config)
     for weight in model.model.decoder.parameters():
         if weight.ndim >= 2:
-            torch.nn.init.normal_(weight, std=0.4)
+            # Much wider, and another order of summation would flip draws.
+            torch.nn.init.normal_(weight, std=0.2)
     model.generation_config = DiffusionGemmaGenerationConfig(
         max_new_tokens=2 * CANVAS,
         max_denoising_steps=STEPS,
