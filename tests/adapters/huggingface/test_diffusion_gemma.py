@@ -15,6 +15,7 @@ from transformers.models.diffusion_gemma.generation_diffusion_gemma import (
 
 from l2pd_adapters.huggingface import disable, enable, load
 from l2pd_plugins import L2PDError, UnmaskPolicy
+from tests.adapters.huggingface.dense_diffusion_gemma import DenseDiffusionGemma
 
 CANVAS, VOCABULARY, END, STEPS = 8, 101, 96, 6
 T_MIN, T_MAX = 0.4, 0.8
@@ -31,15 +32,16 @@ def folder(tmp_path_factory):
         "moe_intermediate_size": 16,
         "num_experts": 4,
         "top_k_experts": 2,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
         "num_global_key_value_heads": 1,
-        "head_dim": 16,
+        "head_dim": 8,
         "global_head_dim": 16,
         "max_position_embeddings": 512,
         "sliding_window": 16,
-        "layer_types": ["sliding_attention", "full_attention"],
+        "final_logit_softcapping": 10.0,
+        "layer_types": ["sliding_attention", "full_attention", "full_attention"],
         "pad_token_id": 0,
         "eos_token_id": END,
         "bos_token_id": 1,
@@ -66,7 +68,12 @@ def folder(tmp_path_factory):
     for weight in model.model.decoder.parameters():
         if weight.ndim >= 2:
             # Much wider, and another order of summation would flip draws.
-            torch.nn.init.normal_(weight, std=0.2)
+            torch.nn.init.normal_(weight, std=0.3)
+        else:  # norms and scales: none is left at 1, which would say nothing
+            torch.nn.init.uniform_(weight, 0.3, 0.7)
+    for name, scalar in model.named_buffers():
+        if name.endswith("layer_scalar"):
+            torch.nn.init.uniform_(scalar, 0.5, 1.0)
     model.generation_config = DiffusionGemmaGenerationConfig(
         max_new_tokens=2 * CANVAS,
         max_denoising_steps=STEPS,
@@ -148,6 +155,31 @@ def test_without_a_policy_it_is_transformers(stock, model, prompts):
     plain = run(model, prompts, return_dict_in_generate=False)
     assert torch.equal(plain, run(stock, prompts).sequences)
     assert wanted.sequences.shape == (2, 7 + 2 * CANVAS)
+
+
+@pytest.mark.parametrize("conditioned", [False, True], ids=["first-step", "later-step"])
+@pytest.mark.parametrize("lengths", [[21, 21, 21], [21, 18, 5]], ids=["unpadded", "padded"])
+@torch.no_grad()
+def test_the_logits_are_the_architectures(folder, model, lengths, conditioned):
+    """Of canvases behind prompts longer and shorter than the sliding window."""
+    generator = torch.Generator().manual_seed(4)  # no choice of experts hangs on rounding
+    rows, width = len(lengths), max(lengths)
+    ids = torch.randint(2, 60, (rows, width), generator=generator)
+    canvas = torch.randint(0, VOCABULARY, (rows, CANVAS), generator=generator)
+    before = 3 * torch.randn(rows, CANVAS, VOCABULARY, generator=generator) if conditioned else None
+    present = torch.arange(width + CANVAS) >= width - torch.tensor(lengths)[:, None]
+    found = model(
+        input_ids=ids,
+        attention_mask=present[:, :width],
+        decoder_input_ids=canvas,
+        decoder_attention_mask=present,
+        self_conditioning_logits=before,
+    ).logits
+    assert found.dtype == torch.float32
+    dense = DenseDiffusionGemma(folder)
+    for row, length in enumerate(lengths):
+        wanted = dense.logits(ids[row, -length:], canvas[row], before[row] if conditioned else None)
+        torch.testing.assert_close(found[row].double(), wanted, rtol=0, atol=1e-5)
 
 
 def test_a_policy_that_does_what_the_sampler_does(stock, model, prompts):
