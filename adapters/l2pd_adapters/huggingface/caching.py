@@ -39,15 +39,17 @@ class CanvasLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None and self.values is not None
         left, right = self.cache.span
-        if self.cache.columns is None:
-            rows = self.cache.index
+        # A model on several devices has some of its layers elsewhere.
+        rows, columns = self.cache.index, self.cache.columns
+        rows = None if rows is None else rows.to(key_states.device)
+        columns = None if columns is None else columns.to(key_states.device)
+        if columns is None:
             for stored, new in ((self.keys, key_states), (self.values, value_states)):
                 if rows is None:
                     stored[:, :, left:right] = new
                 else:
                     stored[:, :, left:right].index_copy_(0, rows, new)
             return key_states, value_states
-        rows, columns = self.cache.index, self.cache.columns
         if rows is None:
             columns = columns[:, None, :, None].expand_as(key_states)
             self.keys.scatter_(2, columns, key_states)
@@ -62,6 +64,7 @@ class CanvasLayer(CacheLayerMixin):
     def keep(self, rows: Tensor) -> None:
         """Keep these rows, in this order."""
         if self.keys is not None and self.values is not None:
+            rows = rows.to(self.keys.device)
             self.keys = self.keys.index_select(0, rows)
             self.values = self.values.index_select(0, rows)
 

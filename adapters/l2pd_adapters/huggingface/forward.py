@@ -114,7 +114,7 @@ class Forward:
 
     def logits(self, hidden: Tensor, indices: Tensor) -> Tensor:
         """Logits (N, V) of the rows `indices` ((N,) int64, flat over the first two dimensions)."""
-        return self.head(hidden.flatten(0, 1)[indices])
+        return self.head(hidden.flatten(0, 1)[indices]).to(hidden.device)
 
     def _dense(self, view: CanvasView, rows: Tensor | None) -> Tensor:
         """The blocks of a pass over every column that they see: (R, L, D). `rows` says which rows
@@ -167,4 +167,4 @@ class Forward:
             **cache,
         )
         hidden: Tensor = out.last_hidden_state
-        return hidden
+        return hidden.to(tokens.device)  # a model on several devices ends on another one

@@ -156,3 +156,15 @@ def test_quantised_by_bitsandbytes(answers):
 def test_device_map(answers, device_map):
     pytest.importorskip("accelerate")
     assert answers_of(*load(str(folder_of("tiny-llada")), device_map=device_map)) == answers
+
+
+@pytest.mark.parametrize("cache", ["none", "dual"])
+def test_layers_on_the_disk(tiny, cache, tmp_path):
+    """As with several devices, every layer lies behind a hook that fetches what it needs."""
+    pytest.importorskip("accelerate")
+    places = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu"}
+    places |= {f"model.layers.{i}": "disk" if i % 2 else "cpu" for i in range(6)}
+    places |= {"model.norm": "disk", "lm_head": "disk"}
+    model, tokenizer = load("tiny-llada", device_map=places, offload_folder=str(tmp_path))
+    assert model.model.layers[1].mlp.up_proj.weight.device.type == "meta"
+    assert answers_of(model, tokenizer, cache=cache) == answers_of(*tiny, cache=cache)
