@@ -243,6 +243,9 @@ DIFFUSION_GEMMA = ModelFamily(
 )
 """Not among the others, which are decoded by masks: engines have a loop of their own for it, in
 which a policy takes the sampler's decision."""
+NO_MASK_TOKEN = -1
+"""Stands for the mask token of such a model, which has none: in `ModelContext`, and in
+`DenoisingStep.tokens`."""
 
 
 def family_of(config: Any) -> ModelFamily:

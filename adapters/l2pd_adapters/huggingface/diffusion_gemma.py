@@ -23,17 +23,13 @@ from transformers.models.diffusion_gemma.generation_diffusion_gemma import (
     EntropyBoundSampler,
 )
 
-from l2pd_adapters.families import ModelFamily, end_of_text_ids
+from l2pd_adapters.families import NO_MASK_TOKEN, ModelFamily, end_of_text_ids
 from l2pd_adapters.huggingface.arguments import OUR_KEYWORDS, bound_policies, local_folder, short
 from l2pd_adapters.huggingface.output import DiffusionGenerateOutput
 from l2pd_plugins import ModelContext, RemaskingPolicy, UnmaskPolicy
 from l2pd_plugins.denoising import BlockBatch, denoising_step
 from l2pd_plugins.end_of_text import EndOfText, is_end_of_text
 from l2pd_plugins.errors import L2PDError
-
-NO_MASK_TOKEN = -1
-"""What stands for the mask token, which this model does not have: in `ModelContext`, and in
-`DenoisingStep.tokens`."""
 
 _POLICY = ("unmask_policy", "unmask_options")
 _INPUTS = (

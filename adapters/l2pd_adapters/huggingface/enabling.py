@@ -34,6 +34,7 @@ from l2pd_adapters.huggingface.arguments import (
     OUR_KEYWORDS,
     PolicyChoice,
     StepObserver,
+    local_folder,
     make_settings,
     merged_config,
     refuse_unknown,
@@ -362,5 +363,7 @@ def _name_of(model: Any) -> str:
     bound = model.__dict__.get("generate")
     if isinstance(bound, BoundGenerate):
         return bound.name
-    path = getattr(model.config, "_name_or_path", "")
-    return Path(path).name if path and Path(path).is_dir() else path or type(model).__name__
+    folder = local_folder(model.config)
+    if folder is not None:
+        return Path(folder).name
+    return getattr(model.config, "_name_or_path", "") or type(model).__name__

@@ -16,13 +16,18 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoTokenizer,
-    DiffusionGemmaConfig,
     DiffusionGemmaForBlockDiffusion,
     PreTrainedConfig,
 )
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
-from l2pd_adapters.families import ModelFamily, end_of_text_of, family_of, mask_token_of
+from l2pd_adapters.families import (
+    DIFFUSION_GEMMA,
+    ModelFamily,
+    end_of_text_of,
+    family_of,
+    mask_token_of,
+)
 from l2pd_adapters.huggingface import diffusion_gemma
 from l2pd_adapters.huggingface.enabling import enable
 from l2pd_adapters.huggingface.models import MODELS
@@ -79,11 +84,11 @@ def load(
             **kwargs,
             **hub,
         }
-        if values.get("model_type") == DiffusionGemmaConfig.model_type:
+        if values.get("model_type") in DIFFUSION_GEMMA.model_types:
             diffusion_gemma.refuse_family(family)
             tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **hub)
             model, found = DiffusionGemmaForBlockDiffusion.from_pretrained(source, **weights)
-            _check_weights(found, "DiffusionGemma")
+            _check_weights(found, DIFFUSION_GEMMA.name)
         else:
             family = family or family_of(SimpleNamespace(**values))
             config = _config(source, values, family, hub)

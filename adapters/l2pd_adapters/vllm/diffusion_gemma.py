@@ -22,8 +22,9 @@ from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
 
+from l2pd_adapters.families import NO_MASK_TOKEN
 from l2pd_adapters.serving import generator_of
-from l2pd_adapters.vllm.settings import NO_TOKEN, NoiseSettings, settings_of
+from l2pd_adapters.vllm.settings import NoiseSettings, settings_of
 from l2pd_plugins.denoising import denoising_step
 from l2pd_plugins.slots import BlockSlots, SlotBatch
 from l2pd_plugins.uploading import upload
@@ -50,7 +51,7 @@ class PolicyState(stock.DiffusionGemmaModelState):
         self.blocks = BlockSlots(
             self.max_num_reqs,
             settings.model.block_length,
-            mask_token_id=NO_TOKEN,
+            mask_token_id=NO_MASK_TOKEN,
             device=device,
         )
 
@@ -69,7 +70,7 @@ class PolicyState(stock.DiffusionGemmaModelState):
         self.blocks.assign(
             req_index,
             self.settings.choose(params),
-            [NO_TOKEN] * length,
+            [NO_MASK_TOKEN] * length,
             [True] * length,
             block_index=(len(text) - new_req_data.prompt_len) // length,
             canvas_length=-(-answer // length) * length,
@@ -184,6 +185,6 @@ class PolicySampler:
         states.canvas.index_copy_(0, at, canvas)
         drafts = self.sampler.req_states.draft_tokens
         drafts[:, : blocks.block_length].index_copy_(0, at, canvas.to(drafts.dtype))
-        block.tokens = torch.full_like(block.tokens, NO_TOKEN)  # all is open at the next step
+        block.tokens = torch.full_like(block.tokens, NO_MASK_TOKEN)  # all is open at the next step
         batch.renew(given_out, block.tokens, block.present)
         blocks.put(batch)

@@ -38,7 +38,7 @@ def _register_models() -> None:
     from vllm import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 
-    from l2pd_adapters.families import FAMILIES
+    from l2pd_adapters.families import DIFFUSION_GEMMA, FAMILIES
     from l2pd_adapters.vllm import checkpoints
     from l2pd_adapters.vllm.configuration import (
         Bidirectional,
@@ -46,7 +46,6 @@ def _register_models() -> None:
         bidirectional_under,
         with_policy_under,
     )
-    from l2pd_adapters.vllm.settings import DIFFUSION_GEMMA
 
     if "SDARForCausalLM" in MODELS_CONFIG_MAP:
         return
@@ -66,4 +65,6 @@ def _register_models() -> None:
         MODELS_CONFIG_MAP[ours] = Bidirectional
     ours = "DiffusionGemmaWithPolicy"
     ModelRegistry.register_model(ours, f"{_PACKAGE}.diffusion_gemma:{ours}")
-    MODELS_CONFIG_MAP[DIFFUSION_GEMMA] = with_policy_under(DIFFUSION_GEMMA, ours)
+    gemma = DIFFUSION_GEMMA.architecture
+    assert gemma is not None
+    MODELS_CONFIG_MAP[gemma] = with_policy_under(gemma, ours)

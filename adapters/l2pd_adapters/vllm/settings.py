@@ -8,19 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from l2pd_adapters import serving
-from l2pd_adapters.families import block_length_of, end_of_text_ids, family_of, mask_token_of
+from l2pd_adapters.families import (
+    DIFFUSION_GEMMA,
+    NO_MASK_TOKEN,
+    block_length_of,
+    end_of_text_ids,
+    family_of,
+    mask_token_of,
+)
 from l2pd_plugins import ModelContext, RemaskingPolicy, UnmaskPolicy
 from l2pd_plugins.errors import L2PDError
 
 KEY = "decoding_plugin"
 """Where `additional_config` and a request's `vllm_xargs` name the policy. Options of a request's
 are ``decoding_plugin.NAME``."""
-
-DIFFUSION_GEMMA = "DiffusionGemmaForBlockDiffusion"
-"""DiffusionGemma's architecture, as its checkpoints have it."""
-
-NO_TOKEN = -1
-"""Stands for the mask token where a model has none."""
 
 _KNOWN_OF_NOISE = frozenset({"confidence", "entropy", "margin"})
 _ATTRIBUTE = "_l2pd_settings"
@@ -122,7 +123,7 @@ def attach_to_noise(model_config: Any, asked: Any, canvas_length: int) -> None:
         {**options, "end_of_text": "off", "suppress_mask": False},
         end_tokens=(),
         logit_shift=0,
-        model=_context(model_config, canvas_length, NO_TOKEN),
+        model=_context(model_config, canvas_length, NO_MASK_TOKEN),
     )
     setattr(model_config, _ATTRIBUTE, settings)
 
@@ -153,7 +154,7 @@ def takes_no_policy(model_config: Any) -> str:
     if model_config.is_diffusion:
         names = model_config.architectures
         said = f"{model_config.model} ({', '.join(names)}) keeps vLLM's own sampler, with no policy"
-        if DIFFUSION_GEMMA in names:
+        if DIFFUSION_GEMMA.architecture in names:
             said += "; a server that is launched with --decoding-plugin NAME takes one"
         return said
     return f"{model_config.model} is no diffusion language model known here"
