@@ -1,25 +1,31 @@
 """The paper's protocol: speed-up against one token per step at several lengths, with each cache.
 
-    python benchmarks/protocol.py --policy settled --lengths 128 256 512 1024 --limit 32 --out FILE
+    python benchmarks/protocol.py --policy settled,risk=0.05 --policy confidence_threshold --out FILE
+    python benchmarks/protocol.py --lengths 1024 --limit 4 --checked 60 --out /tmp/protocol
 
 Learn2PD (arXiv 2509.25188) compares with a baseline that decodes every position of the canvas, one
 token per step, end-of-text padding included. Each row here is compared with that baseline, and with
-one that knows about the end of text: both one token per step, block 32, no cache.
+one that knows about the end of text: both one token per step, block 32, no cache. The paper's
+baseline is slow, so the clock runs on `--limit` prompts, one at a time; how many answers are valid,
+and how many equal those without a cache, is measured on `--checked` prompts, in batches.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+from measuring import environment
 from rich.console import Console
 
 from l2pd_adapters.cli.arguments import parse_policy
 from l2pd_adapters.huggingface import load
 from l2pd_adapters.huggingface.evaluation import (
     Evaluation,
+    Prompt,
     evaluate,
     read_prompts,
     validity_difference,
@@ -27,90 +33,120 @@ from l2pd_adapters.huggingface.evaluation import (
 from l2pd_adapters.tiny_models import heldout_prompts
 from l2pd_plugins import create_policy
 
+BASELINE = "fixed_schedule"
+
 
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="tiny-llada")
     parser.add_argument("--prompts", type=Path, default=heldout_prompts())
-    parser.add_argument("--limit", type=int, default=32)
+    parser.add_argument("--limit", type=int, default=12, help="prompts that are timed, one by one")
+    parser.add_argument("--checked", type=int, default=300, help="prompts whose answers are scored")
     parser.add_argument("--policy", action="append", default=None)
     parser.add_argument("--lengths", type=int, nargs="+", default=[128, 256, 512, 1024])
     parser.add_argument("--caches", nargs="+", default=["none", "prefix", "dual"])
-    parser.add_argument("--batch-size", type=int, default=1, help="the paper decodes one by one")
     parser.add_argument("--out", type=Path, required=True, help="path without a suffix")
     arguments = parser.parse_args()
 
     policies = [create_policy(parse_policy(text)) for text in arguments.policy or ["learn2pd"]]
     model, tokenizer = load(arguments.model)
-    prompts = read_prompts(arguments.prompts, arguments.limit)
-    console = Console(stderr=True)
+    timed = read_prompts(arguments.prompts, arguments.limit)
+    checked = read_prompts(arguments.prompts, arguments.checked)
+    console = Console(stderr=True, soft_wrap=True)
     rows: list[dict[str, Any]] = []
+
+    def run(prompts: list[Prompt], policy: Any, batch_size: int, **settings: Any) -> Evaluation:
+        found = evaluate(
+            model, tokenizer, prompts, policy=policy, batch_size=batch_size, **settings
+        )
+        console.print(f"{found.seconds:8.1f} s  {found.configuration}")
+        return found
+
     for length in arguments.lengths:
-
-        def run(policy: Any, length: int = length, **settings: Any) -> Evaluation:
-            found = evaluate(
-                model,
-                tokenizer,
-                prompts,
-                policy=policy,
-                max_new_tokens=length,
-                batch_size=arguments.batch_size,
-                **settings,
-            )
-            console.print(f"{found.seconds:8.1f} s  {found.configuration}")
-            return found
-
-        run("fixed_schedule", end_of_text="block")  # nobody pays for the first forward passes
-        aware = run("fixed_schedule", end_of_text="block")
-        paper = run("fixed_schedule", end_of_text="off")
-        rows += [describe(length, paper, paper, aware), describe(length, aware, paper, aware)]
+        whole = {"max_new_tokens": length, "end_of_text": "off"}
+        short = {"max_new_tokens": length, "end_of_text": "block"}
+        run(timed[:1], BASELINE, 1, **short)  # nobody pays for the first forward passes
+        paper = run(timed, BASELINE, 1, **whole)
+        aware = run(timed, BASELINE, 1, **short)
+        slow = run(checked, BASELINE, 16, **short)
+        rows += [describe(length, e, paper, aware, slow, slow) for e in (paper, aware)]
         for policy in policies:
+            uncached = None
             for cache in arguments.caches:
-                rows.append(describe(length, run(policy, cache=cache), paper, aware))
+                clock = run(timed, policy, 1, cache=cache, **short)
+                answers = run(
+                    checked,
+                    policy,
+                    16,
+                    cache=cache,
+                    reference_answers=None if uncached is None else uncached.answers,
+                    **short,
+                )
+                if cache == "none":
+                    uncached = answers
+                rows.append(describe(length, clock, paper, aware, answers, slow))
         text = table(rows)
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.with_suffix(".md").write_text(text, encoding="utf-8")
-        arguments.out.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
+        arguments.out.with_suffix(".json").write_text(
+            json.dumps({"environment": environment(), "rows": rows}, indent=1) + "\n"
+        )
     print(text)
 
 
 def describe(
-    length: int, found: Evaluation, paper: Evaluation, aware: Evaluation
+    length: int,
+    clock: Evaluation,
+    paper: Evaluation,
+    aware: Evaluation,
+    answers: Evaluation,
+    slow: Evaluation,
 ) -> dict[str, Any]:
-    """One row, as plain values."""
-    against_paper, against_aware = (validity_difference(found, other) for other in (paper, aware))
-    assert against_paper is not None and against_aware is not None
+    """One row, as plain values: `clock`, `paper` and `aware` on the timed prompts, `answers` and
+    `slow` on those that are scored."""
+    difference = validity_difference(answers, slow)
+    assert difference is not None  # the prompts have checkers
     return {
         "length": length,
-        "nfe_speedup": paper.nfe / found.nfe,
-        "wall_speedup": paper.seconds / found.seconds,
-        "difference": against_paper.difference,
-        "low": against_paper.low,
-        "high": against_paper.high,
-        "aware_nfe_speedup": aware.nfe / found.nfe,
-        "aware_wall_speedup": aware.seconds / found.seconds,
-        "aware_difference": against_aware.difference,
-        **found.summary(),
+        "nfe": clock.nfe,
+        "seconds": clock.seconds,
+        "timed_prompts": len(clock.answers),
+        "nfe_speedup": paper.nfe / clock.nfe,
+        "wall_speedup": paper.seconds / clock.seconds,
+        "aware_nfe_speedup": aware.nfe / clock.nfe,
+        "aware_wall_speedup": aware.seconds / clock.seconds,
+        "validity": answers.validity,
+        "scored_prompts": len(answers.answers),
+        "difference": difference.difference,
+        "low": difference.low,
+        "high": difference.high,
+        "agreement_with_no_cache": answers.agreement,
+        "configuration": clock.configuration,
     }
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as Markdown."""
     lines = [
-        "| gen | policy, cache, end of text | valid | vs paper's baseline | NFE | seconds "
-        "| NFE x | wall x | aware: NFE x | wall x |",
-        "|" + "---|" * 10,
+        "| gen | policy | cache | end of text | valid | against one per step | agrees with no cache "
+        "| NFE | seconds | NFE x | wall x | aware: NFE x | wall x |",
+        "|---:|---|---|---|---:|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
-        words = dict(part.split("=", 1) for part in row["configuration"].split() if "=" in part)
-        label = f"{words['policy']}, {words['cache']}, {words['end_of_text']}"
+        line = row["configuration"]
+        policy = re.sub(r"filter=[^,]+, ", "", re.search(r"policy=(.*?\))", line)[1])
+        words = dict(part.split("=", 1) for part in line.split() if "=" in part)
         change = (
             f"{100 * row['difference']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
         )
+        agreement = row["agreement_with_no_cache"]
         lines.append(
-            f"| {row['length']} | {label} | {row['validity']:.3f} | {change} | {row['nfe']:.1f} "
-            f"| {row['seconds']:.1f} | {row['nfe_speedup']:.2f} | {row['wall_speedup']:.2f} "
+            f"| {row['length']} | `{policy}` | {words['cache']} | {words['end_of_text']} "
+            f"| {100 * row['validity']:.1f} | {change} "
+            f"| {'' if agreement is None else f'{100 * agreement:.1f}'} "
+            f"| {row['nfe']:.1f} | {row['seconds']:.1f} "
+            f"| {row['nfe_speedup']:.2f} | {row['wall_speedup']:.2f} "
             f"| {row['aware_nfe_speedup']:.2f} | {row['aware_wall_speedup']:.2f} |"
         )
     lines += ["", f"First row: `{rows[0]['configuration']}`"]

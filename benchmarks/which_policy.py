@@ -17,7 +17,7 @@ from l2pd_adapters.huggingface.frontier import Point, fastest_within
 ROOT = Path(__file__).parents[1]
 MEASURED = ROOT / "benchmarks" / "results" / "frontier.json"
 PAGE = ROOT / "docs" / "which_policy.md"
-LOSSES = (0.5, 2.0)
+LOSSES = (0.5, 1.5)
 """Points of validity that may be lost."""
 NO_WAY_TO_SERVE = ("oracle",)
 

@@ -285,7 +285,7 @@ def _recipes() -> dict[str, tuple[Any, Any, tuple[dict[str, float], ...]]]:
         "learn2pd": (UnmaskFilter, Recipe(epochs=4000), ({"threshold": 0.9}, {"threshold": 0.7})),
         "settled": (
             SignalFilter,
-            Recipe(epochs=30, batch_size=512, decay=True, masked_only=True, check_every=1),
+            Recipe(epochs=60, batch_size=512, decay=True, masked_only=True, check_every=5),
             ({"threshold": 0.98, "risk": 0.05}, {"threshold": 0.9, "risk": 0.2}),
         ),
     }

@@ -168,3 +168,20 @@ def test_the_world_tells_policies_apart(tiny_llada):
     assert sure.validity >= 0.9
     assert bold.validity <= 0.8
     assert bold.tokens_per_forward >= 1.7 * sure.tokens_per_forward
+
+
+@pytest.mark.parametrize(
+    "policy", ["fixed_schedule", "confidence_threshold", "learn2pd", "settled"]
+)
+def test_a_cache_changes_no_answer(tiny_llada, policy):
+    """The model has learnt not to look at what a cache holds stale."""
+    prompts = read_prompts(heldout_prompts(), 60)
+    answers = {
+        cache: evaluate(
+            *tiny_llada, prompts, policy=create_policy(policy), max_new_tokens=128, cache=cache
+        ).answers
+        for cache in ("none", "prefix", "dual")
+    }
+    for cache in ("prefix", "dual"):
+        pairs = zip(answers["none"], answers[cache], strict=True)
+        assert sum(plain.tokens == cached.tokens for plain, cached in pairs) >= 59
