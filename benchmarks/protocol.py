@@ -1,6 +1,6 @@
 """The paper's protocol: speed-up against one token per step at several lengths, with each cache.
 
-    python benchmarks/protocol.py --policy settled,risk=0.05 --policy confidence_threshold --out FILE
+    python benchmarks/protocol.py --policy settled --policy confidence_threshold --out FILE
     python benchmarks/protocol.py --lengths 1024 --limit 4 --checked 60 --out /tmp/protocol
 
 Learn2PD (arXiv 2509.25188) compares with a baseline that decodes every position of the canvas, one
@@ -129,13 +129,14 @@ def describe(
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as Markdown."""
     lines = [
-        "| gen | policy | cache | end of text | valid | against one per step | agrees with no cache "
-        "| NFE | seconds | NFE x | wall x | aware: NFE x | wall x |",
+        "| gen | policy | cache | end of text | valid | against one per step "
+        "| agrees with no cache | NFE | seconds | NFE x | wall x | aware: NFE x | wall x |",
         "|---:|---|---|---|---:|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
         line = row["configuration"]
-        policy = re.sub(r"filter=[^,]+, ", "", re.search(r"policy=(.*?\))", line)[1])
+        policy = re.sub(r".* policy=(.*?\)) .*", r"\1", line)
+        policy = re.sub(r"filter=[^,]+, ", "", policy)
         words = dict(part.split("=", 1) for part in line.split() if "=" in part)
         change = (
             f"{100 * row['difference']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
