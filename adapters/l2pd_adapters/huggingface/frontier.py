@@ -112,8 +112,10 @@ def require_matplotlib() -> None:
 
 
 def draw(panels: Mapping[str, Sequence[Point]], path: str | Path) -> None:
-    """Draw quality against tokens per forward to a file: a panel for each key, in it a line for
-    each policy.
+    """Draw validity, where prompts have checkers, and agreement against tokens per forward.
+
+    To a file: a column for each key, in it a line for each policy. Bars are the intervals of what
+    is lost.
 
     Raises L2PDError if matplotlib is not installed or the file cannot be written.
     """
@@ -121,24 +123,34 @@ def draw(panels: Mapping[str, Sequence[Point]], path: str | Path) -> None:
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    names = sorted({point.policy for points in panels.values() for point in points})
+    every = [point for points in panels.values() for point in points]
+    names = sorted({point.policy for point in every})
     looks = {
         name: (colormaps["tab10"](i % 10), "os^vDPX*"[i // 10 % 8]) for i, name in enumerate(names)
     }
-    figure = Figure(figsize=(1 + 6 * len(panels), 5.5), layout="constrained")
-    for axes, (title, points) in zip(
-        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
-    ):
-        for name, (colour, marker) in looks.items():
-            line = sorted(
-                (p.tokens_per_forward, 100 * p.quality) for p in points if p.policy == name
-            )
-            if line:
-                x, y = zip(*line, strict=True)
+    known = any(point.validity is not None for point in every)
+    measures = ["validity", "agreement"] if known else ["agreement"]
+    figure = Figure(figsize=(1 + 6 * len(panels), 1 + 4.5 * len(measures)), layout="constrained")
+    grid = figure.subplots(len(measures), len(panels), squeeze=False)
+    for row, measure in zip(grid, measures, strict=True):
+        for axes, (title, points) in zip(row, panels.items(), strict=True):
+            for name, (colour, marker) in looks.items():
+                line = sorted(
+                    (p for p in points if p.policy == name and getattr(p, measure) is not None),
+                    key=lambda point: point.tokens_per_forward,
+                )
+                if not line:
+                    continue
+                x = [point.tokens_per_forward for point in line]
+                y = [100 * getattr(point, measure) for point in line]
                 axes.plot(x, y, color=colour, marker=marker, markersize=5, lw=1, label=name)
-        measure = "agreement" if points[0].validity is None else "validity"
-        axes.set(title=title, xlabel="tokens per forward", ylabel=f"{measure}, %")
-        axes.grid(alpha=0.3)
+                if measure == "validity":
+                    ends = [point.interval or (point.lost, point.lost) for point in line]
+                    below = [100 * (high - p.lost) for p, (_, high) in zip(line, ends, strict=True)]
+                    above = [100 * (p.lost - low) for p, (low, _) in zip(line, ends, strict=True)]
+                    axes.errorbar(x, y, [below, above], fmt="none", ecolor=colour, elinewidth=0.7)
+            axes.set(title=title, xlabel="tokens per forward", ylabel=f"{measure}, %")
+            axes.grid(alpha=0.3)
     handles = {
         label: handle
         for axes in figure.axes
