@@ -15,9 +15,9 @@ from l2pd_policies.settled.filter import SignalFilter
 from l2pd_policies.settled.signals import how_long, signals
 
 DOUBT_POWER = 0.7
-"""Filters are surest of all at positions where they are wrong more often than they say. Chosen on
-prompts that are neither held out nor trained on; with 1 the sum bounds the probability that any of
-the predictions is wrong, if the filter's probabilities are right."""
+"""With 1, the sum bounds the probability that any of the predictions is wrong, if the filter's
+probabilities are right. It errs most where it is surest, so small doubts count for more; the power
+was chosen on prompts beside the shipped ones (docs/learned_policies.md)."""
 
 
 @options
