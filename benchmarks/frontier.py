@@ -87,8 +87,9 @@ def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", action="append", choices=list(MODELS), help="these alone")
-    parser.add_argument("--policy", action="append", choices=list(SWEEPS), help="these alone")
-    parser.add_argument("--setting", action="append", help="NAME,key=value,...: these instead")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--policy", action="append", choices=list(SWEEPS), help="these alone")
+    which.add_argument("--setting", action="append", help="NAME,key=value,...: these instead")
     parser.add_argument("--prompts", type=Path, default=heldout_prompts())
     parser.add_argument("--limit", type=int, default=2000, help="only the first prompts")
     parser.add_argument("--max-new-tokens", type=int, default=128)

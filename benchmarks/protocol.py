@@ -13,12 +13,11 @@ and how many equal those without a cache, is measured on `--checked` prompts, in
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from pathlib import Path
 from typing import Any
 
-from measuring import environment
+from measuring import write
 from rich.console import Console
 
 from l2pd_adapters.cli.arguments import parse_policy
@@ -88,11 +87,8 @@ def main() -> None:
                     uncached = answers
                 rows.append(describe(length, clock, paper, aware, answers, slow))
         text = table(rows)
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        write(arguments.out.with_suffix(".json"), rows)
         arguments.out.with_suffix(".md").write_text(text, encoding="utf-8")
-        arguments.out.with_suffix(".json").write_text(
-            json.dumps({"environment": environment(), "rows": rows}, indent=1) + "\n"
-        )
     print(text)
 
 

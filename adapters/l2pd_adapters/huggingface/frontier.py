@@ -145,9 +145,9 @@ def draw(panels: Mapping[str, Sequence[Point]], path: str | Path) -> None:
                 y = [100 * getattr(point, measure) for point in line]
                 axes.plot(x, y, color=colour, marker=marker, markersize=5, lw=1, label=name)
                 if measure == "validity":
-                    ends = [point.interval or (point.lost, point.lost) for point in line]
-                    below = [100 * (high - p.lost) for p, (_, high) in zip(line, ends, strict=True)]
-                    above = [100 * (p.lost - low) for p, (low, _) in zip(line, ends, strict=True)]
+                    ends = [(p.lost, *p.interval) for p in line if p.interval is not None]
+                    bars = [(100 * (high - lost), 100 * (lost - low)) for lost, low, high in ends]
+                    below, above = zip(*bars, strict=True)
                     axes.errorbar(x, y, [below, above], fmt="none", ecolor=colour, elinewidth=0.7)
             axes.set(title=title, xlabel="tokens per forward", ylabel=f"{measure}, %")
             axes.grid(alpha=0.3)
