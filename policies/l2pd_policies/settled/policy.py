@@ -79,6 +79,7 @@ class Settled(FilterPolicy):
 
 
 def _within(risk: float, doubt: Tensor, masked: Tensor) -> Tensor:
-    """bool (B, L): the masked positions of least doubt, as many as it sums to `risk` at most."""
+    """bool (B, L): the masked positions of least doubt, as many as sum to `risk` at most, with
+    doubts and `risk` to `DOUBT_POWER`."""
     ordered, places = torch.where(masked, doubt**DOUBT_POWER, torch.inf).sort(stable=True, dim=-1)
     return torch.zeros_like(masked).scatter(-1, places, ordered.cumsum(-1) <= risk**DOUBT_POWER)
