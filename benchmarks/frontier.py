@@ -43,7 +43,8 @@ from l2pd_adapters.huggingface.evaluation import (
 )
 from l2pd_adapters.huggingface.frontier import Point, draw, on_frontier
 from l2pd_adapters.tiny_models import folder_of, heldout_prompts, training_prompts
-from l2pd_plugins import L2PDError, create_policy
+from l2pd_plugins import L2PDError, UnmaskPolicy, create_policy
+from l2pd_plugins.plugins import find_policy
 
 MODELS = {"tiny-llada": "dual", "tiny-sdar": "block"}
 """Each model with its cache. tiny-llada gives the same answers without one, and takes longer."""
@@ -105,7 +106,7 @@ def main() -> None:
         chosen = {}
         for text in arguments.setting:
             options = parse_policy(text)
-            chosen.setdefault(options.pop("name"), []).append(options)
+            chosen.setdefault(find_policy(options.pop("name")).name, []).append(options)
     prompts = read_prompts(arguments.prompts, arguments.limit)
     settings = {"max_new_tokens": arguments.max_new_tokens, "batch_size": arguments.batch_size}
     run = Run(models, chosen, prompts, settings)
@@ -161,6 +162,9 @@ class Run:
             Progress(*columns, console=Console(stderr=True)) as bar,
         ):
             job = Job(self.prompts, self.settings, Path(folder), began + 60 * minutes)
+            for model, (name, sweep) in itertools.product(self.models, self.sweeps.items()):
+                for options in sweep:
+                    job.policy(model, name, options)  # a misspelt one ends the run here
             first, *later = self._rounds()
             total = len(self.models) * (1 + sum(map(len, (first, *later))))
             advance = functools.partial(bar.advance, bar.add_task("decoding", total=total))
@@ -238,8 +242,7 @@ class Job:
         if time.time() > self.deadline:
             return "the time was over"
         slow: Evaluation = pickle.loads(self._reference(model).read_bytes())
-        files = {"frequencies": self._frequencies(model)} if name == "pc_sampler" else {}
-        policy = create_policy(name, **options, **files)
+        policy = self.policy(model, name, options)
         try:
             found = evaluate(
                 *loaded(model),
@@ -253,9 +256,14 @@ class Job:
         point = Point.of(policy, found, slow)
         return replace(
             point,
-            options={k: v for k, v in point.options.items() if k not in files},
+            options={k: v for k, v in point.options.items() if k != "frequencies"},
             configuration=point.configuration.replace(f"{self.folder}/", ""),
         )
+
+    def policy(self, model: str, name: str, options: dict[str, Any]) -> UnmaskPolicy:
+        """The policy of a setting. Raises L2PDError if there is no such policy or option."""
+        files = {"frequencies": self._frequencies(model)} if name == "pc_sampler" else {}
+        return create_policy(name, **{**files, **options})
 
     def _settings(self, model: str) -> dict[str, Any]:
         return {**self.settings, "cache": MODELS[model]}

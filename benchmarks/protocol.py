@@ -7,7 +7,9 @@ Learn2PD (arXiv 2509.25188) compares with a baseline that decodes every position
 token per step, end-of-text padding included. Each row here is compared with that baseline, and with
 one that knows about the end of text: both one token per step, block 32, no cache. The paper's
 baseline is slow, so the clock runs on `--limit` prompts, one at a time; how many answers are valid,
-and how many equal those without a cache, is measured on `--checked` prompts, in batches.
+and how many equal those without a cache, is measured on `--checked` prompts, in batches. The
+answers of the paper's baseline are scored with the cache that `--score-baseline` names, since
+without one it takes hours.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from rich.console import Console
 
 from l2pd_adapters.cli.arguments import parse_policy
 from l2pd_adapters.huggingface import load
+from l2pd_adapters.huggingface.described import family_of
 from l2pd_adapters.huggingface.evaluation import (
     Evaluation,
     Prompt,
@@ -29,6 +32,7 @@ from l2pd_adapters.huggingface.evaluation import (
     read_prompts,
     validity_difference,
 )
+from l2pd_adapters.huggingface.forward import CACHES
 from l2pd_adapters.tiny_models import heldout_prompts
 from l2pd_plugins import create_policy
 
@@ -44,12 +48,17 @@ def main() -> None:
     parser.add_argument("--checked", type=int, default=300, help="prompts whose answers are scored")
     parser.add_argument("--policy", action="append", default=None)
     parser.add_argument("--lengths", type=int, nargs="+", default=[128, 256, 512, 1024])
-    parser.add_argument("--caches", nargs="+", default=["none", "prefix", "dual"])
+    parser.add_argument("--caches", nargs="+", help="default: all that the model has")
+    parser.add_argument("--score-baseline", metavar="CACHE", help="default: it is not scored")
     parser.add_argument("--out", type=Path, required=True, help="path without a suffix")
     arguments = parser.parse_args()
 
     policies = [create_policy(parse_policy(text)) for text in arguments.policy or ["learn2pd"]]
     model, tokenizer = load(arguments.model)
+    choices = CACHES[family_of(model).attention]
+    caches = arguments.caches or sorted(choices, key=("none", "prefix", "dual", "block").index)
+    for cache in {*caches, arguments.score_baseline} - {None, *choices}:
+        parser.error(f"{arguments.model} has no cache {cache!r}; choose from {', '.join(choices)}")
     timed = read_prompts(arguments.prompts, arguments.limit)
     checked = read_prompts(arguments.prompts, arguments.checked)
     console = Console(stderr=True, soft_wrap=True)
@@ -63,28 +72,27 @@ def main() -> None:
         return found
 
     for length in arguments.lengths:
-        whole = {"max_new_tokens": length, "end_of_text": "off"}
-        short = {"max_new_tokens": length, "end_of_text": "block"}
-        run(timed[:1], BASELINE, 1, **short)  # nobody pays for the first forward passes
-        paper = run(timed, BASELINE, 1, **whole)
-        aware = run(timed, BASELINE, 1, **short)
-        slow = run(checked, BASELINE, 16, **short)
-        rows.append(describe(length, paper, paper, aware, None, slow))
+        off = {"max_new_tokens": length, "cache": "none", "end_of_text": "off"}
+        block = {**off, "end_of_text": "block"}
+        run(timed[:1], BASELINE, 1, **block)  # nobody pays for the first forward passes
+        paper = run(timed, BASELINE, 1, **off)
+        aware = run(timed, BASELINE, 1, **block)
+        slow = run(checked, BASELINE, 16, **block)
+        whole = None
+        if arguments.score_baseline:
+            cached = {**off, "cache": arguments.score_baseline}
+            whole = run(checked, BASELINE, 16, reference_answers=slow.answers, **cached)
+        rows.append(describe(length, paper, paper, aware, whole, slow))
         rows.append(describe(length, aware, paper, aware, slow, slow))
         for policy in policies:
-            uncached = None
-            for cache in arguments.caches:
-                clock = run(timed, policy, 1, cache=cache, **short)
-                answers = run(
-                    checked,
-                    policy,
-                    16,
-                    cache=cache,
-                    reference_answers=None if uncached is None else uncached.answers,
-                    **short,
-                )
-                if cache == "none":
-                    uncached = answers
+            uncached = run(checked, policy, 16, **block)
+            for cache in caches:
+                settings = {**block, "cache": cache}
+                clock = run(timed, policy, 1, **settings)
+                answers = uncached
+                if cache != "none":
+                    reference = uncached.answers
+                    answers = run(checked, policy, 16, reference_answers=reference, **settings)
                 rows.append(describe(length, clock, paper, aware, answers, slow))
         text = table(rows)
         write(arguments.out.with_suffix(".json"), rows)
@@ -101,7 +109,7 @@ def describe(
     slow: Evaluation,
 ) -> dict[str, Any]:
     """One row, as plain values: `clock`, `paper` and `aware` on the timed prompts, `answers` (None
-    for the paper's baseline, which would take too long) and `slow` on those that are scored."""
+    if they were not scored) and `slow` on those that are scored."""
     scores = {}
     if answers is not None:
         difference = validity_difference(answers, slow)
@@ -113,6 +121,7 @@ def describe(
             "low": difference.low,
             "high": difference.high,
             "agreement_with_no_cache": answers.agreement,
+            "scored_configuration": answers.configuration,
         }
     return {
         "length": length,
@@ -155,6 +164,12 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"| {row['aware_nfe_speedup']:.2f} | {row['aware_wall_speedup']:.2f} |"
         )
     lines += ["", f"First row: `{rows[0]['configuration']}`"]
+    if "scored_configuration" in rows[0]:
+        lines += [
+            "",
+            "Its answers were scored, and compared with those of the second row, with "
+            f"`{rows[0]['scored_configuration']}`",
+        ]
     return "\n".join(lines) + "\n"
 
 
