@@ -8,20 +8,28 @@ import shutil
 import pytest
 
 from l2pd_adapters.cli.new_policy import write_distribution
-from l2pd_plugins import L2PDError, create_policy, list_policies
+from l2pd_plugins import L2PDError, create_policy, list_policies, plugins
 from l2pd_plugins.testing import check_policy
 
 
-def test_what_it_writes_is_found_and_passes_the_kit(site, tmp_path):
+def test_what_it_writes_is_installed_found_and_passes_the_kit(site, tmp_path):
     written = write_distribution("demo_rule", tmp_path / "demo")
-    project = (tmp_path / "demo" / "pyproject.toml").read_text()
-    entry_point = re.search(r"\[project.entry-points.l2pd_plugins\]\n(\w+) = \"(\w+)\"", project)
-    assert entry_point is not None
-    shutil.copytree(tmp_path / "demo" / "src", site.path, dirs_exist_ok=True)
-    site.install("l2pd-policy-demo-rule", {entry_point[1]: entry_point[2]})
-    assert "demo_rule" in [spec.name for spec in list_policies()]
-    check_policy(lambda: create_policy("demo_rule"), block_lengths=(8,), verbose=False)
     assert all("$" not in file.read_text() for file in written)
+    before = site.l2pd("policies").stdout
+    pip = ["-m", "pip", "install", "--no-index", "--no-deps", "--target", str(site.path)]
+    # This environment has hatchling; one that pip sets up for the build would fetch it.
+    done = site.run(*pip, "--no-build-isolation", str(tmp_path / "demo"))
+    assert done.returncode == 0, done.stderr
+    plugins.reload()
+    found = [spec for spec in list_policies() if spec.origin.startswith("l2pd-policy-demo-rule:")]
+    assert [spec.name for spec in found] == ["demo_rule"]
+    check_policy(lambda: create_policy("demo_rule"), block_lengths=(8,), verbose=False)
+    answer = site.l2pd("generate", "Sort: clfxz", "--policy", "demo_rule")
+    assert "policy=demo_rule(" in answer.stdout + answer.stderr
+    assert answer.stdout.startswith("cflxz")
+    shutil.rmtree(site.path)  # pip uninstall knows no --target
+    assert "demo_rule" not in before
+    assert site.l2pd("policies").stdout == before
 
 
 @pytest.mark.parametrize("name", ["Demo", "my-rule", "class", "1st", "../x", "cora"])
