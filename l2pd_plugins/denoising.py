@@ -141,7 +141,7 @@ class BlockBatch:
         if len(batches) == 1 and wanted == list(range(counts[0])):
             return batches[0]
         some = batches[0]
-        index = torch.tensor(wanted, dtype=torch.int64, device=some.tokens.device)
+        index = upload(wanted, some.tokens.device)
 
         def joined(parts: list[Tensor]) -> Tensor:
             return torch.cat(parts).index_select(0, index)
@@ -213,7 +213,7 @@ class BlockBatch:
         reference: Tensor | None = None,
     ) -> None:
         """Move these rows to the next block of their canvases: tokens (len(rows), L)."""
-        index = torch.tensor(rows, dtype=torch.int64, device=self.tokens.device)
+        index = upload(rows, self.tokens.device)
         present = torch.ones_like(tokens, dtype=torch.bool) if present is None else present
         masked = (tokens == self.mask_token_id) & present
         # Never in place: whoever watches the steps may still hold these tensors.
@@ -230,7 +230,7 @@ class BlockBatch:
             if not local or not group.state:
                 continue
             fresh = _initial_state(group.policy, len(local), tokens)
-            at = torch.tensor(local, dtype=torch.int64, device=self.tokens.device)
+            at = upload(local, self.tokens.device)
             for name, value in fresh.items():
                 group.state[name] = group.state[name].index_copy(0, at, value)
 
@@ -325,7 +325,7 @@ def _gathered_state(
     if not states[0]:
         return {}
     wanted = [at[id(batch), row] for batch, row in rows]
-    index = torch.tensor(wanted, dtype=torch.int64, device=rows[0][0].tokens.device)
+    index = upload(wanted, rows[0][0].tokens.device)
     return {
         name: torch.cat([state[name] for state in states]).index_select(0, index)
         for name in states[0]

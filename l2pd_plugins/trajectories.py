@@ -41,6 +41,7 @@ class Manifest:
     prompts: str
     """Name of the prompt file."""
     prompts_sha256: str
+    """Of their token ids."""
     prompt_count: int
     policies: list[str]
     """The policies whose states were recorded, in the order of `policy`: what each describes
@@ -162,7 +163,10 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
     Raises L2PDError, naming what differs, if the folder holds data that was made otherwise.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise L2PDError(f"{folder} cannot be made: {error.strerror}") from error
     path = folder / MANIFEST
     if path.exists():
         there, wanted = asdict(read_manifest(folder)), asdict(manifest)
@@ -181,9 +185,11 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of a folder. Raises L2PDError if there is none or it is of another version."""
     path = folder / MANIFEST
     try:
-        content: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise L2PDError(f"{folder} holds no trajectories: {error}") from error
+    if not isinstance(content, dict):
+        raise L2PDError(f"{path} holds a {type(content).__name__}, wanted is an object")
     if content.get("schema_version") != SCHEMA_VERSION:
         version = content.get("schema_version")
         raise L2PDError(f"{path}: schema_version {version!r}, this version reads {SCHEMA_VERSION}")
@@ -212,5 +218,8 @@ def _shards(folder: Path, manifest: Manifest) -> Iterator[Trajectories]:
 
 def _replace(path: Path, write: Any) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    write(temporary)
-    temporary.replace(path)
+    try:
+        write(temporary)
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise L2PDError(f"{path} cannot be written: {error}") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,10 +13,12 @@ import time
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from l2pd_adapters.huggingface.collecting import collect
-from l2pd_adapters.huggingface.evaluation import read_prompts
+from l2pd_adapters.huggingface import load
+from l2pd_adapters.huggingface.collecting import collect, share_of_prompts
+from l2pd_adapters.huggingface.evaluation import parse_prompts, read_prompts
+from l2pd_adapters.tiny_models import heldout_prompts
 from l2pd_plugins import L2PDError, create_policy
 from l2pd_plugins.trajectories import read_trajectories
 
@@ -124,6 +127,91 @@ def test_another_model_of_the_same_name_does_not_mix(loaded, prompt_file, collec
         )
 
 
+def test_other_token_ids_do_not_mix(loaded, prompt_file, collected):
+    model, tokenizer = copy.deepcopy(loaded)
+    tokenizer.chat_template = None
+    with pytest.raises(L2PDError, match="prompts_sha256"):
+        collect(
+            model,
+            tokenizer,
+            read_prompts(prompt_file),
+            collected,
+            source=prompt_file.name,
+            max_new_tokens=24,
+            batch_size=2,
+            prompts_per_shard=3,
+        )
+
+
+def test_a_filter_is_known_by_its_weights_and_not_by_its_path(small_model, loaded, tmp_path):
+    model, tokenizer = loaded
+    prompts = parse_prompts(["One.", "Two."], "here")
+    settings = {"max_new_tokens": 8, "batch_size": 2}
+    folder = tmp_path / "filter"
+    shutil.copytree(small_model / "policies" / "learn2pd", folder)
+
+    def run(policy):
+        return collect(model, tokenizer, prompts, tmp_path / "d", policies=[policy], **settings)
+
+    own = run("learn2pd")
+    assert run({"name": "learn2pd", "filter": str(folder)}) == own
+    assert run({"name": "learn2pd", "filter": f"{folder}/"}) == own
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: -value for name, value in weights.items()}, folder / "model.safetensors")
+    with pytest.raises(L2PDError, match="policies="):
+        run({"name": "learn2pd", "filter": str(folder)})
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"policies": ["transformer_sampler"]}, "no filter belongs to the model"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0"),
+        ({"block_length": 0}, "block_length=0"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"prompts_per_shard": 0}, "prompts_per_shard=0"),
+        ({"rank": 2, "world_size": 2}, "rank=2"),
+        ({"labels": "right"}, "labels='right'"),
+    ],
+)
+def test_what_cannot_be_collected_leaves_nothing(loaded, prompt_file, tmp_path, settings, words):
+    with pytest.raises(L2PDError, match=words):
+        collect(*loaded, read_prompts(prompt_file), tmp_path / "d", **settings)
+    assert not (tmp_path / "d").exists()
+
+
+def test_what_lies_behind_the_canvas_is_no_data(tmp_path):
+    """A block-causal model decodes its last block whole; the reference ends before."""
+    prompts = read_prompts(heldout_prompts(), 6)
+    collect(*load("tiny-sdar"), prompts, tmp_path, max_new_tokens=24, batch_size=6)
+    _, data = read_trajectories(tmp_path)
+    for prompt in range(6):
+        begun = data.take((data.prompt == prompt) & (data.step == 0))
+        assert begun.masked.sum() <= 24
+    right = data.masked & data.correct
+    assert right.sum() > 0.5 * data.masked.sum()
+
+
+def test_processes_count_their_own_share(monkeypatch):
+    shares = []
+    for rank in range(3):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "3")
+        shares.append(share_of_prompts(11, 2))
+    assert shares == [4, 4, 3]
+
+
+def test_training_refuses_what_it_would_not_follow(l2pd, collected, tmp_path, monkeypatch):
+    train = ("learn2pd", "train", "--data", collected, "--out", tmp_path / "f")
+    done = l2pd(*train, "--model", "tiny-sdar", "--batch-size", "3")
+    assert done.returncode == 2
+    assert "--model, --batch-size" in done.stderr
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = l2pd(*train, "--rounds", "1")
+    assert done.returncode == 2
+    assert "--rounds runs in one process, here are 2" in done.stderr
+
+
 @pytest.mark.parametrize("policy", ["learn2pd", "settled"])
 def test_training_twice_gives_the_same_weights(l2pd, collected, tmp_path, policy):
     for name in ("a", "b"):
@@ -220,6 +308,7 @@ def test_a_pickle_with_code_is_refused_and_runs_nothing(l2pd, tmp_path):
         released(**{"2.bias": None}),
         released(**{"4.weight": torch.zeros(32, 32)}),
         released(**{"0.weight": torch.zeros(32, 16)}),
+        released(**{"0.weight": torch.tensor(1.0)}),
         released(**{"0.bias": torch.full((32,), torch.nan)}),
         [torch.zeros(32, 32)],
         torch.zeros(3),

@@ -106,9 +106,22 @@ def test_other_settings_are_refused_by_name(tmp_path):
 def test_what_is_broken_is_refused(tmp_path):
     with pytest.raises(L2PDError, match="holds no trajectories"):
         read_manifest(tmp_path)
+    (tmp_path / "manifest.json").write_text("[]")
+    with pytest.raises(L2PDError, match="holds a list"):
+        read_manifest(tmp_path)
     (tmp_path / "manifest.json").write_text('{"schema_version": 7}')
     with pytest.raises(L2PDError, match="schema_version 7"):
         read_manifest(tmp_path)
     (tmp_path / "x.safetensors").write_bytes(b"nonsense")
     with pytest.raises(L2PDError, match="holds no trajectories"):
         Trajectories.load(tmp_path / "x.safetensors")
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(L2PDError, match=r"file cannot be made"):
+        write_manifest(tmp_path / "file", MANIFEST)
+    with pytest.raises(
+        L2PDError, match=r"gone/shard-00000-of-00002\.safetensors cannot be written"
+    ):
+        some(3).save(MANIFEST.path_of(tmp_path / "gone", 0))

@@ -11,8 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from l2pd_plugins import L2PDError, ModelContext, create_policy
+from l2pd_plugins.trajectories import Trajectories
 from l2pd_policies.learn2pd import UnmaskFilter
 from l2pd_policies.learned.filter import load_filter
+from l2pd_policies.learned.training import Recipe, train
 
 
 @pytest.fixture
@@ -57,6 +59,33 @@ def test_a_row_does_not_depend_on_its_batch_to_the_bit(folder):
     together = loaded(confidence)
     for row in range(33):
         assert torch.equal(loaded(confidence[row : row + 1])[0], together[row])
+
+
+def test_a_device_is_the_same_by_any_of_its_names(folder, make_step):
+    policy = create_policy("learn2pd", filter=str(folder))
+    state = policy.init_state(1, 8, torch.device("cpu:0"))
+    assert policy.select(make_step([[0.5] * 8]), state).shape == (1, 8)
+
+
+@pytest.mark.parametrize("name", ["confidence", "entropy", "margin"])
+def test_trajectories_that_hold_no_numbers_are_refused(name):
+    bits = torch.rand(8, 4) > 0.5
+    values = {each: torch.rand(8, 4) for each in ("confidence", "entropy", "margin")}
+    values[name][5, 2] = torch.nan
+    index = torch.zeros(8, dtype=torch.int64)
+    data = Trajectories(
+        prompt=torch.arange(8) // 2,
+        policy=index,
+        block=index,
+        step=index,
+        masked=bits,
+        present=bits | True,
+        x0=torch.zeros(8, 4, dtype=torch.int32),
+        correct=bits,
+        **values,
+    )
+    with pytest.raises(L2PDError, match=rf"a {name} that is no number, .* counted from 0: 2;"):
+        train(UnmaskFilter, data, Recipe(epochs=1), block_length=4, base_model="m")
 
 
 def test_threshold_and_progress_come_from_the_filter_unless_given(folder):

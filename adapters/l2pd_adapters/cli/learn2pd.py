@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Collect trajectories and train filters.", no_args_is_help=True)
 
 STARTING_POLICIES = ("oracle", "confidence_threshold,threshold=0.7", "confidence_threshold")
-"""Whose states the first round of `settled` is trained on."""
+"""Whose states the first round is trained on."""
+COLLECTING = ("model", "device", "prompts", "limit", "max_new_tokens", "batch_size", "labels")
+"""Arguments of training that say how its rounds collect trajectories."""
 Prompts = Annotated[
     Path | None, typer.Option(help="Prompt file.", show_default="the shipped training prompts")
 ]
@@ -76,11 +78,12 @@ def collect(
     accelerate launch -m l2pd_adapters.cli learn2pd collect ...
     """
     from l2pd_adapters.huggingface.collecting import collect as run
+    from l2pd_adapters.huggingface.collecting import share_of_prompts
 
     policies = [parse_policy(text) for text in policy or ["oracle"]]
     source, chosen = _prompts(prompts, limit)
     loaded = load_model(model, device)
-    with progress(len(chosen)) as start:
+    with progress(share_of_prompts(len(chosen), prompts_per_shard)) as start:
         run(
             *loaded,
             chosen,
@@ -97,6 +100,7 @@ def collect(
 
 @app.command()
 def train(
+    context: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder for the filter.")],
     data: Annotated[
         Path, typer.Option(help="Folder of trajectories; with --rounds, they are made there.")
@@ -120,6 +124,11 @@ def train(
     seed: int = 0,
 ) -> None:
     """Train a filter on trajectories; with --rounds N, on the states of its own decisions too."""
+    sources = {name: context.get_parameter_source(name) for name in COLLECTING}
+    given = [name for name, source in sources.items() if source and source.name != "DEFAULT"]
+    if rounds == 0 and given:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise L2PDError(f"{options}: for --rounds alone, which collects trajectories")
     trained = train_filter(
         out,
         data,
@@ -182,7 +191,7 @@ def train_filter(
 
     With rounds, trajectories go to ``data/round-0`` (of the starting policies) and
     ``data/round-N`` (of the filter of the round before), and the filter is trained anew on all of
-    them after each round.
+    them after each round. Without, the arguments named in `COLLECTING` say nothing.
     """
     import dataclasses
 
@@ -202,6 +211,10 @@ def train_filter(
         seed=seed,
     )
     require_matplotlib()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise L2PDError(f"--out {out} cannot be made: {error.strerror}") from error
 
     def fitted(
         trajectories: Trajectories, block_length: int, base_model: str, what: str
@@ -219,15 +232,18 @@ def train_filter(
 
     facts: dict[str, Any] = {"policy": policy, "seed": seed, "rounds": rounds}
     if rounds == 0:
-        if prompts is not None or limit is not None or labels != "reference":
-            raise L2PDError(
-                "--prompts, --limit and --labels go with --rounds, which collects trajectories"
-            )
         manifest, trajectories = read_trajectories(data)
         trained = fitted(trajectories, manifest.block_length, manifest.model, "training")
     else:
         from l2pd_adapters.huggingface.collecting import collect as run
+        from l2pd_adapters.huggingface.collecting import place_among_processes
 
+        processes = place_among_processes()[1]
+        if processes > 1:
+            raise L2PDError(
+                f"--rounds runs in one process, here are {processes}; several can share "
+                "`l2pd learn2pd collect`"
+            )
         source, chosen = _prompts(prompts, limit)
         loaded = load_model(model, device)
         parts: list[Trajectories] = []

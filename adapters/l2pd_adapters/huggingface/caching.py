@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from l2pd_plugins.uploading import upload
+
 
 class CanvasLayer(CacheLayerMixin):
     """One layer's keys and values: (R, heads, W + 1, head_dim).
@@ -107,7 +109,7 @@ class CanvasCache(Cache):
 
     def keep(self, rows: Sequence[int], device: torch.device) -> None:
         """Keep these rows, in this order."""
-        index = torch.tensor(rows, device=device)
+        index = upload(rows, device)
         self.rows = len(rows)
         for layer in self.layers:
             layer.keep(index)

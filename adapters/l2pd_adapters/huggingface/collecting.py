@@ -9,6 +9,7 @@ data of Learn2PD (arXiv 2509.25188).
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -19,12 +20,14 @@ import torch
 from torch import Tensor
 
 from l2pd_adapters.families import end_of_text_ids
+from l2pd_adapters.huggingface.arguments import whole
 from l2pd_adapters.huggingface.consistency import States, accepted, answers_hold, predictions
 from l2pd_adapters.huggingface.described import block_length_of, family_of, mask_token_of
 from l2pd_adapters.huggingface.evaluation import (
     Prompt,
     encode_prompts,
     left_padded,
+    settings_of,
     with_reference,
 )
 from l2pd_plugins import UnmaskPolicy, create_policy
@@ -78,7 +81,8 @@ def collect(
         progress: called with the number of prompts that were done, after every batch, and for
             shards that were there already.
 
-    Returns the manifest. Raises L2PDError if `out` holds data that was made otherwise.
+    Returns the manifest. Raises L2PDError for arguments that cannot be followed, before anything is
+    written, or if `out` holds data that was made otherwise.
     """
     if labels not in LABELS:
         raise L2PDError(f"labels={labels!r}: the choices are {', '.join(LABELS)}")
@@ -86,28 +90,38 @@ def collect(
         raise L2PDError("there are no prompts to collect from")
     if not end_of_text_ids(model.generation_config.eos_token_id):
         raise L2PDError("the model's generation_config names no eos_token_id")
-    rank = int(os.environ.get("RANK", "0")) if rank is None else rank
-    world_size = int(os.environ.get("WORLD_SIZE", "1")) if world_size is None else world_size
-    made = [create_policy(policy) for policy in policies]
-    block_length = block_length or block_length_of(model)
-    texts = "\n".join(prompt.text for prompt in prompts)
+    whole("batch_size", batch_size, 1)
+    whole("prompts_per_shard", prompts_per_shard, 1)
+    own_rank, own_world_size = place_among_processes()
+    rank = own_rank if rank is None else rank
+    world_size = own_world_size if world_size is None else world_size
+    if not 0 <= rank < world_size:
+        raise L2PDError(f"rank={rank}: wanted a number from 0 to world_size - 1 = {world_size - 1}")
+    decoding: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "block_length": block_length_of(model) if block_length is None else block_length,
+        "end_of_text": "block",
+    }
+    made = [
+        settings_of(model, unmask_policy=create_policy(policy), **decoding).policies[0]
+        for policy in policies
+    ]
+    encoded = encode_prompts(tokenizer, prompts)
+    token_ids = json.dumps([ids.tolist() for ids in encoded])
     manifest = Manifest(
         model=model.generate.name,
         model_fingerprint=fingerprint(model.state_dict()),
         prompts=source,
-        prompts_sha256=hashlib.sha256(texts.encode()).hexdigest(),
+        prompts_sha256=hashlib.sha256(token_ids.encode()).hexdigest(),
         prompt_count=len(prompts),
-        policies=[f"{policy.describe()} {policy.fingerprint()}".strip() for policy in made],
-        max_new_tokens=max_new_tokens,
-        block_length=block_length,
-        end_of_text="block",
+        policies=[_identity(policy) for policy in made],
+        **decoding,
         dtype=str(model.dtype).removeprefix("torch."),
         batch_size=batch_size,
         prompts_per_shard=prompts_per_shard,
         labels=labels,
     )
     write_manifest(out, manifest)
-    encoded = encode_prompts(tokenizer, prompts)
     for shard in range(rank, manifest.shards, world_size):
         first = shard * prompts_per_shard
         members = range(first, min(first + prompts_per_shard, len(prompts)))
@@ -133,6 +147,28 @@ def collect(
                 progress(len(rows))
         Trajectories.concatenate(parts).save(path)
     return manifest
+
+
+def place_among_processes() -> tuple[int, int]:
+    """This process's rank and the number of processes, which ``accelerate launch`` and ``torchrun``
+    write into the environment; (0, 1) without them."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def share_of_prompts(prompts: int, prompts_per_shard: int) -> int:
+    """How many of the prompts `collect` does in this process."""
+    rank, world_size = place_among_processes()
+    return sum(i // prompts_per_shard % world_size == rank for i in range(prompts))
+
+
+def _identity(policy: UnmaskPolicy) -> str:
+    """The policy as one word, and the fingerprint of its weights if it has any; where they lie is
+    no part of it."""
+    weights = policy.fingerprint()
+    if not weights:
+        return policy.describe()
+    options = {k: v for k, v in policy.options().items() if k != "filter" and v is not None}
+    return f"{policy.name}({', '.join(f'{k}={v}' for k, v in options.items())}) {weights}"
 
 
 def _settings(manifest: Manifest) -> dict[str, Any]:
@@ -286,6 +322,8 @@ def _record(
         columns = first_of[sequences] + torch.tensor(blocks) * length
         columns = columns.unsqueeze(-1) + torch.arange(length)
         wanted = wanted_of[torch.tensor(sequences).unsqueeze(-1), columns]
+        # A block-causal model decodes its last block whole; the reference ends before.
+        known = columns < length + manifest.max_new_tokens
         x0 = step.x0.cpu()
         sequences_of.append(torch.tensor(sequences))
         in_block.append(step.tokens.cpu())
@@ -295,8 +333,8 @@ def _record(
                 policy=torch.full((len(sequences),), index),
                 block=torch.tensor(blocks),
                 step=step.step_index.cpu(),
-                masked=step.masked.cpu(),
-                present=step.present.cpu(),
+                masked=step.masked.cpu() & known,
+                present=step.present.cpu() & known,
                 x0=x0.to(torch.int32),
                 confidence=step.confidence.cpu(),
                 entropy=step.entropy.cpu(),

@@ -35,6 +35,9 @@ class Decoded:
 
     tokens: Tensor
     """(B, G) int64; behind an end of text, the end-of-text token."""
+    whole: Tensor
+    """(B, G' >= G) int64: the same, and behind it the rest of the last block, which a block-causal
+    model has decoded with it."""
     trace: Trace
     reference_nfe: Tensor | None = None
     """(B,) int64, forward passes of reference decodes that were made first."""
@@ -121,7 +124,7 @@ class _Canvas:
         self.reference = None
         if reference is not None:  # laid out like the tokens
             self.reference = torch.full_like(self.tokens, settings.filler)
-            self.reference[:, prompt : prompt + settings.max_new_tokens] = reference
+            self.reference[:, prompt:] = reference[:, : width - prompt]
 
         self.rows = list(range(batch))
         """Sequence (index into the batch) of each live row."""
@@ -186,8 +189,8 @@ class _Canvas:
         self._stream_draft(outcome)
         self._follow_up(outcome)
 
-    def result(self) -> tuple[Tensor, Trace]:
-        """The answers (B, max_new_tokens) and their trace, once no row is live."""
+    def result(self) -> tuple[Tensor, Tensor, Trace]:
+        """`Decoded.tokens`, `whole` and `trace`, once no row is live."""
         size = self.settings.max_new_tokens
         broken = self.broken.nonzero().flatten().tolist()
         if broken:
@@ -196,23 +199,29 @@ class _Canvas:
                 "predictions are the last to be taken, and mean nothing",
                 ", ".join(map(str, broken)),
             )
-        tokens, committed_at, confidence = (
+        whole = self.answers[:, self.prompt_length :]
+        committed_at, confidence = (
             history[:, self.prompt_length : self.prompt_length + size]
-            for history in (self.answers, self.committed_at, self.confidence)
+            for history in (self.committed_at, self.confidence)
         )
         end_of_text = self.settings.end_of_text
         length = torch.tensor(self.length, device=self.device)
         if end_of_text.rule == "off":
-            ends = is_end_of_text(tokens, end_of_text.token_ids)
+            ends = is_end_of_text(whole[:, :size], end_of_text.token_ids)
             length = torch.where(ends.any(-1), ends.to(torch.int64).argmax(-1) + 1, size)
         else:
-            behind = torch.arange(size, device=self.device) >= length.unsqueeze(-1)
-            tokens = tokens.masked_fill(behind, end_of_text.token_ids[0])
-        return tokens, Trace(
-            committed_at=committed_at,
-            confidence=confidence,
-            nfe=torch.tensor(self.nfe, device=self.device),
-            length=length,
+            behind = torch.arange(whole.shape[1], device=self.device) >= length.unsqueeze(-1)
+            behind &= (length < size).unsqueeze(-1)
+            whole = whole.masked_fill(behind, end_of_text.token_ids[0])
+        return (
+            whole[:, :size],
+            whole,
+            Trace(
+                committed_at=committed_at,
+                confidence=confidence,
+                nfe=torch.tensor(self.nfe, device=self.device),
+                length=length,
+            ),
         )
 
     def _logits(self) -> tuple[Tensor, Tensor]:
@@ -388,8 +397,8 @@ class _Canvas:
 def _references(
     model: Any, input_ids: Tensor, attention_mask: Tensor, settings: DecodeSettings
 ) -> tuple[Tensor | None, Tensor | None]:
-    """What policies that require "reference" are shown: (B, max_new_tokens) tokens, and the NFE
-    that making them cost."""
+    """What policies that require "reference" are shown: (B, max_new_tokens + block_length) tokens,
+    and the NFE that making them cost. Behind a reference that is given is the end of text."""
     wanting: dict[int, list[int]] = {}
     for row, policy in enumerate(settings.policies):
         if "reference" in policy.requires:
@@ -397,7 +406,8 @@ def _references(
     if not wanting:
         return None, None
     batch, size = len(input_ids), settings.max_new_tokens
-    reference = torch.full((batch, size), settings.filler, device=input_ids.device)
+    shape = (batch, size + settings.block_length)  # the last block may reach over the canvas
+    reference = torch.full(shape, settings.filler, device=input_ids.device)
     missing: list[int] = []
     for rows in wanting.values():
         policy = settings.policies[rows[0]]
@@ -427,7 +437,7 @@ def _references(
         observe=frozenset(),
     )
     made = decode(model, input_ids[at], attention_mask[at], first)
-    reference[at] = made.tokens
+    reference[at, : made.whole.shape[1]] = made.whole
     nfe = torch.zeros(batch, dtype=torch.int64, device=input_ids.device)
     nfe[at] = made.trace.nfe
     return reference, nfe

@@ -24,7 +24,12 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from l2pd_adapters.families import end_of_text_ids
-from l2pd_adapters.huggingface.arguments import StepObserver, make_settings, merged_config
+from l2pd_adapters.huggingface.arguments import (
+    DecodeSettings,
+    StepObserver,
+    make_settings,
+    merged_config,
+)
 from l2pd_adapters.huggingface.enabling import BoundGenerate
 from l2pd_adapters.tiny_models.checkers import FAMILIES, check
 from l2pd_plugins import L2PDError, UnmaskPolicy, create_policy
@@ -335,6 +340,14 @@ def evaluate(
 def configuration_of(model: Any, **settings: Any) -> str:
     """The line that describes a call of generate, of which nothing is decoded.
 
+    Raises L2PDError as `settings_of` does.
+    """
+    return settings_of(model, **settings).describe(model)
+
+
+def settings_of(model: Any, **settings: Any) -> DecodeSettings:
+    """What a call of generate with one prompt would go by; nothing is decoded.
+
     Raises L2PDError for settings that generate would refuse: a filter that does not fit the block
     length is found before the first of several policies has run for an hour.
     """
@@ -344,8 +357,7 @@ def configuration_of(model: Any, **settings: Any) -> str:
             f"{type(model).__name__} is not enabled for diffusion decoding; load it with "
             "l2pd_adapters.huggingface.load, or call enable(model)"
         )
-    checked = make_settings(model, 0, 1, merged_config(model, None, settings), name=bound.name)
-    return checked.describe(model)
+    return make_settings(model, 0, 1, merged_config(model, None, settings), name=bound.name)
 
 
 def validity_difference(

@@ -27,22 +27,30 @@ def share_passes(
     cheapest split if all begin at the same column.
     """
     order = sorted(range(len(last)), key=lambda row: last[row])
-    cost = [0] + [0] * len(order)
-    start = [0] * (len(order) + 1)
-    for end in range(1, len(order) + 1):
-        right = last[order[end - 1]]
-        left = right
+    # Rows that end together are never split for their width, only for the limit.
+    units: list[list[int]] = []
+    for row in order:
+        if limit is None and units and last[units[-1][-1]] == last[row]:
+            units[-1].append(row)
+        else:
+            units.append([row])
+    cost = [0] + [0] * len(units)
+    start = [0] * (len(units) + 1)
+    for end in range(1, len(units) + 1):
+        right = last[units[end - 1][0]]
+        left, rows = right, 0
         choices: list[tuple[int, int]] = []
         for begin in range(end - 1, -1, -1):
-            left = min(left, first[order[begin]])
-            columns = (end - begin) * (right - left)
+            left = min(left, *(first[row] for row in units[begin]))
+            rows += len(units[begin])
+            columns = rows * (right - left)
             if choices and limit is not None and columns > limit:
                 break
             choices.append((cost[begin] + PASS + columns, begin))
         cost[end], start[end] = min(choices)
     groups = []
-    end = len(order)
+    end = len(units)
     while end:
-        groups.append(sorted(order[start[end] : end]))
+        groups.append(sorted(row for unit in units[start[end] : end] for row in unit))
         end = start[end]
     return groups[::-1]

@@ -33,7 +33,8 @@ def convert(source: Path, *, threshold: float, progress: str, base_model: str) -
     layers = sorted({name.rpartition(".")[0] for name in weights}, key=_natural)
     names = [f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")]
     found = {name: (tuple(value.shape), value.dtype) for name, value in weights.items()}
-    length = len(weights[names[0]]) if len(layers) == 2 and names[0] in weights else 0
+    first = weights.get(names[0]) if len(layers) == 2 else None
+    length = 0 if first is None or not first.ndim else len(first)
     square = [(length, length), (length,)] * 2
     good = length > 0 and sorted(weights) == sorted(names)
     if not good or [tuple(weights[name].shape) for name in names] != square:

@@ -42,8 +42,8 @@ class LearnedFilter(
         progress: progress rule to decode with.
         features: names of its inputs, in order.
         base_model: name of the model on whose decodes it was trained.
-        false_positive_rate: share of wrong predictions that `threshold` accepts, measured on
-            validation prompts; None if the threshold was not calibrated.
+        false_positive_rate: share of the validation prompts' wrong predictions that `threshold` was
+            calibrated to accept at most; None if it was not calibrated.
         schema_version: of these fields.
     """
 

@@ -93,8 +93,7 @@ class FilterPolicy(UnmaskPolicy):
         self, batch_size: int, block_length: int, device: torch.device
     ) -> dict[str, Tensor]:
         self._check_block_length(block_length)
-        if device not in self._on_device:
-            self._on_device[device] = copy.deepcopy(self._loaded).to(device)
+        self._filter_on(device)  # the step is to find it there
         return {}
 
     def select(self, step: DenoisingStep, state: dict[str, Tensor]) -> Tensor:
@@ -102,8 +101,15 @@ class FilterPolicy(UnmaskPolicy):
 
     def scores(self, step: DenoisingStep, state: dict[str, Tensor]) -> Tensor:
         """(B, L) float32, the filter's logits at this step."""
-        scores: Tensor = self._on_device[step.confidence.device](self.inputs(step, state))
+        scores: Tensor = self._filter_on(step.confidence.device)(self.inputs(step, state))
         return scores
+
+    def _filter_on(self, device: torch.device) -> LearnedFilter:
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
+        if device not in self._on_device:
+            self._on_device[device] = copy.deepcopy(self._loaded).to(device)
+        return self._on_device[device]
 
     def accepts(self, probability: Tensor, masked: Tensor) -> Tensor:
         """bool (B, L): what the filter's probability (B, L) is high enough for."""

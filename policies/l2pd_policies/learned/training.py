@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,7 +85,10 @@ def train(
         report: called after every epoch with its number.
 
     Seeded: the same data and recipe give the same weights on the CPU.
+
+    Raises L2PDError if the data holds values that are no numbers, or the loss never is one.
     """
+    _check_finite(data)
     training, validation = split_by_prompt(data, recipe.validation_share, recipe.seed)
     inputs, targets = kind.inputs_of(data), data.correct.float()
     # A position that is not there has nothing to be right about.
@@ -132,9 +136,15 @@ def train(
             since += 1
             if since >= recipe.patience:
                 break
+    if not math.isfinite(best):
+        raise L2PDError(
+            f"training diverged: none of the {len(history)} looks at the validation prompts found "
+            "a finite loss"
+        )
     made.load_state_dict(kept)
     made.eval().requires_grad_(False)
-    probability = torch.cat([made(part).sigmoid() for part in inputs[held_rows].split(4096)])
+    # In eval mode a layer keeps all its products, so a part is small.
+    probability = torch.cat([made(part).sigmoid() for part in inputs[held_rows].split(256)])
     held_data = data.take(held_rows)
     made.threshold = calibrate(probability, held_data, recipe.false_positive_rate)
     made.false_positive_rate = recipe.false_positive_rate
@@ -146,6 +156,18 @@ def train(
         **measure(probability, held_data, made.threshold),
     }
     return Trained(made, metrics, history)
+
+
+def _check_finite(data: Trajectories) -> None:
+    for name in ("confidence", "entropy", "margin"):
+        bad = ~getattr(data, name).isfinite().all(-1)
+        if bad.any():
+            prompts = data.prompt[bad].unique().tolist()
+            some = ", ".join(map(str, prompts[:5])) + (", ..." if len(prompts) > 5 else "")
+            raise L2PDError(
+                f"the trajectories hold a {name} that is no number, in steps of {len(prompts)} "
+                f"prompt(s), counted from 0: {some}; the model's logits were NaN or infinite"
+            )
 
 
 def calibrate(probability: Tensor, data: Trajectories, false_positive_rate: float) -> float:

@@ -60,18 +60,22 @@ class SignalFilter(LearnedFilter, tags=["settled"]):
         for index in range(int(t.step.max()) + 1):
             at = (t.step == index).nonzero().flatten()
             stood[at] = how_long(t.x0[at], x0_before[at], stood[at - 1], first[at])
-        made = signals(
-            masked=t.masked,
-            present=t.present,
-            confidence=t.confidence,
-            confidence_before=before,
-            stood=stood,
-            margin=t.margin,
-            entropy=t.entropy,
-            x0=t.x0,
-            step_index=t.step,
-        )
-        return made[back]
+        known = {
+            "masked": t.masked,
+            "present": t.present,
+            "confidence": t.confidence,
+            "confidence_before": before,
+            "stood": stood,
+            "margin": t.margin,
+            "entropy": t.entropy,
+            "x0": t.x0,
+            "step_index": t.step,
+        }
+        made = [  # in parts, since signals compare each position with each other one
+            signals(**{name: value[part] for name, value in known.items()})
+            for part in torch.arange(len(t)).split(4096)
+        ]
+        return torch.cat(made)[back]
 
 
 def _windows(x: Tensor) -> Tensor:

@@ -242,6 +242,18 @@ def test_the_oracle_makes_its_reference(model, prompts):
     assert torch.equal(model.generate(**given_, unmask_policy=shown).sequences, out.sequences)
 
 
+def test_a_reference_that_generate_makes_covers_the_whole_last_block(model, prompts):
+    for length in (11, 3, 8):
+        policy = Looks(None)
+        ids = prompts["input_ids"][:1, -length:]
+        given_ = {"end_of_text": "off", "return_dict_in_generate": True}
+        model.generate(ids, max_new_tokens=24, unmask_policy=policy, **given_)
+        shown = [token for tokens, present in policy.seen for token in tokens[present].tolist()]
+        whole = 24 + -(length + 24) % BLOCK
+        slow = model.generate(ids, max_new_tokens=whole, **given_)
+        assert shown == slow.sequences[0, length:].tolist()
+
+
 def test_a_step_schedule_takes_its_steps(model, prompts):
     """Two steps in each whole block of 8, however much of the first one the prompt fills."""
     for row, length in enumerate([11, 3, 7, 5, 9]):
