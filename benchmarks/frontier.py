@@ -1,14 +1,23 @@
-"""The accuracy-speed frontier of every policy on the small models, everything else equal.
+"""The accuracy-speed frontier of every policy, everything else equal, on any models.
 
     make frontier                                                  # 2,000 prompts, under 30 minutes
     python benchmarks/frontier.py --limit 60 --out /tmp/frontier   # .json and .png, a quick look
     python benchmarks/frontier.py --model tiny-llada --policy cora --policy credit --out FILE
     python benchmarks/frontier.py --setting settled,risk=0.05 --setting settled,risk=0.1 --out FILE
+    python benchmarks/frontier.py --model GSAI-ML/LLaDA-8B-Instruct --prompts FILE --limit 100 \
+        --max-new-tokens 256 --minutes 600 --out FILE
 
 Each setting is a point: validity by the checkers against tokens per forward (TPF), with its paired
-95 % interval against one token per step, and agreement with those answers. Settings are taken in
-rounds, the first of every policy before the second of any, and the run stops beginning new ones
-when `--minutes` are over; what was not measured is in the JSON and is printed, with the reason.
+95 % interval against one token per step, and agreement with those answers, which is all there is
+for prompts without checkers. Settings are taken in rounds, the first of every policy before the
+second of any, and the run stops beginning new ones when `--minutes` are over; what was not measured
+is in the JSON and is printed, with the reason. The JSON is written after every point. Runs on the
+GPU where there is one.
+
+`pc_sampler` needs the frequencies of tokens in a corpus like the model's. For the small models they
+are counted in the training prompts. Those say nothing about another model's world, where nearly the
+whole vocabulary would count as equally rare, so there it is not measured unless the frequencies are
+given: `--setting pc_sampler,frequencies=FILE,tokens_per_step=4`.
 """
 
 from __future__ import annotations
@@ -21,33 +30,41 @@ import multiprocessing
 import pickle
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import environment
+from measuring import device_of, environment, positive, run_script
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 from safetensors.torch import save_file
 
-from l2pd_adapters.cli.arguments import parse_policy
-from l2pd_adapters.huggingface import load
+from l2pd_adapters.cli.arguments import load_model, parse_policy
 from l2pd_adapters.huggingface.evaluation import (
     Evaluation,
     Prompt,
+    configuration_of,
     encode_prompts,
     evaluate,
     read_prompts,
 )
-from l2pd_adapters.huggingface.frontier import Point, draw, on_frontier
-from l2pd_adapters.tiny_models import folder_of, heldout_prompts, training_prompts
+from l2pd_adapters.huggingface.frontier import Point, draw, on_frontier, require_matplotlib
+from l2pd_adapters.sources import source_of
+from l2pd_adapters.tiny_models import (
+    folder_of,
+    heldout_prompts,
+    shipped_models,
+    training_prompts,
+)
 from l2pd_plugins import L2PDError, UnmaskPolicy, create_policy
 from l2pd_plugins.plugins import find_policy
 
-MODELS = {"tiny-llada": "dual", "tiny-sdar": "block"}
-"""Each model with its cache. tiny-llada gives the same answers without one, and takes longer."""
+SMALL = ("tiny-llada", "tiny-sdar")
+CACHES = {"tiny-llada": "dual"}
+"""Where it is not the model's own default: tiny-llada gives the same answers with it, sooner."""
 REFERENCE = "fixed_schedule"
 
 
@@ -87,7 +104,8 @@ would cost as much as several of others."""
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", action="append", choices=list(MODELS), help="these alone")
+    parser.add_argument("--model", action="append", help="these instead of both small ones")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N, or auto")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--policy", action="append", choices=list(SWEEPS), help="these alone")
     which.add_argument("--setting", action="append", help="NAME,key=value,...: these instead")
@@ -95,30 +113,47 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=2000, help="only the first prompts")
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each")
+    parser.add_argument(
+        "--workers",
+        type=positive,
+        help="processes, of one thread and with weights of their own each; 2 on the CPU, else 1",
+    )
     parser.add_argument("--minutes", type=float, default=26.0, help="begin nothing new after these")
     parser.add_argument("--out", type=Path, required=True, help="path without a suffix")
     arguments = parser.parse_args()
 
-    models = arguments.model or list(MODELS)
+    require_matplotlib()
+    device = device_of(arguments.device)
+    workers = arguments.workers or (2 if device.type == "cpu" else 1)
+    models = list(dict.fromkeys(arguments.model or SMALL))
     chosen = {name: SWEEPS[name] for name in arguments.policy or SWEEPS}
     if arguments.setting:
         chosen = {}
         for text in arguments.setting:
             options = parse_policy(text)
             chosen.setdefault(find_policy(options.pop("name")).name, []).append(options)
+    for model in models:
+        source_of(model)  # a misspelt one ends the run before any weights load
+    for name, sweep in chosen.items():
+        for options in sweep:
+            if name != "pc_sampler":  # which cannot be made without a model's frequencies
+                create_policy(name, **options)  # likewise
     prompts = read_prompts(arguments.prompts, arguments.limit)
     settings = {"max_new_tokens": arguments.max_new_tokens, "batch_size": arguments.batch_size}
-    run = Run(models, chosen, prompts, settings)
-    run.measure(arguments.workers, arguments.minutes)
-    found = {
-        "environment": environment() | {"workers": arguments.workers, "seconds": run.seconds},
-        "prompts_file": arguments.prompts.name,
-        "prompts": len(prompts),
-        "models": run.as_json(),
-    }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
+    run = Run(models, chosen, prompts, settings, str(device), strict=bool(arguments.setting))
+
+    def save() -> None:
+        own = {"threads": 1, "workers": workers, "seconds": run.seconds}  # of the processes
+        found = {
+            "environment": environment(device) | own,
+            "prompts_file": arguments.prompts.name,
+            "prompts": len(prompts),
+            "models": run.as_json(),
+        }
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
+
+    run.measure(workers, arguments.minutes, save)
     draw(
         {model: [run.references[model], *points] for model, points in run.points.items()},
         arguments.out.with_suffix(".png"),
@@ -139,17 +174,25 @@ class Run:
         sweeps: dict[str, list[dict[str, Any]]],
         prompts: list[Prompt],
         settings: dict[str, Any],
+        device: str,
+        *,
+        strict: bool,
     ) -> None:
         self.models, self.sweeps = models, sweeps
-        self.prompts, self.settings = prompts, settings
+        self.prompts, self.settings, self.device = prompts, settings, device
+        self.strict = strict
+        """Whether a setting that a model cannot be decoded with ends the run, and is not just
+        missing."""
         self.references: dict[str, Point] = {}
         self.points: dict[str, list[Point]] = {model: [] for model in models}
         self.missing: dict[str, list[dict[str, str]]] = {model: [] for model in models}
         """Settings that were not measured, and why."""
         self.seconds = 0.0
 
-    def measure(self, workers: int, minutes: float) -> None:
-        """Decode one token per step on every model, and then everything else."""
+    def measure(self, workers: int, minutes: float, save: Callable[[], None]) -> None:
+        """Decode one token per step on every model, and then everything else; `save` is called
+        whenever something was found. Raises L2PDError before anything is decoded if there is no
+        such model, or nothing to decode on it."""
         began = time.time()
         context = multiprocessing.get_context("spawn")
         pool = ProcessPoolExecutor(
@@ -161,39 +204,50 @@ class Run:
             pool,
             Progress(*columns, console=Console(stderr=True)) as bar,
         ):
-            job = Job(self.prompts, self.settings, Path(folder), began + 60 * minutes)
-            for model, (name, sweep) in itertools.product(self.models, self.sweeps.items()):
-                for options in sweep:
-                    job.policy(model, name, options)  # a misspelt one ends the run here
+            job = Job(
+                self.prompts,
+                self.settings,
+                self.device,
+                Path(folder),
+                deadline=began + 60 * minutes,
+            )
             first, *later = self._rounds()
-            total = len(self.models) * (1 + sum(map(len, (first, *later))))
+            refused = self._refused(
+                pool, job, [item for items in (first, *later) for item in items]
+            )
+            total = len(self.models) * (1 + sum(map(len, (first, *later)))) - len(refused)
             advance = functools.partial(bar.advance, bar.add_task("decoding", total=total))
             futures: dict[Future[Point | str], Setting] = {}
+
+            def found() -> None:
+                self.seconds = time.time() - began
+                save()
+                advance()
 
             def submit(settings: list[tuple[str, dict[str, Any]]], models: list[str]) -> None:
                 for name, options in settings:
                     for model in models:
                         item = (model, name, options)
-                        futures[pool.submit(job.decode, *item)] = item
+                        if item not in refused:
+                            futures[pool.submit(job.decode, *item)] = item
 
             slow = {pool.submit(job.decode_slowly, model): model for model in self.models}
             for future in as_completed(slow):  # while one model is slow, the other goes on
                 self.references[slow[future]] = future.result()
                 submit(first, [slow[future]])
-                advance()
+                found()
             for settings in later:
                 submit(settings, self.models)
             for done in as_completed(futures):
                 self._take(futures[done], done.result())
-                advance()
-        self.seconds = time.time() - began
+                found()
 
     def as_json(self) -> dict[str, Any]:
         """Everything that was found, by model; points in the order of their policies."""
         order = list(self.sweeps)
         return {
             model: {
-                "reference": asdict(self.references[model]),
+                "reference": asdict(self.references[model]) if model in self.references else None,
                 "points": [
                     asdict(point)
                     for point in sorted(self.points[model], key=lambda p: order.index(p.policy))
@@ -211,6 +265,25 @@ class Run:
             for column in columns
         ]
 
+    def _refused(
+        self, pool: ProcessPoolExecutor, job: Job, settings: list[tuple[str, dict[str, Any]]]
+    ) -> list[Setting]:
+        """The settings that some model cannot be decoded with, which are then missing."""
+        refused: list[Setting] = []
+        checks = {model: pool.submit(job.refusals, model, settings) for model in self.models}
+        for model, check in checks.items():
+            for (name, options), reason in zip(settings, check.result(), strict=True):
+                if reason is None:
+                    continue
+                if self.strict:
+                    raise L2PDError(f"{model}: {name} {options}: {reason}")
+                refused.append((model, name, options))
+                self._take(refused[-1], reason)
+        if len(refused) == len(settings) * len(self.models):
+            reasons = {gap["reason"] for gaps in self.missing.values() for gap in gaps}
+            raise L2PDError(f"there is nothing to measure: {'; '.join(sorted(reasons))}")
+        return refused
+
     def _take(self, setting: Setting, answer: Point | str) -> None:
         model, name, options = setting
         if isinstance(answer, Point):
@@ -225,66 +298,94 @@ class Job:
 
     prompts: list[Prompt]
     settings: dict[str, Any]
+    device: str
     folder: Path
     """Where the references lie, and what policies read from files."""
     deadline: float
     """Seconds of `time.time` after which nothing new is begun."""
 
+    def refusals(self, model: str, settings: list[tuple[str, dict[str, Any]]]) -> list[str | None]:
+        """Why each setting cannot be decoded on a model; None where it can.
+
+        Raises L2PDError if there is no such model, or nothing can be decoded on it this way.
+        """
+        network, _ = loaded(model, self.device)
+        given = self._settings(model)
+        del given["batch_size"]
+        configuration_of(network, unmask_policy=REFERENCE, **given)
+        reasons: list[str | None] = []
+        for name, options in settings:
+            try:
+                policy = self.policy(model, name, options)
+                configuration_of(network, unmask_policy=policy, **given)
+                reasons.append(None)
+            except L2PDError as error:  # such as a policy without a filter for this model
+                reasons.append(self._readable(error, model))
+        return reasons
+
     def decode_slowly(self, model: str) -> Point:
         """One token per step; the answers are kept for the others to compare with."""
         policy = create_policy(REFERENCE)
-        found = evaluate(*loaded(model), self.prompts, policy=policy, **self._settings(model))
-        self._reference(model).write_bytes(pickle.dumps(found))
+        network = loaded(model, self.device)
+        found = evaluate(*network, self.prompts, policy=policy, **self._settings(model))
+        self._file(model, ".pickle").write_bytes(pickle.dumps(found))
         return Point.of(policy, found, found)
 
     def decode(self, model: str, name: str, options: dict[str, Any]) -> Point | str:
         """One setting, or why it could not be measured."""
         if time.time() > self.deadline:
             return "the time was over"
-        slow: Evaluation = pickle.loads(self._reference(model).read_bytes())
+        slow: Evaluation = pickle.loads(self._file(model, ".pickle").read_bytes())
         policy = self.policy(model, name, options)
         try:
             found = evaluate(
-                *loaded(model),
+                *loaded(model, self.device),
                 self.prompts,
                 policy=policy,
                 reference_answers=slow.answers,
                 **self._settings(model),
             )
-        except L2PDError as error:  # such as a policy without a filter for this model
-            return str(error).replace(str(folder_of(model)), model)
+        except L2PDError as error:
+            return self._readable(error, model)
         point = Point.of(policy, found, slow)
         return replace(
             point,
-            options={k: v for k, v in point.options.items() if k != "frequencies"},
+            options={k: v for k, v in point.options.items() if k != "frequencies" or k in options},
             configuration=point.configuration.replace(f"{self.folder}/", ""),
         )
 
     def policy(self, model: str, name: str, options: dict[str, Any]) -> UnmaskPolicy:
         """The policy of a setting. Raises L2PDError if there is no such policy or option."""
-        files = {"frequencies": self._frequencies(model)} if name == "pc_sampler" else {}
-        return create_policy(name, **{**files, **options})
+        if name == "pc_sampler" and "frequencies" not in options:
+            options = {**options, "frequencies": self._frequencies(model)}
+        return create_policy(name, **options)
 
     def _settings(self, model: str) -> dict[str, Any]:
-        return {**self.settings, "cache": MODELS[model]}
+        return {**self.settings, "cache": CACHES.get(model)}
 
-    def _reference(self, model: str) -> Path:
-        return self.folder / f"{model}.pickle"
+    def _file(self, model: str, suffix: str) -> Path:
+        return self.folder / (model.replace("/", "_") + suffix)
+
+    def _readable(self, error: L2PDError, model: str) -> str:
+        return str(error).replace(str(folder_of(model)), model)
 
     def _frequencies(self, model: str) -> str:
         """A table for pc_sampler: how often each token stands in the training prompts, plus one."""
-        file = self.folder / f"{model}.safetensors"
-        loaded_model, tokenizer = loaded(model)
-        tokens = torch.cat(encode_prompts(tokenizer, read_prompts(training_prompts())))
-        counts = torch.bincount(tokens, minlength=loaded_model.config.vocab_size) + 1
-        save_file({"frequencies": counts / counts.sum()}, file)
+        if model not in shipped_models():
+            raise L2PDError("give frequencies=FILE: they are counted for the small models alone")
+        file = self._file(model, ".safetensors")
+        if not file.exists():  # it does once the settings are checked
+            network, tokenizer = loaded(model, self.device)
+            tokens = torch.cat(encode_prompts(tokenizer, read_prompts(training_prompts())))
+            counts = torch.bincount(tokens, minlength=network.config.vocab_size) + 1
+            save_file({"frequencies": counts / counts.sum()}, file)
         return str(file)
 
 
 @functools.cache
-def loaded(model: str) -> tuple[Any, Any]:
+def loaded(model: str, device: str) -> tuple[Any, Any]:
     """A model and its tokenizer, once in each process."""
-    return load(model)
+    return load_model(model, device)
 
 
 def report(run: Run) -> None:
@@ -292,8 +393,9 @@ def report(run: Run) -> None:
     for model in run.models:
         print(f"\n{model}: on the frontier, of {len(run.points[model])} settings")
         for point in on_frontier([p for p in run.points[model] if p.policy != "oracle"]):
+            what = "agrees" if point.validity is None else "valid"
             print(
-                f"  TPF {point.tokens_per_forward:5.2f}  valid {100 * point.quality:5.1f}  "
+                f"  TPF {point.tokens_per_forward:5.2f}  {what} {100 * point.quality:5.1f}  "
                 f"{point.configuration}"
             )
         for gap in run.missing[model]:
@@ -302,4 +404,4 @@ def report(run: Run) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -5,6 +5,7 @@
 
 The plain loop is that of the published `generate` functions of LLaDA and Fast-dLLM (see plain.py).
 Prints milliseconds per token of the answers, tokens per second, forward passes, and the ratios.
+Runs on the GPU where there is one.
 
 The two must give the same tokens up to the end of text, or there is no result. With
 `--end-of-text off` they do. With "block", what is behind the end leaves the canvas, which the other
@@ -21,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import environment, timed, write
+from measuring import device_of, environment, positive, run_script, timed, write
 from plain import Rule, above_threshold, fixed_number, plain_loop
 
-from l2pd_adapters.huggingface import load
+from l2pd_adapters.cli.arguments import load_model
 from l2pd_adapters.huggingface.evaluation import read_prompts
 from l2pd_adapters.tiny_models import heldout_prompts
 
@@ -101,7 +102,8 @@ class Comparison:
             return_tensors="pt",
             padding=True,
         )
-        return {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        device = self.model.device
+        return {name: inputs[name].to(device) for name in ("input_ids", "attention_mask")}
 
 
 def same(one: Decoded, other: Decoded) -> list[bool]:
@@ -122,7 +124,8 @@ def measure(
     def plain() -> None:
         last["plain"] = comparison.plain(prompts, batch)
 
-    times = timed({"ours": ours, "plain": plain}, repeats, warm=False)
+    device = comparison.model.device
+    times = timed({"ours": ours, "plain": plain}, repeats, device=device, warm=False)
     if not all(same(last["ours"], last["plain"])):
         raise SystemExit("the two loops gave different tokens: there is nothing to compare")
     tokens = sum(last["ours"].lengths)
@@ -138,7 +141,7 @@ def measure(
         "tokens_per_second": tokens / times["ours"].median,
         "plain_tokens_per_second": tokens / times["plain"].median,
         "speedup": ratio.median,
-        "speedup_spread": [min(ratio.values), max(ratio.values)],
+        "speedup_spread": ratio.spread,
     }
 
 
@@ -146,6 +149,7 @@ def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="tiny-llada")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N, or auto")
     parser.add_argument("--policies", nargs="+", choices=RULES, default=["confidence_threshold"])
     parser.add_argument(
         "--end-of-text", nargs="+", choices=["block", "off"], default=["block", "off"]
@@ -154,12 +158,13 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=[128, 256, 512, 1024])
     parser.add_argument("--prompts", type=int, default=64, help="the same for every batch size")
     parser.add_argument("--cache", choices=["none", "prefix", "dual"], default="none")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=positive, default=3)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
 
-    print(" ".join(f"{name}={value}" for name, value in environment().items()))
-    model, tokenizer = load(arguments.model)
+    device = device_of(arguments.device)
+    print(" ".join(f"{name}={value}" for name, value in environment(device).items()))
+    model, tokenizer = load_model(arguments.model, str(device))
     pool = [prompt.text for prompt in read_prompts(heldout_prompts(), 2 * arguments.prompts)]
     results = []
     for policy in arguments.policies:
@@ -185,6 +190,7 @@ def main() -> None:
                             **found,
                         }
                     )
+                    write(arguments.json, results, device)
                     low, high = found["speedup_spread"]
                     gain = found["tokens_per_second"] / first["tokens_per_second"]
                     print(
@@ -196,8 +202,7 @@ def main() -> None:
                         f"{gain:.2f}x those of batch {first['batch']}",
                         flush=True,
                     )
-    write(arguments.json, results)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -1,4 +1,5 @@
-"""Timing that compares: several ways in one run, taken in turns, with the spread."""
+"""What the benchmarks share: timing that compares several ways in one run, taken in turns, with the
+spread; the device and what else the figures depend on; results as JSON."""
 
 from __future__ import annotations
 
@@ -16,6 +17,9 @@ from typing import Any
 import torch
 import transformers
 
+from l2pd_adapters.cli.arguments import resolve_device
+from l2pd_plugins import L2PDError
+
 
 @dataclass(frozen=True)
 class Times:
@@ -28,13 +32,18 @@ class Times:
         """Seconds."""
         return statistics.median(self.seconds)
 
+    @property
+    def spread(self) -> list[float]:
+        """The least and the most."""
+        return [min(self.seconds), max(self.seconds)]
+
     def over(self, other: Times) -> Ratio:
         """How many times as long as `other`, repetition by repetition."""
         return Ratio(tuple(a / b for a, b in zip(self.seconds, other.seconds, strict=True)))
 
     def __str__(self) -> str:
-        low, high = (1e3 * end(self.seconds) for end in (min, max))
-        return f"{1e3 * self.median:9.2f} ms [{low:.2f}, {high:.2f}]"
+        low, high = self.spread
+        return f"{1e3 * self.median:9.2f} ms [{1e3 * low:.2f}, {1e3 * high:.2f}]"
 
 
 @dataclass(frozen=True)
@@ -48,32 +57,77 @@ class Ratio:
         """The ratio."""
         return statistics.median(self.values)
 
+    @property
+    def spread(self) -> list[float]:
+        """The least and the most."""
+        return [min(self.values), max(self.values)]
+
     def __str__(self) -> str:
-        return f"{self.median:6.2f}x [{min(self.values):.2f}, {max(self.values):.2f}]"
+        low, high = self.spread
+        return f"{self.median:6.2f}x [{low:.2f}, {high:.2f}]"
 
 
 def timed(
-    ways: Mapping[str, Callable[[], object]], repeats: int, *, warm: bool = True
+    ways: Mapping[str, Callable[[], object]],
+    repeats: int,
+    *,
+    device: torch.device,
+    warm: bool = True,
 ) -> dict[str, Times]:
     """Run all ways in turns, so that a noisy minute hits each of them; before that, with `warm`,
-    once without the clock."""
+    once without the clock. They run on the device, which is waited for."""
     found: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(0 if warm else 1, repeats + 1):
         for name, run in ways.items():
+            synchronize(device)  # what was queued before is not this one's
             start = time.perf_counter()
             run()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            synchronize(device)
             if turn:
                 found[name].append(time.perf_counter() - start)
     return {name: Times(tuple(seconds)) for name, seconds in found.items()}
 
 
-def environment() -> dict[str, Any]:
-    """What the figures depend on besides the arguments."""
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def device_of(name: str) -> torch.device:
+    """The device of a --device, as tensors on it name it: "cuda" is not equal to "cuda:0".
+
+    Raises L2PDError if there is none such.
+    """
+    try:
+        return torch.empty(0, device=resolve_device(name)).device
+    except (RuntimeError, AssertionError) as error:  # the latter where torch has no CUDA
+        raise L2PDError(f"--device {name}: {str(error).splitlines()[0]}") from error
+
+
+def positive(text: str) -> int:
+    """An argument that is a whole number from 1."""
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run a script; what it refuses is a line on stderr and exit code 2, as in the command line."""
+    try:
+        main()
+    except L2PDError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What the figures depend on besides the arguments; `device` is what they were measured on."""
+    on_gpu = device.type == "cuda"
     return {
         "command": shlex.join(["python", *sys.argv]),
-        "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
+        "device": str(device),
+        "machine": torch.cuda.get_device_name(device) if on_gpu else _processor(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -81,11 +135,12 @@ def environment() -> dict[str, Any]:
     }
 
 
-def write(path: Path | None, results: Any) -> None:
-    """The results and their environment as JSON, if a path is given."""
+def write(path: Path | None, results: Any, device: torch.device) -> None:
+    """The results and their environment as JSON, if a path is given. To be called after every
+    result: what fails later takes none of those before with it."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        found = {"environment": environment(), "results": results}
+        found = {"environment": environment(device), "results": results}
         path.write_text(json.dumps(found, indent=1) + "\n")
 
 

@@ -5,29 +5,38 @@
 
 Learn2PD (arXiv 2509.25188) compares with a baseline that decodes every position of the canvas, one
 token per step, end-of-text padding included. Each row here is compared with that baseline, and with
-one that knows about the end of text: both one token per step, block 32, no cache. The paper's
-baseline is slow, so the clock runs on `--limit` prompts, one at a time; how many answers are valid,
-and how many equal those without a cache, is measured on `--checked` prompts, in batches. The
-answers of the paper's baseline are scored with the cache that `--score-baseline` names, since
-without one it takes hours.
+one that knows about the end of text ("aware"): both one token per step, block 32, no cache. The
+clock runs on `--limit` prompts, one at a time: the aware baseline and every policy with every cache
+in turns, `--repeats` times, each turn compared with the aware baseline of the same turn, so that a
+disturbed minute is seen as a spread. The paper's baseline is slow and runs once, before them; its
+prompts take about as long as each other, so their spread shows what disturbed it.
+
+How many answers are valid, where prompts have checkers, and how many equal those at one token per
+step and those without a cache, is measured on `--checked` prompts, in batches. The answers of the
+paper's baseline are scored with the cache that `--score-baseline` names, since without one it takes
+hours. Runs on the GPU where there is one.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from measuring import write
+from measuring import Times, device_of, positive, run_script, write
 from rich.console import Console
 
-from l2pd_adapters.cli.arguments import parse_policy
-from l2pd_adapters.huggingface import load
-from l2pd_adapters.huggingface.described import family_of
+from l2pd_adapters.cli.arguments import load_model, parse_policy
+from l2pd_adapters.huggingface.described import family_of, is_masked_lm
 from l2pd_adapters.huggingface.evaluation import (
     Evaluation,
     Prompt,
+    configuration_of,
     evaluate,
     read_prompts,
     validity_difference,
@@ -43,8 +52,10 @@ def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="tiny-llada")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N, or auto")
     parser.add_argument("--prompts", type=Path, default=heldout_prompts())
     parser.add_argument("--limit", type=int, default=12, help="prompts that are timed, one by one")
+    parser.add_argument("--repeats", type=positive, default=3, help="turns of the clock")
     parser.add_argument("--checked", type=int, default=300, help="prompts whose answers are scored")
     parser.add_argument("--policy", action="append", default=None)
     parser.add_argument("--lengths", type=int, nargs="+", default=[128, 256, 512, 1024])
@@ -54,116 +65,169 @@ def main() -> None:
     arguments = parser.parse_args()
 
     policies = [create_policy(parse_policy(text)) for text in arguments.policy or ["learn2pd"]]
-    model, tokenizer = load(arguments.model)
-    choices = CACHES[family_of(model).attention]
+    timed = read_prompts(arguments.prompts, arguments.limit)
+    checked = read_prompts(arguments.prompts, arguments.checked)
+    device = device_of(arguments.device)
+    model, tokenizer = load_model(arguments.model, str(device))
+    choices = ("none",) if is_masked_lm(model) else CACHES[family_of(model).attention]
     caches = arguments.caches or sorted(choices, key=("none", "prefix", "dual", "block").index)
     for cache in {*caches, arguments.score_baseline} - {None, *choices}:
         parser.error(f"{arguments.model} has no cache {cache!r}; choose from {', '.join(choices)}")
-    timed = read_prompts(arguments.prompts, arguments.limit)
-    checked = read_prompts(arguments.prompts, arguments.checked)
+    for length, policy in itertools.product(arguments.lengths, [BASELINE, *policies]):
+        configuration_of(model, unmask_policy=policy, max_new_tokens=length)  # refused at once
     console = Console(stderr=True, soft_wrap=True)
     rows: list[dict[str, Any]] = []
 
-    def run(prompts: list[Prompt], policy: Any, batch_size: int, **settings: Any) -> Evaluation:
+    def decode(prompts: list[Prompt], policy: Any, batch_size: int, **settings: Any) -> Evaluation:
         found = evaluate(
             model, tokenizer, prompts, policy=policy, batch_size=batch_size, **settings
         )
         console.print(f"{found.seconds:8.1f} s  {found.configuration}")
         return found
 
+    def save() -> None:
+        write(arguments.out.with_suffix(".json"), rows, device)
+        arguments.out.with_suffix(".md").write_text(table(rows), encoding="utf-8")
+
     for length in arguments.lengths:
         off = {"max_new_tokens": length, "cache": "none", "end_of_text": "off"}
         block = {**off, "end_of_text": "block"}
-        run(timed[:1], BASELINE, 1, **block)  # nobody pays for the first forward passes
-        paper = run(timed, BASELINE, 1, **off)
-        aware = run(timed, BASELINE, 1, **block)
-        slow = run(checked, BASELINE, 16, **block)
-        whole = None
+        pairs = list(itertools.product(policies, caches))
+        ways = [(BASELINE, block), *((policy, {**block, "cache": c}) for policy, c in pairs)]
+        for policy, settings in ways:  # nobody pays for the first forward passes
+            decode(timed[:1], policy, 1, **settings)
+        paper = decode(timed, BASELINE, 1, **off)
+        turns: list[list[Evaluation]] = [[] for _ in ways]
+        aware = turns[0]
+        for _ in range(arguments.repeats):
+            for (policy, settings), found in zip(ways, turns, strict=True):
+                # For a policy that requires a reference, whose decode is not its own time.
+                reference = aware[0].answers if aware else None
+                found.append(decode(timed, policy, 1, reference_answers=reference, **settings))
+        begin = len(rows)
+        rows += [clocked(length, found, paper, aware) for found in ([paper], *turns)]
+        save()
+
+        slow = decode(checked, BASELINE, 16, **block)
         if arguments.score_baseline:
             cached = {**off, "cache": arguments.score_baseline}
-            whole = run(checked, BASELINE, 16, reference_answers=slow.answers, **cached)
-        rows.append(describe(length, paper, paper, aware, whole, slow))
-        rows.append(describe(length, aware, paper, aware, slow, slow))
-        for policy in policies:
-            uncached = run(checked, policy, 16, **block)
-            for cache in caches:
-                settings = {**block, "cache": cache}
-                clock = run(timed, policy, 1, **settings)
-                answers = uncached
-                if cache != "none":
-                    reference = uncached.answers
-                    answers = run(checked, policy, 16, reference_answers=reference, **settings)
-                rows.append(describe(length, clock, paper, aware, answers, slow))
-        text = table(rows)
-        write(arguments.out.with_suffix(".json"), rows)
-        arguments.out.with_suffix(".md").write_text(text, encoding="utf-8")
-    print(text)
+            whole = decode(checked, BASELINE, 16, reference_answers=slow.answers, **cached)
+            rows[begin].update(scored(whole, slow))
+        rows[begin + 1].update(scored(slow, slow))
+        uncached: dict[str, Evaluation] = {}
+        for row, (policy, cache) in zip(rows[begin + 2 :], pairs, strict=True):
+            given = {**block, "reference_answers": slow.answers}
+            name = policy.describe()
+            if name not in uncached:
+                uncached[name] = decode(checked, policy, 16, **given)
+            answers = uncached[name]
+            if cache != "none":
+                answers = decode(checked, policy, 16, **{**given, "cache": cache})
+            row.update(scored(answers, slow, uncached[name]))
+            save()
+    print(table(rows))
 
 
-def describe(
-    length: int,
-    clock: Evaluation,
-    paper: Evaluation,
-    aware: Evaluation,
-    answers: Evaluation | None,
-    slow: Evaluation,
+def clocked(
+    length: int, turns: Sequence[Evaluation], paper: Evaluation, aware: Sequence[Evaluation]
 ) -> dict[str, Any]:
-    """One row, as plain values: `clock`, `paper` and `aware` on the timed prompts, `answers` (None
-    if they were not scored) and `slow` on those that are scored."""
-    scores = {}
-    if answers is not None:
-        difference = validity_difference(answers, slow)
-        assert difference is not None  # the prompts have checkers
-        scores = {
-            "validity": answers.validity,
-            "scored_prompts": len(answers.answers),
-            "difference": difference.difference,
-            "low": difference.low,
-            "high": difference.high,
-            "agreement_with_no_cache": answers.agreement,
-            "scored_configuration": answers.configuration,
-        }
+    """One row without scores, as plain values: the same prompts in every turn, beside both
+    baselines. A single turn is beside every turn of the aware one."""
+    seconds = Times(tuple(found.seconds for found in turns))
+    of_each = [answer.seconds for found in turns for answer in found.answers]
+    beside = seconds if len(turns) == len(aware) else Times(seconds.seconds * len(aware))
+    wall = Times((paper.seconds,) * len(turns)).over(seconds)
+    aware_wall = Times(tuple(found.seconds for found in aware)).over(beside)
+    nfe = turns[0].nfe
     return {
         "length": length,
-        "nfe": clock.nfe,
-        "seconds": clock.seconds,
-        "timed_prompts": len(clock.answers),
-        "nfe_speedup": paper.nfe / clock.nfe,
-        "wall_speedup": paper.seconds / clock.seconds,
-        "aware_nfe_speedup": aware.nfe / clock.nfe,
-        "aware_wall_speedup": aware.seconds / clock.seconds,
-        **scores,
-        "configuration": clock.configuration,
+        "nfe": nfe,
+        "seconds": seconds.median,
+        "seconds_spread": seconds.spread,
+        "seconds_of_turns": seconds.seconds,
+        "seconds_per_prompt": {
+            "min": min(of_each),
+            "median": statistics.median(of_each),
+            "max": max(of_each),
+        },
+        "timed_prompts": len(paper.answers),
+        "nfe_speedup": paper.nfe / nfe,
+        "wall_speedup": wall.median,
+        "wall_speedup_spread": wall.spread,
+        "aware_nfe_speedup": aware[0].nfe / nfe,
+        "aware_wall_speedup": aware_wall.median,
+        "aware_wall_speedup_spread": aware_wall.spread,
+        "configuration": turns[0].configuration,
+    }
+
+
+def scored(
+    answers: Evaluation, slow: Evaluation, uncached: Evaluation | None = None
+) -> dict[str, Any]:
+    """What a row's answers are worth, beside those at one token per step and, where there is a
+    cache, those without: None for what cannot be said."""
+    difference = validity_difference(answers, slow)
+    without = None
+    if uncached is not None and answers is not uncached:
+        without = replace(answers, reference_answers=uncached.answers).agreement
+    return {
+        "validity": answers.validity,
+        "scored_prompts": len(answers.answers),
+        "difference": difference and difference.difference,
+        "low": difference and difference.low,
+        "high": difference and difference.high,
+        "agreement": 1.0 if answers is slow else answers.agreement,
+        "agreement_with_no_cache": without,
+        "scored_configuration": answers.configuration,
     }
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as Markdown."""
+    baselines: list[str] = []
     lines = [
         "| gen | policy | cache | end of text | valid | against one per step "
-        "| agrees with no cache | NFE | seconds | NFE x | wall x | aware: NFE x | wall x |",
-        "|---:|---|---|---|---:|---|---:|---:|---:|---:|---:|---:|---:|",
+        "| agrees with one per step | agrees with no cache | NFE | seconds | NFE x | wall x "
+        "| aware: NFE x | wall x |",
+        "|---:|---|---|---|---:|---|---:|---:|---:|---|---:|---:|---:|---|",
     ]
     for row in rows:
         line = row["configuration"]
         policy = re.sub(r".* policy=(.*?\)) .*", r"\1", line)
         policy = re.sub(r"filter=[^,]+, ", "", policy)
         words = dict(part.split("=", 1) for part in line.split() if "=" in part)
-        valid = change = agreement = ""
-        if "validity" in row:
-            valid = f"{100 * row['validity']:.1f}"
+        valid, agrees, same = (
+            "" if row.get(key) is None else f"{100 * row[key]:.1f}"
+            for key in ("validity", "agreement", "agreement_with_no_cache")
+        )
+        change = ""
+        if row.get("difference") is not None:
             points = [100 * row[end] for end in ("difference", "low", "high")]
             change = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*points)
-        if row.get("agreement_with_no_cache") is not None:
-            agreement = f"{100 * row['agreement_with_no_cache']:.1f}"
+        several = len(row["seconds_of_turns"]) > 1
+        seconds = "{:.2f}".format(row["seconds"])
+        seconds += " [{:.2f}, {:.2f}]".format(*row["seconds_spread"]) if several else ""
+        aware = "{:.2f} [{:.2f}, {:.2f}]".format(
+            row["aware_wall_speedup"], *row["aware_wall_speedup_spread"]
+        )
         lines.append(
             f"| {row['length']} | `{policy}` | {words['cache']} | {words['end_of_text']} "
-            f"| {valid} | {change} | {agreement} "
-            f"| {row['nfe']:.1f} | {row['seconds']:.1f} "
+            f"| {valid} | {change} | {agrees} | {same} "
+            f"| {row['nfe']:.1f} | {seconds} "
             f"| {row['nfe_speedup']:.2f} | {row['wall_speedup']:.2f} "
-            f"| {row['aware_nfe_speedup']:.2f} | {row['aware_wall_speedup']:.2f} |"
+            f"| {row['aware_nfe_speedup']:.2f} | {aware} |"
         )
-    lines += ["", f"First row: `{rows[0]['configuration']}`"]
+        if words["end_of_text"] == "off":
+            each = "{median:.3g} [{min:.3g}, {max:.3g}]".format(**row["seconds_per_prompt"])
+            baselines.append(f"{each} at {row['length']}")
+    lines += [
+        "",
+        f"Seconds and speed-ups are medians of {len(rows[1]['seconds_of_turns'])} turns "
+        "[least, most], the last column's taken turn by turn. The paper's baseline ran once, "
+        f"before them; its seconds of a prompt: {'; '.join(baselines)}.",
+        "",
+        f"First row: `{rows[0]['configuration']}`",
+    ]
     if "scored_configuration" in rows[0]:
         lines += [
             "",
@@ -174,4 +238,4 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

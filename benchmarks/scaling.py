@@ -5,7 +5,8 @@
 Four panels: the step against the rows of logits and against the vocabulary, each with the memory
 floor (`amax`); milliseconds per token of tiny-llada's answers against the batch and against the
 canvas, with each cache. In the third, the dashed line is what the forward pass alone allows: one
-row's share of a pass over so many rows, relative to batch 1. Writes a PNG and a JSON.
+row's share of a pass over so many rows, relative to batch 1. Writes a PNG and a JSON. Runs on the
+GPU where there is one.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ import matplotlib as mpl
 import torch
 from loop import Comparison
 from matplotlib import pyplot as plt
-from measuring import timed, write
+from measuring import device_of, timed, write
 
-from l2pd_adapters.huggingface import load
+from l2pd_adapters.cli.arguments import load_model
 from l2pd_adapters.huggingface.evaluation import read_prompts
 from l2pd_adapters.tiny_models import heldout_prompts
 from l2pd_plugins import create_policy
@@ -32,7 +33,7 @@ from l2pd_plugins.end_of_text import EndOfText
 BLOCK = 32
 CACHES = ("none", "prefix", "dual")
 COLUMNS = 256
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DEVICE = device_of("auto")
 
 Curves = dict[str, dict[int, float]]
 """Line -> place on the x axis -> milliseconds."""
@@ -49,7 +50,7 @@ def step_cost(rows: int, vocabulary: int, repeats: int) -> dict[str, float]:
         batch = BlockBatch.start(tokens, policies, mask_token_id=mask)
         denoising_step(batch, logits, end_of_text=EndOfText("block", (mask - 1,)))
 
-    times = timed({"step": step, "amax": lambda: logits.amax(-1)}, repeats)
+    times = timed({"step": step, "amax": lambda: logits.amax(-1)}, repeats, device=DEVICE)
     return {name: 1e3 * found.median for name, found in times.items()}
 
 
@@ -69,7 +70,7 @@ def forward_cost(model: Any, batch: int, repeats: int) -> float:
         with torch.no_grad():
             model.get_decoder()(input_ids=tokens, use_cache=False)
 
-    return 1e3 * timed({"forward": run}, repeats)["forward"].median / batch
+    return 1e3 * timed({"forward": run}, repeats, device=DEVICE)["forward"].median / batch
 
 
 def curves(places: list[int], cost: Callable[[int], dict[str, float]]) -> Curves:
@@ -116,8 +117,7 @@ def main() -> None:
 
     mpl.use("Agg")
     torch.manual_seed(0)
-    model, tokenizer = load("tiny-llada")
-    model.to(DEVICE)
+    model, tokenizer = load_model("tiny-llada", str(DEVICE))
     prompts = [prompt.text for prompt in read_prompts(heldout_prompts(), arguments.prompts)]
 
     def per_token(length: int, batch: int) -> dict[str, float]:
@@ -128,12 +128,20 @@ def main() -> None:
             found[cache] = token_cost(comparison, prompts, batch)
         return found
 
+    panels: dict[str, Curves] = {}
+
+    def keep(label: str, lines: Curves) -> None:
+        panels[label] = lines
+        write(arguments.out.with_suffix(".json"), panels, DEVICE)
+
     print("the step by rows")
     by_rows = curves(arguments.rows, lambda rows: step_cost(rows, 157184, arguments.repeats))
+    keep("rows of logits (V = 157184)", by_rows)
     print("the step by vocabulary")
     by_vocabulary = curves(
         arguments.vocabularies, lambda size: step_cost(256, size, arguments.repeats)
     )
+    keep("vocabulary (256 rows)", by_vocabulary)
     print("a token by batch")
     by_batch = curves(arguments.batches, lambda batch: per_token(COLUMNS, batch))
     first = arguments.batches[0]
@@ -141,16 +149,9 @@ def main() -> None:
     by_batch["forward alone"] = {
         batch: by_batch["none"][first] * cost / forward[first] for batch, cost in forward.items()
     }
+    keep(f"batch (canvas {COLUMNS})", by_batch)
     print("a token by canvas")
-    by_length = curves(arguments.lengths, lambda length: per_token(length, 16))
-
-    panels = {
-        "rows of logits (V = 157184)": by_rows,
-        "vocabulary (256 rows)": by_vocabulary,
-        f"batch (canvas {COLUMNS})": by_batch,
-        "canvas (batch 16)": by_length,
-    }
-    write(arguments.out.with_suffix(".json"), panels)
+    keep("canvas (batch 16)", curves(arguments.lengths, lambda length: per_token(length, 16)))
     draw(panels, arguments.out.with_suffix(".png"))
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import environment, timed, write
+from measuring import device_of, environment, timed, write
 from plain import low_confidence_step, softmax_gather
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -34,7 +34,7 @@ from l2pd_plugins.statistics import row_statistics
 BLOCK = 32
 EVERYTHING = frozenset({"confidence", "entropy", "margin"})
 POLICIES = ("fixed_schedule", "confidence_threshold", "learn2pd", "settled")
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DEVICE = device_of("auto")
 
 
 class PeakMemory(TorchDispatchMode):
@@ -73,10 +73,10 @@ class PeakMemory(TorchDispatchMode):
 def peak_bytes(run: Callable[[], object]) -> int:
     """Memory that `run` takes beyond what is there before."""
     if DEVICE.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats(DEVICE)
+        before = torch.cuda.memory_allocated(DEVICE)
         run()
-        return torch.cuda.max_memory_allocated() - before
+        return torch.cuda.max_memory_allocated(DEVICE) - before
     with PeakMemory() as memory:
         run()
     return memory.peak
@@ -107,7 +107,7 @@ def compare(rows: int, vocabulary: int, dtype: str, repeats: int) -> dict[str, A
         "float64 + gather": lambda: softmax_gather(logits, torch.float64),
         "SGLang LowConfidence": lambda: low_confidence_step(logits, tokens.clone(), mask, 0.9),
     }
-    times = timed(ways, repeats)
+    times = timed(ways, repeats, device=DEVICE)
     share = peak_bytes(step) / (logits.numel() * logits.element_size())
     print(f"\n{rows} rows, vocabulary {vocabulary}, {dtype}; peak memory of the step {share:.3%}")
     ratios = {name: times[name].over(times["step"]) for name in ways}
@@ -159,7 +159,7 @@ def policies_against_forward(repeats: int, rows: int = 8) -> dict[str, Any]:
         return torch.no_grad()(lambda: policy.select(step, state))
 
     ways = {policy.name: deciding(policy) for policy in policies}
-    times = timed({"forward": forward, **ways}, repeats)
+    times = timed({"forward": forward, **ways}, repeats, device=DEVICE)
     print(f"\nforward pass of {millions:.0f} M parameters, {rows} blocks: {times['forward']}")
     shares = {name: times[name].over(times["forward"]) for name in ways}
     for name, share in shares.items():
@@ -220,7 +220,7 @@ def main() -> None:
             parser.error(f"--rows {rows}: a multiple of {BLOCK}")
 
     torch.manual_seed(0)
-    print(" ".join(f"{name}={value}" for name, value in environment().items()))
+    print(" ".join(f"{name}={value}" for name, value in environment(DEVICE).items()))
     results: dict[str, Any] = {"sizes": [], "left_out": []}
     for dtype in arguments.dtypes:
         for vocabulary in arguments.vocabularies:
@@ -230,10 +230,11 @@ def main() -> None:
                 if wanted > arguments.gigabytes:
                     print(f"\nleft out: {rows} rows, {vocabulary}, {dtype}: {wanted:.0f} GB")
                     results["left_out"].append([rows, vocabulary, dtype])
-                    continue
-                results["sizes"].append(compare(rows, vocabulary, dtype, arguments.repeats))
+                else:
+                    results["sizes"].append(compare(rows, vocabulary, dtype, arguments.repeats))
+                write(arguments.json, results, DEVICE)
     results["policies"] = policies_against_forward(arguments.repeats)
-    write(arguments.json, results)
+    write(arguments.json, results, DEVICE)
 
 
 if __name__ == "__main__":

@@ -30,10 +30,14 @@ from measuring import Times, timed, write
 from transformers import Qwen3Config
 from vllm import LLM, SamplingParams
 
+from l2pd_adapters.cli.arguments import resolve_device
 from l2pd_adapters.huggingface.models import SDARForCausalLM
 from l2pd_adapters.tiny_models import folder_of
 from l2pd_adapters.vllm.model_state import DiffusionState
 from l2pd_adapters.vllm.sampler import UnmaskSampler
+
+DEVICE = torch.device(resolve_device("auto"))
+"""Where vLLM runs."""
 
 
 def checkpoint(folder: Path, args: argparse.Namespace) -> str:
@@ -113,7 +117,7 @@ def watched(seconds: Seconds, beside_vllm: bool) -> Iterator[Callable[[Any], Non
             nonlocal result
             result = run()
 
-        (last[name],) = timed({name: kept}, 1, warm=False)[name].seconds
+        (last[name],) = timed({name: kept}, 1, device=DEVICE, warm=False)[name].seconds
         return result
 
     def attach(model: Any) -> None:
@@ -190,7 +194,7 @@ def main() -> None:
             counted = {"batch": batch, "steps": len(times["ours"].seconds)}
             results.append({**counted, "model": 1e3 * model.median, **milliseconds})
     settings = {name: value for name, value in vars(args).items() if name != "json"}
-    write(args.json, {"settings": settings, "milliseconds": results})
+    write(args.json, {"settings": settings, "milliseconds": results}, DEVICE)
 
 
 if __name__ == "__main__":

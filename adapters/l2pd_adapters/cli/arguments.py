@@ -121,25 +121,31 @@ def write_json(file: Path | None, figures: Any) -> None:
         raise L2PDError(f"--json-file {file}: {error.strerror}") from error
 
 
+def resolve_device(device: str) -> str:
+    """What a `Device` option names: "auto" is the GPU of this process if there is one, else cpu."""
+    import torch
+
+    if device != "auto":
+        return device
+    rank = os.environ.get("LOCAL_RANK", "0")  # set by accelerate launch and torchrun
+    return f"cuda:{rank}" if torch.cuda.is_available() else "cpu"
+
+
 def load_model(name: str, device: str) -> tuple[Any, Any]:
-    """The model and its tokenizer, on a device; "auto" is the GPU of this process if there is one.
+    """The model and its tokenizer, on a device as `resolve_device` reads it.
 
     No progress bar where the weights load in no time, or nobody is watching.
     """
-    import torch
     from transformers.utils import logging
 
     from l2pd_adapters.huggingface import load
     from l2pd_adapters.tiny_models import shipped_models
 
-    if device == "auto":
-        rank = os.environ.get("LOCAL_RANK", "0")  # set by accelerate launch and torchrun
-        device = f"cuda:{rank}" if torch.cuda.is_available() else "cpu"
     shown = logging.is_progress_bar_enabled()
     if name in shipped_models() or not sys.stderr.isatty():
         logging.disable_progress_bar()
     try:
-        return load(name, device=device)
+        return load(name, device=resolve_device(device))
     finally:
         if shown:
             logging.enable_progress_bar()
