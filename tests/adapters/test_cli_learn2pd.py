@@ -42,6 +42,20 @@ def collecting(small_model, prompt_file, out, *more):
     ]
 
 
+def collect_into(out, model, tokenizer, prompt_file):
+    """What the command of `collecting` does, with a model at hand."""
+    return collect(
+        model,
+        tokenizer,
+        read_prompts(prompt_file),
+        out,
+        source=prompt_file.name,
+        max_new_tokens=24,
+        batch_size=2,
+        prompts_per_shard=3,
+    )
+
+
 @pytest.fixture(scope="session")
 def collected(small_model, prompt_file, tmp_path_factory):
     out = tmp_path_factory.mktemp("data") / "whole"
@@ -115,32 +129,14 @@ def test_another_model_of_the_same_name_does_not_mix(loaded, prompt_file, collec
     model, tokenizer = copy.deepcopy(loaded)
     model.lm_head.weight.data *= 1.01
     with pytest.raises(L2PDError, match="model_fingerprint"):
-        collect(
-            model,
-            tokenizer,
-            read_prompts(prompt_file),
-            collected,
-            source=prompt_file.name,
-            max_new_tokens=24,
-            batch_size=2,
-            prompts_per_shard=3,
-        )
+        collect_into(collected, model, tokenizer, prompt_file)
 
 
 def test_other_token_ids_do_not_mix(loaded, prompt_file, collected):
     model, tokenizer = copy.deepcopy(loaded)
     tokenizer.chat_template = None
     with pytest.raises(L2PDError, match="prompts_sha256"):
-        collect(
-            model,
-            tokenizer,
-            read_prompts(prompt_file),
-            collected,
-            source=prompt_file.name,
-            max_new_tokens=24,
-            batch_size=2,
-            prompts_per_shard=3,
-        )
+        collect_into(collected, model, tokenizer, prompt_file)
 
 
 def test_a_filter_is_known_by_its_weights_and_not_by_its_path(small_model, loaded, tmp_path):
