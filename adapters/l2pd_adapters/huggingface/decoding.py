@@ -33,14 +33,17 @@ logger = logging.getLogger(__name__)
 class Decoded:
     """Answers of B sequences, the canvas of G positions behind the prompt."""
 
-    tokens: Tensor
-    """(B, G) int64; behind an end of text, the end-of-text token."""
     whole: Tensor
-    """(B, G' >= G) int64: the same, and behind it the rest of the last block, which a block-causal
-    model has decoded with it."""
+    """(B, G' >= G) int64; behind an end of text, the end-of-text token. Behind the canvas is the
+    rest of the last block, which a block-causal model decodes with it."""
     trace: Trace
     reference_nfe: Tensor | None = None
     """(B,) int64, forward passes of reference decodes that were made first."""
+
+    @property
+    def tokens(self) -> Tensor:
+        """(B, G) int64, the canvas alone."""
+        return self.whole[:, : self.trace.committed_at.shape[1]]
 
 
 @torch.no_grad()
@@ -189,8 +192,8 @@ class _Canvas:
         self._stream_draft(outcome)
         self._follow_up(outcome)
 
-    def result(self) -> tuple[Tensor, Tensor, Trace]:
-        """`Decoded.tokens`, `whole` and `trace`, once no row is live."""
+    def result(self) -> tuple[Tensor, Trace]:
+        """`Decoded.whole` and `trace`, once no row is live."""
         size = self.settings.max_new_tokens
         broken = self.broken.nonzero().flatten().tolist()
         if broken:
@@ -213,15 +216,11 @@ class _Canvas:
             behind = torch.arange(whole.shape[1], device=self.device) >= length.unsqueeze(-1)
             behind &= (length < size).unsqueeze(-1)
             whole = whole.masked_fill(behind, end_of_text.token_ids[0])
-        return (
-            whole[:, :size],
-            whole,
-            Trace(
-                committed_at=committed_at,
-                confidence=confidence,
-                nfe=torch.tensor(self.nfe, device=self.device),
-                length=length,
-            ),
+        return whole, Trace(
+            committed_at=committed_at,
+            confidence=confidence,
+            nfe=torch.tensor(self.nfe, device=self.device),
+            length=length,
         )
 
     def _logits(self) -> tuple[Tensor, Tensor]:
