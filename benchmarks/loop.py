@@ -176,6 +176,9 @@ def main() -> None:
                 prompts = prompts[: arguments.prompts]
                 share = sum(equal) / len(equal)
                 print(f"\n{policy} end_of_text={rule} gen={length}: {share:.0%} equal answers")
+                if not prompts:
+                    print("  no result")
+                    continue
                 first = None
                 for batch in arguments.batches:
                     found = measure(comparison, prompts, batch, arguments.repeats)

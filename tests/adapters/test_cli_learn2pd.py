@@ -198,7 +198,8 @@ def test_processes_count_their_own_share(monkeypatch):
 
 
 def test_training_refuses_what_it_would_not_follow(l2pd, collected, tmp_path, monkeypatch):
-    train = ("learn2pd", "train", "--data", collected, "--out", tmp_path / "f")
+    out = tmp_path / "f"
+    train = ("learn2pd", "train", "--data", collected, "--out", out)
     done = l2pd(*train, "--model", "tiny-sdar", "--batch-size", "3")
     assert done.returncode == 2
     assert "--model, --batch-size" in done.stderr
@@ -206,6 +207,10 @@ def test_training_refuses_what_it_would_not_follow(l2pd, collected, tmp_path, mo
     done = l2pd(*train, "--rounds", "1")
     assert done.returncode == 2
     assert "--rounds runs in one process, here are 2" in done.stderr
+    done = l2pd("learn2pd", "train", "--data", tmp_path / "none", "--out", out)
+    assert done.returncode == 2
+    assert f"{tmp_path / 'none'} holds no trajectories" in done.stderr
+    assert not out.exists()
 
 
 @pytest.mark.parametrize("policy", ["learn2pd", "settled"])

@@ -211,10 +211,6 @@ def train_filter(
         seed=seed,
     )
     require_matplotlib()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise L2PDError(f"--out {out} cannot be made: {error.strerror}") from error
 
     def fitted(
         trajectories: Trajectories, block_length: int, base_model: str, what: str
@@ -233,6 +229,7 @@ def train_filter(
     facts: dict[str, Any] = {"policy": policy, "seed": seed, "rounds": rounds}
     if rounds == 0:
         manifest, trajectories = read_trajectories(data)
+        _make(out)
         trained = fitted(trajectories, manifest.block_length, manifest.model, "training")
     else:
         from l2pd_adapters.huggingface.collecting import collect as run
@@ -246,6 +243,7 @@ def train_filter(
             )
         source, chosen = _prompts(prompts, limit)
         loaded = load_model(model, device)
+        _make(out)
         parts: list[Trajectories] = []
         policies: list[Any] = [parse_policy(text) for text in STARTING_POLICIES]
         for number in range(rounds + 1):
@@ -305,6 +303,14 @@ def _recipes() -> dict[str, tuple[Any, Any, tuple[dict[str, float], ...]]]:
             ({"threshold": 0.98, "risk": 0.05}, {"threshold": 0.9, "risk": 0.2}),
         ),
     }
+
+
+def _make(out: Path) -> None:
+    """Make the folder for the filter, before any work that it would be there for is done."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise L2PDError(f"--out {out} cannot be made: {error.strerror}") from error
 
 
 def _prompts(path: Path | None, limit: int | None) -> tuple[str, list[Prompt]]:

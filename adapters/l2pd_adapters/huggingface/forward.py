@@ -50,6 +50,10 @@ class CanvasView:
         """The columns that any row sees."""
         return min(self.first), max(self.last)
 
+    def behind(self, row: int) -> int:
+        """Columns that a row sees from its block on, the block's own at least."""
+        return max(self.block_length, self.last[row] - self.starts[row])
+
     def select(self, rows: list[int]) -> CanvasView:
         """The same view of some of its rows."""
         index = upload(rows, self.tokens.device)
@@ -88,24 +92,34 @@ class Forward:
             layers = self.model.config.num_hidden_layers
             self.cache = CanvasCache(layers, rows, width)
         fresh = [row for row, at_start in enumerate(view.fresh) if at_start or self.cache is None]
-        found: Tensor | None = None
-        if len(fresh) < rows:
-            # All rows take part, fresh ones too: what these compute is overwritten below, and
-            # moving the other rows' keys and values out and in again would cost more.
-            found = self._partial(view)
-        limit = CPU_LIMIT if view.tokens.device.type == "cpu" else None
         first, last = ([ends[row] for row in fresh] for ends in (view.first, view.last))
-        for group in share_passes(first, last, limit):
-            members = [fresh[i] for i in group]
+        passes = [(self._dense, group) for group in _shared(fresh, first, last, view)]
+        if len(fresh) < rows:
+            groups = self._partial_groups(view, fresh)
+            passes = [(self._partial, group) for group in groups] + passes
+        found: Tensor | None = None
+        for forward, members in passes:
             if len(members) == rows:
-                return self._dense(view, None)
+                found = forward(view, None)
+                continue
             index = upload(members, view.tokens.device)
-            of_group = self._dense(view.select(members), index)
+            of_group = forward(view.select(members), index)
             if found is None:
                 found = of_group.new_zeros(rows, *of_group.shape[1:])
             found = found.index_copy(0, index, of_group)
         assert found is not None
         return found
+
+    def _partial_groups(self, view: CanvasView, fresh: list[int]) -> list[list[int]]:
+        """The rows that share a pass over what the cache does not keep. Fresh ones may be among
+        them, since their dense passes come after."""
+        rows = range(len(view.starts))
+        if self.kind == "dual":
+            # All rows: a block is narrow, and moving the keys and values of some of them out of
+            # the cache would cost more.
+            return [list(rows)]
+        in_midst = sorted(set(rows) - set(fresh))
+        return _shared(in_midst, [0] * len(in_midst), [view.behind(row) for row in in_midst], view)
 
     def keep(self, rows: list[int], device: torch.device) -> None:
         """Keep these rows, in this order."""
@@ -130,18 +144,18 @@ class Forward:
         at = (self._block_columns(view) - left).clamp(max=right - left - 1)
         return hidden.gather(1, at.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
 
-    def _partial(self, view: CanvasView) -> Tensor:
-        """The blocks of a pass over the columns that the cache does not keep: (R, L, D)."""
+    def _partial(self, view: CanvasView, rows: Tensor | None) -> Tensor:
+        """The blocks of a pass over the columns that the cache does not keep: (R, L, D). `rows` as
+        in `_dense`."""
         assert self.cache is not None
         width = view.tokens.shape[1]
         columns_wanted = view.block_length
         if self.kind == "prefix":
-            spans = [last - start for last, start in zip(view.last, view.starts, strict=True)]
-            columns_wanted = max(view.block_length, *spans)
+            columns_wanted = max(view.behind(row) for row in range(len(view.starts)))
         columns = self._block_columns(view, columns_wanted + self.family.logit_shift)
         inside = columns.clamp(max=width - 1)
         ends = upload(view.last, columns.device).unsqueeze(-1)
-        self.cache.write_some(view.span, torch.where(columns < ends, columns, width))
+        self.cache.write_some(view.span, torch.where(columns < ends, columns, width), rows)
         left, right = view.span
         hidden = self._decoder(
             view.tokens.gather(1, inside),
@@ -168,3 +182,11 @@ class Forward:
         )
         hidden: Tensor = out.last_hidden_state
         return hidden.to(tokens.device)  # a model on several devices ends on another one
+
+
+def _shared(
+    rows: list[int], first: list[int], last: list[int], view: CanvasView
+) -> list[list[int]]:
+    """Groups of these rows, of which the i-th brings the columns [first[i], last[i])."""
+    limit = CPU_LIMIT if view.tokens.device.type == "cpu" else None
+    return [[rows[i] for i in group] for group in share_passes(first, last, limit)]

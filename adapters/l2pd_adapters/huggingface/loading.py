@@ -65,11 +65,13 @@ def load(
     Returns:
         (model in eval mode, tokenizer with left padding).
 
-    Raises L2PDError if there is no such model, it is no diffusion language model, or its files do
-    not go together. No remote code is run: the models run on transformers' own code.
+    Raises L2PDError if there is no such model or device, the model is no diffusion language model,
+    or its files do not go together. No remote code is run: the models run on transformers' own
+    code.
     """
     source = source_of(name)
     dtype = _checked(dtype)
+    _check_device(device)
     hub = {key: kwargs[key] for key in _OF_THE_HUB if key in kwargs} | {"trust_remote_code": False}
     try:
         values, _ = PreTrainedConfig.get_config_dict(source, **hub)
@@ -187,3 +189,15 @@ def _checked(dtype: torch.dtype | str) -> torch.dtype | str:
     if not isinstance(dtype, str | torch.dtype) or name not in _DTYPES:
         raise L2PDError(f"dtype={dtype!r}: the choices are {', '.join(_DTYPES)}")
     return name
+
+
+def _check_device(device: torch.device | str | None) -> None:
+    """Before anything is loaded: whether tensors can be there."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter where torch has no CUDA
+        here = ["cpu"]
+        if torch.accelerator.is_available():
+            here.append(str(torch.accelerator.current_accelerator()))
+        why = str(error).splitlines()[0]
+        raise L2PDError(f"device={str(device)!r}: {why}; here are: {', '.join(here)}") from error

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from l2pd_adapters.huggingface import forward, widths
+from l2pd_adapters.huggingface.described import family_of
 
 MASK, EOT, BLOCK = 63, 62, 8
 THRESHOLD = {"unmask_policy": "confidence_threshold", "unmask_options": {"threshold": 0.25}}
@@ -81,9 +86,10 @@ def test_a_cache_makes_a_difference(model, prompts):
     tokens=st.sampled_from([5, 24, 30]),
     rule=st.sampled_from(["block", "predicted", "off"]),
     loud=st.booleans(),
+    limit=st.sampled_from([30, 60, forward.CPU_LIMIT]),
 )
 def test_a_left_padded_batch_equals_its_rows_alone(
-    make_model, prompts, kind, threshold, tokens, rule, loud
+    make_model, prompts, kind, threshold, tokens, rule, loud, limit
 ):
     model = make_model()
     if loud:  # an end of text now and then
@@ -95,7 +101,9 @@ def test_a_left_padded_batch_equals_its_rows_alone(
         "unmask_policy": {"name": "confidence_threshold", "threshold": threshold},
         "return_dict_in_generate": True,
     }
-    together = model.generate(**prompts, **arguments)
+    with pytest.MonkeyPatch.context() as patch:  # rows that share a pass, and rows that do not
+        patch.setattr(forward, "CPU_LIMIT", limit)
+        together = model.generate(**prompts, **arguments)
     for row in range(5):
         length = int(prompts["attention_mask"][row].sum())
         alone = model.generate(prompts["input_ids"][row : row + 1, -length:], **arguments)
@@ -118,3 +126,28 @@ def test_the_first_step_of_a_block_is_a_full_forward_and_the_others_are_not(mode
         seen.clear()
         model.generate(ids, max_new_tokens=16, cache=kind, end_of_text="off")
         assert seen == wanted, kind
+
+
+@torch.no_grad()
+def test_a_pass_from_the_block_on_is_as_wide_as_its_rows_want(model, monkeypatch):
+    monkeypatch.setattr(widths, "PASS", 0)
+    tokens = torch.full((3, 40), MASK)
+    view = forward.CanvasView(
+        tokens=tokens,
+        attention=torch.ones_like(tokens),
+        position_ids=torch.arange(40).expand(3, -1),
+        starts=[0, 8, 16],
+        first=[0, 0, 0],
+        last=[40, 16, 40],
+        fresh=[True, True, True],
+        block_length=BLOCK,
+    )
+    passes = forward.Forward(model, family_of(model), "prefix")
+    passes.hidden(view)
+    seen = []
+    model.get_decoder().embed_tokens.register_forward_hook(
+        lambda module, args, output: seen.append(tuple(args[0].shape))
+    )
+    # The last row is at the start of a block: only the whole canvas is of use to it.
+    passes.hidden(dataclasses.replace(view, fresh=[False, False, True]))
+    assert seen == [(1, 8), (1, 40), (1, 40)]

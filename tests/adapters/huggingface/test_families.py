@@ -151,6 +151,12 @@ def test_dtype(folder):
         load(folder, dtype="int8")
 
 
+@pytest.mark.parametrize("device", ["cuda:97", "gpu"])
+def test_a_device_that_is_not_here(folder, device):
+    with pytest.raises(L2PDError, match=rf"device='{device}': .*; here are: cpu"):
+        load(folder, device=device)
+
+
 @pytest.fixture
 def llada(tmp_path):
     """Writes a LLaDA folder: llada(**config)."""
