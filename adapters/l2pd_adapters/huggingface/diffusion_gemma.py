@@ -26,7 +26,8 @@ from transformers.models.diffusion_gemma.generation_diffusion_gemma import (
 from l2pd_adapters.families import NO_MASK_TOKEN, ModelFamily, end_of_text_ids
 from l2pd_adapters.huggingface.arguments import OUR_KEYWORDS, bound_policies, local_folder, short
 from l2pd_adapters.huggingface.output import DiffusionGenerateOutput
-from l2pd_plugins import ModelContext, RemaskingPolicy, UnmaskPolicy
+from l2pd_adapters.noise import check_on_noise
+from l2pd_plugins import ModelContext, UnmaskPolicy
 from l2pd_plugins.denoising import BlockBatch, denoising_step
 from l2pd_plugins.end_of_text import EndOfText, is_end_of_text
 from l2pd_plugins.errors import L2PDError
@@ -166,7 +167,8 @@ def generate(
     policies = None
     if wanted.get("unmask_policy") is not None:
         policies = bound_policies(wanted, len(prompts), 1, context)
-        _check_policies(policies)
+        for policy in policies:
+            check_on_noise(policy)
     try:
         settings, _ = model._prepare_generation_config(given, **theirs)
     except (TypeError, ValueError) as error:
@@ -218,25 +220,6 @@ def _split(
         if wanted:
             return wanted, theirs
     return {}, theirs
-
-
-def _check_policies(policies: tuple[UnmaskPolicy, ...]) -> None:
-    """Raise L2PDError for policies whose rule has no meaning where nothing accepted stays."""
-    for policy in policies:
-        reason = None
-        if isinstance(policy, RemaskingPolicy):
-            reason = "it takes committed tokens back, and here none is committed"
-        elif policy.edits:
-            reason = "it overwrites committed tokens, and here none is committed"
-        elif policy.counts_commits:
-            reason = "it shares a canvas out over steps, and here every step begins anew"
-        elif "reference" in policy.requires:
-            reason = "it needs a decode at one token per step, and this model has none"
-        if reason is not None:
-            raise L2PDError(
-                f"policy {policy.name!r} does not work on DiffusionGemma, whose canvas has no mask "
-                f"token: {reason}"
-            )
 
 
 @contextmanager

@@ -16,14 +16,14 @@ from l2pd_adapters.families import (
     family_of,
     mask_token_of,
 )
-from l2pd_plugins import ModelContext, RemaskingPolicy, UnmaskPolicy
+from l2pd_adapters.noise import check_on_noise
+from l2pd_plugins import ModelContext, UnmaskPolicy
 from l2pd_plugins.errors import L2PDError
 
 KEY = "decoding_plugin"
 """Where `additional_config` and a request's `vllm_xargs` name the policy. Options of a request's
 are ``decoding_plugin.NAME``."""
 
-_KNOWN_OF_NOISE = frozenset({"confidence", "entropy", "margin"})
 _ATTRIBUTE = "_l2pd_settings"
 
 
@@ -56,28 +56,12 @@ class ServerSettings(serving.ServerSettings):
 
 @dataclass(frozen=True)
 class NoiseSettings(ServerSettings):
-    """Of DiffusionGemma, whose canvas holds noise where that of other models holds masks.
-
-    Nothing is committed before a canvas ends: every step decides about all of it anew.
-    """
+    """Of DiffusionGemma, whose canvas holds noise where that of other models holds masks."""
 
     def policy(self, name: Any, options: Mapping[str, Any]) -> UnmaskPolicy:
-        """As of any server; raises L2PDError also for a policy that needs what there is not."""
+        """As of any server; raises L2PDError also for a policy whose rule has no meaning here."""
         policy = super().policy(name, options)
-        lacking = sorted(policy.requires - _KNOWN_OF_NOISE)
-        reason = ""
-        if isinstance(policy, RemaskingPolicy):
-            reason = "takes committed tokens back"
-        elif policy.edits:
-            reason = "overwrites committed tokens"
-        elif lacking:
-            reason = f"requires {', '.join(lacking)}"
-        if reason:
-            raise L2PDError(
-                f"policy {policy.name!r} {reason}, which has no meaning for {self.model.name}: it "
-                "commits nothing before the end of a canvas, and has no mask token; its policies "
-                f"decide by {', '.join(sorted(_KNOWN_OF_NOISE))}"
-            )
+        check_on_noise(policy)
         return policy
 
 

@@ -27,6 +27,9 @@ ENGINE = {
     "max_num_seqs": 4,
     "limit_mm_per_prompt": {"image": 0, "video": 0, "audio": 0},
 }
+ONE_A_STEP = {"threshold": 1.0}
+"""Of the confidence threshold, which takes the most confident position then."""
+STANDS = {"threshold": 0.1, "kl_threshold": 0.5, "history": 1}
 PLAIN = {"TORCHDYNAMO_DISABLE": "1"}
 """Environment of a process: compiled code draws other random numbers than plain PyTorch."""
 
@@ -163,6 +166,22 @@ class DrawnTwice:
         return best(p.gather(1, drawn[:, None])[:, 0], stands)
 
 
+class Stands:
+    """Drawn tokens of at least this probability where the distribution has moved less than this, in
+    nats, since the step before."""
+
+    def __init__(self, threshold, moved):
+        self.threshold, self.moved, self.before = threshold, moved, None
+
+    def __call__(self, p, drawn):
+        before, self.before = self.before, p
+        confidence = p.gather(1, drawn[:, None])[:, 0]
+        if before is None:
+            return best(confidence, torch.zeros_like(drawn).bool())
+        stands = (p * (p / before).log()).sum(-1) < self.moved
+        return best(confidence, stands & (confidence > self.threshold))
+
+
 @torch.no_grad()
 def decode(model, prompt, make_rule):
     """The first canvas of one request, with vLLM's order of random draws.
@@ -228,7 +247,8 @@ class TestTokens:
         [
             (None, {}, EntropyBound),
             ("confidence_threshold", {"threshold": 0.5}, lambda: Threshold(0.5)),
-            ("fixed_schedule", {"tokens_per_step": 1}, lambda: Threshold(2)),
+            ("confidence_threshold", ONE_A_STEP, lambda: Threshold(2)),
+            ("klass", STANDS, lambda: Stands(STANDS["threshold"], STANDS["kl_threshold"])),
             ("persistent", {}, DrawnTwice),
         ],
         ids=lambda value: value if isinstance(value, str) else "",
@@ -240,16 +260,16 @@ class TestTokens:
             asked = params(policy, options, max_tokens=LENGTH)
             assert generate(llm, [prompt], asked) == [expected]
             most = max(most, *counts)
-        assert most == 1 if policy == "fixed_schedule" else most > 1
+        assert most == 1 if options == ONE_A_STEP else most > 1
 
     def test_depend_on_the_policy(self, llm):
-        answers = [generate(llm, PROMPTS, params(name)) for name in (None, "fixed_schedule")]
-        assert answers[0] != answers[1]
+        one_a_step = params("confidence_threshold", ONE_A_STEP)
+        assert generate(llm, PROMPTS, one_a_step) != generate(llm, PROMPTS, params())
 
     def test_of_a_policy_that_raises(self, llm, caplog):
         """It goes on by its progress rule, the most confident position of each step."""
         raising = params("raising", {"after": 0})
-        one_a_step = params("fixed_schedule", {"tokens_per_step": 1})
+        one_a_step = params("confidence_threshold", ONE_A_STEP)
         assert generate(llm, PROMPTS, raising) == generate(llm, PROMPTS, one_a_step)
 
 
@@ -259,10 +279,13 @@ class TestRequests:
         [
             (params("nope"), "no policy 'nope'"),
             (params("confidence_threshold", {"threshold": 2}), "less than or equal to 1"),
-            (params("saber"), "'saber' takes committed tokens back"),
-            (params("llada2_edit"), "'llada2_edit' overwrites committed tokens"),
-            (params("oracle"), "'oracle' requires reference"),
-            (params("klass"), "'klass' requires logits"),
+            (
+                params("saber"),
+                "'saber' does not work .* takes committed tokens back",
+            ),
+            (params("llada2_edit"), "'llada2_edit' .* overwrites committed tokens"),
+            (params("fixed_schedule"), "'fixed_schedule' .* every step begins anew"),
+            (params("oracle"), "'oracle' .* needs a decode at one token per step"),
             (params(extra_args={"diffusion_constrained": 1}), "diffusion_constrained: the policy"),
             (params(temperature=0.5), "temperature"),
             (params(seed=1), "seed"),
@@ -292,7 +315,7 @@ class TestStartUp:
     @pytest.mark.parametrize(
         ("asked", "said"),
         [
-            ("saber", "'saber' takes committed tokens back"),
+            ("saber", "it takes committed tokens back"),
             ({"name": "eb_sampler", "end_of_text": "off"}, "end_of_text='off': "),
         ],
         ids=["policy", "setting"],
