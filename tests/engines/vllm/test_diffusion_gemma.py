@@ -29,7 +29,7 @@ ENGINE = {
 }
 ONE_A_STEP = {"threshold": 1.0}
 """Of the confidence threshold, which takes the most confident position then."""
-STANDS = {"threshold": 0.1, "kl_threshold": 0.5, "history": 1}
+STANDS = {"threshold": 0.1, "kl_threshold": 4.0, "history": 1}
 PLAIN = {"TORCHDYNAMO_DISABLE": "1"}
 """Environment of a process: compiled code draws other random numbers than plain PyTorch."""
 
