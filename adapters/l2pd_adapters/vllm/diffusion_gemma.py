@@ -169,6 +169,9 @@ class PolicySampler:
         goes_on = ~(given_out | states.is_encoder_phase.index_select(0, at))
         inside = np.arange(blocks.block_length) < offered[:, None]
         block.masked = goes_on.unsqueeze(-1) & upload(inside, at.device)
+        before = states.canvas.index_select(0, at)
+        # What is not decided about is a token like any other, and may be looked up in the logits.
+        block.tokens = torch.where(block.masked, NO_MASK_TOKEN, before)
         positions = None if inside.all() else upload(np.flatnonzero(inside), at.device)
         drawn = self.drawn.index_select(0, at).flatten()
         outcome = denoising_step(
@@ -181,7 +184,7 @@ class PolicySampler:
             on_error="progress",
         )
         accepted = outcome.committed & ~states.pin_mask.index_select(0, at)
-        canvas = torch.where(accepted, outcome.step.x0, states.canvas.index_select(0, at))
+        canvas = torch.where(accepted, outcome.step.x0, before)
         states.canvas.index_copy_(0, at, canvas)
         drafts = self.sampler.req_states.draft_tokens
         drafts[:, : blocks.block_length].index_copy_(0, at, canvas.to(drafts.dtype))

@@ -17,6 +17,8 @@ from vllm.exceptions import VLLMValidationError
 from vllm.model_executor.models import diffusion_gemma as stock
 
 from l2pd_adapters.vllm.compatibility import incompatibility_of_diffusion_gemma
+from l2pd_policies.learn2pd import UnmaskFilter
+from l2pd_policies.settled import SignalFilter
 from tests.engines.checkpoints import EOT, VOCABULARY, add_tokenizer
 from tests.engines.vllm.processes import ARGUMENTS, SEED, alone, last_line, tokens_of
 
@@ -101,6 +103,17 @@ def llm(checkpoint):
     """A server's engine, whose default policy accepts as the entropy bound does."""
     asked = {"name": "eb_sampler", "gamma": BOUND}
     return LLM(checkpoint[0], **ARGUMENTS | ENGINE, additional_config={"decoding_plugin": asked})
+
+
+@pytest.fixture(scope="module")
+def filters(tmp_path_factory):
+    """Folder of a random filter, by the policy that it is for."""
+    torch.manual_seed(0)
+    made = {"learn2pd": UnmaskFilter(block_length=LENGTH), "settled": SignalFilter()}
+    folders = {name: str(tmp_path_factory.mktemp(name)) for name in made}
+    for name, folder in folders.items():
+        made[name].save_pretrained(folder)
+    return folders
 
 
 def generate(llm, prompts, params):
@@ -261,6 +274,14 @@ class TestTokens:
             assert generate(llm, [prompt], asked) == [expected]
             most = max(most, *counts)
         assert most == 1 if options == ONE_A_STEP else most > 1
+
+    @pytest.mark.parametrize("policy", ["credit", "klass", "learn2pd", "sched", "settled"])
+    def test_of_policies_that_read_more_than_confidence(self, llm, filters, policy, caplog):
+        """With canvases that end in the midst of a batch, or that the model's length cuts."""
+        asked = params(policy, {"filter": filters[policy]} if policy in filters else {})
+        assert [len(answer) for answer in generate(llm, PROMPTS, asked)] == [40] * 3
+        assert len(generate(llm, [[1] * 100], asked)[0]) == 28
+        assert "failed" not in caplog.text
 
     def test_depend_on_the_policy(self, llm):
         one_a_step = params("confidence_threshold", ONE_A_STEP)
