@@ -31,6 +31,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 """In which a checkpoint's config may say that it is to be loaded."""
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5}
 """Of one weight."""
+WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.py", "tokenizer.model", "policies/*"]
 _HEADERS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1}
@@ -273,14 +274,18 @@ class Checkpoint:
         return tensors
 
     def _weight_files(self) -> list[Path]:
-        if self._has("model.safetensors"):
-            return [self.folder / "model.safetensors"]
-        shards = self._json(INDEX).get("weight_map", {})
+        if self._has(WEIGHTS):
+            return [self.folder / WEIGHTS]
+        try:
+            shards = shards_of(self.folder)
+        except L2PDError as error:
+            self.problems.append(str(error))
+            return []
         if shards:
-            return [self.folder / name for name in sorted(set(shards.values()))]
+            return shards
         others = [path.name for kind in ("*.bin", "*.pth") for path in self.folder.glob(kind)]
         found = f"; {', '.join(sorted(others))} would have to be converted" if others else ""
-        self.problems.append(f"model.safetensors is missing, and {INDEX}, too{found}")
+        self.problems.append(f"{WEIGHTS} is missing, and {INDEX}, too{found}")
         return []
 
     def _vocabulary(self) -> Vocabulary | None:
@@ -388,6 +393,25 @@ class Checkpoint:
     def _note_quantisation(self) -> None:
         if self.quantisation is not None:
             self.notes.append(f"the weights are quantised ({self.quantisation})")
+
+
+def shards_of(folder: Path) -> list[Path]:
+    """The weight files that the folder's index names; none if a single file holds all weights, or
+    there is no index.
+
+    Raises L2PDError if the index cannot be read.
+    """
+    index = folder / INDEX
+    if (folder / WEIGHTS).is_file() or not index.is_file():
+        return []
+    try:
+        values = json.loads(index.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise L2PDError(f"{INDEX} cannot be read: {error}") from error
+    files = values.get("weight_map") if isinstance(values, dict) else None
+    if not isinstance(files, dict):
+        raise L2PDError(f"{INDEX} has no weight_map")
+    return [folder / name for name in sorted(set(files.values()))]
 
 
 def find_checkpoint(name: str) -> Checkpoint:

@@ -21,6 +21,7 @@ from transformers import (
 )
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
+from l2pd_adapters.checkpoints import INDEX, shards_of
 from l2pd_adapters.families import (
     DIFFUSION_GEMMA,
     ModelFamily,
@@ -31,7 +32,6 @@ from l2pd_adapters.families import (
 from l2pd_adapters.huggingface import diffusion_gemma
 from l2pd_adapters.huggingface.enabling import enable
 from l2pd_adapters.huggingface.models import MODELS
-from l2pd_adapters.huggingface.shards import check_shards
 from l2pd_adapters.sources import source_of
 from l2pd_plugins.errors import L2PDError
 
@@ -77,7 +77,7 @@ def load(
         values, _ = PreTrainedConfig.get_config_dict(source, **hub)
         if not values:
             raise FileNotFoundError(f"there is no config.json in {source}")
-        check_shards(source)
+        _check_shards(Path(source))
         weights: dict[str, Any] = {
             "dtype": dtype,
             "device_map": device_map,
@@ -201,3 +201,14 @@ def _check_device(device: torch.device | str | None) -> None:
             here.append(str(torch.accelerator.current_accelerator()))
         why = str(error).splitlines()[0]
         raise L2PDError(f"device={str(device)!r}: {why}; here are: {', '.join(here)}") from error
+
+
+def _check_shards(folder: Path) -> None:
+    """Of a hub id, which is no folder, nothing is asked: what is missing, the download says."""
+    shards = shards_of(folder)
+    missing = [path.name for path in shards if not path.is_file()]
+    if missing:
+        raise L2PDError(
+            f"{len(missing)} of the {len(shards)} weight files that {INDEX} names are missing: "
+            f"{', '.join(missing)}"
+        )

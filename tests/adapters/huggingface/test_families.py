@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
+from l2pd_adapters.checkpoints import INDEX, find_checkpoint
 from l2pd_adapters.families import FAMILIES
 from l2pd_adapters.huggingface import load
 from l2pd_adapters.huggingface.described import family_of
@@ -170,15 +171,31 @@ def test_a_missing_shard_is_named(llada):
         load(folder)
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"weight_map": {', "cannot be read"),
+        ("[]", "has no weight_map"),
+        ("{}", "has no weight_map"),
+    ],
+)
+def test_an_index_that_is_none(llada, content, words):
+    folder = llada()
+    (folder / INDEX).write_text(content)
+    with pytest.raises(L2PDError, match=rf"llada': {INDEX} {words}"):
+        load(folder)
+    assert any(f"{INDEX} {words}" in line for line in find_checkpoint(str(folder)).problems)
+
+
 def test_weights_that_do_not_fit_are_named(llada):
     folder = llada()
     weights = load_file(folder / SHARD)
-    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    index = json.loads((folder / INDEX).read_text())
     taken = "model.transformer.ln_f.weight"
     weights["model.transformer.extra.weight"] = weights.pop(taken)
     save_file(weights, folder / SHARD, metadata={"format": "pt"})
     index["weight_map"]["model.transformer.extra.weight"] = index["weight_map"].pop(taken)
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / INDEX).write_text(json.dumps(index))
     with pytest.raises(
         L2PDError, match=r"LLaDA: 1 missing \(model.norm.weight\), 1 unexpected \(.*extra.weight\)"
     ):
