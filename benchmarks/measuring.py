@@ -18,6 +18,7 @@ import torch
 import transformers
 
 from l2pd_adapters.cli.arguments import resolve_device
+from l2pd_adapters.huggingface.loading import device_here
 from l2pd_plugins import L2PDError
 
 
@@ -95,14 +96,11 @@ def synchronize(device: torch.device) -> None:
 
 
 def device_of(name: str) -> torch.device:
-    """The device of a --device, as tensors on it name it: "cuda" is not equal to "cuda:0".
-
-    Raises L2PDError if there is none such.
-    """
+    """The device of a --device, as `device_here`. Raises L2PDError if there is none such."""
     try:
-        return torch.empty(0, device=resolve_device(name)).device
-    except (RuntimeError, AssertionError) as error:  # the latter where torch has no CUDA
-        raise L2PDError(f"--device {name}: {str(error).splitlines()[0]}") from error
+        return device_here(resolve_device(name))
+    except L2PDError as error:
+        raise L2PDError(f"--device {name}: {error}") from error
 
 
 def positive(text: str) -> int:

@@ -189,14 +189,10 @@ class Checkpoint:
         if not self._has(name):
             return {}
         try:
-            values = json.loads((self.folder / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            self.problems.append(f"{name} cannot be read: {error}")
+            return _object_in(self.folder / name)
+        except L2PDError as error:
+            self.problems.append(str(error))
             return {}
-        if not isinstance(values, dict):
-            self.problems.append(f"{name} holds no object")
-            return {}
-        return values
 
     def _setting(self, name: str) -> Any:
         """Of generate: the generation config's, else the config's."""
@@ -274,15 +270,13 @@ class Checkpoint:
         return tensors
 
     def _weight_files(self) -> list[Path]:
-        if self._has(WEIGHTS):
-            return [self.folder / WEIGHTS]
         try:
-            shards = shards_of(self.folder)
+            files = weight_files(self.folder)
         except L2PDError as error:
             self.problems.append(str(error))
             return []
-        if shards:
-            return shards
+        if files:
+            return files
         others = [path.name for kind in ("*.bin", "*.pth") for path in self.folder.glob(kind)]
         found = f"; {', '.join(sorted(others))} would have to be converted" if others else ""
         self.problems.append(f"{WEIGHTS} is missing, and {INDEX}, too{found}")
@@ -395,23 +389,31 @@ class Checkpoint:
             self.notes.append(f"the weights are quantised ({self.quantisation})")
 
 
-def shards_of(folder: Path) -> list[Path]:
-    """The weight files that the folder's index names; none if a single file holds all weights, or
-    there is no index.
+def weight_files(folder: Path) -> list[Path]:
+    """The files that are to hold a folder's weights: the one, else those that its index names,
+    whether they are there or not; none without either.
 
     Raises L2PDError if the index cannot be read.
     """
-    index = folder / INDEX
-    if (folder / WEIGHTS).is_file() or not index.is_file():
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if not (folder / INDEX).is_file():
         return []
-    try:
-        values = json.loads(index.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise L2PDError(f"{INDEX} cannot be read: {error}") from error
-    files = values.get("weight_map") if isinstance(values, dict) else None
+    files = _object_in(folder / INDEX).get("weight_map")
     if not isinstance(files, dict):
         raise L2PDError(f"{INDEX} has no weight_map")
     return [folder / name for name in sorted(set(files.values()))]
+
+
+def _object_in(path: Path) -> dict[str, Any]:
+    """What a JSON file holds. Raises L2PDError if it cannot be read or holds no object."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise L2PDError(f"{path.name} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise L2PDError(f"{path.name} holds no object")
+    return values
 
 
 def find_checkpoint(name: str) -> Checkpoint:

@@ -21,7 +21,7 @@ from transformers import (
 )
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
-from l2pd_adapters.checkpoints import INDEX, shards_of
+from l2pd_adapters.checkpoints import INDEX, weight_files
 from l2pd_adapters.families import (
     DIFFUSION_GEMMA,
     ModelFamily,
@@ -71,7 +71,7 @@ def load(
     """
     source = source_of(name)
     dtype = _checked(dtype)
-    _check_device(device)
+    device_here(device)  # before anything is read
     hub = {key: kwargs[key] for key in _OF_THE_HUB if key in kwargs} | {"trust_remote_code": False}
     try:
         values, _ = PreTrainedConfig.get_config_dict(source, **hub)
@@ -191,10 +191,13 @@ def _checked(dtype: torch.dtype | str) -> torch.dtype | str:
     return name
 
 
-def _check_device(device: torch.device | str | None) -> None:
-    """Before anything is loaded: whether tensors can be there."""
+def device_here(device: torch.device | str | None) -> torch.device:
+    """The device as tensors on it name it: "cuda" is not equal to "cuda:0". None is the default.
+
+    Raises L2PDError, with the choices, if no tensor can be there.
+    """
     try:
-        torch.empty(0, device=device)
+        return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:  # the latter where torch has no CUDA
         here = ["cpu"]
         if torch.accelerator.is_available():
@@ -205,10 +208,10 @@ def _check_device(device: torch.device | str | None) -> None:
 
 def _check_shards(folder: Path) -> None:
     """Of a hub id, which is no folder, nothing is asked: what is missing, the download says."""
-    shards = shards_of(folder)
-    missing = [path.name for path in shards if not path.is_file()]
+    files = weight_files(folder)
+    missing = [path.name for path in files if not path.is_file()]
     if missing:
         raise L2PDError(
-            f"{len(missing)} of the {len(shards)} weight files that {INDEX} names are missing: "
+            f"{len(missing)} of the {len(files)} weight files that {INDEX} names are missing: "
             f"{', '.join(missing)}"
         )

@@ -175,7 +175,7 @@ def test_a_missing_shard_is_named(llada):
     ("content", "words"),
     [
         ('{"weight_map": {', "cannot be read"),
-        ("[]", "has no weight_map"),
+        ("[]", "holds no object"),
         ("{}", "has no weight_map"),
     ],
 )

@@ -300,10 +300,7 @@ class TestRequests:
         [
             (params("nope"), "no policy 'nope'"),
             (params("confidence_threshold", {"threshold": 2}), "less than or equal to 1"),
-            (
-                params("saber"),
-                "'saber' does not work .* takes committed tokens back",
-            ),
+            (params("saber"), "'saber' does not work .* takes committed tokens back"),
             (params("llada2_edit"), "'llada2_edit' .* overwrites committed tokens"),
             (params("fixed_schedule"), "'fixed_schedule' .* every step begins anew"),
             (params("oracle"), "'oracle' .* needs a decode at one token per step"),
