@@ -64,7 +64,8 @@ from l2pd_plugins.plugins import find_policy
 
 SMALL = ("tiny-llada", "tiny-sdar")
 CACHES = {"tiny-llada": "dual"}
-"""Where it is not the model's own default: tiny-llada gives the same answers with it, sooner."""
+"""Where it is not the model's own default: tiny-llada gives the same answers with it, sooner.
+Policies that look ahead have the default, with which they can."""
 REFERENCE = "fixed_schedule"
 
 
@@ -310,13 +311,12 @@ class Job:
         Raises L2PDError if there is no such model, or nothing can be decoded on it this way.
         """
         network, _ = loaded(model, self.device)
-        given = self._settings(model)
-        del given["batch_size"]
-        configuration_of(network, unmask_policy=REFERENCE, **given)
+        configuration_of(network, unmask_policy=REFERENCE, **self._without_batch(model))
         reasons: list[str | None] = []
         for name, options in settings:
             try:
                 policy = self.policy(model, name, options)
+                given = self._without_batch(model, policy)
                 configuration_of(network, unmask_policy=policy, **given)
                 reasons.append(None)
             except L2PDError as error:  # such as a policy without a filter for this model
@@ -343,7 +343,7 @@ class Job:
                 self.prompts,
                 policy=policy,
                 reference_answers=slow.answers,
-                **self._settings(model),
+                **self._settings(model, policy),
             )
         except L2PDError as error:
             return self._readable(error, model)
@@ -360,8 +360,14 @@ class Job:
             options = {**options, "frequencies": self._frequencies(model)}
         return create_policy(name, **options)
 
-    def _settings(self, model: str) -> dict[str, Any]:
-        return {**self.settings, "cache": CACHES.get(model)}
+    def _settings(self, model: str, policy: UnmaskPolicy | None = None) -> dict[str, Any]:
+        ahead = policy is not None and "ahead" in policy.requires
+        return {**self.settings, "cache": None if ahead else CACHES.get(model)}
+
+    def _without_batch(self, model: str, policy: UnmaskPolicy | None = None) -> dict[str, Any]:
+        given = self._settings(model, policy)
+        del given["batch_size"]
+        return given
 
     def _file(self, model: str, suffix: str) -> Path:
         return self.folder / (model.replace("/", "_") + suffix)

@@ -43,6 +43,16 @@ class _Group:
 
 
 @dataclass
+class _LaterBlocks:
+    """The blocks behind those of a batch, whose policies look ahead."""
+
+    blocks: BlockBatch
+    """N blocks at their first step, which take none: they only fill the policies' states."""
+    rows: list[int]
+    """The row of the batch that each belongs to; of one row, the nearest comes first."""
+
+
+@dataclass
 class BlockBatch:
     """B blocks that are being decoded, one per sequence, and the policy of each.
 
@@ -73,6 +83,7 @@ class BlockBatch:
     generators: list[torch.Generator] | None = None
     observe: frozenset[str] = frozenset()
     """What the outcome's step shows beyond what the policies require."""
+    _later: _LaterBlocks | None = field(default=None, repr=False)
     _groups: list[_Group] = field(default_factory=list, repr=False)
     _whole_rows: Tensor | None = field(default=None, repr=False)
     """(B, 1) bool, rows of which committed positions are needed too; None if there are none."""
@@ -126,6 +137,56 @@ class BlockBatch:
         batch._index_groups()
         return batch
 
+    def look_ahead(
+        self,
+        rows: Sequence[int],
+        tokens: Tensor,
+        *,
+        present: Tensor | None = None,
+        reference: Tensor | None = None,
+        on_error: OnError = "raise",
+    ) -> None:
+        """Keep a state for blocks behind the present ones too, for policies that look ahead.
+
+        rows: of each of the N blocks the row it belongs to, out of `looking_ahead`; the blocks of
+        one row follow each other, and begin with the one behind its present block. tokens, present,
+        reference: (N, L), as in `start`. From then on each `denoising_step` takes their logits, and
+        `advance` begins a block with the state that was kept for it. It can be called once.
+
+        Raises PolicyRuntimeError as `start` does.
+        """
+        if not rows:
+            return
+        distance = [rows[: at + 1].count(row) for at, row in enumerate(rows)]
+        index = upload(rows, self.tokens.device)
+        blocks = BlockBatch.start(
+            tokens,
+            [self.policies[row] for row in rows],
+            mask_token_id=self.mask_token_id,
+            block_index=self.block_index[index] + upload(distance, self.tokens.device),
+            canvas_length=self.canvas_length[index],
+            present=present,
+            reference=reference,
+            generators=None if self.generators is None else [self.generators[r] for r in rows],
+            on_error=on_error,
+        )
+        self._later = _LaterBlocks(blocks, list(rows))
+
+    @property
+    def looking_ahead(self) -> list[int]:
+        """The rows whose policies look ahead."""
+        return [row for row, each in enumerate(self.policies) if "ahead" in each.requires]
+
+    @property
+    def later_rows(self) -> list[int]:
+        """The row of each later block that a state is kept for, in the order of their logits."""
+        return [] if self._later is None else list(self._later.rows)
+
+    def forget_later(self, rows: Sequence[int]) -> None:
+        """These rows have ended: no block follows the one that they stand in."""
+        gone = set(rows)
+        self._keep_later([at for at, row in enumerate(self.later_rows) if row not in gone])
+
     @classmethod
     def gather(cls, rows: Sequence[tuple[BlockBatch, int]]) -> BlockBatch:
         """A batch of these rows, each given as (batch, index), in this order.
@@ -166,6 +227,16 @@ class BlockBatch:
             origin = [rows[member] for member in members]
             gathered._groups.append(_Group(policy, members, _gathered_state(policy, origin)))
         gathered._index_groups()
+        later = [
+            (row, (batch._later.blocks, at))
+            for row, (batch, origin) in enumerate(rows)
+            if batch._later is not None
+            for at, owner in enumerate(batch._later.rows)
+            if owner == origin
+        ]
+        if later:
+            owners, blocks = zip(*later, strict=True)
+            gathered._later = _LaterBlocks(cls.gather(blocks), list(owners))
         return gathered
 
     @classmethod
@@ -225,14 +296,48 @@ class BlockBatch:
         if self.reference is not None and reference is not None:
             self.reference = self.reference.index_copy(0, index, reference)
         moving = set(rows)
+        firsts = {row: at for at, row in reversed([*enumerate(self.later_rows)]) if row in moving}
+        nearest: dict[int, int] = {}
+        if self._later is not None:  # a stand-in has kept nothing (see `prepare`)
+            runs = self._later.blocks.policies
+            nearest = {row: at for row, at in firsts.items() if runs[at] is self.policies[row]}
         for group in self._groups:
             local = [i for i, row in enumerate(group.members) if row in moving]
             if not local or not group.state:
                 continue
-            fresh = _initial_state(group.policy, len(local), tokens)
-            at = upload(local, self.tokens.device)
-            for name, value in fresh.items():
-                group.state[name] = group.state[name].index_copy(0, at, value)
+            known = [i for i in local if group.members[i] in nearest]
+            new = [i for i in local if group.members[i] not in nearest]
+            begun: list[tuple[list[int], dict[str, Tensor]]] = []
+            if known:
+                kept = [nearest[group.members[i]] for i in known]
+                begun.append((known, self._kept_for(group.policy, kept)))
+            if new:
+                begun.append((new, _initial_state(group.policy, len(new), tokens)))
+            for places, state in begun:
+                at = upload(places, self.tokens.device)
+                for name, value in state.items():
+                    group.state[name] = group.state[name].index_copy(0, at, value)
+        reached = set(firsts.values())
+        if reached:
+            self._keep_later([at for at in range(len(self.later_rows)) if at not in reached])
+
+    def _kept_for(self, policy: UnmaskPolicy, blocks: list[int]) -> dict[str, Tensor]:
+        """The policy's state of these later blocks."""
+        assert self._later is not None
+        later = self._later.blocks
+        return _gathered_state(policy, [(later, at) for at in blocks])
+
+    def _keep_later(self, blocks: list[int]) -> None:
+        """Keep these of the later blocks."""
+        if self._later is None:
+            return
+        owners = [self._later.rows[at] for at in blocks]
+        later = self._later.blocks
+        self._later = (
+            _LaterBlocks(BlockBatch.gather([(later, at) for at in blocks]), owners)
+            if blocks
+            else None
+        )
 
     def _index_groups(self) -> None:
         whole = np.zeros((len(self.policies), 1), dtype=bool)
@@ -356,6 +461,7 @@ def denoising_step(
     x0: Tensor | None = None,
     suppress_mask: bool = True,
     on_error: OnError = "raise",
+    later: tuple[Tensor, Tensor] | None = None,
 ) -> StepOutcome:
     """Take one denoising step; `block` is updated in place.
 
@@ -370,6 +476,9 @@ def denoising_step(
             otherwise not finish; False is for exact parity with code that does not suppress it.
         on_error: "raise" lets a failing policy end the call; "progress" (servers) lets its rows
             go on by the progress rule alone and logs the failure once per policy.
+        later: for a batch that looks ahead (`BlockBatch.look_ahead`), the logits (M, V) of its
+            later blocks and where they belong, (M,) int64, ``block * L + position``, blocks in the
+            order of `BlockBatch.later_rows`; they cover all masked positions of these blocks.
 
     A block that has masks has fewer of them afterwards, whatever the policy selects. Positions
     whose logits hold NaN, which is seen by their confidence, are never selected; the progress rule
@@ -379,6 +488,7 @@ def denoising_step(
     bool tensor (B, L), and on_error is "raise".
     """
     step = _observe(block, logits, positions, x0, suppress_mask)
+    _look_ahead(block, later, suppress_mask, on_error)
     committed = torch.zeros_like(block.masked)
     for group in block._groups:
         seen = _seen_by(step, group, block)
@@ -419,6 +529,26 @@ def denoising_step(
     block.tokens, block.masked = tokens, masked & ~behind
     block.present = block.present & ~behind
     return StepOutcome(step, committed & ~behind, remasked & ~behind, behind, ended)
+
+
+def _look_ahead(
+    block: BlockBatch,
+    logits: tuple[Tensor, Tensor] | None,
+    suppress_mask: bool,
+    on_error: OnError,
+) -> None:
+    """Show the policies what the model predicts for the later blocks; only their states change."""
+    if (block._later is None) != (logits is None):
+        raise ValueError(
+            f"a batch with {len(block.later_rows)} later blocks and "
+            f"{'no' if logits is None else 'some'} logits for them"
+        )
+    if block._later is None or logits is None:
+        return
+    blocks = block._later.blocks
+    step = _observe(blocks, *logits, None, suppress_mask)
+    for group in blocks._groups:
+        _ask(group, "select", _seen_by(step, group, blocks), on_error)
 
 
 def _observe(

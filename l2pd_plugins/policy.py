@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 API_VERSION = 1
 """Version of the contract between policies and the core; a PolicySpec names the one it meets."""
 
-STATISTICS = frozenset({"confidence", "entropy", "margin", "logits", "committed", "reference"})
+STATISTICS = frozenset(
+    {"confidence", "entropy", "margin", "logits", "committed", "reference", "ahead"}
+)
 """What a policy may put into `requires`."""
 
 PROGRESS_RULES = ("argmax_if_empty", "always_top1", "leftmost_if_empty")
@@ -88,7 +90,10 @@ class UnmaskPolicy(ABC):
     requires: ClassVar[frozenset[str]] = frozenset({"confidence"})
     """Which statistics the policy reads, out of "confidence", "entropy", "margin", "logits";
     "committed" asks for them at committed positions too, "reference" for the tokens of a reference
-    decode (a policy may bring them in its attribute `reference`)."""
+    decode (a policy may bring them in its attribute `reference`), "ahead" for a state that begins
+    before its block does: where the engine has the logits of the row's later blocks, `select` is
+    called for these blocks too, at every step, with step_index 0; its answer is dropped, and the
+    block begins with the state that was left. Elsewhere it begins with `init_state`."""
 
     progress: ClassVar[str] = "argmax_if_empty"
     """What is committed besides the selection: "argmax_if_empty" (the most confident masked

@@ -20,6 +20,9 @@ class Trace:
     """(B,) int64, forward passes that each row took part in."""
     length: Tensor
     """(B,) int64, tokens up to and including the end-of-text token."""
+    ahead: Tensor | None = None
+    """(B,) int64, positions of later blocks whose logits were made besides, summed over the forward
+    passes, since the row's policy looks ahead; 0 where it does not or could not."""
 
     @property
     def tokens_per_forward(self) -> Tensor:

@@ -17,11 +17,17 @@ class Cora(UnmaskPolicy):
     """Unmask what is confident and has been predicted before.
 
     A position is taken at confidence >= `threshold` if its prediction is the same as in each of the
-    last `persistence` steps.
+    last `persistence` steps. Steps count within the block; the first is compared with the step
+    before it, the last one of the block before.
 
-    Source: CORA-Diff, arXiv 2608.11235, defaults 0.65 and 1 (calibrated on GSM8K). Its end-of-text
-    truncation is the engine's business here (`end_of_text`).
+    Source: CORA-Diff, arXiv 2608.11235, defaults 0.65 and 1 (calibrated on GSM8K). The authors'
+    code keeps the last prediction of the whole canvas. So does this policy where the engine has the
+    logits of later blocks (transformers, bidirectional models, cache "none" or "prefix"); elsewhere
+    a block's first step has nothing to compare with, and its tokens are taken one step later. Its
+    end-of-text truncation is the engine's business here (`end_of_text`).
     """
+
+    requires = frozenset({"confidence", "ahead"})
 
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.65
     persistence: Annotated[int, Field(ge=0)] = 1
@@ -36,6 +42,7 @@ class Cora(UnmaskPolicy):
         }
 
     def select(self, step: DenoisingStep, state: dict[str, Tensor]) -> Tensor:
-        stood = torch.where(step.x0 == state["x0"], state["stood"] + 1, 0)
+        before = torch.where(step.step_index.unsqueeze(-1) > 0, state["stood"], 0)
+        stood = torch.where(step.x0 == state["x0"], before + 1, 0)
         state.update(x0=step.x0, stood=stood)
         return step.masked & (step.confidence >= self.threshold) & (stood >= self.persistence)

@@ -13,7 +13,7 @@ from torch import Tensor
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.options import options
 from l2pd_plugins.policy import DenoisingStep, ModelContext, UnmaskPolicy
-from l2pd_policies.readings import without_mask_token
+from l2pd_policies.readings import memory_of, without_mask_token
 
 
 @options
@@ -21,14 +21,23 @@ class Klass(UnmaskPolicy):
     """Unmask what is confident and whose distribution has stopped moving.
 
     A position is taken at confidence > `threshold` if KL(p_t || p_t-1) < `kl_threshold` (nats) held
-    for the last `history` steps. It remembers the distributions, (B, L, V) float32.
+    for the last `history` steps; the first history - 1 steps of a block take nothing so. It
+    remembers the distributions: 4 L V bytes for each block of each row, 16 MB for blocks of 32 and
+    a vocabulary of 126,464.
 
     Source: KLASS, arXiv 2511.05664; the defaults are those for LLaDA on GSM8K (0.6 and
-    0.015, history 2). Its code compares the first step with a distribution of zeros; here a first
-    step has nothing to compare with. Its top-u fallback is the most confident position.
+    0.015, history 2). The authors' code keeps the last distributions of the whole canvas, so that a
+    block's first step is compared with the last one of the block before. So does this policy where
+    the engine has the logits of later blocks (transformers, bidirectional models, cache "none" or
+    "prefix"), at 4 V bytes for each masked position of the canvas; elsewhere a block's first step
+    has nothing to compare with. The first step of all is compared with zeros there, which is below
+    no threshold of use. The mask token, which is never predicted, has no part in the distributions,
+    where theirs counts it. Its top-u fallback is the most confident position.
+
+    Raises L2PDError where the distributions are larger than the device's memory.
     """
 
-    requires = frozenset({"confidence", "logits"})
+    requires = frozenset({"confidence", "logits", "ahead"})
 
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.6
     kl_threshold: Annotated[float, Field(gt=0)] = 0.015
@@ -47,9 +56,22 @@ class Klass(UnmaskPolicy):
             raise L2PDError("klass: call for_model first, which says the vocabulary's size")
         shape = (batch_size, block_length)
         return {
-            "log_p": torch.full((*shape, self._vocabulary), torch.nan, device=device),
+            "log_p": self._distributions(shape, device),
             "stable": torch.zeros(shape, dtype=torch.int64, device=device),
         }
+
+    def _distributions(self, shape: tuple[int, int], device: torch.device) -> Tensor:
+        size = 4 * shape[0] * shape[1] * self._vocabulary
+        try:
+            if size > memory_of(device):
+                raise MemoryError
+            return torch.full((*shape, self._vocabulary), torch.nan, device=device)
+        except (MemoryError, RuntimeError) as error:  # torch's out of memory is a RuntimeError
+            raise L2PDError(
+                f"klass: it remembers the distributions over {self._vocabulary} tokens of "
+                f"{shape[0]} blocks of {shape[1]} positions, {size / 2**30:.1f} GiB, which "
+                f"{device} has no room for; decode fewer sequences at once, or fewer tokens"
+            ) from error
 
     def select(self, step: DenoisingStep, state: dict[str, Tensor]) -> Tensor:
         log_p = without_mask_token(step).log_softmax(-1)
@@ -63,4 +85,6 @@ class Klass(UnmaskPolicy):
         kl = torch.where(p > 0, p * (log_p - state["log_p"]), 0).sum(-1)
         stable = torch.where(kl < self.kl_threshold, state["stable"] + 1, 0)
         state.update(log_p=log_p, stable=stable)
-        return step.masked & (step.confidence > self.threshold) & (stable >= self.history)
+        enough = (step.step_index >= self.history - 1).unsqueeze(-1)
+        settled = (stable >= self.history) & enough
+        return step.masked & (step.confidence > self.threshold) & settled

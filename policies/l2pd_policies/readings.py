@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import Tensor
 
 from l2pd_plugins.policy import DenoisingStep
+
+
+def memory_of(device: torch.device) -> float:
+    """Bytes of memory that the device has in all; infinite where that is not known."""
+    if device.type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory)
+    if device.type == "cpu" and hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return float("inf")
 
 
 def probability_of(step: DenoisingStep, tokens: Tensor) -> Tensor:

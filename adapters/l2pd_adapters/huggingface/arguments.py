@@ -30,7 +30,7 @@ from l2pd_adapters.huggingface.described import (
     is_masked_lm,
     mask_token_of,
 )
-from l2pd_adapters.huggingface.forward import CACHES, CacheKind
+from l2pd_adapters.huggingface.forward import CACHES, LOOKING_AHEAD, CacheKind
 from l2pd_plugins import ModelContext, UnmaskPolicy, create_policy
 from l2pd_plugins.denoising import StepOutcome
 from l2pd_plugins.end_of_text import EndOfText
@@ -145,6 +145,11 @@ class DecodeSettings:
         """What a reference holds where nothing is known: an end of text, if there is one."""
         return (self.end_of_text.token_ids or (self.pad_token_id,))[0]
 
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether policies that look ahead can: the logits of later blocks are at hand."""
+        return self.family.attention == "bidirectional" and self.cache in LOOKING_AHEAD
+
     def warp(self, scores: Tensor) -> Tensor:
         """Rows of float32 logits as sampling sees them: temperature, then top-k, then top-p."""
         warpers = LogitsProcessorList([TemperatureLogitsWarper(self.temperature)])
@@ -165,6 +170,7 @@ class DecodeSettings:
             "max_new_tokens": self.max_new_tokens,
             "block_length": self.block_length,
             "cache": self.cache,
+            **self._described_ahead(),
             "end_of_text": self.end_of_text.rule,
             "eos": ",".join(map(str, self.end_of_text.token_ids)) or "none",
             "dtype": str(model.dtype).removeprefix("torch."),
@@ -179,6 +185,10 @@ class DecodeSettings:
         if not self.suppress_mask:
             parts["suppress_mask"] = False
         return " ".join(f"{key}={value}" for key, value in parts.items())
+
+    def _described_ahead(self) -> dict[str, Any]:
+        wanted = any("ahead" in policy.requires for policy in self.policies)
+        return {"looks_ahead": self.looks_ahead} if wanted else {}
 
 
 def refuse_unknown(keywords: Mapping[str, Any]) -> None:

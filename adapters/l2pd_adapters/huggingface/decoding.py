@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import chain, compress, count
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,6 +61,46 @@ def decode(
         if settings.streamer is not None:
             settings.streamer.end()
     return Decoded(*canvas.result(), reference_nfe)
+
+
+@dataclass(frozen=True)
+class _LaterPlaces:
+    """Where the N later blocks of R rows lie: M positions."""
+
+    blocks: int
+    """Of how many blocks the hidden states are wanted, the row's own included."""
+    in_view: Tensor
+    """(M,) int64, places in hidden states (R, blocks * L)."""
+    in_blocks: Tensor
+    """(M,) int64, the same places in (N, L)."""
+    counts: list[int]
+    """Positions of each of the R rows."""
+
+    @classmethod
+    def of(
+        cls,
+        owners: list[int],
+        starts: list[int],
+        ends: list[int],
+        length: int,
+        device: torch.device,
+    ) -> _LaterPlaces:
+        """owners: the row of each later block, the nearest first; starts and ends: columns at which
+        each row's present block begins and its canvas ends."""
+        distance: list[int] = []
+        behind = [0] * len(starts)
+        for row in owners:
+            behind[row] += 1
+            distance.append(behind[row])
+        blocks = 1 + max(behind)
+        rows, nth = np.array(owners), np.array(distance)
+        offset = nth[:, None] * length + np.arange(length)
+        room = np.array(ends)[rows] - np.array(starts)[rows]
+        inside = (offset < room[:, None]).ravel()
+        in_view = (rows[:, None] * blocks * length + offset).ravel()[inside]
+        in_blocks = np.flatnonzero(inside)
+        counts = np.bincount(rows[in_blocks // length], minlength=len(starts))
+        return cls(blocks, upload(in_view, device), upload(in_blocks, device), counts.tolist())
 
 
 _PER_ROW = (
@@ -171,12 +212,17 @@ class _Canvas:
         """Which positions of each live row's block are masked; a host copy."""
         self.needed = list(self.masked)
         """Positions of each live row's block whose logits the next step reads; a host copy."""
+        self.ahead = [0] * batch
+        """Positions of later blocks that each sequence's policy was shown."""
+        self._later_places: _LaterPlaces | None = None
+        if settings.looks_ahead:
+            self._look_ahead()
         if settings.streamer is not None:
             settings.streamer.put(input_ids[0].cpu())
 
     def forward_and_step(self) -> None:
         """One forward pass, one denoising step, and what follows from it."""
-        logits, positions = self._logits()
+        logits, positions, later = self._logits()
         settings = self.settings
         outcome = denoising_step(
             self.block,
@@ -185,6 +231,7 @@ class _Canvas:
             end_of_text=settings.end_of_text,
             x0=self._draw(logits, positions) if settings.do_sample else None,
             suppress_mask=settings.suppress_mask,
+            later=later,
         )
         self._record(outcome)
         if settings.on_step is not None:
@@ -221,11 +268,45 @@ class _Canvas:
             confidence=confidence,
             nfe=torch.tensor(self.nfe, device=self.device),
             length=length,
+            ahead=torch.tensor(self.ahead, device=self.device),
         )
 
-    def _logits(self) -> tuple[Tensor, Tensor]:
-        """A forward pass: the needed logits (N, V), and where in (R, L) they belong."""
+    def _look_ahead(self) -> None:
+        """Begin to keep what the policies that look ahead remember of the later blocks."""
         length = self.settings.block_length
+        rows = self.block.looking_ahead
+        behind = [-(-(self.ends[row] - self.origins[row]) // length) - 1 for row in rows]
+        owners = [row for row, count in zip(rows, behind, strict=True) for _ in range(count)]
+        if not owners:
+            return
+        index = upload(owners, self.device)
+        distance = [1 + each for count in behind for each in range(count)]
+        origin = self.origin[index]
+        columns = self._columns(upload(distance, self.device), origin)
+        at = (index.unsqueeze(-1), columns)
+        self.block.look_ahead(
+            owners,
+            self.tokens[at],
+            present=self._present(columns, origin + self.block.canvas_length[index].unsqueeze(-1)),
+            reference=None if self.reference is None else self.reference[at],
+        )
+        self._place_later()
+
+    def _place_later(self) -> None:
+        """Say anew where the later blocks lie, since a row has moved, ended or left."""
+        owners = self.block.later_rows
+        self._later_places = None
+        if owners:
+            starts = [self._start(row) for row in range(len(self.rows))]
+            self._later_places = _LaterPlaces.of(
+                owners, starts, self.ends, self.settings.block_length, self.device
+            )
+
+    def _logits(self) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
+        """A forward pass: the needed logits (N, V), and where in (R, L) they belong; and the same
+        of the later blocks, where a policy looks ahead."""
+        length = self.settings.block_length
+        places = self._later_places
         view = CanvasView(
             tokens=self.tokens,
             attention=self.attention,
@@ -235,12 +316,19 @@ class _Canvas:
             last=self.last,
             fresh=self.fresh,
             block_length=length,
+            blocks=1 if places is None else places.blocks,
         )
         hidden = self.forward.hidden(view)
         self.forwards += 1
+        later = None
+        if places is not None:
+            later = (self.forward.logits(hidden, places.in_view), places.in_blocks)
+            for sequence, count in zip(self.rows, places.counts, strict=True):
+                self.ahead[sequence] += count
+            hidden = hidden[:, :length]
         needed = compress(range(len(self.needed) * length), chain.from_iterable(self.needed))
         positions = upload(list(needed), self.device)
-        return self.forward.logits(hidden, positions), positions
+        return self.forward.logits(hidden, positions), positions, later
 
     def _draw(self, logits: Tensor, positions: Tensor) -> Tensor:
         """(N,) tokens drawn for the masked positions; -1, the argmax, for committed ones.
@@ -281,11 +369,15 @@ class _Canvas:
 
     def _follow_up(self, outcome: StepOutcome) -> None:
         """Rows whose block is full go on to the next one or leave; ended texts are cut."""
-        advancing, leaving = [], []
+        advancing: list[int] = []
+        leaving: list[int] = []
+        ending: list[int] = []
         for row, (masked, needed, ended, seen) in enumerate(self._learn(outcome)):
             self.masked[row], self.needed[row] = masked, needed
             self.fresh[row] = False
             if ended:
+                if not self.ended[row]:
+                    ending.append(row)
                 self.ended[row] = True
                 last = self._begin(row) + seen
                 if last != self.last[row]:
@@ -299,10 +391,14 @@ class _Canvas:
                 leaving.append(row)
             else:
                 advancing.append(row)
+        if ending:
+            self.block.forget_later(ending)
         if advancing:
             self._advance(advancing)
         if leaving:
             self._leave(leaving)
+        if self._later_places is not None and (ending or advancing or leaving):
+            self._place_later()
 
     def _learn(self, outcome: StepOutcome) -> list[tuple[list[bool], list[bool], bool, int]]:
         """What the step has left of each row: masked and needed positions of the block, whether the

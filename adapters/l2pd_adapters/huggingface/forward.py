@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from l2pd_adapters.families import Attention, ModelFamily
@@ -23,6 +24,8 @@ CACHES: dict[Attention, tuple[CacheKind, ...]] = {
     "block_causal": ("block", "none"),
 }
 """The choices of each family, its default first."""
+LOOKING_AHEAD: tuple[CacheKind, ...] = ("none", "prefix")
+"""The choices of bidirectional models that compute every position behind a block at every step."""
 
 
 @dataclass
@@ -44,6 +47,8 @@ class CanvasView:
     fresh: list[bool]
     """Whether each row is at the first step of its block."""
     block_length: int
+    blocks: int = 1
+    """How many blocks are wanted of each row: its own, and those behind it."""
 
     @property
     def span(self) -> tuple[int, int]:
@@ -53,6 +58,11 @@ class CanvasView:
     def behind(self, row: int) -> int:
         """Columns that a row sees from its block on, the block's own at least."""
         return max(self.block_length, self.last[row] - self.starts[row])
+
+    @property
+    def wanted(self) -> int:
+        """Positions that are wanted of each row."""
+        return self.blocks * self.block_length
 
     def select(self, rows: list[int]) -> CanvasView:
         """The same view of some of its rows."""
@@ -66,6 +76,7 @@ class CanvasView:
             last=[self.last[row] for row in rows],
             fresh=[self.fresh[row] for row in rows],
             block_length=self.block_length,
+            blocks=self.blocks,
         )
 
 
@@ -85,8 +96,9 @@ class Forward:
         self.cache: CanvasCache | None = None
 
     def hidden(self, view: CanvasView) -> Tensor:
-        """Hidden states that predict each row's block: (R, L, D). Those of columns that the row
-        does not see mean nothing."""
+        """Hidden states that predict each row's block, and the blocks behind it that are wanted:
+        (R, blocks * L, D). Those of columns that the row does not see mean nothing. With the dual
+        cache only the block itself is computed, and nothing more can be wanted."""
         rows, width = view.tokens.shape
         if self.kind != "none" and self.cache is None:
             layers = self.model.config.num_hidden_layers
@@ -141,7 +153,7 @@ class Forward:
             tensor[:, left:right] for tensor in (view.tokens, view.attention, view.position_ids)
         )
         hidden = self._decoder(tokens, None if everything else attention, position_ids)
-        at = (self._block_columns(view) - left).clamp(max=right - left - 1)
+        at = (self._block_columns(view, view.wanted) - left).clamp(max=right - left - 1)
         return hidden.gather(1, at.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
 
     def _partial(self, view: CanvasView, rows: Tensor | None) -> Tensor:
@@ -162,14 +174,15 @@ class Forward:
             view.attention[:, left:right],
             view.position_ids.gather(1, inside),
         )
-        return hidden[:, : view.block_length]
+        missing = max(0, view.wanted - hidden.shape[1])
+        return F.pad(hidden[:, : view.wanted], (0, 0, 0, missing))
 
-    def _block_columns(self, view: CanvasView, count: int | None = None) -> Tensor:
-        """(R, count) columns from the one on that predicts the first position of each row's block;
-        None for as many as the block has."""
+    def _block_columns(self, view: CanvasView, count: int) -> Tensor:
+        """(R, count) columns from the one on that predicts the first position of each row's
+        block."""
         device = view.tokens.device
         begin = upload(view.starts, device).unsqueeze(-1) - self.family.logit_shift
-        return begin + torch.arange(count or view.block_length, device=device)
+        return begin + torch.arange(count, device=device)
 
     def _decoder(self, tokens: Tensor, mask: Tensor | None, position_ids: Tensor) -> Tensor:
         cache = {} if self.cache is None else {"past_key_values": self.cache}
