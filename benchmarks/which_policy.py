@@ -43,6 +43,10 @@ def page(found: dict[str, Any]) -> str:
         "",
         *(answer(model, part) for model, part in found["models"].items()),
         "",
+        "The filters of `settled` and `learn2pd` were trained on prompts of the same tasks. On "
+        "other kinds of text a filter can ruin answers without a warning: train one on prompts "
+        "like those that you serve, or use another policy ([with figures](learned_policies.md#prompts-unlike-those-trained-on)).",
+        "",
         "![The frontier](frontier.png)",
     ]
     for model, part in found["models"].items():

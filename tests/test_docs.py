@@ -19,9 +19,11 @@ from typer.main import get_command
 import l2pd_policies
 from l2pd_adapters.cli.app import app
 from l2pd_adapters.families import FAMILIES, ModelFamily
+from l2pd_adapters.tiny_models import folder_of
 from l2pd_plugins import hookspecs
 from l2pd_plugins.plugins import load_factory, option_parameters
 from l2pd_plugins.testing import CHECKS
+from l2pd_policies.learned.policy import FilterPolicy
 
 DOCS = Path(__file__).parents[1] / "docs"
 TABLE = (DOCS / "policies.md").read_text(encoding="utf-8")
@@ -55,6 +57,25 @@ def test_every_policy_has_its_row(spec):
 def test_the_table_names_no_policy_that_is_not_there():
     named = re.findall(r"^\| `(\w+)` \|", TABLE, re.MULTILINE)
     assert sorted(named) == sorted(spec.name for spec in SPECS)
+
+
+def test_every_learned_policy_says_on_which_prompts_to_use_it():
+    said = "prompts like those it was trained on"
+    learned = [f for f in map(load_factory, SPECS) if issubclass(f, FilterPolicy)]
+    assert len(learned) >= 3
+    for factory in learned:
+        assert said in " ".join(factory.__doc__.split()), factory
+    cards = [*folder_of("tiny-llada").parent.glob("*/policies/*/README.md")]
+    assert len(cards) >= 4
+    for card in cards:
+        assert said in card.read_text(encoding="utf-8"), card
+    train = get_command(app).commands["learn2pd"].commands["train"]
+    assert "prompts like those that you will serve" in " ".join(train.help.split())
+    anchor = "learned_policies.md#prompts-unlike-those-trained-on"
+    page = (DOCS / "learned_policies.md").read_text(encoding="utf-8")
+    assert "\n## Prompts unlike those trained on\n" in page
+    for page in (DOCS.parent / "README.md", DOCS / "policies.md", DOCS / "which_policy.md"):
+        assert anchor in page.read_text(encoding="utf-8"), page
 
 
 def test_every_check_of_the_kit_is_named():

@@ -232,6 +232,7 @@ def test_training_twice_gives_the_same_weights(l2pd, collected, tmp_path, policy
     assert metrics["false_positive_rate"] <= 0.05
     card = (tmp_path / "a" / "README.md").read_text()
     assert "seed" in card and "curves.png" in card
+    assert "prompts like those it was trained on" in card
     assert (tmp_path / "a" / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -33,7 +33,11 @@ STARTING_POLICIES = ("oracle", "confidence_threshold,threshold=0.7", "confidence
 COLLECTING = ("model", "device", "prompts", "limit", "max_new_tokens", "batch_size", "labels")
 """Arguments of training that say how its rounds collect trajectories."""
 Prompts = Annotated[
-    Path | None, typer.Option(help="Prompt file.", show_default="the shipped training prompts")
+    Path | None,
+    typer.Option(
+        help="Prompt file, with prompts like those that you will serve.",
+        show_default="the shipped training prompts",
+    ),
 ]
 
 
@@ -123,7 +127,11 @@ def train(
     labels: LabelRule = Labels.reference,
     seed: int = 0,
 ) -> None:
-    """Train a filter on trajectories; with --rounds N, on the states of its own decisions too."""
+    """Train a filter on trajectories; with --rounds N, on the states of its own decisions too.
+
+    Train on prompts like those that you will serve. On other kinds of text a filter can ruin
+    answers without a warning: docs/learned_policies.md, "Prompts unlike those trained on".
+    """
     sources = {name: context.get_parameter_source(name) for name in COLLECTING}
     given = [name for name, source in sources.items() if source and source.name != "DEFAULT"]
     if rounds == 0 and given:

@@ -18,6 +18,9 @@ class Learn2PD(FilterPolicy):
     is the probability that the filter has to exceed; without it, the one the filter was
     calibrated for.
 
+    Use a filter on prompts like those it was trained on. On other kinds of text it can ruin
+    answers without a warning (docs/learned_policies.md).
+
     Source: Learn2PD, arXiv 2509.25188 (threshold 0.96 for LLaDA, 0.9 for Dream). The
     authors' code commits the most confident position at every step besides
     (``progress="always_top1"``); which rule applies is recorded with the filter.

@@ -207,6 +207,8 @@ def save_with_card(trained: Trained, folder: Path, *, title: str, facts: dict[st
         f"---\nlibrary_name: l2pd-plugins\ntags: [diffusion-language-model, unmask-policy]\n---\n\n"
         f"# {title}\n\n{parameters} parameters; says which predictions of "
         f"{trained.filter.base_model or 'a model'} are final.\n\n"
+        "Use it on prompts like those it was trained on. On other kinds of text it can ruin "
+        "answers without a warning.\n\n"
         f"| made from | |\n|---|---|\n{rows}\n\n"
         f"| on validation prompts | |\n|---|---|\n{measured}\n\n"
         f"Rates are over masked positions.\n{picture}",

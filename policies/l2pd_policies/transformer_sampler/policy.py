@@ -23,7 +23,7 @@ class TransformerSampler(FilterPolicy):
     A masked position is taken with probability sigmoid(score / `temperature`), and if none is
     drawn, the one of the highest score. Drawing takes a seed; ``sampling="threshold"`` draws
     nothing and takes what exceeds `threshold`. `filter` is a folder or hub id; without it, the
-    filter that belongs to the model.
+    filter that belongs to the model. Use it on prompts like those it was trained on.
 
     Source: Learning Unmasking Policies for Diffusion Language Models, arXiv 2512.09106, whose
     policies are trained by reinforcement (GRPO) over a frozen model; none comes with this project.
