@@ -45,7 +45,8 @@ def page(found: dict[str, Any]) -> str:
         "",
         "The filters of `settled` and `learn2pd` were trained on prompts of the same tasks. On "
         "other kinds of text a filter can ruin answers without a warning: train one on prompts "
-        "like those that you serve, or use another policy ([with figures](learned_policies.md#prompts-unlike-those-trained-on)).",
+        "like those that you serve, or use another policy "
+        "([with figures](learned_policies.md#prompts-unlike-those-trained-on)).",
         "",
         "![The frontier](frontier.png)",
     ]
