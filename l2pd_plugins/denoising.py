@@ -439,7 +439,7 @@ def _gathered_state(
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What a denoising step did; all (B, L) bool but `ended`."""
+    """What a denoising step did; all (B, L) bool but `ended` and `step`."""
 
     step: DenoisingStep
     """The step before the commits, with all that was computed; a policy saw what it requires."""
@@ -450,6 +450,8 @@ class StepOutcome:
     longer present."""
     ended: Tensor
     """(B,) bool, rows whose text has got its end in this block."""
+    sound: Tensor
+    """Positions that were masked before the step and whose logits hold no NaN."""
 
 
 def denoising_step(
@@ -489,15 +491,18 @@ def denoising_step(
     """
     step = _observe(block, logits, positions, x0, suppress_mask)
     _look_ahead(block, later, suppress_mask, on_error)
-    committed = torch.zeros_like(block.masked)
+    sound = block.masked & ~step.confidence.isnan()
+    decided = []
     for group in block._groups:
         seen = _seen_by(step, group, block)
         answer = _ask(group, "select", seen, on_error)
-        selected = answer & _sound(seen)
-        selected = selected | _progress(group.policy, selected, seen)
+        candidates = _of(sound, group)
+        selected = answer & candidates
+        selected = selected | _progress(group.policy, selected, seen, candidates)
         if group.policy.edits:
             selected = selected | (answer & _editable(seen, end_of_text))
-        _put(committed, group, selected)
+        decided.append(selected)
+    committed = _joined(block, decided)
 
     tokens = torch.where(committed, step.x0, block.tokens)
     masked = block.masked & ~committed
@@ -518,17 +523,21 @@ def denoising_step(
         tokens = tokens.masked_fill(remasked, block.mask_token_id)
         masked = masked | remasked
 
+    block.step_index = block.step_index + block.masked.any(-1)
+    block.tokens, block.masked = tokens, masked
+    if end_of_text.rule == "off":
+        nowhere = torch.zeros_like(masked)
+        return StepOutcome(step, committed, remasked, nowhere, nowhere[:, 0], sound)
+
     settled = torch.where(block.present, tokens, block.mask_token_id)
     ended, behind = behind_end(settled, masked, step.x0, step.confidence, end_of_text)
     ended = ended & ~block.ignores_end
     behind = behind & block.present & ended.unsqueeze(-1)
-    if end_of_text.token_ids:
-        tokens = tokens.masked_fill(behind, end_of_text.token_ids[0])
-
-    block.step_index = block.step_index + block.masked.any(-1)
-    block.tokens, block.masked = tokens, masked & ~behind
-    block.present = block.present & ~behind
-    return StepOutcome(step, committed & ~behind, remasked & ~behind, behind, ended)
+    kept = ~behind
+    block.tokens = tokens.masked_fill(behind, end_of_text.token_ids[0])
+    block.masked = masked & kept
+    block.present = block.present & kept
+    return StepOutcome(step, committed & kept, remasked & kept, behind, ended, sound)
 
 
 def _look_ahead(
@@ -572,21 +581,23 @@ def _observe(
         given = torch.where(needed.flatten(), every, -1)
     found = row_statistics(flat, requires & _COMPUTED, suppress, x0=x0, rows=given)
 
-    def lay_out(values: Tensor | None, elsewhere: Tensor) -> Tensor | None:
-        if values is None:
-            return None
+    def lay_out(values: Tensor, elsewhere: Tensor) -> Tensor:
         if positions is None:
             full = values.view(rows, length)
         else:
             full = elsewhere.flatten().index_copy(0, positions, values).view(rows, length)
         return torch.where(needed, full, elsewhere)
 
-    certain = block.present.to(torch.float32)
     predicted = lay_out(found.x0, block.tokens)
-    # A masked position whose logits were not given is the last to be taken.
-    confidence = lay_out(found.confidence, certain * ~block.masked)
-    assert predicted is not None and confidence is not None
-    cube: Tensor | None = None
+    # Committed positions are certain. A masked one whose logits were not given is the last to be
+    # taken.
+    committed = (block.present > block.masked).to(torch.float32)
+    confidence = lay_out(found.confidence, committed)
+    entropy = margin = cube = None
+    if found.entropy is not None:
+        entropy = lay_out(found.entropy, torch.zeros_like(committed))
+    if found.margin is not None:
+        margin = lay_out(found.margin, block.present.to(torch.float32))
     if "logits" in requires:
         if positions is None:
             cube = flat.view(rows, length, -1)
@@ -598,8 +609,8 @@ def _observe(
         masked=block.masked,
         x0=predicted,
         confidence=confidence,
-        entropy=lay_out(found.entropy, torch.zeros_like(certain)),
-        margin=lay_out(found.margin, certain),
+        entropy=entropy,
+        margin=margin,
         logits=cube,
         step_index=block.step_index,
         block_index=block.block_index,
@@ -614,7 +625,7 @@ def _seen_by(step: DenoisingStep, group: _Group, block: BlockBatch) -> Denoising
     """The group's rows of the step, with nothing that its policy did not require."""
     requires = group.policy.requires
     for name in ("entropy", "margin", "logits", "reference"):
-        if name not in requires:
+        if name not in requires and getattr(step, name) is not None:
             step = replace(step, **{name: None})  # type: ignore[arg-type]
     if "committed" not in requires and "committed" in block.requires:
         certain = block.present.to(torch.float32)
@@ -639,9 +650,14 @@ def _put(target: Tensor, group: _Group, values: Tensor) -> None:
         target.index_copy_(0, group.index, values)
 
 
-def _sound(step: DenoisingStep) -> Tensor:
-    """bool (B, L): the masked positions with a prediction that is one."""
-    return step.masked & ~step.confidence.isnan()
+def _joined(block: BlockBatch, values: list[Tensor]) -> Tensor:
+    """bool (B, L) of all rows, out of those of each group."""
+    if len(values) == 1 and block._groups[0].index is None:
+        return values[0]
+    joined = torch.zeros_like(block.masked)
+    for group, of_group in zip(block._groups, values, strict=True):
+        _put(joined, group, of_group)
+    return joined
 
 
 def _editable(step: DenoisingStep, end_of_text: EndOfText) -> Tensor:
@@ -652,13 +668,15 @@ def _editable(step: DenoisingStep, end_of_text: EndOfText) -> Tensor:
     return differs & ~step.confidence.isnan()
 
 
-def _progress(policy: UnmaskPolicy, selected: Tensor, step: DenoisingStep) -> Tensor:
-    """What the policy's progress rule commits besides the selection."""
+def _progress(
+    policy: UnmaskPolicy, selected: Tensor, step: DenoisingStep, sound: Tensor
+) -> Tensor:
+    """What the policy's progress rule commits besides the selection; sound (B, L): the masked
+    positions whose confidence is a number."""
     if policy.progress == "always_top1":
         return top_1(step.confidence, step.masked)
     empty = ~selected.any(-1, keepdim=True)
     if policy.progress == "leftmost_if_empty":
-        sound = _sound(step)
         return empty & leftmost(torch.where(sound.any(-1, True), sound, step.masked))
     return empty & top_1(step.confidence, step.masked)
 

@@ -30,8 +30,7 @@ def eager_kernel(
     margin: bool,
 ) -> Results:
     """The statistics as `row_statistics` describes them; suppress is -1 for no column."""
-    results = empty_results(logits, rows, entropy, margin)
-    count = len(results[0])
+    count = len(logits) if rows is None else len(rows)
     # At least two rows: torch sums a single long row in another order than several (it splits the
     # row over threads), and then a row's bits would depend on how many rows stand beside it.
     vocabulary = logits.shape[1]
@@ -42,8 +41,8 @@ def eager_kernel(
     chunk = max(2, min(room // width, count))
     buffer = torch.empty(chunk, width, dtype=torch.float32, device=logits.device)
     powers = torch.empty_like(buffer) if entropy else None
-    for start in range(0, count, chunk):
-        part = slice(start, min(start + chunk, count))
+
+    def of_part(part: slice) -> tuple[Tensor | None, ...]:
         z = buffer[: max(part.stop - part.start, 2)]
         z[:, :vocabulary].copy_(
             logits[part] if rows is None else logits.index_select(0, rows[part].clamp(min=0))
@@ -53,9 +52,21 @@ def eager_kernel(
         if suppress >= 0:
             z[:, suppress].fill_(-torch.inf)
         found = _statistics(z, None if x0 is None else x0[part], powers, margin)
-        for result, values in zip(results, found, strict=True):
-            if values is not None:
-                result[part] = values[: part.stop - part.start, 0]
+        size = part.stop - part.start
+        return tuple(None if values is None else values[:size, 0] for values in found)
+
+    results: Results
+    if 0 < count <= chunk:
+        none = buffer.new_empty(0)
+        tokens, *others = (none if v is None else v for v in of_part(slice(0, count)))
+        results = (tokens, others[0], others[1], others[2])
+    else:
+        results = empty_results(logits, rows, entropy, margin)
+        for start in range(0, count, chunk):
+            part = slice(start, min(start + chunk, count))
+            for result, values in zip(results, of_part(part), strict=True):
+                if values is not None:
+                    result[part] = values
     if rows is not None:
         for result in results:
             if len(result):
