@@ -260,6 +260,11 @@ class BlockBatch:
         """What any of the policies requires, or is observed."""
         return self.observe.union(*(group.policy.requires for group in self._groups))
 
+    @property
+    def reads_committed(self) -> bool:
+        """Whether a step reads logits of committed positions, too."""
+        return self._whole_rows is not None
+
     def needed(self) -> Tensor:
         """bool (B, L): the positions whose logits the next step reads.
 
@@ -668,9 +673,7 @@ def _editable(step: DenoisingStep, end_of_text: EndOfText) -> Tensor:
     return differs & ~step.confidence.isnan()
 
 
-def _progress(
-    policy: UnmaskPolicy, selected: Tensor, step: DenoisingStep, sound: Tensor
-) -> Tensor:
+def _progress(policy: UnmaskPolicy, selected: Tensor, step: DenoisingStep, sound: Tensor) -> Tensor:
     """What the policy's progress rule commits besides the selection; sound (B, L): the masked
     positions whose confidence is a number."""
     if policy.progress == "always_top1":

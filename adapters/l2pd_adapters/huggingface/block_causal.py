@@ -81,7 +81,9 @@ class BlockCausalForward(Forward):
                 None if everyone else index.squeeze(-1),
             )
         hidden = self._decoder(
-            view.tokens[index, columns], self._mask(positions, seen, length), positions
+            view.tokens[index, columns],
+            self._mask(positions, seen, length),
+            positions + self.family.first_position,
         )
         at = block - begin + torch.arange(length, device=device)
         return hidden.gather(1, at.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))

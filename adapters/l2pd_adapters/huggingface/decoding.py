@@ -19,7 +19,7 @@ from torch import Tensor
 from l2pd_adapters.huggingface.arguments import DecodeSettings
 from l2pd_adapters.huggingface.block_causal import forward_for
 from l2pd_adapters.huggingface.forward import CanvasView
-from l2pd_plugins import UnmaskPolicy, create_policy
+from l2pd_plugins import RemaskingPolicy, UnmaskPolicy, create_policy
 from l2pd_plugins.denoising import BlockBatch, StepOutcome, denoising_step
 from l2pd_plugins.end_of_text import is_end_of_text
 from l2pd_plugins.errors import L2PDError
@@ -115,6 +115,17 @@ _PER_ROW = (
     "masked",
     "needed",
 )
+_PER_ROW_ON_DEVICE = (
+    "tokens",
+    "attention",
+    "position_ids",
+    "sequences",
+    "origin",
+    "columns",
+    "block_committed_at",
+    "block_confidence",
+    "block_broken",
+)
 
 
 class _Canvas:
@@ -140,6 +151,10 @@ class _Canvas:
         device = input_ids.device
         length = settings.block_length
         self.settings, self.device = settings, device
+        self.may_undo = settings.end_of_text.rule != "off" or any(
+            isinstance(policy, RemaskingPolicy) for policy in settings.policies
+        )
+        """Whether a step may take back what an earlier one committed."""
         block_causal = settings.family.attention == "block_causal"
         self.forward = forward_for(model, settings.family, settings.cache)
         self.prompt_length = prompt
@@ -154,8 +169,6 @@ class _Canvas:
         """One past the last column of each live row's canvas."""
         width = max(whole)
 
-        self.offsets = torch.arange(length, device=device)
-        """(L,) the positions of a block."""
         self.sequences = torch.arange(batch, device=device)
         """(R,) `rows` on the device."""
         self.tokens = torch.full((batch, width), settings.mask_token_id, device=device)
@@ -194,7 +207,8 @@ class _Canvas:
         """Tokens of each answer, up to and including the end of text."""
         self.forwards = 0
 
-        columns = self.origin + self.offsets
+        self.columns = columns = self.origin + torch.arange(length, device=device)
+        """(R, L), of each live row's block."""
         canvas_length = torch.tensor(self.ends, device=device) - self.origin.squeeze(-1)
         self.block = BlockBatch.start(
             self.tokens.gather(1, columns),
@@ -208,6 +222,10 @@ class _Canvas:
             else [torch.Generator(device).manual_seed(seed) for seed in settings.seeds],
             observe=settings.observe,
         )
+        # The block of each live row in `committed_at`, `confidence` and `broken`, until it is full.
+        self.block_committed_at = torch.full_like(columns, -1)
+        self.block_confidence = torch.zeros_like(columns, dtype=torch.float32)
+        self.block_broken = torch.zeros_like(self.block.masked)
         self.masked = self.block.masked.tolist()
         """Which positions of each live row's block are masked; a host copy."""
         self.needed = list(self.masked)
@@ -352,20 +370,29 @@ class _Canvas:
         return torch.full_like(positions, -1).index_copy(0, index, drawn)
 
     def _record(self, outcome: StepOutcome) -> None:
-        """Write the block into the canvas, and the commits into the trace."""
-        columns = self._columns(self.block.block_index, self.origin)
-        self.tokens.scatter_(1, columns, self.block.tokens)
-        at = (self.sequences.unsqueeze(-1), columns)
-        undone = outcome.remasked | outcome.behind
-        for history, value, nothing in (
-            (self.committed_at, self.forwards - 1, -1),
-            (self.confidence, outcome.step.confidence, 0.0),
-        ):
-            after = torch.where(outcome.committed, value, history[at]).to(history.dtype)
-            history[at] = after.masked_fill(undone, nothing)
-        step = outcome.step
-        broken = (step.confidence.isnan() & step.masked).any(-1)
-        self.broken[self.sequences] = self.broken[self.sequences] | broken
+        """Write the block into the canvas, and the commits into the block's history."""
+        self.tokens.scatter_(1, self.columns, self.block.tokens)
+        committed, step = outcome.committed, outcome.step
+        at = torch.where(committed, self.forwards - 1, self.block_committed_at)
+        confidence = torch.where(committed, step.confidence, self.block_confidence)
+        if self.may_undo:
+            undone = outcome.remasked | outcome.behind
+            at, confidence = at.masked_fill(undone, -1), confidence.masked_fill(undone, 0.0)
+        self.block_committed_at, self.block_confidence = at, confidence
+        self.block_broken = self.block_broken | (step.masked ^ outcome.sound)
+
+    def _file(self, rows: list[int]) -> None:
+        """Write the history of these rows' blocks, which are full, into that of their sequences."""
+        at = self._at(rows)
+        sequences = self.sequences[at]
+        where = (sequences.unsqueeze(-1), self.columns[at])
+        self.committed_at[where] = self.block_committed_at[at]
+        self.confidence[where] = self.block_confidence[at]
+        self.broken[sequences] |= self.block_broken[at].any(-1)
+
+    def _at(self, rows: list[int]) -> Tensor | slice:
+        """An index of these live rows, which are in order."""
+        return slice(None) if len(rows) == len(self.rows) else upload(rows, self.device)
 
     def _follow_up(self, outcome: StepOutcome) -> None:
         """Rows whose block is full go on to the next one or leave; ended texts are cut."""
@@ -393,6 +420,8 @@ class _Canvas:
                 advancing.append(row)
         if ending:
             self.block.forget_later(ending)
+        if advancing or leaving:
+            self._file(sorted(advancing + leaving))
         if advancing:
             self._advance(advancing)
         if leaving:
@@ -403,14 +432,16 @@ class _Canvas:
     def _learn(self, outcome: StepOutcome) -> list[tuple[list[bool], list[bool], bool, int]]:
         """What the step has left of each row: masked and needed positions of the block, whether the
         text has ended, and how many positions of the block are present."""
-        length = self.settings.block_length
-        if self.settings.end_of_text.rule == "off" and all(sum(row) == 1 for row in self.masked):
-            # A step commits at least one mask, so none is left: nothing to read.
-            nothing = [False] * length
-            return [
-                (nothing, nothing, False, sum(self._inside(row))) for row in range(len(self.rows))
-            ]
-        block = self.block
+        length, block = self.settings.block_length, self.block
+        if self.settings.end_of_text.rule == "off":  # nothing leaves the canvas
+            inside = [sum(self._inside(row)) for row in range(len(self.rows))]
+            if all(sum(row) == 1 for row in self.masked):
+                # A step commits at least one mask, so none is left: nothing to read.
+                nothing = [False] * length
+                return [(nothing, nothing, False, seen) for seen in inside]
+            if not block.reads_committed:
+                left = block.masked.tolist()  # the one host read of the step
+                return [(row, row, False, seen) for row, seen in zip(left, inside, strict=True)]
         visible = block.present.sum(-1, keepdim=True)
         report = torch.cat([block.masked, block.needed(), outcome.ended[:, None], visible], dim=-1)
         return [
@@ -420,15 +451,27 @@ class _Canvas:
 
     def _advance(self, rows: list[int]) -> None:
         """Move these rows to the block that `blocks` names now."""
-        at = upload(rows, self.device)
-        origin = self.origin[at]
-        columns = self._columns(self.block.block_index[at] + 1, origin)
+        at = self._at(rows)
+        origin, columns = self.origin[at], self.columns[at] + self.settings.block_length
+        tokens, canvas_length = self.tokens[at], self.block.canvas_length[at]
         reference = None
         if self.reference is not None:
-            reference = self.reference[self.sequences[at].unsqueeze(-1), columns]
-        tokens = self.tokens[at.unsqueeze(-1), columns]
-        present = self._present(columns, origin + self.block.canvas_length[at].unsqueeze(-1))
-        self.block.advance(rows, tokens, present=present, reference=reference)
+            reference = self.reference[self.sequences[at]].gather(1, columns)
+        self.block.advance(
+            rows,
+            tokens.gather(1, columns),
+            present=self._present(columns, origin + canvas_length.unsqueeze(-1)),
+            reference=reference,
+        )
+        for name, fresh in (
+            ("columns", columns),
+            ("block_committed_at", torch.full_like(columns, -1)),
+            ("block_confidence", torch.zeros_like(columns, dtype=torch.float32)),
+            ("block_broken", torch.zeros_like(columns, dtype=torch.bool)),
+        ):
+            if isinstance(at, Tensor):
+                fresh = getattr(self, name).index_copy(0, at, fresh)
+            setattr(self, name, fresh)
         for row in rows:
             self.fresh[row] = True
             self.masked[row] = self.needed[row] = self._inside(row)
@@ -448,7 +491,7 @@ class _Canvas:
             setattr(self, name, [values[row] for row in kept])
         if kept:
             stay = upload(kept, self.device)
-            for name in ("tokens", "attention", "position_ids", "sequences", "origin"):
+            for name in _PER_ROW_ON_DEVICE:
                 setattr(self, name, getattr(self, name).index_select(0, stay))
             self.block.keep(kept)
             self.forward.keep(kept, self.device)
@@ -465,10 +508,6 @@ class _Canvas:
         """Which positions of the row's block the canvas has."""
         start, begin, end = self._start(row), self._begin(row), self.ends[row]
         return [begin <= start + i < end for i in range(self.settings.block_length)]
-
-    def _columns(self, blocks: Tensor, origin: Tensor) -> Tensor:
-        """(N, L) columns of blocks (N,), which rows count from their origin (N, 1)."""
-        return origin + blocks.unsqueeze(-1) * self.settings.block_length + self.offsets
 
     def _present(self, columns: Tensor, ends: Tensor) -> Tensor:
         """bool (N, L): the columns (N, L) that belong to a canvas with these ends (N, 1)."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from l2pd_adapters.families import Attention, ModelFamily
 from l2pd_adapters.huggingface.caching import CanvasCache
 from l2pd_adapters.huggingface.heads import parts_of
+from l2pd_adapters.huggingface.layers import Layers, columns_of
 from l2pd_adapters.huggingface.widths import CPU_LIMIT, share_passes
 from l2pd_plugins.uploading import upload
 
@@ -55,6 +56,12 @@ class CanvasView:
         """The columns that any row sees."""
         return min(self.first), max(self.last)
 
+    @property
+    def everything(self) -> bool:
+        """Whether every row sees all columns of the span."""
+        left, right = self.span
+        return min(self.last) == right and max(self.first) == left
+
     def behind(self, row: int) -> int:
         """Columns that a row sees from its block on, the block's own at least."""
         return max(self.block_length, self.last[row] - self.starts[row])
@@ -93,6 +100,9 @@ class Forward:
     def __init__(self, model: Any, family: ModelFamily, cache: CacheKind) -> None:
         self.model, self.family, self.kind = model, family, cache
         self.decoder, self.head = parts_of(model, family)
+        self.layers = Layers.of(self.decoder) if family.attention == "bidirectional" else None
+        self._positions: tuple[Any, Any, Any] = (None, None, None)
+        """What `_position_ids` was asked last, and its answer."""
         self.cache: CanvasCache | None = None
 
     def hidden(self, view: CanvasView) -> Tensor:
@@ -148,13 +158,23 @@ class Forward:
         left, right = view.span
         if self.cache is not None:
             self.cache.write_all((left, right), rows)
-        everything = min(view.last) == right and max(view.first) == left
-        tokens, attention, position_ids = (
-            tensor[:, left:right] for tensor in (view.tokens, view.attention, view.position_ids)
+        mask = None if view.everything else view.attention[:, left:right]
+        begin = view.starts[0] - self.family.logit_shift - left
+        end = begin + view.wanted
+        wanted: slice | Tensor = slice(begin, end)
+        if end > right - left or any(start != view.starts[0] for start in view.starts):
+            wanted = (self._block_columns(view, view.wanted) - left).clamp(max=right - left - 1)
+        return self._decoder(
+            view.tokens[:, left:right], mask, self._position_ids(view, left, right), wanted
         )
-        hidden = self._decoder(tokens, None if everything else attention, position_ids)
-        at = (self._block_columns(view, view.wanted) - left).clamp(max=right - left - 1)
-        return hidden.gather(1, at.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
+
+    def _position_ids(self, view: CanvasView, left: int, right: int) -> Tensor:
+        """(R, right - left) int64, as the model counts; the same tensor while nothing changes."""
+        whole, span, ids = self._positions
+        if whole is not view.position_ids or span != (left, right):
+            ids = view.position_ids[:, left:right] + self.family.first_position
+            self._positions = view.position_ids, (left, right), ids
+        return ids
 
     def _partial(self, view: CanvasView, rows: Tensor | None) -> Tensor:
         """The blocks of a pass over the columns that the cache does not keep: (R, L, D). `rows` as
@@ -171,11 +191,12 @@ class Forward:
         left, right = view.span
         hidden = self._decoder(
             view.tokens.gather(1, inside),
-            view.attention[:, left:right],
-            view.position_ids.gather(1, inside),
+            None if view.everything else view.attention[:, left:right],
+            view.position_ids.gather(1, inside) + self.family.first_position,
+            slice(0, view.wanted),
         )
-        missing = max(0, view.wanted - hidden.shape[1])
-        return F.pad(hidden[:, : view.wanted], (0, 0, 0, missing))
+        missing = view.wanted - hidden.shape[1]
+        return F.pad(hidden, (0, 0, 0, missing)) if missing else hidden
 
     def _block_columns(self, view: CanvasView, count: int) -> Tensor:
         """(R, count) columns from the one on that predicts the first position of each row's
@@ -184,17 +205,27 @@ class Forward:
         begin = upload(view.starts, device).unsqueeze(-1) - self.family.logit_shift
         return begin + torch.arange(count, device=device)
 
-    def _decoder(self, tokens: Tensor, mask: Tensor | None, position_ids: Tensor) -> Tensor:
+    def _decoder(
+        self,
+        tokens: Tensor,
+        mask: Tensor | None,
+        position_ids: Tensor,
+        wanted: slice | Tensor = slice(None),
+    ) -> Tensor:
+        """Hidden states of the wanted columns of a pass, see `Layers`; mask None: every column
+        sees all that there is."""
+        if mask is None and self.layers is not None:
+            return self.layers(tokens, position_ids, wanted, self.cache)
         cache = {} if self.cache is None else {"past_key_values": self.cache}
         out = self.decoder(
             input_ids=tokens,
             attention_mask=mask,
-            position_ids=position_ids + self.family.first_position,
+            position_ids=position_ids,
             use_cache=self.cache is not None,
             **cache,
         )
-        hidden: Tensor = out.last_hidden_state
-        return hidden.to(tokens.device)  # a model on several devices ends on another one
+        # A model on several devices ends on another one.
+        return columns_of(out.last_hidden_state.to(tokens.device), wanted)
 
 
 def _shared(
