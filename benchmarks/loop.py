@@ -2,8 +2,11 @@
 
     python benchmarks/loop.py                                    # everything, some hours
     python benchmarks/loop.py --batches 1 16 64 --lengths 256 --json FILE
+    python benchmarks/loop.py --cpu-time --turns 7 --threads 1 --batches 1 --lengths 256 \\
+        --prompts 4 --end-of-text off --policies fixed_schedule confidence_threshold --json FILE
 
-The plain loop is that of the published `generate` functions of LLaDA and Fast-dLLM (see plain.py).
+The plain loop is that of the published `generate` functions of LLaDA and Fast-dLLM (see plain.py);
+with `--plain published` it has no operator more than these.
 Prints milliseconds per token of the answers, tokens per second, forward passes, and the ratios.
 Runs on the GPU where there is one.
 
@@ -16,6 +19,7 @@ prompts are those whose answers are the same.
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +27,7 @@ from typing import Any
 
 import torch
 from measuring import device_of, environment, positive, run_script, timed, write
-from plain import Rule, above_threshold, fixed_number, plain_loop
+from plain import Rule, above_threshold, fixed_number, plain_loop, published_loop
 
 from l2pd_adapters.cli.arguments import load_model
 from l2pd_adapters.huggingface.evaluation import read_prompts
@@ -33,6 +37,8 @@ RULES: dict[str, tuple[dict[str, Any], Rule]] = {
     "fixed_schedule": ({"tokens_per_step": 1}, fixed_number(1)),
     "confidence_threshold": ({"threshold": 0.9}, above_threshold(0.9)),
 }
+
+LOOPS = {"plain": plain_loop, "published": published_loop}
 
 
 @dataclass
@@ -54,6 +60,7 @@ class Comparison:
     end_of_text: str
     length: int
     cache: str
+    loop: str
 
     def ours(self, prompts: Sequence[str], batch: int) -> Decoded:
         """By `generate`."""
@@ -79,7 +86,7 @@ class Comparison:
         config = self.model.config
         found = Decoded([], [], [])
         for start in range(0, len(prompts), batch):
-            tokens, forwards = plain_loop(
+            tokens, forwards = LOOPS[self.loop](
                 self.model,
                 **self._inputs(prompts[start : start + batch]),
                 rule=RULES[self.policy][1],
@@ -113,7 +120,7 @@ def same(one: Decoded, other: Decoded) -> list[bool]:
 
 
 def measure(
-    comparison: Comparison, prompts: Sequence[str], batch: int, repeats: int
+    comparison: Comparison, prompts: Sequence[str], batch: int, turns: int, cpu_time: bool
 ) -> dict[str, Any]:
     """Both ways on the prompts, in batches."""
     last: dict[str, Decoded] = {}
@@ -125,11 +132,13 @@ def measure(
         last["plain"] = comparison.plain(prompts, batch)
 
     device = comparison.model.device
-    times = timed({"ours": ours, "plain": plain}, repeats, device=device, warm=False)
+    clock = time.process_time if cpu_time else time.perf_counter
+    ways = {"ours": ours, "plain": plain}
+    times = timed(ways, turns, device=device, warm=False, clock=clock)
     if not all(same(last["ours"], last["plain"])):
         raise SystemExit("the two loops gave different tokens: there is nothing to compare")
     tokens = sum(last["ours"].lengths)
-    ratio = times["plain"].over(times["ours"])
+    ratio, cost = times["plain"].over(times["ours"]), times["ours"].over(times["plain"])
     return {
         "batch": batch,
         "prompts": len(prompts),
@@ -142,6 +151,8 @@ def measure(
         "plain_tokens_per_second": tokens / times["plain"].median,
         "speedup": ratio.median,
         "speedup_spread": ratio.spread,
+        "cost": cost.median,
+        "cost_spread": cost.spread,
     }
 
 
@@ -158,19 +169,31 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=[128, 256, 512, 1024])
     parser.add_argument("--prompts", type=int, default=64, help="the same for every batch size")
     parser.add_argument("--cache", choices=["none", "prefix", "dual"], default="none")
-    parser.add_argument("--repeats", type=positive, default=3)
+    parser.add_argument(
+        "--plain", choices=LOOPS, default="plain", help="which loop to compare with, see plain.py"
+    )
+    parser.add_argument("--turns", "--repeats", type=positive, default=3)
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="seconds of the processor, not of the clock"
+    )
+    parser.add_argument("--threads", type=positive, help="torch's threads")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
 
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
     device = device_of(arguments.device)
     print(" ".join(f"{name}={value}" for name, value in environment(device).items()))
     model, tokenizer = load_model(arguments.model, str(device))
     pool = [prompt.text for prompt in read_prompts(heldout_prompts(), 2 * arguments.prompts)]
     results = []
+    unit = "CPU time" if arguments.cpu_time else "time"
     for policy in arguments.policies:
         for rule in arguments.end_of_text:
             for length in arguments.lengths:
-                comparison = Comparison(model, tokenizer, policy, rule, length, arguments.cache)
+                comparison = Comparison(
+                    model, tokenizer, policy, rule, length, arguments.cache, arguments.plain
+                )
                 equal = same(comparison.ours(pool, 16), comparison.plain(pool, 16))
                 prompts = [text for text, is_same in zip(pool, equal, strict=True) if is_same]
                 prompts = prompts[: arguments.prompts]
@@ -181,13 +204,15 @@ def main() -> None:
                     continue
                 first = None
                 for batch in arguments.batches:
-                    found = measure(comparison, prompts, batch, arguments.repeats)
+                    found = measure(comparison, prompts, batch, arguments.turns, arguments.cpu_time)
                     first = first or found
                     results.append(
                         {
                             "policy": policy,
                             "end_of_text": rule,
                             "cache": arguments.cache,
+                            "plain": arguments.plain,
+                            "clock": "cpu" if arguments.cpu_time else "wall",
                             "length": length,
                             "equal_answers": share,
                             **found,
@@ -199,7 +224,8 @@ def main() -> None:
                     print(
                         f"  batch {batch:3}: {1e3 / found['tokens_per_second']:8.3f} ms/token, "
                         f"plain {1e3 / found['plain_tokens_per_second']:8.3f}; "
-                        f"{found['speedup']:.2f}x [{low:.2f}, {high:.2f}] as fast; "
+                        f"{found['speedup']:.2f}x [{low:.2f}, {high:.2f}] as fast, "
+                        f"{found['cost']:.3f} times the {unit}; "
                         f"NFE {found['nfe']:.1f}, plain {found['plain_nfe']:.1f}; "
                         f"{found['tokens_per_second']:.0f} tokens/s, "
                         f"{gain:.2f}x those of batch {first['batch']}",

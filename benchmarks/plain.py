@@ -7,6 +7,7 @@ these take: a full softmax, a loop over the rows in Python, the whole canvas at 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import torch
@@ -51,6 +52,7 @@ def fixed_number(k: int) -> Rule:
     def rule(confidence: Tensor, masks: int) -> Tensor:
         return confidence.topk(min(k, masks)).indices
 
+    rule.tokens = k  # type: ignore[attr-defined]
     return rule
 
 
@@ -114,3 +116,51 @@ def plain_loop(
                     chosen[row, rule(confidence[row], masks)] = True
             tokens[chosen] = x0[chosen]
     return tokens[:, prompt:], forwards
+
+
+@torch.no_grad()
+def published_loop(
+    model: Any,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    *,
+    rule: Rule,
+    mask_token_id: int,
+    max_new_tokens: int,
+    block_length: int,
+) -> tuple[Tensor, int]:
+    """As `plain_loop`, with no more operators than the `generate` that LLaDA publishes today.
+
+    It leaves out what `plain_loop` adds (position ids, the suppression of the mask token), takes
+    the softmax in the dtype of the logits, as that code does since its float64 was removed, and is
+    given no attention mask where there is no padding. LLaDA knows how many steps a block takes;
+    a rule that does not, as Fast-dLLM's, looks at the block before each step.
+    """
+    batch, prompt = input_ids.shape
+    shape = (batch, prompt + max_new_tokens)
+    x = torch.full(shape, mask_token_id, device=input_ids.device)
+    x[:, :prompt] = input_ids
+    attention = None
+    if not attention_mask.all():
+        attention = torch.cat([attention_mask, torch.ones_like(x[:, prompt:])], dim=-1)
+    per_step = getattr(rule, "tokens", None)
+    forwards = 0
+    for start in range(prompt, prompt + max_new_tokens, block_length):
+        end = start + block_length
+        steps = range(block_length // per_step) if per_step else count()
+        for _ in steps:
+            masked = x == mask_token_id
+            if per_step is None and not masked[:, :end].any():
+                break
+            logits = model(x, attention_mask=attention).logits
+            forwards += 1
+            x0, p = softmax_gather(logits)
+            p[:, end:] = -torch.inf
+            x0 = torch.where(masked, x0, x)
+            confidence = torch.where(masked, p, -torch.inf)
+            chosen = torch.zeros_like(masked)
+            for row in range(batch):
+                masks = per_step or int(masked[row, :end].sum())
+                chosen[row, rule(confidence[row], masks)] = True
+            x[chosen] = x0[chosen]
+    return x[:, prompt:], forwards

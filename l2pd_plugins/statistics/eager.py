@@ -17,6 +17,9 @@ _GPU_SHARE = 250
 """On a GPU the buffer holds this fraction of the logits: two float32 ones stay under 2 % of the
 memory of bf16 logits."""
 
+_VECTORS = 128
+"""Elements in a whole number of turns of torch's vector loops, on any processor."""
+
 _TILE = 512
 """Columns per tile of the search for the maximum."""
 
@@ -51,9 +54,9 @@ def eager_kernel(
         z[:, vocabulary:].fill_(-torch.inf)
         if suppress >= 0:
             z[:, suppress].fill_(-torch.inf)
-        found = _statistics(z, None if x0 is None else x0[part], powers, margin)
+        found = _statistics(z, vocabulary, None if x0 is None else x0[part], powers, margin)
         size = part.stop - part.start
-        return tuple(None if values is None else values[:size, 0] for values in found)
+        return tuple(None if values is None else values.squeeze(1)[:size] for values in found)
 
     results: Results
     if 0 < count <= chunk:
@@ -75,10 +78,10 @@ def eager_kernel(
 
 
 def _statistics(
-    z: Tensor, x0: Tensor | None, powers: Tensor | None, margin: bool
+    z: Tensor, vocabulary: int, x0: Tensor | None, powers: Tensor | None, margin: bool
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """x0, confidence, entropy and margin of z, (rows, width) float32, which is used up; each
-    (rows, 1). `powers` is room for the entropy, None without."""
+    (rows, 1). Behind the vocabulary z is -inf. `powers` is room for the entropy, None without."""
     top, best = _maximum(z)
     second = None
     if margin:
@@ -93,7 +96,7 @@ def _statistics(
     logit = z.gather(1, picked)
     entropy = None
     if powers is None:
-        total = z.exp_().sum(-1, keepdim=True)
+        total = _exp_(z, vocabulary).sum(-1, keepdim=True)
     else:
         e = torch.exp(z, out=powers[: len(z)])
         total = e.sum(-1, keepdim=True)
@@ -111,7 +114,22 @@ def _maximum(z: Tensor) -> tuple[Tensor, Tensor]:
     Torch's argmax over a long row is many times slower than its vectorised amax, so the tile that
     holds the maximum is found first, and only that tile is searched.
     """
+    if z.shape[1] == _TILE:
+        return z.amax(-1, keepdim=True), z.argmax(-1, keepdim=True)
     tiles = z.view(len(z), -1, _TILE)
     top, tile = tiles.amax(-1).max(-1, keepdim=True)
     within = tiles.gather(1, tile.unsqueeze(-1).expand(-1, 1, _TILE)).squeeze(1).argmax(-1)
     return top, tile * _TILE + within.unsqueeze(1)
+
+
+def _exp_(z: Tensor, vocabulary: int) -> Tensor:
+    """exp of z (rows, width) in place, where everything behind the vocabulary is -inf.
+
+    In steps of whole vectors, so that torch computes every element in its vector loop.
+    """
+    end = -(-vocabulary // _VECTORS) * _VECTORS
+    if end < z.shape[1]:
+        z[:, :end].exp_()
+        z[:, end:].zero_()
+        return z
+    return z.exp_()

@@ -150,7 +150,7 @@ class Forward:
 
     def logits(self, hidden: Tensor, indices: Tensor) -> Tensor:
         """Logits (N, V) of the rows `indices` ((N,) int64, flat over the first two dimensions)."""
-        return self.head(hidden.flatten(0, 1)[indices]).to(hidden.device)
+        return self.head(hidden.flatten(0, 1).index_select(0, indices)).to(hidden.device)
 
     def _dense(self, view: CanvasView, rows: Tensor | None) -> Tensor:
         """The blocks of a pass over every column that they see: (R, L, D). `rows` says which rows
@@ -214,8 +214,16 @@ class Forward:
     ) -> Tensor:
         """Hidden states of the wanted columns of a pass, see `Layers`; mask None: every column
         sees all that there is."""
-        if mask is None and self.layers is not None:
-            return self.layers(tokens, position_ids, wanted, self.cache)
+        if self.layers is None:
+            return columns_of(self._whole_decoder(tokens, mask, position_ids), wanted)
+        # Nothing but the model's own modules sees what is made here, so it needs none of what
+        # no_grad still prepares for autograd. What the head makes of it is an ordinary tensor.
+        with torch.inference_mode():
+            if mask is None:
+                return self.layers(tokens, position_ids, wanted, self.cache)
+            return columns_of(self._whole_decoder(tokens, mask, position_ids), wanted)
+
+    def _whole_decoder(self, tokens: Tensor, mask: Tensor | None, position_ids: Tensor) -> Tensor:
         cache = {} if self.cache is None else {"past_key_values": self.cache}
         out = self.decoder(
             input_ids=tokens,
@@ -224,8 +232,8 @@ class Forward:
             use_cache=self.cache is not None,
             **cache,
         )
-        # A model on several devices ends on another one.
-        return columns_of(out.last_hidden_state.to(tokens.device), wanted)
+        hidden: Tensor = out.last_hidden_state
+        return hidden.to(tokens.device)  # a model on several devices ends on another one
 
 
 def _shared(

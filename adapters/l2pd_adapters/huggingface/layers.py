@@ -39,8 +39,8 @@ class Layers:
 
     @classmethod
     def of(cls, decoder: Any) -> Layers | None:
-        """The layers of a decoder; None if it is of another kind, or if something hangs on the
-        modules whose own forward would not be called: a hook, a compiled or replaced forward."""
+        """The layers of a decoder; None if it is of another kind, or if calling one of its modules
+        does more than the forward of its class: a hook, a compiled or replaced forward."""
         if type(decoder) not in _LAYERS or decoder.training:
             return None
         config = decoder.config
@@ -55,7 +55,7 @@ class Layers:
             or any(getattr(layer.self_attn, "sliding_window", None) for layer in layers)
         ):
             return None
-        if any(map(_changed, (decoder, layers[-1], layers[-1].self_attn))):
+        if any(map(_changed, decoder.modules())) or any(_global_hooks()):
             return None
         return cls(decoder)
 
@@ -137,12 +137,16 @@ def _rotated(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _changed(module: nn.Module) -> bool:
-    """Whether calling the module does more than its class's forward."""
-    hooks = (
-        module._forward_hooks,
-        module._forward_pre_hooks,
-        torch.nn.modules.module._global_forward_hooks,
-        torch.nn.modules.module._global_forward_pre_hooks,
+    """Whether calling the module does more than the forward of its class."""
+    own = module.__dict__
+    return bool(
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or "forward" in own
+        or own.get("_compiled_call_impl")
     )
-    replaced = "forward" in module.__dict__ or module.__dict__.get("_compiled_call_impl")
-    return bool(replaced or any(hooks))
+
+
+def _global_hooks() -> tuple[Any, Any]:
+    module = torch.nn.modules.module
+    return module._global_forward_hooks, module._global_forward_pre_hooks
