@@ -300,7 +300,7 @@ class _Canvas:
         index = upload(owners, self.device)
         distance = [1 + each for count in behind for each in range(count)]
         origin = self.origin[index]
-        columns = self._columns(upload(distance, self.device), origin)
+        columns = self.columns[index] + length * upload(distance, self.device).unsqueeze(-1)
         at = (index.unsqueeze(-1), columns)
         self.block.look_ahead(
             owners,
