@@ -1,6 +1,10 @@
 # Each target sets up .venv by itself: `make demo` and `make test` are all a fresh clone needs.
 # Another interpreter: make PYTHON=python3.12 test. More pip options: make PIP_ARGS="--index-url ...".
 
+# Threads with nothing to do sleep: where something else runs on the machine, those that spin hold up
+# the ones they wait for.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 PYTHON ?= python3
 PIP_ARGS ?=
 VENV := .venv

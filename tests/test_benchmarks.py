@@ -53,8 +53,9 @@ def ran(script, *arguments):
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.parametrize("loop", ["plain_loop", "published_loop"])
 @pytest.mark.parametrize("policy", ["fixed_schedule", "confidence_threshold"])
-def test_the_plain_loop_gives_the_tokens_of_generate(plain, policy):
+def test_the_plain_loop_gives_the_tokens_of_generate(plain, policy, loop):
     model, tokenizer = load("tiny-llada")
     chats = [[{"role": "user", "content": p.text}] for p in read_prompts(heldout_prompts(), 3)]
     inputs = tokenizer.apply_chat_template(
@@ -66,7 +67,7 @@ def test_the_plain_loop_gives_the_tokens_of_generate(plain, policy):
         "confidence_threshold": ({"threshold": 0.9}, plain.above_threshold(0.9)),
     }
     options, rule = rules[policy]
-    found, forwards = plain.plain_loop(
+    found, forwards = getattr(plain, loop)(
         model, **inputs, rule=rule, mask_token_id=MASK, max_new_tokens=64, block_length=32
     )
     out = model.generate(
@@ -94,7 +95,8 @@ def test_sglangs_step_takes_what_is_above_the_threshold_else_the_best(plain):
     "arguments",
     [
         "step.py --rows 32 --vocabularies 9000 --repeats 1 --dtypes bfloat16",
-        "loop.py --prompts 2 --batches 2 --lengths 32 --repeats 1",
+        "loop.py --prompts 2 --batches 2 --lengths 32 --turns 1",
+        "loop.py --prompts 1 --batches 1 --lengths 32 --turns 2 --cpu-time --plain published",
     ],
 )
 def test_a_benchmark_runs_and_writes_what_it_depends_on(arguments, tmp_path):

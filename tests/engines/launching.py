@@ -68,7 +68,7 @@ class LaunchedServer:
                 cwd=ROOT,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **self.variables, PROBE: str(self.probe)},
+                env=self.environment,
                 start_new_session=True,  # its subprocesses end with it
             )
         deadline = time.monotonic() + 400
@@ -86,6 +86,13 @@ class LaunchedServer:
     def __exit__(self, *_):
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+
+    @property
+    def environment(self):
+        """Of the server's process. Its threads sleep while they wait, as those of `make` do: the
+        tests run beside it, on the same cores."""
+        passive = {"OMP_WAIT_POLICY": "PASSIVE"}
+        return {**passive, **os.environ, **self.variables, PROBE: str(self.probe)}
 
     @property
     def log(self):

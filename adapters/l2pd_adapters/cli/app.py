@@ -6,6 +6,7 @@ what its signature needs; torch, engines and rich are imported inside the comman
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
@@ -24,8 +25,15 @@ from l2pd_adapters.cli import (
 )
 from l2pd_plugins import L2PDError, __version__
 
+HELP = """Unmask policies of diffusion language models, as plugins.
+
+On a CPU, a command that decodes takes one thread per core. Fewer: --threads N, before the command,
+or OMP_NUM_THREADS=N in the environment; in Python, torch.set_num_threads(N). Threads that wait for
+each other sleep, unless OMP_WAIT_POLICY says otherwise.
+"""
+
 app = typer.Typer(
-    help="Unmask policies of diffusion language models, as plugins.",
+    help=HELP,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -58,12 +66,27 @@ def _root(
             "--version", callback=_print_version, is_eager=True, help="Print the version."
         ),
     ] = False,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="CPU threads to compute with.", show_default="OMP_NUM_THREADS, or all cores"
+        ),
+    ] = None,
 ) -> None:
-    pass
+    if threads is None:
+        return
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # for torch, which is not imported yet
+    if "torch" in sys.modules:
+        import torch
+
+        torch.set_num_threads(threads)
 
 
 def main() -> None:
     """Run the command line. An L2PDError is one red line on stderr and exit code 2."""
+    # Threads that spin while they wait stand in the way of those they wait for, where other
+    # processes hold the cores. It is read when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except L2PDError as error:

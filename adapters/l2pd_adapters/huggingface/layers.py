@@ -118,7 +118,14 @@ class Layers:
             attention.config._attn_implementation, eager_attention_forward
         )
         seen, _ = attend(
-            attention, query, key, value, None, 0.0, scaling=attention.scaling, is_causal=False
+            attention,
+            query,
+            key,
+            value,
+            None,
+            dropout=0.0,
+            scaling=attention.scaling,
+            is_causal=False,
         )
         found: Tensor = attention.o_proj(seen.reshape(rows, mine.shape[1], -1))
         return found
