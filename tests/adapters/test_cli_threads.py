@@ -31,8 +31,8 @@ def l2pd(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str
 @pytest.mark.parametrize(
     ("arguments", "environment", "wanted"),
     [
-        (["policies"], {"OMP_NUM_THREADS": "2"}, "2 PASSIVE"),
-        (["--threads", "3", "policies"], {"OMP_NUM_THREADS": "2"}, "3 PASSIVE"),
+        (["policies"], {"OMP_NUM_THREADS": "1"}, "1 PASSIVE"),
+        (["--threads", "1", "policies"], {"OMP_NUM_THREADS": "2"}, "1 PASSIVE"),
         (["policies"], {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "ACTIVE"}, "1 ACTIVE"),
     ],
 )
