@@ -6,8 +6,7 @@ policy, and nothing reads a value back to the host.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import accumulate
 from typing import Any, Literal
@@ -17,27 +16,33 @@ import torch
 from torch import Tensor
 
 from l2pd_plugins.end_of_text import EndOfText, behind_end, is_end_of_text
-from l2pd_plugins.errors import L2PDError, PolicyRuntimeError
-from l2pd_plugins.policy import DenoisingStep, RemaskingPolicy, UnmaskPolicy
+from l2pd_plugins.errors import ANY_FAILURE
+from l2pd_plugins.policy import DenoisingStep, UnmaskPolicy
+from l2pd_plugins.policy_calls import (
+    ContractError,
+    InputChanged,
+    OnError,
+    Runner,
+    State,
+    prepare,
+    report_failure,
+    stand_in,
+)
 from l2pd_plugins.selection import leftmost, ranks, top_1
-from l2pd_plugins.statistics import row_statistics
+from l2pd_plugins.statistics import RowStatistics, row_statistics
 from l2pd_plugins.uploading import upload
 
-logger = logging.getLogger(__name__)
-
-OnError = Literal["raise", "progress"]
-
 _COMPUTED = frozenset({"confidence", "entropy", "margin"})
-_failed: set[str] = set()
 
 
-@dataclass
+@dataclass(eq=False)
 class _Group:
-    """The rows of a batch that one policy decides for."""
+    """The rows of a batch that one policy decides for. Rows with a generator and rows without are
+    two groups."""
 
-    policy: UnmaskPolicy
+    runner: Runner
     members: list[int]
-    state: dict[str, Tensor]
+    state: State
     index: Tensor | None = None
     """`members` on the device; None when they are all rows."""
 
@@ -80,11 +85,17 @@ class BlockBatch:
     """(B,) bool, rows for which an end-of-text token is a token like any other."""
     reference: Tensor | None = None
     """(B, L) int64, for policies that require it."""
-    generators: list[torch.Generator] | None = None
+    generators: list[torch.Generator | None] | None = None
+    """One per row, None for a row that has none; None if no row has one."""
+    on_error: OnError = "raise"
+    """What happens to a policy that fails, at this block and at all that follow: "raise" raises
+    PolicyRuntimeError; "progress" (servers) lets its rows go on by its progress rule alone and logs
+    the failure once per policy."""
     observe: frozenset[str] = frozenset()
     """What the outcome's step shows beyond what the policies require."""
     _later: _LaterBlocks | None = field(default=None, repr=False)
     _groups: list[_Group] = field(default_factory=list, repr=False)
+    _requires: frozenset[str] = field(default=frozenset(), repr=False)
     _whole_rows: Tensor | None = field(default=None, repr=False)
     """(B, 1) bool, rows of which committed positions are needed too; None if there are none."""
 
@@ -100,15 +111,15 @@ class BlockBatch:
         present: Tensor | None = None,
         ignores_end: Tensor | None = None,
         reference: Tensor | None = None,
-        generators: Sequence[torch.Generator] | None = None,
+        generators: Sequence[torch.Generator | None] | None = None,
         observe: frozenset[str] = frozenset(),
         on_error: OnError = "raise",
     ) -> BlockBatch:
         """A batch at its first step: tokens (B, L), positions that hold mask_token_id are masked.
 
-        Absent positions (`present` False) are not masked, whatever they hold. A policy whose
-        `init_state` fails raises PolicyRuntimeError, or with on_error="progress" leaves its rows to
-        the progress rule alone (see `denoising_step`).
+        Absent positions (`present` False) are not masked, whatever they hold. A policy that fails,
+        here or later, raises PolicyRuntimeError, or with on_error="progress" leaves its rows to its
+        progress rule.
         """
         rows = len(tokens)
         if len(policies) != rows:
@@ -126,14 +137,12 @@ class BlockBatch:
             policies=list(policies),
             ignores_end=zeros.to(torch.bool) if ignores_end is None else ignores_end,
             reference=reference,
-            generators=None if generators is None else list(generators),
+            generators=_generators(generators or ()),
+            on_error=on_error,
             observe=observe,
         )
-        for policy, members in _by_policy(batch.policies):
-            policy, state = prepare(policy, len(members), tokens, on_error)
-            for row in members:
-                batch.policies[row] = policy
-            batch._groups.append(_Group(policy, members, state))
+        for policy, members in batch._by_policy():
+            batch._add_group(members, *prepare(policy, len(members), tokens, on_error))
         batch._index_groups()
         return batch
 
@@ -144,7 +153,7 @@ class BlockBatch:
         *,
         present: Tensor | None = None,
         reference: Tensor | None = None,
-        on_error: OnError = "raise",
+        on_error: OnError | None = None,
     ) -> None:
         """Keep a state for blocks behind the present ones too, for policies that look ahead.
 
@@ -168,14 +177,15 @@ class BlockBatch:
             present=present,
             reference=reference,
             generators=None if self.generators is None else [self.generators[r] for r in rows],
-            on_error=on_error,
+            on_error=self.on_error if on_error is None else on_error,
         )
         self._later = _LaterBlocks(blocks, list(rows))
 
     @property
     def looking_ahead(self) -> list[int]:
         """The rows whose policies look ahead."""
-        return [row for row, each in enumerate(self.policies) if "ahead" in each.requires]
+        groups = [group for group in self._groups if "ahead" in group.runner.traits.requires]
+        return sorted(row for group in groups for row in group.members)
 
     @property
     def later_rows(self) -> list[int]:
@@ -191,11 +201,20 @@ class BlockBatch:
     def gather(cls, rows: Sequence[tuple[BlockBatch, int]]) -> BlockBatch:
         """A batch of these rows, each given as (batch, index), in this order.
 
-        The batches are of one decode: block length, mask token, device and `observe` are the same.
-        All rows of one batch, in its own order, give that batch itself; otherwise the new batch
-        shares nothing with those it comes from.
+        The batches are of one decode: block length, mask token, device, `observe` and `on_error`
+        are the same. All rows of one batch, in its own order, give that batch itself; otherwise the
+        new batch shares nothing with those it comes from. At least one row is given, for the batch
+        is like those that its rows come from.
         """
         batches = list({id(batch): batch for batch, _ in rows}.values())
+        if not batches:
+            raise ValueError("no rows to gather; an empty batch is made by keep([])")
+        return cls._gathered(batches, rows)
+
+    @classmethod
+    def _gathered(
+        cls, batches: Sequence[BlockBatch], rows: Sequence[tuple[BlockBatch, int]]
+    ) -> BlockBatch:
         counts = [len(batch.policies) for batch in batches]
         starts = dict(zip(map(id, batches), accumulate(counts, initial=0), strict=False))
         wanted = [starts[id(batch)] + row for batch, row in rows]
@@ -214,6 +233,10 @@ class BlockBatch:
             **per_row,
             mask_token_id=some.mask_token_id,
             policies=[batch.policies[row] for batch, row in rows],
+            generators=_generators(
+                [None if batch.generators is None else batch.generators[row] for batch, row in rows]
+            ),
+            on_error=some.on_error,
             observe=some.observe,
         )
         if any(batch.reference is not None for batch in batches):
@@ -221,11 +244,10 @@ class BlockBatch:
             gathered.reference = joined(
                 [b.tokens if b.reference is None else b.reference for b in batches]
             )
-        if some.generators is not None:
-            gathered.generators = [(batch.generators or [])[row] for batch, row in rows]
-        for policy, members in _by_policy(gathered.policies):
-            origin = [rows[member] for member in members]
-            gathered._groups.append(_Group(policy, members, _gathered_state(policy, origin)))
+        places = {id(batch): batch._places() for batch in batches}
+        for _, members in gathered._by_policy():
+            origins = [places[id(batch)][row] for batch, row in (rows[at] for at in members)]
+            gathered._add_group(members, *_joined_state(origins, index, some.on_error))
         gathered._index_groups()
         later = [
             (row, (batch._later.blocks, at))
@@ -241,12 +263,14 @@ class BlockBatch:
 
     @classmethod
     def resume(
-        cls, groups: Sequence[tuple[list[int], dict[str, Tensor]]], **per_row: Any
+        cls, groups: Sequence[tuple[list[int], Runner, State]], **per_row: Any
     ) -> BlockBatch:
         """A batch in the midst of its decode, out of its fields by name. groups: the rows that run
-        one policy, and its state of them."""
-        batch = cls(**per_row)
-        batch._groups = [_Group(batch.policies[rows[0]], rows, state) for rows, state in groups]
+        one policy, how it is run, and its state of them."""
+        rows = sum(len(members) for members, _, _ in groups)
+        batch = cls(**per_row, policies=[groups[0][1].policy] * rows if groups else [])
+        for members, runner, state in groups:
+            batch._add_group(members, runner, state)
         batch._index_groups()
         return batch
 
@@ -258,7 +282,7 @@ class BlockBatch:
     @property
     def requires(self) -> frozenset[str]:
         """What any of the policies requires, or is observed."""
-        return self.observe.union(*(group.policy.requires for group in self._groups))
+        return self._requires
 
     @property
     def reads_committed(self) -> bool:
@@ -275,8 +299,8 @@ class BlockBatch:
         return self.masked | (self._whole_rows & self.masked.any(-1, True) & self.present)
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Keep these rows, in this order, and drop the others."""
-        kept = BlockBatch.gather([(self, row) for row in rows])
+        """Keep these rows, in this order, and drop the others; none is allowed, too."""
+        kept = BlockBatch._gathered([self], [(self, row) for row in rows])
         for each in fields(self):
             setattr(self, each.name, getattr(kept, each.name))
 
@@ -288,7 +312,17 @@ class BlockBatch:
         present: Tensor | None = None,
         reference: Tensor | None = None,
     ) -> None:
-        """Move these rows to the next block of their canvases: tokens (len(rows), L)."""
+        """Move these rows to the next block of their canvases: tokens, present and reference
+        (len(rows), L), as in `start`.
+
+        Raises PolicyRuntimeError, before anything has moved, if a policy fails and `on_error` is
+        "raise"; otherwise its rows that move go on by its progress rule.
+        """
+        if self.reference is not None and reference is None and "reference" in self._requires:
+            raise ValueError(
+                "reference=None: rows that have a reference need that of the next block"
+            )
+        self._renew_states(set(rows), tokens)
         index = upload(rows, self.tokens.device)
         present = torch.ones_like(tokens, dtype=torch.bool) if present is None else present
         masked = (tokens == self.mask_token_id) & present
@@ -298,39 +332,65 @@ class BlockBatch:
         self.masked = self.masked.index_copy(0, index, masked)
         self.step_index = self.step_index.index_fill(0, index, 0)
         self.block_index = self.block_index.index_add(0, index, torch.ones_like(index))
-        if self.reference is not None and reference is not None:
-            self.reference = self.reference.index_copy(0, index, reference)
-        moving = set(rows)
-        firsts = {row: at for at, row in reversed([*enumerate(self.later_rows)]) if row in moving}
-        nearest: dict[int, int] = {}
-        if self._later is not None:  # a stand-in has kept nothing (see `prepare`)
-            runs = self._later.blocks.policies
-            nearest = {row: at for row, at in firsts.items() if runs[at] is self.policies[row]}
-        for group in self._groups:
-            local = [i for i, row in enumerate(group.members) if row in moving]
-            if not local or not group.state:
-                continue
-            known = [i for i in local if group.members[i] in nearest]
-            new = [i for i in local if group.members[i] not in nearest]
-            begun: list[tuple[list[int], dict[str, Tensor]]] = []
-            if known:
-                kept = [nearest[group.members[i]] for i in known]
-                begun.append((known, self._kept_for(group.policy, kept)))
-            if new:
-                begun.append((new, _initial_state(group.policy, len(new), tokens)))
-            for places, state in begun:
-                at = upload(places, self.tokens.device)
-                for name, value in state.items():
-                    group.state[name] = group.state[name].index_copy(0, at, value)
-        reached = set(firsts.values())
-        if reached:
-            self._keep_later([at for at in range(len(self.later_rows)) if at not in reached])
+        if reference is not None:
+            before = self.tokens if self.reference is None else self.reference
+            self.reference = before.index_copy(0, index, reference)
 
-    def _kept_for(self, policy: UnmaskPolicy, blocks: list[int]) -> dict[str, Tensor]:
-        """The policy's state of these later blocks."""
-        assert self._later is not None
-        later = self._later.blocks
-        return _gathered_state(policy, [(later, at) for at in blocks])
+    def _renew_states(self, moving: set[int], tokens: Tensor) -> None:
+        """Begin the states of the moving rows anew, for blocks like those of tokens: with the state
+        that was kept for a later block, where there is one, else with `init_state`."""
+        reached = {row: at for at, row in reversed([*enumerate(self.later_rows)]) if row in moving}
+        kept = self._later.blocks._places() if self._later is not None and reached else {}
+        fresh: list[tuple[_Group, list[int], State]] = []
+        failed: list[tuple[_Group, list[int], Runner]] = []
+        for group in self._groups:
+            local = [at for at, row in enumerate(group.members) if row in moving]
+            if not local or not group.runner.form:
+                continue
+            known = [at for at in local if self._kept(group, at, reached, kept)]
+            new = [at for at in local if not self._kept(group, at, reached, kept)]
+            if known:
+                origins = [kept[reached[group.members[at]]] for at in known]
+                fresh.append((group, known, _joined_state(origins, tokens, self.on_error)[1]))
+            if new:
+                try:
+                    fresh.append((group, new, group.runner.initial_state(len(new), tokens)))
+                except KeyboardInterrupt:
+                    raise
+                except ANY_FAILURE as error:
+                    policy = group.runner.policy
+                    failed.append(
+                        (group, new, stand_in(policy, "init_state", error, self.on_error))
+                    )
+        for group, local, state in fresh:
+            if len(local) == len(group.members):
+                group.state = state
+                continue
+            at = upload(local, self.tokens.device)
+            for name, value in state.items():
+                group.state[name] = group.state[name].index_copy(0, at, value)
+        for group, local, runner in failed:
+            self._replace(group, local, runner)
+        if failed:
+            self._index_groups()
+        if reached:
+            gone = set(reached.values())
+            self._keep_later([at for at in range(len(self.later_rows)) if at not in gone])
+
+    @staticmethod
+    def _kept(
+        group: _Group, at: int, reached: dict[int, int], kept: dict[int, tuple[_Group, int]]
+    ) -> bool:
+        """Whether a state was kept for the next block of the group's row. A stand-in has none."""
+        block = reached.get(group.members[at])
+        if block is None:
+            return False
+        runner = kept[block][0].runner
+        return runner.policy is group.runner.policy and runner.form == group.runner.form
+
+    def _places(self) -> dict[int, tuple[_Group, int]]:
+        """The group of each row, and its place there."""
+        return {row: (group, at) for group in self._groups for at, row in enumerate(group.members)}
 
     def _keep_later(self, blocks: list[int]) -> None:
         """Keep these of the later blocks."""
@@ -344,10 +404,38 @@ class BlockBatch:
             else None
         )
 
+    def _replace(self, group: _Group, local: list[int], runner: Runner) -> None:
+        """Let another policy, which has no state, run some of the group's rows."""
+        leaving = [group.members[at] for at in local]
+        staying = [at for at in range(len(group.members)) if at not in set(local)]
+        self._groups = [each for each in self._groups if each is not group]
+        if staying:
+            at = upload(staying, self.tokens.device)
+            state = {name: value.index_select(0, at) for name, value in group.state.items()}
+            self._add_group([group.members[at] for at in staying], group.runner, state)
+        self._add_group(leaving, runner, {})
+
+    def _by_policy(self) -> Iterator[tuple[UnmaskPolicy, list[int]]]:
+        """Each policy object, with the rows that run it; those with a generator by themselves."""
+        members: dict[tuple[int, bool], list[int]] = {}
+        for row, policy in enumerate(self.policies):
+            drawing = self.generators is not None and self.generators[row] is not None
+            members.setdefault((id(policy), drawing), []).append(row)
+        for rows in members.values():
+            yield self.policies[rows[0]], rows
+
+    def _add_group(self, members: list[int], runner: Runner, state: State) -> None:
+        for row in members:
+            self.policies[row] = runner.policy
+        self._groups.append(_Group(runner, members, state))
+
     def _index_groups(self) -> None:
+        self._requires = self.observe.union(
+            *(group.runner.traits.requires for group in self._groups)
+        )
         whole = np.zeros((len(self.policies), 1), dtype=bool)
         for group in self._groups:
-            whole[group.members] = "committed" in group.policy.requires | self.observe
+            whole[group.members] = "committed" in group.runner.traits.requires | self.observe
         self._whole_rows = upload(whole, self.tokens.device) if whole.any() else None
         for group in self._groups:
             everything = len(group.members) == len(self.policies)
@@ -365,81 +453,40 @@ _PER_ROW = (
 )
 
 
-class _ProgressOnly(UnmaskPolicy):
-    """Stands in for a policy that could not begin: nothing but its progress rule."""
-
-    def __init__(self, failed: UnmaskPolicy) -> None:
-        self.__dict__.update(_name=failed.name, progress=failed.progress)
-
-    def select(self, step: DenoisingStep, state: dict[str, Tensor]) -> Tensor:
-        return torch.zeros_like(step.masked)
+def _generators(each: Sequence[torch.Generator | None]) -> list[torch.Generator | None] | None:
+    """One per row; None if no row has one."""
+    return list(each) if any(generator is not None for generator in each) else None
 
 
-def _by_policy(policies: Sequence[UnmaskPolicy]) -> list[tuple[UnmaskPolicy, list[int]]]:
-    """Each policy object, with the rows that run it."""
-    members: dict[int, list[int]] = {}
-    for row, policy in enumerate(policies):
-        members.setdefault(id(policy), []).append(row)
-    return [(policies[rows[0]], rows) for rows in members.values()]
+def _joined_state(
+    rows: Sequence[tuple[_Group, int]], like: Tensor, on_error: OnError
+) -> tuple[Runner, State]:
+    """How a policy runs these rows of groups of its own, and its state of them.
 
-
-def prepare(
-    policy: UnmaskPolicy, rows: int, tokens: Tensor, on_error: OnError
-) -> tuple[UnmaskPolicy, dict[str, Tensor]]:
-    """The policy to run, and its state for this many new blocks like those of tokens (B, L).
-
-    Where `init_state` fails it raises PolicyRuntimeError, or with on_error="progress" gives a
-    stand-in that is nothing but the policy's progress rule.
+    A policy that has begun its blocks with states of several forms cannot go on with them.
     """
+    groups = list({id(group): group for group, _ in rows}.values())
+    runner = groups[0].runner
+    if not any(group.runner.form for group in groups):
+        return runner, {}
+    starts = dict(
+        zip(map(id, groups), accumulate((len(g.members) for g in groups), initial=0), strict=False)
+    )
     try:
-        return policy, _initial_state(policy, rows, tokens)
-    except L2PDError:
-        if on_error == "raise":
-            raise
-        _report_failure(policy, "init_state")
-        return _ProgressOnly(policy), {}
-
-
-def _initial_state(policy: UnmaskPolicy, rows: int, tokens: Tensor) -> dict[str, Tensor]:
-    try:
-        state = policy.init_state(rows, tokens.shape[1], tokens.device)
-        _check_state(state, rows)
-    except L2PDError:
+        for group in groups:
+            if group.runner.form != runner.form:
+                raise ContractError(
+                    f"gave {group.runner.told}, and {runner.told} for other blocks of this batch"
+                )
+        index = upload([starts[id(group)] + at for group, at in rows], like.device)
+        return runner, {
+            name: torch.cat([group.state[name] for group in groups]).index_select(0, index)
+            for name in runner.form
+        }
+    except KeyboardInterrupt:
         raise
-    except Exception as error:
-        raise PolicyRuntimeError(f"policy {policy.name!r}: init_state failed: {error}") from error
-    return state
-
-
-def _check_state(state: dict[str, Tensor], rows: int) -> None:
-    for name, shape in _form(state).items():
-        if shape[:1] != (rows,):
-            raise TypeError(f"state {name!r} is of shape {shape}, wanted {rows} rows")
-
-
-def _form(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(getattr(value, "shape", ())) for name, value in state.items()}
-
-
-def _gathered_state(
-    policy: UnmaskPolicy, rows: Sequence[tuple[BlockBatch, int]]
-) -> dict[str, Tensor]:
-    """The policy's state of these rows, out of the batches that they come from."""
-    states: list[dict[str, Tensor]] = []
-    at: dict[tuple[int, int], int] = {}
-    for batch in {id(batch): batch for batch, _ in rows}.values():
-        group = next(group for group in batch._groups if group.policy is policy)
-        states.append(group.state)
-        for member in group.members:
-            at[id(batch), member] = len(at)
-    if not states[0]:
-        return {}
-    wanted = [at[id(batch), row] for batch, row in rows]
-    index = upload(wanted, rows[0][0].tokens.device)
-    return {
-        name: torch.cat([state[name] for state in states]).index_select(0, index)
-        for name in states[0]
-    }
+    except ANY_FAILURE as error:
+        return stand_in(runner.policy, "init_state", error, on_error), {}
 
 
 @dataclass(frozen=True)
@@ -467,7 +514,7 @@ def denoising_step(
     end_of_text: EndOfText,
     x0: Tensor | None = None,
     suppress_mask: bool = True,
-    on_error: OnError = "raise",
+    on_error: OnError | None = None,
     later: tuple[Tensor, Tensor] | None = None,
 ) -> StepOutcome:
     """Take one denoising step; `block` is updated in place.
@@ -479,40 +526,54 @@ def denoising_step(
             `block.needed()`. None if logits are given for every position.
         end_of_text: the rule in force.
         x0: (N,) tokens drawn from the logits (see `sample_tokens`); None for the argmax.
-        suppress_mask: never predict the mask token. A model whose argmax is the mask token would
-            otherwise not finish; False is for exact parity with code that does not suppress it.
-        on_error: "raise" lets a failing policy end the call; "progress" (servers) lets its rows
-            go on by the progress rule alone and logs the failure once per policy.
+        suppress_mask: never predict the mask token. False is for exact parity with code that does
+            not suppress it (LLaDA, Fast-dLLM): a position that is selected and whose prediction is
+            the mask token stays masked, counts as what the step selected, and is decoded again.
+            So that the block ends, this holds for its first L steps, as many as that code takes at
+            most; from then on the row's mask token is suppressed.
+        on_error: for this call alone, instead of the batch's own `on_error`.
         later: for a batch that looks ahead (`BlockBatch.look_ahead`), the logits (M, V) of its
             later blocks and where they belong, (M,) int64, ``block * L + position``, blocks in the
             order of `BlockBatch.later_rows`; they cover all masked positions of these blocks.
 
-    A block that has masks has fewer of them afterwards, whatever the policy selects. Positions
+    A block that has masks has fewer of them afterwards, whatever the policy selects (without
+    suppress_mask from its step L on, so that a block ends in 2 L steps at most). Positions
     whose logits hold NaN, which is seen by their confidence, are never selected; the progress rule
     takes one where no other mask is left.
 
-    Raises PolicyRuntimeError, with the policy's name, if a policy raises or returns anything but a
-    bool tensor (B, L), and on_error is "raise".
+    Raises PolicyRuntimeError, with the policy's name and the method's, if a policy raises or breaks
+    its contract and on_error is "raise". A policy that changes what it was shown is not asked again
+    in this block.
     """
+    on_error = block.on_error if on_error is None else on_error
     step = _observe(block, logits, positions, x0, suppress_mask)
     _look_ahead(block, later, suppress_mask, on_error)
     sound = block.masked & ~step.confidence.isnan()
     decided = []
     for group in block._groups:
         seen = _seen_by(step, group, block)
-        answer = _ask(group, "select", seen, on_error)
+        answer = _ask(group, "select", seen, block, on_error)
+        if answer is None:
+            # It may have written to what it was shown, which in a batch of its own is no copy.
+            if group.index is None:
+                step = _observe(block, logits, positions, x0, suppress_mask)
+            seen = _seen_by(step, group, block)
+            answer = torch.zeros_like(seen.masked)
         candidates = _of(sound, group)
         selected = answer & candidates
-        selected = selected | _progress(group.policy, selected, seen, candidates)
-        if group.policy.edits:
-            selected = selected | (answer & _editable(seen, end_of_text))
+        selected = selected | _progress(group.runner.traits.progress, selected, seen, candidates)
+        if group.runner.traits.edits:
+            ignores_end = _of(block.ignores_end, group)
+            selected = selected | (answer & _editable(seen, ignores_end, end_of_text))
         decided.append(selected)
     committed = _joined(block, decided)
+    if not suppress_mask:
+        committed &= step.x0 != block.mask_token_id
 
     tokens = torch.where(committed, step.x0, block.tokens)
     masked = block.masked & ~committed
     remasked = torch.zeros_like(masked)
-    if any(isinstance(group.policy, RemaskingPolicy) for group in block._groups):
+    if any(group.runner.traits.remasks for group in block._groups):
         # One fewer than were committed, so that the block ends; none where nothing was.
         allowed = ((committed & block.masked).sum(-1, keepdim=True) - 1).clamp_(min=0)
         open_to_it = ~masked & block.present
@@ -520,10 +581,13 @@ def denoising_step(
             ends = is_end_of_text(tokens, end_of_text.token_ids)
             open_to_it &= ~ends | block.ignores_end.unsqueeze(-1)
         for group in block._groups:
-            if isinstance(group.policy, RemaskingPolicy):
+            if group.runner.traits.remasks:
                 seen = _seen_by(step, group, block)
                 after = replace(seen, tokens=_of(tokens, group), masked=_of(masked, group))
-                back = _ask(group, "remask", after, on_error) & _of(open_to_it, group)
+                answer = _ask(group, "remask", after, block, on_error)
+                if answer is None:
+                    continue
+                back = answer & _of(open_to_it, group)
                 _put(remasked, group, back & (ranks(-seen.confidence, back) < _of(allowed, group)))
         tokens = tokens.masked_fill(remasked, block.mask_token_id)
         masked = masked | remasked
@@ -562,7 +626,7 @@ def _look_ahead(
     blocks = block._later.blocks
     step = _observe(blocks, *logits, None, suppress_mask)
     for group in blocks._groups:
-        _ask(group, "select", _seen_by(step, group, blocks), on_error)
+        _ask(group, "select", _seen_by(step, group, blocks), blocks, on_error)
 
 
 def _observe(
@@ -585,6 +649,8 @@ def _observe(
         every = torch.arange(rows * length, device=flat.device)
         given = torch.where(needed.flatten(), every, -1)
     found = row_statistics(flat, requires & _COMPUTED, suppress, x0=x0, rows=given)
+    if not suppress_mask and block.mask_token_id >= 0:
+        found = _suppressed_late(found, block, flat, positions, x0, given)
 
     def lay_out(values: Tensor, elsewhere: Tensor) -> Tensor:
         if positions is None:
@@ -605,10 +671,10 @@ def _observe(
         margin = lay_out(found.margin, block.present.to(torch.float32))
     if "logits" in requires:
         if positions is None:
-            cube = flat.view(rows, length, -1)
+            cube = flat.view(rows, length, flat.shape[1])
         else:
             cube = logits.new_zeros(rows * length, flat.shape[1])
-            cube = cube.index_copy_(0, positions, flat).view(rows, length, -1)
+            cube = cube.index_copy_(0, positions, flat).view(rows, length, flat.shape[1])
     return DenoisingStep(
         tokens=block.tokens,
         masked=block.masked,
@@ -622,26 +688,64 @@ def _observe(
         canvas_length=block.canvas_length,
         present=block.present,
         reference=block.reference,
-        generator=block.generators,
     )
+
+
+def _suppressed_late(
+    found: RowStatistics,
+    block: BlockBatch,
+    logits: Tensor,
+    positions: Tensor | None,
+    x0: Tensor | None,
+    given: Tensor | None,
+) -> RowStatistics:
+    """Statistics (N,) that predict no mask token in the rows that have taken L steps."""
+    length = block.tokens.shape[1]
+    late = block.step_index >= length
+    if positions is None:
+        assert given is not None
+        here, every = late.repeat_interleave(length), given
+    else:
+        here = late.index_select(0, positions.div(length, rounding_mode="floor"))
+        every = torch.arange(len(logits), device=logits.device)
+    mask = block.mask_token_id
+    asked = frozenset(n for n in ("entropy", "margin") if getattr(found, n) is not None)
+    instead = row_statistics(
+        logits,
+        asked,
+        mask,
+        x0=None if x0 is None else torch.where(x0 == mask, -1, x0),
+        rows=torch.where(here, every, -1),
+    )
+
+    def chosen(name: str) -> Any:
+        early = getattr(found, name)
+        return None if early is None else torch.where(here, getattr(instead, name), early)
+
+    return RowStatistics(**{each.name: chosen(each.name) for each in fields(RowStatistics)})
 
 
 def _seen_by(step: DenoisingStep, group: _Group, block: BlockBatch) -> DenoisingStep:
     """The group's rows of the step, with nothing that its policy did not require."""
-    requires = group.policy.requires
-    for name in ("entropy", "margin", "logits", "reference"):
-        if name not in requires and getattr(step, name) is not None:
-            step = replace(step, **{name: None})  # type: ignore[arg-type]
+    requires = group.runner.traits.requires
+    changes: dict[str, Any] = {
+        name: None for name in ("entropy", "margin", "logits", "reference") if name not in requires
+    }
     if "committed" not in requires and "committed" in block.requires:
-        certain = block.present.to(torch.float32)
-        step = replace(
-            step,
-            x0=torch.where(block.masked, step.x0, block.tokens),
-            confidence=torch.where(block.masked, step.confidence, certain),
-            entropy=None if step.entropy is None else step.entropy * block.masked,
-            margin=None if step.margin is None else torch.where(block.masked, step.margin, certain),
-        )
-    return step if group.index is None else step.select_rows(group.index, group.members)
+        masked, certain = block.masked, block.present.to(torch.float32)
+        changes["x0"] = torch.where(masked, step.x0, block.tokens)
+        changes["confidence"] = torch.where(masked, step.confidence, certain)
+        if "entropy" in requires and step.entropy is not None:
+            changes["entropy"] = step.entropy * masked
+        if "margin" in requires and step.margin is not None:
+            changes["margin"] = torch.where(masked, step.margin, certain)
+    generators = block.generators
+    if generators is not None and generators[group.members[0]] is not None:
+        # Of its rows alone; others are never read.
+        changes["generator"] = tuple(generators)
+    # A copy in any case, so that no policy holds the step that the core goes on with.
+    seen = replace(step, **changes)
+    return seen if group.index is None else seen.select_rows(group.index, group.members)
 
 
 def _of(values: Tensor, group: _Group) -> Tensor:
@@ -665,60 +769,47 @@ def _joined(block: BlockBatch, values: list[Tensor]) -> Tensor:
     return joined
 
 
-def _editable(step: DenoisingStep, end_of_text: EndOfText) -> Tensor:
-    """bool (B, L): the committed positions with another prediction, which is one."""
+def _editable(step: DenoisingStep, ignores_end: Tensor, end_of_text: EndOfText) -> Tensor:
+    """bool (B, L): the committed positions with another prediction, which is one. ignores_end: (B,)
+    bool, the rows in which an end-of-text token is a token like any other."""
     differs = (step.x0 != step.tokens) & ~step.masked & step.present & step.masked.any(-1, True)
     if end_of_text.rule != "off":  # what was cut behind an end of text does not come back
-        differs &= ~is_end_of_text(step.tokens, end_of_text.token_ids)
+        ends = is_end_of_text(step.tokens, end_of_text.token_ids)
+        differs &= ~ends | ignores_end.unsqueeze(-1)
     return differs & ~step.confidence.isnan()
 
 
-def _progress(policy: UnmaskPolicy, selected: Tensor, step: DenoisingStep, sound: Tensor) -> Tensor:
-    """What the policy's progress rule commits besides the selection; sound (B, L): the masked
+def _progress(rule: str, selected: Tensor, step: DenoisingStep, sound: Tensor) -> Tensor:
+    """What a policy's progress rule commits besides the selection; sound (B, L): the masked
     positions whose confidence is a number."""
-    if policy.progress == "always_top1":
+    if rule == "always_top1":
         return top_1(step.confidence, step.masked)
     empty = ~selected.any(-1, keepdim=True)
-    if policy.progress == "leftmost_if_empty":
+    if rule == "leftmost_if_empty":
         return empty & leftmost(torch.where(sound.any(-1, True), sound, step.masked))
     return empty & top_1(step.confidence, step.masked)
 
 
 def _ask(
-    group: _Group, method: Literal["select", "remask"], step: DenoisingStep, on_error: OnError
-) -> Tensor:
-    """Call the policy and check what it returns, and the state that it leaves."""
-    policy = group.policy
-    before = dict(group.state)
+    group: _Group,
+    method: Literal["select", "remask"],
+    step: DenoisingStep,
+    block: BlockBatch,
+    on_error: OnError,
+) -> Tensor | None:
+    """What the policy answers; None where it fails."""
+    runner, before = group.runner, dict(group.state)
     try:
-        answer = getattr(policy, method)(step, group.state)
-        if not isinstance(answer, Tensor):
-            raise TypeError(f"returned {type(answer).__name__}, not a tensor")
-        found, wanted = (
-            (value.dtype, tuple(value.shape), value.device.type) for value in (answer, step.masked)
-        )
-        if found != wanted:
-            raise TypeError(f"returned a tensor of {found}, wanted {wanted}")
-        left, began = _form(group.state), _form(before)
-        if left != began:
-            raise TypeError(f"left the state {left}, it began with {began}")
-    except Exception as error:
+        return runner.ask(method, step, group.state)
+    except KeyboardInterrupt:
+        raise
+    except ANY_FAILURE as error:
+        if isinstance(error, InputChanged) or not runner.keeps_form(before, step.masked):
+            # It cannot be asked again: the rows, or their state, are not what they were.
+            group.runner, before = stand_in(runner.policy, method, error, on_error), {}
+            for row in group.members:
+                block.policies[row] = group.runner.policy
+        else:
+            report_failure(runner.policy, method, error, on_error)
         group.state = before
-        if on_error == "raise":
-            raise PolicyRuntimeError(f"policy {policy.name!r}: {method} failed: {error}") from error
-        _report_failure(policy, method)
-        return torch.zeros_like(step.masked)
-    return answer
-
-
-def _report_failure(policy: UnmaskPolicy, method: str) -> None:
-    """Log, once per policy, the exception that is being handled."""
-    if policy.name in _failed:
-        return
-    _failed.add(policy.name)
-    logger.exception(
-        "policy %r: %s failed; its rows go on by the progress rule %r",
-        policy.name,
-        method,
-        policy.progress,
-    )
+        return None

@@ -18,7 +18,8 @@ from typing import Literal
 import pluggy
 
 from l2pd_plugins import hookspecs
-from l2pd_plugins.policy import API_VERSION, PolicySpec
+from l2pd_plugins.errors import ANY_FAILURE, describe_error, printable, safe_repr
+from l2pd_plugins.policy import API_VERSION, PolicySpec, normalize_name
 
 DISABLE_VARIABLE = "L2PD_DISABLE_PLUGINS"
 """Environment variable: comma-separated distributions whose plugins are not loaded."""
@@ -27,8 +28,8 @@ logger = logging.getLogger(__name__)
 
 _FACTORY = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
-# A module may call sys.exit() when imported; that must not end the host either.
-_ANY_FAILURE = (Exception, SystemExit)
+_LONGEST_NAME = 100
+"""Characters of a policy's name; longer ones are no names that anybody types."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,6 @@ class PluginInfo:
 
 def discover() -> tuple[PluginInfo, ...]:
     """Every plugin that is installed, sorted by origin. Never raises for a plugin's failure."""
-    manager = pluggy.PluginManager(hookspecs.PROJECT_NAME)
-    manager.add_hookspecs(hookspecs)
     disabled = {
         normalize_distribution(name)
         for name in os.environ.get(DISABLE_VARIABLE, "").split(",")
@@ -64,9 +63,40 @@ def discover() -> tuple[PluginInfo, ...]:
     plugins = [
         plugin
         for distribution in _distributions()
-        for plugin in _load_distribution(manager, distribution, disabled)
+        for plugin in _load_distribution(distribution, disabled)
     ]
     return _with_conflicts(sorted(plugins, key=lambda plugin: plugin.origin))
+
+
+def offered_policies(plugin: object) -> tuple[PolicySpec, ...]:
+    """The policies that a plugin (a module, or an object) offers by its hook, without an origin.
+
+    Raises PluginRefused, with the reason, for whatever is wrong with it.
+    """
+    # A manager of its own, so that what one plugin leaves in it blames no other.
+    manager = pluggy.PluginManager(hookspecs.PROJECT_NAME)
+    manager.add_hookspecs(hookspecs)
+    try:
+        manager.register(plugin, name="plugin")
+        manager.check_pending()
+        hooks = manager.hook.l2pd_policies.get_hookimpls()
+    except KeyboardInterrupt:
+        raise
+    except ANY_FAILURE as error:
+        raise PluginRefused(f"its hook was refused ({describe_error(error)})") from error
+    if not hooks:
+        raise PluginRefused("it has no function l2pd_policies marked with @hookimpl")
+    if hooks[0].hookwrapper or hooks[0].wrapper:
+        raise PluginRefused(
+            "l2pd_policies cannot be a wrapper: each plugin answers for itself alone"
+        )
+    try:
+        offered = hooks[0].function()
+    except KeyboardInterrupt:
+        raise
+    except ANY_FAILURE as error:
+        raise PluginRefused(f"l2pd_policies() raised {describe_error(error)}") from error
+    return _checked_specs(offered)
 
 
 def normalize_distribution(name: str) -> str:
@@ -74,7 +104,7 @@ def normalize_distribution(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name.strip()).lower()
 
 
-class _Refused(Exception):
+class PluginRefused(Exception):
     """A plugin cannot be used; the message is the reason that users read."""
 
 
@@ -100,16 +130,15 @@ def _first_on_path(name: str, distribution: metadata.Distribution) -> metadata.D
         return distribution
 
 
-def _load_distribution(
-    manager: pluggy.PluginManager, distribution: metadata.Distribution, disabled: set[str]
-) -> list[PluginInfo]:
-    name, version = distribution.metadata["Name"], ""
+def _load_distribution(distribution: metadata.Distribution, disabled: set[str]) -> list[PluginInfo]:
+    name, version = "?", ""
     try:
+        name = distribution.metadata["Name"]
         version = distribution.version or ""  # None where the metadata lacks it
         entries = [e for e in distribution.entry_points if e.group == hookspecs.PROJECT_NAME]
     except Exception as error:  # whatever the parser makes of a malformed file
         logger.debug("metadata of %s", name, exc_info=True)
-        reason = f"its metadata or entry_points.txt is malformed ({_brief(error)})"
+        reason = f"its metadata or entry_points.txt is malformed ({describe_error(error)})"
         return [PluginInfo("?", name, version, "failed", reason)]
     if normalize_distribution(name) in disabled:
         reason = f"switched off by {DISABLE_VARIABLE}"
@@ -119,68 +148,81 @@ def _load_distribution(
     for entry in entries:
         plugin = PluginInfo(entry.name, name, version, "active")
         try:
-            specs = _offered_policies(manager, entry, plugin.origin)
-        except _Refused as refused:
+            specs = offered_policies(_imported(entry))
+        except PluginRefused as refused:
             logger.debug("plugin %s", plugin.origin, exc_info=True)
-            plugins.append(replace(plugin, status="failed", reason=str(refused)))
+            plugins.append(replace(plugin, status="failed", reason=printable(str(refused), 1000)))
         else:
+            specs = tuple(replace(spec, origin=plugin.origin) for spec in specs)
             plugins.append(replace(plugin, policies=specs))
     return plugins
 
 
-def _offered_policies(
-    manager: pluggy.PluginManager, entry: metadata.EntryPoint, origin: str
-) -> tuple[PolicySpec, ...]:
+def _imported(entry: metadata.EntryPoint) -> object:
     try:
-        plugin = entry.load()
-    except _ANY_FAILURE as error:
-        raise _Refused(f"import of {entry.value} failed ({_brief(error)})") from error
-    try:
-        manager.register(plugin, name=origin)
-        manager.check_pending()
-    except Exception as error:
-        # Out again, or check_pending would blame the plugins that come after it.
-        if manager.has_plugin(origin):
-            manager.unregister(name=origin)
-        raise _Refused(f"its hook was refused ({_brief(error)})") from error
-
-    hooks = [h for h in manager.hook.l2pd_policies.get_hookimpls() if h.plugin_name == origin]
-    if not hooks:
-        raise _Refused(f"{entry.value} has no function l2pd_policies marked with @hookimpl")
-    if hooks[0].hookwrapper or hooks[0].wrapper:
-        raise _Refused("l2pd_policies cannot be a wrapper: each plugin answers for itself alone")
-    try:
-        offered = hooks[0].function()
-    except _ANY_FAILURE as error:
-        raise _Refused(f"l2pd_policies() raised {_brief(error)}") from error
-    return _checked_specs(offered, origin)
+        return entry.load()
+    except KeyboardInterrupt:
+        raise
+    except ANY_FAILURE as error:
+        reason = f"import of {entry.value} failed ({describe_error(error)})"
+        raise PluginRefused(reason) from error
 
 
-def _checked_specs(offered: object, origin: str) -> tuple[PolicySpec, ...]:
-    if not isinstance(offered, (list, tuple)):
+def _checked_specs(offered: object) -> tuple[PolicySpec, ...]:
+    if isinstance(offered, list):
+        # Not by a method of a subclass, which may raise or never end.
+        items: list[object] = [*list.__iter__(offered)]
+    elif isinstance(offered, tuple):
+        items = [*tuple.__iter__(offered)]
+    else:
         kind = type(offered).__name__
-        raise _Refused(f"l2pd_policies() returned {kind}, expected a list of PolicySpec")
-    for spec in offered:
-        if not isinstance(spec, PolicySpec):
-            kind = type(spec).__name__
-            raise _Refused(f"l2pd_policies() returned a list with {kind}, expected PolicySpec")
-        if not isinstance(spec.name, str) or not spec.key.strip() or ":" in spec.name:
-            raise _Refused(f"a policy's name must be a word without ':', got {spec.name!r}")
-        if spec.api_version != API_VERSION:
-            raise _Refused(
-                f"policy {spec.name!r} needs version {spec.api_version} of the plugin interface; "
-                f"the installed l2pd-plugins has version {API_VERSION}"
-            )
-        if not isinstance(spec.factory, str) or not _FACTORY.fullmatch(spec.factory):
-            raise _Refused(
-                f"policy {spec.name!r}: factory must read 'module:attribute', got {spec.factory!r}"
-            )
-        if not isinstance(spec.summary, str):
-            raise _Refused(f"policy {spec.name!r}: summary must be text, got {spec.summary!r}")
-    twice = [specs for specs in _by_key(offered).values() if len(specs) > 1]
+        raise PluginRefused(f"l2pd_policies() returned {kind}, expected a list of PolicySpec")
+    specs = [_checked_spec(item) for item in items]
+    twice = [same for same in _by_key(specs).values() if len(same) > 1]
     if twice:
-        raise _Refused(f"it offers {' and '.join(repr(s.name) for s in twice[0])}: one name twice")
-    return tuple(replace(spec, origin=origin) for spec in offered)
+        raise PluginRefused(
+            f"it offers {' and '.join(repr(s.name) for s in twice[0])}: one name twice"
+        )
+    return tuple(specs)
+
+
+def _checked_spec(given: object) -> PolicySpec:
+    """A PolicySpec of plain text, since a subclass may raise whenever it is read."""
+    if not isinstance(given, PolicySpec):
+        kind = type(given).__name__
+        raise PluginRefused(f"l2pd_policies() returned a list with {kind}, expected PolicySpec")
+    values: dict[str, object] = {}
+    for attribute in ("name", "factory", "summary", "api_version"):
+        try:
+            values[attribute] = getattr(given, attribute)
+        except KeyboardInterrupt:
+            raise
+        except ANY_FAILURE as error:
+            reason = f"{attribute} of a PolicySpec cannot be read ({describe_error(error)})"
+            raise PluginRefused(reason) from error
+    name, factory, summary, version = values.values()
+    if not isinstance(name, str):
+        raise PluginRefused(f"a policy's name must be a word without ':', got {safe_repr(name)}")
+    name = str.__str__(name)
+    if not normalize_name(name).strip() or ":" in name:
+        raise PluginRefused(f"a policy's name must be a word without ':', got {safe_repr(name)}")
+    if not name.isprintable() or len(name) > _LONGEST_NAME:
+        raise PluginRefused(
+            f"a policy's name must be printable and of {_LONGEST_NAME} characters at most, got "
+            f"{safe_repr(name)}"
+        )
+    if type(version) is not int or version != API_VERSION:
+        raise PluginRefused(
+            f"policy {name!r} needs version {safe_repr(version)} of the plugin interface; "
+            f"the installed l2pd-plugins has version {API_VERSION}"
+        )
+    if not isinstance(factory, str) or not _FACTORY.fullmatch(str.__str__(factory)):
+        raise PluginRefused(
+            f"policy {name!r}: factory must read 'module:attribute', got {safe_repr(factory)}"
+        )
+    if not isinstance(summary, str):
+        raise PluginRefused(f"policy {name!r}: summary must be text, got {safe_repr(summary)}")
+    return PolicySpec(name, str.__str__(factory), str.__str__(summary), version)
 
 
 def _by_key(specs: Iterable[PolicySpec]) -> dict[str, list[PolicySpec]]:
@@ -201,7 +243,3 @@ def _with_conflicts(plugins: list[PluginInfo]) -> tuple[PluginInfo, ...]:
                 reasons.append(f"policy {spec.name!r} is also offered by {', '.join(others)}")
         noted.append(replace(plugin, reason="; ".join(reasons)) if reasons else plugin)
     return tuple(noted)
-
-
-def _brief(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -24,4 +24,44 @@ class PluginLoadError(L2PDError):
 
 
 class PolicyRuntimeError(L2PDError, RuntimeError):
-    """A policy raised, or returned something that is no selection, in the middle of a decode."""
+    """A policy failed in the middle of a decode: it raised, or broke its contract. The message has
+    the policy's name and the method's or the attribute's."""
+
+
+ANY_FAILURE = BaseException
+"""What code of other people may raise: SystemExit and CancelledError among it. Put ``except
+KeyboardInterrupt: raise`` before it, since that one comes from the user."""
+
+
+def printable(text: str, limit: int = 300) -> str:
+    """The text in one line that every terminal shows: what cannot be printed (control characters,
+    line ends, lone surrogates) is escaped, and what is longer than `limit` characters is cut."""
+    text = str.__str__(text)  # of a subclass, which may print something else
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:limit])
+    return f"{shown}..." if len(text) > limit else shown
+
+
+def describe_error(error: BaseException, *, named: bool = True) -> str:
+    """``"ValueError: its message"`` in one printable line, also where str(error) raises; without
+    the type's name unless `named`."""
+    kind = type(error).__name__
+    try:
+        said = str(error)
+    except KeyboardInterrupt:
+        raise
+    except ANY_FAILURE as second:
+        said = f"(its message cannot be read: {type(second).__name__})"
+    if not said:
+        return printable(kind)
+    return printable(" ".join((f"{kind}: {said}" if named else said).split()))
+
+
+def safe_repr(value: object) -> str:
+    """repr(value) in one printable line, or the name of its type where that raises."""
+    try:
+        said = repr(value)
+    except KeyboardInterrupt:
+        raise
+    except ANY_FAILURE as error:
+        said = f"<{type(value).__name__}, whose repr raises {type(error).__name__}>"
+    return printable(said)

@@ -7,27 +7,26 @@ import functools
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
-from collections.abc import Set as AbstractSet
 from typing import Any
 
 from l2pd_plugins.discovery import PluginInfo, discover, normalize_distribution
 from l2pd_plugins.errors import (
+    ANY_FAILURE,
     L2PDError,
     PluginConflictError,
     PluginLoadError,
     PolicyOptionError,
+    PolicyRuntimeError,
     UnknownPolicyError,
+    describe_error,
+    safe_repr,
 )
-from l2pd_plugins.policy import (
-    PROGRESS_RULES,
-    STATISTICS,
-    PolicySpec,
-    UnmaskPolicy,
-    normalize_name,
-)
+from l2pd_plugins.policy import ModelContext, PolicySpec, UnmaskPolicy, normalize_name
+from l2pd_plugins.traits import TraitError, name_of, read_traits
 
 __all__ = [
     "PluginInfo",
+    "bind_policy",
     "create_policy",
     "find_policy",
     "list_plugins",
@@ -98,11 +97,16 @@ def load_factory(spec: PolicySpec) -> Callable[..., Any]:
         factory: Any = importlib.import_module(module)
         for part in attribute.split("."):
             factory = getattr(factory, part)
-    except (Exception, SystemExit) as error:
-        raise PluginLoadError(f"{_label(spec)}: cannot import {spec.factory} ({error})") from error
+        abstract = inspect.isabstract(factory)
+    except KeyboardInterrupt:
+        raise
+    except ANY_FAILURE as error:
+        raise PluginLoadError(
+            f"{_label(spec)}: cannot import {spec.factory} ({describe_error(error)})"
+        ) from error
     if not callable(factory):
         raise PluginLoadError(f"{_label(spec)}: {spec.factory} is no class or function")
-    if inspect.isabstract(factory):
+    if abstract:
         missing = ", ".join(sorted(factory.__abstractmethods__))
         raise PluginLoadError(f"{_label(spec)}: {spec.factory} does not implement {missing}")
     return factory  # type: ignore[no-any-return]
@@ -112,7 +116,9 @@ def option_parameters(factory: Callable[..., Any]) -> list[inspect.Parameter] | 
     """The options of a policy's factory, by its signature; None if they cannot be known from it."""
     try:
         parameters = list(inspect.signature(factory).parameters.values())
-    except (TypeError, ValueError):
+    except KeyboardInterrupt:
+        raise
+    except ANY_FAILURE:  # it has none that Python can tell, or says so in a way of its own
         return None
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return None
@@ -147,17 +153,46 @@ def create_policy(
     _check_options(spec, option_parameters(factory), options)
     try:
         policy = factory(**options)
-    except L2PDError:
+    except (L2PDError, KeyboardInterrupt):
         raise
-    except (TypeError, ValueError) as error:
-        if not options:
-            raise _cannot_make(spec, error) from error
-        raise PolicyOptionError(
-            f"policy {spec.name!r} refused {_listed(options)}: {error}"
+    except ANY_FAILURE as error:
+        if options and isinstance(error, (TypeError, ValueError)):
+            said = describe_error(error, named=False)
+            raise PolicyOptionError(
+                f"policy {spec.name!r} refused {_listed(options)}: {said}"
+            ) from error
+        raise PluginLoadError(
+            f"{_label(spec)}: {spec.factory} raised {describe_error(error)}"
         ) from error
-    except Exception as error:
-        raise _cannot_make(spec, error) from error
     return _checked(spec, policy)
+
+
+def bind_policy(policy: UnmaskPolicy, model: ModelContext) -> UnmaskPolicy:
+    """The policy to run with this model: `policy.for_model(model)`, checked.
+
+    Raises L2PDError as `for_model` does, and PolicyRuntimeError, with the policy's name, for
+    whatever else it raises and for what is no policy.
+    """
+    try:
+        bound: object = policy.for_model(model)
+    except (L2PDError, KeyboardInterrupt):
+        raise
+    except ANY_FAILURE as error:
+        raise PolicyRuntimeError(
+            f"policy {safe_repr(name_of(policy))}: for_model failed: {describe_error(error)}"
+        ) from error
+    if not isinstance(bound, UnmaskPolicy):
+        raise PolicyRuntimeError(
+            f"policy {safe_repr(name_of(policy))}: for_model returned {type(bound).__name__}; "
+            "expected an UnmaskPolicy"
+        )
+    try:
+        read_traits(bound)
+    except TraitError as error:
+        raise PolicyRuntimeError(
+            f"policy {safe_repr(name_of(policy))}: {error.attribute} failed: {error.problem}"
+        ) from error
+    return bound
 
 
 def _read_config(config: object, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -201,17 +236,10 @@ def _checked(spec: PolicySpec, policy: object) -> UnmaskPolicy:
     if not isinstance(policy, UnmaskPolicy):
         kind = type(policy).__name__
         raise PluginLoadError(f"{_label(spec)}: {spec.factory} made a {kind}, not an UnmaskPolicy")
-    requires: object = policy.requires
-    if not isinstance(requires, AbstractSet) or not requires <= STATISTICS:
-        raise PluginLoadError(
-            f"{_label(spec)}: requires = {requires!r} must be a set out of "
-            f"{', '.join(sorted(STATISTICS))}"
-        )
-    if policy.progress not in PROGRESS_RULES:
-        raise PluginLoadError(
-            f"{_label(spec)}: progress = {policy.progress!r} must be one of "
-            f"{', '.join(PROGRESS_RULES)}"
-        )
+    try:
+        read_traits(policy)
+    except TraitError as error:
+        raise PluginLoadError(f"{_label(spec)}: {error.problem}") from error
     # Not a plain assignment: a policy may well be a frozen dataclass.
     object.__setattr__(policy, "_name", spec.name)
     return policy
@@ -231,10 +259,6 @@ def _unknown(name: str) -> str:
     return message
 
 
-def _cannot_make(spec: PolicySpec, error: Exception) -> PluginLoadError:
-    return PluginLoadError(f"{_label(spec)}: {spec.factory} raised {type(error).__name__}: {error}")
-
-
 def _label(spec: PolicySpec) -> str:
     return f"policy {spec.name!r} of plugin {spec.origin}"
 
@@ -244,4 +268,4 @@ def _distribution(spec: PolicySpec) -> str:
 
 
 def _listed(options: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={value!r}" for name, value in options.items())
+    return ", ".join(f"{name}={safe_repr(value)}" for name, value in options.items())

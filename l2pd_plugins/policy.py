@@ -65,7 +65,8 @@ class DenoisingStep:
     reference: Tensor | None = None
     """(B, L) int64, the reference decode of this block; None unless required."""
     generator: Sequence[torch.Generator] | None = None
-    """One generator per row for policies that draw random numbers, or None."""
+    """One generator per row for policies that draw random numbers; None where the rows have none.
+    Rows with and without one are asked apart. In `StepOutcome.step` it is None."""
 
     def select_rows(self, rows: Tensor, indices: Sequence[int]) -> DenoisingStep:
         """The same step for some of its rows: `rows` on the device, `indices` its host copy."""

@@ -15,8 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from l2pd_plugins.denoising import BlockBatch, prepare
+from l2pd_plugins.denoising import BlockBatch
+from l2pd_plugins.errors import ANY_FAILURE
 from l2pd_plugins.policy import UnmaskPolicy
+from l2pd_plugins.policy_calls import Runner, State, prepare, stand_in
 from l2pd_plugins.uploading import upload
 
 
@@ -25,11 +27,11 @@ class _Resident:
     """A policy that slots run, and what it remembers of them."""
 
     asked: UnmaskPolicy
-    runs: UnmaskPolicy
-    """`asked`, or what stands in for it if it could not begin."""
-    fresh: dict[str, Tensor]
+    runner: Runner
+    """Runs `asked`, or what stands in for it if it could not begin."""
+    fresh: State
     """Its state of one new block, (1, ...)."""
-    state: dict[str, Tensor]
+    state: State
     """Its state of every slot, (slots, ...)."""
 
 
@@ -57,9 +59,10 @@ class SlotBatch:
         block.block_index = block.block_index + where
         for resident, rows, state in zip(self.residents, self.rows, block.states, strict=True):
             begins = where.index_select(0, rows)
-            for name, fresh in resident.fresh.items():
+            for name, value in state.items():  # none, where something stands in for the policy
+                fresh = resident.fresh[name]
                 at = begins.view(-1, *[1] * (fresh.ndim - 1))
-                state[name] = torch.where(at, fresh, state[name])
+                state[name] = torch.where(at, fresh, value)
 
 
 _PER_SLOT = (
@@ -77,7 +80,8 @@ _CHANGED = ("tokens", "masked", "present", "step_index", "block_index")
 class BlockSlots:
     """One block for each of S slots, each with its policy, its state and its place in a canvas.
 
-    A policy whose `init_state` fails leaves its slots to its progress rule (see `denoising_step`).
+    A policy that fails leaves its slots to its progress rule: `on_error` of the blocks that are
+    taken is "progress".
     """
 
     def __init__(
@@ -114,7 +118,7 @@ class BlockSlots:
 
     def policy_of(self, slot: int) -> UnmaskPolicy:
         """The policy that an assigned slot runs."""
-        return self._residents[int(self._runs[slot])].runs
+        return self._residents[int(self._runs[slot])].runner.policy
 
     def assign(
         self,
@@ -129,10 +133,10 @@ class BlockSlots:
         generator: torch.Generator | None = None,
     ) -> None:
         """Begin a block in this slot: tokens and present (L,), as in `BlockBatch.start`."""
+        row, there = upload(tokens, self.device), upload(present, self.device, torch.bool)
         self.release(slot)
         self._runs[slot] = kind = self._reside(policy)
         self._generators[slot] = generator
-        row, there = upload(tokens, self.device), upload(present, self.device, torch.bool)
         self.tokens[slot] = row
         self.present[slot] = there
         self.masked[slot] = (row == self.mask_token_id) & there
@@ -154,30 +158,35 @@ class BlockSlots:
     def take(self, slots: np.ndarray, *, reference: Tensor | None = None) -> SlotBatch:
         """The blocks of these assigned slots, each at most once, in this order.
 
-        slots: (B,) on the host. reference: (B, L), for policies that require it.
+        slots: (B,) on the host; none is allowed, too. reference: (B, L), for policies that require
+        it. Raises ValueError for a slot that is not assigned.
         """
+        slots = np.asarray(slots, dtype=np.int64)
         runs = self._runs[slots]
-        kinds = np.unique(runs)
-        residents = [self._residents[int(kind)] for kind in kinds]
-        members = [np.flatnonzero(runs == kind) for kind in kinds]
+        if (runs < 0).any():
+            raise ValueError(f"slots {slots[runs < 0].tolist()}: not assigned")
+        generators = self._generators[slots]
+        # Rows with a generator are a group of their own, as in a batch.
+        keys = 2 * runs + (generators != np.array(None))
+        kinds = np.unique(keys)
+        residents = [self._residents[int(kind) // 2] for kind in kinds]
+        members = [np.flatnonzero(keys == kind) for kind in kinds]
         sizes = [len(slots), *map(len, members)]
         index, *rows = upload(np.concatenate([slots, *members]), self.device).split_with_sizes(
             sizes
         )
-        policies = np.empty(len(slots), dtype=object)
         groups = []
         for resident, on_host, on_device in zip(residents, members, rows, strict=True):
-            policies[on_host] = resident.runs
             at = index.index_select(0, on_device)
             state = {name: value.index_select(0, at) for name, value in resident.state.items()}
-            groups.append((on_host.tolist(), state))
+            groups.append((on_host.tolist(), resident.runner, state))
         block = BlockBatch.resume(
             groups,
             **{name: getattr(self, name).index_select(0, index) for name in _PER_SLOT},
             mask_token_id=self.mask_token_id,
-            policies=policies.tolist(),
             reference=reference,
-            generators=self._generators_of(slots),
+            generators=generators.tolist() if any(kind % 2 for kind in kinds) else None,
+            on_error="progress",
         )
         return SlotBatch(block, index, residents, rows)
 
@@ -191,20 +200,23 @@ class BlockSlots:
             for name, value in state.items():
                 resident.state[name].index_copy_(0, at, value)
 
-    def _generators_of(self, slots: np.ndarray) -> list[torch.Generator] | None:
-        found = self._generators[slots]
-        return None if any(each is None for each in found) else found.tolist()
-
     def _reside(self, policy: UnmaskPolicy) -> int:
         """The policy's key in `_residents`; with a state for every slot if it is new."""
         for kind, resident in self._residents.items():
             if resident.asked is policy:
                 return kind
-        runs, fresh = prepare(policy, 1, self.tokens, "progress")
-        state = {
-            name: value.expand(len(self._runs), *value.shape[1:]).clone()
-            for name, value in fresh.items()
-        }
+        runner, fresh = prepare(policy, 1, self.tokens, "progress")
+        try:
+            # Copies: the policy may keep what it has given, and write to it.
+            fresh = {name: value.clone() for name, value in fresh.items()}
+            state = {
+                name: value.expand(len(self._runs), *value.shape[1:]).clone()
+                for name, value in fresh.items()
+            }
+        except KeyboardInterrupt:
+            raise
+        except ANY_FAILURE as error:  # no room for it
+            runner, fresh, state = stand_in(policy, "init_state", error, "progress"), {}, {}
         kind = 1 + max(self._residents, default=-1)
-        self._residents[kind] = _Resident(policy, runs, fresh, state)
+        self._residents[kind] = _Resident(policy, runner, fresh, state)
         return kind

@@ -55,9 +55,11 @@ class PluginSite:
 
     def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run this Python on `command`, with the folder's distributions installed."""
+        folders = [str(self.path), os.environ.get("PYTHONPATH", "")]
+        searched = os.pathsep.join(filter(None, folders))
         return subprocess.run(
             [sys.executable, *command],
-            env={**os.environ, "PYTHONPATH": str(self.path), "COLUMNS": "250", **environment},
+            env={**os.environ, "PYTHONPATH": searched, "COLUMNS": "250", **environment},
             capture_output=True,
             text=True,
             timeout=120,

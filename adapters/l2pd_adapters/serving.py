@@ -15,7 +15,7 @@ import torch
 from l2pd_plugins import ModelContext, UnmaskPolicy, create_policy
 from l2pd_plugins.end_of_text import EndOfText
 from l2pd_plugins.errors import L2PDError
-from l2pd_plugins.plugins import find_policy
+from l2pd_plugins.plugins import bind_policy, find_policy
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ class ServerSettings:
 @lru_cache(maxsize=256)
 def _bound_policy(choice: str, model: ModelContext) -> UnmaskPolicy:
     name, options = json.loads(choice)
-    return create_policy(name, **options).for_model(model)
+    return bind_policy(create_policy(name, **options), model)
 
 
 def generator_of(seed: str, device: torch.device) -> torch.Generator:

@@ -55,8 +55,9 @@ def row_statistics(
             the fastest that can be had is taken (see `choose`).
 
     A row's result does not depend on the other rows, to the bit, for one kernel on the CPU. A row
-    that holds NaN, or nothing but -inf, has NaN for confidence, entropy and margin, and some token
-    for x0.
+    that holds NaN or +inf, or nothing but -inf, has NaN for confidence, entropy and margin. Its x0
+    is the argmax as torch takes it, in every kernel: the first NaN, else the first of the highest,
+    among the columns that are not suppressed.
 
     Raises ValueError for logits of another shape, L2PDError for a kernel that is unknown or cannot
     be had.

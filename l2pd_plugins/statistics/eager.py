@@ -42,6 +42,7 @@ def eager_kernel(
     if logits.device.type != "cpu":
         room = max(room, logits.numel() // _GPU_SHARE)
     chunk = max(2, min(room // width, count))
+    lowest = 1 if suppress == 0 and vocabulary > 1 else 0
     buffer = torch.empty(chunk, width, dtype=torch.float32, device=logits.device)
     powers = torch.empty_like(buffer) if entropy else None
 
@@ -54,7 +55,7 @@ def eager_kernel(
         z[:, vocabulary:].fill_(-torch.inf)
         if suppress >= 0:
             z[:, suppress].fill_(-torch.inf)
-        found = _statistics(z, vocabulary, None if x0 is None else x0[part], powers, margin)
+        found = _statistics(z, vocabulary, None if x0 is None else x0[part], powers, margin, lowest)
         size = part.stop - part.start
         return tuple(None if values is None else values.squeeze(1)[:size] for values in found)
 
@@ -78,11 +79,14 @@ def eager_kernel(
 
 
 def _statistics(
-    z: Tensor, vocabulary: int, x0: Tensor | None, powers: Tensor | None, margin: bool
+    z: Tensor, vocabulary: int, x0: Tensor | None, powers: Tensor | None, margin: bool, lowest: int
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """x0, confidence, entropy and margin of z, (rows, width) float32, which is used up; each
-    (rows, 1). Behind the vocabulary z is -inf. `powers` is room for the entropy, None without."""
+    (rows, 1). Behind the vocabulary z is -inf. `powers` is room for the entropy, None without;
+    `lowest` the first column that may be predicted."""
     top, best = _maximum(z)
+    if lowest:  # only in a row of nothing but -inf is the suppressed column 0 the first of equals
+        best = best.clamp_(min=lowest)
     second = None
     if margin:
         z.scatter_(1, best, -torch.inf)

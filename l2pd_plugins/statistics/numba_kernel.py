@@ -43,6 +43,7 @@ _LN_2 = math.log(2)
 _FLOAT_BIAS, _FLOAT_MANTISSA = np.int32(127), np.int32(23)
 _SMALLEST = np.float32(-126)  # the exponent of the smallest normal float32
 _MAGNITUDE = np.int32(0x7FFFFFFF)
+_INFINITY = np.int32(np.float32(np.inf).view(np.int32))
 _LOWEST_KEY = int(np.int32(np.float32(-np.inf).view(np.int32) ^ _MAGNITUDE))
 
 
@@ -138,6 +139,16 @@ def _sums_for_entropy(tile, top):
 
 
 @njit
+def _first_nan(row, suppress, otherwise):
+    """The first column but `suppress` that holds NaN, or `otherwise`. For the few rows whose sum is
+    NaN: as integers, NaN stand above or below all numbers by their sign."""
+    for i in range(row.shape[0]):
+        if i != suppress and (_bits_of(_wide(row[i])) & _MAGNITUDE) > _INFINITY:
+            return i
+    return otherwise
+
+
+@njit
 def _maximum(row, start, end, highest, place):
     """Highest key among row[start:end] and the start of its tile, if above `highest`."""
     for at in range(start, end, _TILE):
@@ -175,8 +186,9 @@ def _rows_of(
                 margin[i] = 0
             continue
         row = flat[rows[i] * stride : rows[i] * stride + vocabulary]
-        # Two stretches, before and behind the suppressed column.
-        highest, place = np.int32(_LOWEST_KEY), (1 if suppress == 0 else 0)
+        # Two stretches, before and behind the suppressed column. A row of nothing but -inf has its
+        # first column that is not suppressed for its maximum.
+        highest, place = np.int32(_LOWEST_KEY), (1 if suppress == 0 and vocabulary > 1 else 0)
         highest, place = _maximum(row, 0, suppress, highest, place)
         highest, place = _maximum(row, suppress + 1, vocabulary, highest, place)
         while place < vocabulary - 1 and _key(_bits_of(_wide(row[place]))) != highest:
@@ -185,6 +197,10 @@ def _rows_of(
         before, weighted_before = _sums(row, 0, suppress, top, entropy.size > 0)
         behind, weighted_behind = _sums(row, suppress + 1, vocabulary, top, entropy.size > 0)
         total = before + behind
+        if total == 0:  # one column, and that suppressed
+            total = math.nan
+        if math.isnan(total):
+            place = _first_nan(row, suppress, place)
         picked = place if given[i] < 0 else given[i]
         x0[i] = picked
         power = 0.0 if picked == suppress else math.exp(_wide(row[picked]) - top)

@@ -21,6 +21,12 @@ _SPAN = 4096
 
 _WARPS = 4
 
+_BEHIND = 1 << 30
+"""Added to the column of a maximum, so that a column of NaN, without it, is the smaller number."""
+
+_NOWHERE = (1 << 31) - 1
+"""In the place of a column that is no candidate."""
+
 
 @triton.jit
 def _span_kernel(
@@ -38,6 +44,8 @@ def _span_kernel(
     ENTROPY: tl.constexpr,
     MARGIN: tl.constexpr,
     SPAN: tl.constexpr,
+    BEHIND: tl.constexpr,
+    NOWHERE: tl.constexpr,
 ):
     """Partial results of one span of one row: each (rows, spans)."""
     row = tl.program_id(0)
@@ -52,13 +60,16 @@ def _span_kernel(
     # Not in the mask of the load, which would then read one by one.
     z = tl.where(columns == suppress, float("-inf"), z.to(tl.float32))
     top = tl.max(z, axis=0)
-    # The first of equals; a maximum that is NaN equals nothing, and its place is only some token.
-    place = tl.min(tl.where(z == top, columns, vocabulary - 1), axis=0)
+    # The first of equals that is not suppressed, or the first NaN, which is told by lacking BEHIND.
+    # The maximum does not tell: whether it is NaN then depends on the device.
+    best = tl.where((z == top) & (columns != suppress), columns + BEHIND, NOWHERE)
+    candidate = tl.min(tl.where(z != z, columns, best), axis=0)
+    place = candidate & (BEHIND - 1)
     # A span of nothing but -inf adds nothing; relative to itself it would be NaN.
     distance = z - tl.where(top == float("-inf"), 0.0, top)
     powers = tl.exp(distance)
     tl.store(tops + at, top)
-    tl.store(places + at, place)
+    tl.store(places + at, candidate)
     tl.store(totals + at, tl.sum(powers, axis=0))
     if ENTROPY:
         # 0 * -inf would be NaN, and such a token adds nothing to the entropy.
@@ -91,6 +102,8 @@ def _join_kernel(
     ENTROPY: tl.constexpr,
     MARGIN: tl.constexpr,
     SPANS: tl.constexpr,
+    BEHIND: tl.constexpr,
+    NOWHERE: tl.constexpr,
 ):
     """Results of one row from its spans; SPANS is their number, rounded up to a power of two."""
     row = tl.program_id(0).to(tl.int64)
@@ -103,10 +116,13 @@ def _join_kernel(
     inside = index < spans
     at = row * spans + index
     span_tops = tl.load(tops + at, mask=inside, other=float("-inf"))
-    span_places = tl.load(places + at, mask=inside, other=0)
+    candidates = tl.load(places + at, mask=inside, other=NOWHERE)
     span_totals = tl.load(totals + at, mask=inside, other=0.0)
     top = tl.max(span_tops, axis=0)
-    place = tl.min(tl.where(inside & (span_tops == top), span_places, vocabulary - 1), axis=0)
+    # As in a span: its NaN come before the first of equal maxima.
+    best = tl.where((candidates < BEHIND) | (inside & (span_tops == top)), candidates, NOWHERE)
+    place = tl.min(best, axis=0) & (BEHIND - 1)
+    place = tl.minimum(place, vocabulary - 1)  # one column, and that suppressed
     nothing = span_tops == float("-inf")
     shift = tl.where(nothing, 0.0, span_tops - top)
     scale = tl.where(nothing, 0.0, tl.exp(shift))
@@ -181,6 +197,8 @@ def triton_kernel(
         ENTROPY=entropy,
         MARGIN=margin,
         SPAN=span,
+        BEHIND=_BEHIND,
+        NOWHERE=_NOWHERE,
         num_warps=_WARPS,
     )
     _join_kernel[(count,)](
@@ -196,6 +214,8 @@ def triton_kernel(
         ENTROPY=entropy,
         MARGIN=margin,
         SPANS=triton.next_power_of_2(spans),
+        BEHIND=_BEHIND,
+        NOWHERE=_NOWHERE,
         num_warps=1,
     )
     return results

@@ -169,7 +169,7 @@ def forgets_blocks(bench: Bench) -> None:
     batch.advance([0, 1], torch.full((2, bench.length), MASK))
     fresh = bench.start(policy, 2)
     fresh.block_index, fresh.canvas_length = batch.block_index, batch.canvas_length
-    batch.generators, fresh.generators = generators(2, seed=0), generators(2, seed=0)
+    batch.generators, fresh.generators = [*generators(2, seed=0)], [*generators(2, seed=0)]
     for step in range(bench.length):
         take_step(batch, bench.logits(2, step))
         take_step(fresh, bench.logits(2, step))

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from l2pd_plugins import denoising
+from l2pd_plugins import policy_calls
 from l2pd_plugins.denoising import BlockBatch, denoising_step
 from l2pd_plugins.end_of_text import EndOfText
 from l2pd_plugins.errors import L2PDError, PolicyRuntimeError
@@ -196,7 +196,10 @@ def test_gathered_rows_bring_their_references_and_generators():
     class Referring(Scripted):
         requires = frozenset({"confidence", "reference"})
 
-    with_reference, without = Referring("nothing", "argmax_if_empty"), Scripted("nothing", "")
+    with_reference, without = (
+        Referring("nothing", "argmax_if_empty"),
+        Scripted("nothing", "always_top1"),
+    )
     tokens = torch.full((2, 3), MASK)
     generators = [torch.Generator().manual_seed(i) for i in range(4)]
     first = BlockBatch.start(
@@ -280,8 +283,7 @@ def test_the_predicted_rule_cuts_behind_the_most_confident_prediction():
     assert batch.present.tolist() == [[True] * 5 + [False]]
     # The place of the cut may still become another token; nothing comes back.
     logits[0, 4, EOT] = 0.0
-    everything = Constant(torch.ones(1, 6, dtype=torch.bool))
-    batch._groups[0].policy = everything
+    batch.policies[0].answer = torch.ones(1, 6, dtype=torch.bool)
     denoising_step(batch, logits, end_of_text=predicted)
     assert batch.tokens[0, :3].tolist() == [3, 3, EOT]
     assert not batch.masked.any()
@@ -425,10 +427,13 @@ def test_a_policy_that_cannot_begin_is_named_or_falls_back_to_progress(state, ca
                 raise state
             return state
 
-    unready, other = Unready("everything", "leftmost_if_empty"), Scripted("everything", "")
+    unready, other = (
+        Unready("everything", "leftmost_if_empty"),
+        Scripted("everything", "argmax_if_empty"),
+    )
     with pytest.raises(PolicyRuntimeError, match="'unready': init_state failed"):
         blocks(2, 4, [unready, other])
-    denoising._failed.clear()
+    policy_calls._failed.clear()
     with caplog.at_level(logging.ERROR):
         for _ in range(2):
             batch = BlockBatch.start(

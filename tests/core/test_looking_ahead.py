@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from l2pd_plugins import UnmaskPolicy, denoising
+from l2pd_plugins import UnmaskPolicy, policy_calls
 from l2pd_plugins.denoising import BlockBatch, denoising_step
 from l2pd_plugins.end_of_text import EndOfText
 from l2pd_plugins.errors import PolicyRuntimeError
@@ -95,9 +95,10 @@ class Run:
             policies,
             mask_token_id=MASK,
             canvas_length=torch.tensor(self.blocks) * LENGTH,
+            on_error=self.on_error,
         )
         owners = [row for row in batch.looking_ahead for _ in range(self.blocks[row] - 1)]
-        batch.look_ahead(owners, torch.full((len(owners), LENGTH), MASK), on_error=self.on_error)
+        batch.look_ahead(owners, torch.full((len(owners), LENGTH), MASK))
         assert batch.later_rows == owners
         return batch
 
@@ -113,9 +114,7 @@ class Run:
         later = None
         if ahead:
             later = (torch.cat(ahead), torch.arange(len(ahead) * LENGTH))
-        denoising_step(
-            batch, torch.stack(here), end_of_text=OFF, later=later, on_error=self.on_error
-        )
+        denoising_step(batch, torch.stack(here), end_of_text=OFF, later=later)
         moving, staying = [], []
         for local, row in enumerate(self.rows):
             self.time[row] += 1
@@ -205,7 +204,7 @@ def test_logits_of_later_blocks_are_wanted_and_refused_where_there_are_none():
 
 
 def test_a_failure_ahead_costs_its_own_rows_alone(caplog):
-    denoising._failed.clear()
+    policy_calls._failed.clear()
     with pytest.raises(PolicyRuntimeError, match="too far ahead"):
         Run([FailsAhead()], [2]).step()
     run = Run([FailsAhead(), Stood()], [3, 3], on_error="progress")
@@ -216,4 +215,4 @@ def test_a_failure_ahead_costs_its_own_rows_alone(caplog):
     assert run.history[1] == reference(1, 3, True)
     assert MASK not in run.history[0][-1]
     assert len(caplog.records) == 1
-    denoising._failed.clear()
+    policy_calls._failed.clear()

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from l2pd_plugins import UnmaskPolicy, create_policy, denoising
+from l2pd_plugins import UnmaskPolicy, create_policy, policy_calls
 from l2pd_plugins.denoising import BlockBatch, denoising_step
 from l2pd_plugins.end_of_text import EndOfText
 from l2pd_plugins.slots import BlockSlots
@@ -157,7 +157,7 @@ def test_the_buffers_stay_where_they_are() -> None:
 def test_a_policy_that_cannot_begin_leaves_its_slots_to_the_progress_rule(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(denoising, "_failed", set())
+    monkeypatch.setattr(policy_calls, "_failed", set())
     slots = slots_of()
     slots.assign(0, Unready(), [MASK] * LENGTH, [True] * LENGTH)
     batch = slots.take(np.array([0]))

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from l2pd_adapters.cli.arguments import AsJson
+from l2pd_plugins.errors import ANY_FAILURE, printable, safe_repr
 from l2pd_plugins.plugins import (
     find_policy,
     list_plugins,
@@ -90,7 +91,7 @@ def _describe(spec: PolicySpec, as_json: bool) -> None:
     factory = load_factory(spec)
     parameters = option_parameters(factory)
     options = None if parameters is None else [_option(p, factory) for p in parameters]
-    description = inspect.getdoc(factory) or ""
+    description = _description(factory)
     if as_json:
         row = {
             "name": spec.name,
@@ -101,7 +102,8 @@ def _describe(spec: PolicySpec, as_json: bool) -> None:
         }
         typer.echo(json.dumps(row, indent=2))
         return
-    typer.echo(f"{spec.name} ({spec.origin})\n\n{description or spec.summary}\n")
+    lines = (description or spec.summary).splitlines()
+    typer.echo("\n".join(map(_shown, [f"{spec.name} ({spec.origin})", "", *lines, ""])))
     if options is None:
         typer.echo("Its options cannot be read from its signature.")
     elif not options:
@@ -113,7 +115,27 @@ def _describe(spec: PolicySpec, as_json: bool) -> None:
         )
 
 
+def _description(factory: Callable[..., Any]) -> str:
+    """The factory's docstring; empty where it has none that can be read."""
+    try:
+        text = inspect.getdoc(factory)
+    except KeyboardInterrupt:
+        raise
+    except ANY_FAILURE:
+        return ""
+    return str.__str__(text) if isinstance(text, str) else ""
+
+
 def _option(parameter: inspect.Parameter, factory: Callable[..., Any]) -> _Option:
+    try:
+        return _read_option(parameter, factory)
+    except KeyboardInterrupt:
+        raise
+    except ANY_FAILURE:  # an annotation that no code but its author's can read
+        return _described(parameter, parameter.empty)
+
+
+def _read_option(parameter: inspect.Parameter, factory: Callable[..., Any]) -> _Option:
     annotation = parameter.annotation
     if isinstance(annotation, str):
         # Under `from __future__ import annotations`, a type is the text of an expression; the
@@ -127,7 +149,7 @@ def _option(parameter: inspect.Parameter, factory: Callable[..., Any]) -> _Optio
 
 
 def _described(parameter: inspect.Parameter, annotation: Any) -> _Option:
-    default = None if parameter.default is parameter.empty else repr(parameter.default)
+    default = None if parameter.default is parameter.empty else safe_repr(parameter.default)
     return _Option(parameter.name, _type_name(annotation), default)
 
 
@@ -160,6 +182,15 @@ def _bounds(notes: Iterable[Any]) -> Iterator[str]:
 
 Cell = str | tuple[str, str]
 
+_LONGEST = 1000
+"""Characters of a cell or a line; names and reasons are other people's, and may have any length."""
+
+
+def _shown(text: str) -> str:
+    """The text as this terminal can print it, in one line; the rest is escaped."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return printable(text, _LONGEST).encode(encoding, "backslashreplace").decode(encoding)
+
 
 def _print_table(headers: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
     """Print rows of text; a cell may be a pair of text and colour."""
@@ -172,6 +203,9 @@ def _print_table(headers: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None
         table.add_column(header, overflow="fold")
     for row in rows:
         # Text, not str: reasons hold brackets that rich would read as markup.
-        cells = [Text(cell) if isinstance(cell, str) else Text(*cell) for cell in row]
+        cells = [
+            Text(_shown(cell)) if isinstance(cell, str) else Text(_shown(cell[0]), cell[1])
+            for cell in row
+        ]
         table.add_row(*cells)
     Console().print(table)

@@ -35,6 +35,7 @@ from l2pd_plugins import ModelContext, UnmaskPolicy, create_policy
 from l2pd_plugins.denoising import StepOutcome
 from l2pd_plugins.end_of_text import EndOfText
 from l2pd_plugins.errors import L2PDError
+from l2pd_plugins.plugins import bind_policy
 from l2pd_plugins.policy import STATISTICS
 
 logger = logging.getLogger(__name__)
@@ -400,7 +401,7 @@ def bound_policies(
     if not isinstance(options, Mapping):
         raise L2PDError(f"unmask_options={options!r} is no mapping of option names to values")
     if not isinstance(choice, list | tuple):
-        policy = create_policy(choice, **options).for_model(context)
+        policy = bind_policy(create_policy(choice, **options), context)
         return (policy,) * batch_size
     if options:
         raise L2PDError(
@@ -415,7 +416,7 @@ def bound_policies(
     def bound(item: PolicyChoice) -> UnmaskPolicy:
         key = id(item) if isinstance(item, UnmaskPolicy) else repr(item)
         if key not in made:
-            made[key] = create_policy(item).for_model(context)
+            made[key] = bind_policy(create_policy(item), context)
         return made[key]
 
     return tuple(bound(item) for item in choice for _ in range(repeats))

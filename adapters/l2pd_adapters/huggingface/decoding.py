@@ -361,7 +361,7 @@ class _Canvas:
         drawn = sample_tokens(
             logits if index is None else logits.index_select(0, index),
             [sum(row) for row in self.masked],
-            self.block.generators,
+            [generator for generator in self.block.generators if generator is not None],
             warp=settings.warp,
             suppress=settings.mask_token_id if settings.suppress_mask else None,
         )
@@ -435,8 +435,9 @@ class _Canvas:
         length, block = self.settings.block_length, self.block
         if self.settings.end_of_text.rule == "off":  # nothing leaves the canvas
             inside = [sum(self._inside(row)) for row in range(len(self.rows))]
-            if all(sum(row) == 1 for row in self.masked):
-                # A step commits at least one mask, so none is left: nothing to read.
+            if self.settings.suppress_mask and all(sum(row) == 1 for row in self.masked):
+                # A step commits at least one mask, so none is left: nothing to read. (Where the
+                # mask token can be predicted it may commit none.)
                 nothing = [False] * length
                 return [(nothing, nothing, False, seen) for seen in inside]
             if not block.reads_committed:

@@ -177,7 +177,8 @@ def generate(
             "off", see `l2pd_plugins.end_of_text.EndOfText`.
         seed: for sampling, one number or one per sequence; see `transformers.set_seed` otherwise.
         suppress_mask: never predict the mask token (default); False is for parity with code that
-            does not suppress it.
+            does not suppress it: a position that predicts it stays masked and is decoded again, in
+            the first block_length steps of a block.
         on_step: called after every denoising step, see `StepObserver`.
         observe: statistics that on_step is shown beyond what the policies require.
         max_new_tokens: or max_length; these and do_sample, temperature, top_k, top_p,

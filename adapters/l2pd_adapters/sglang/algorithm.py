@@ -181,10 +181,7 @@ class UnmaskPolicyAlgorithm(DllmAlgorithm):
             positions,
             end_of_text=settings.end_of_text,
             suppress_mask=settings.suppress_mask,
-            on_error="progress",
         )
-        if not settings.suppress_mask:  # to SGLang a committed mask token is a mask
-            block.masked = (block.tokens == self.mask_id) & block.present
         # In place: CUDA graphs hold the tensor's address.
         input_ids.copy_(block.tokens.flatten())
         # The one read of the step.

@@ -181,7 +181,6 @@ class PolicySampler:
             end_of_text=self.settings.end_of_text,
             x0=drawn if positions is None else drawn.index_select(0, positions),
             suppress_mask=self.settings.suppress_mask,
-            on_error="progress",
         )
         accepted = outcome.committed & ~states.pin_mask.index_select(0, at)
         canvas = torch.where(accepted, outcome.step.x0, before)

@@ -108,5 +108,4 @@ class UnmaskSampler:
             positions,
             end_of_text=self.settings.end_of_text,
             suppress_mask=self.settings.suppress_mask,
-            on_error="progress",
         )

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from l2pd_adapters.sglang.algorithm import UnmaskPolicyAlgorithm
-from l2pd_plugins import denoising
+from l2pd_plugins import policy_calls
 from tests.engines.sglang.loops import (
     BLOCK,
     EOT,
@@ -356,7 +356,7 @@ class TestFailingPolicies:
             Loop(config).run(*requests)
             return requests
 
-        denoising._failed.clear()
+        policy_calls._failed.clear()
         expected = decode(False)
         with caplog.at_level(logging.ERROR, "l2pd_plugins"):
             found = decode(True)

@@ -1,0 +1,260 @@
+"""Calling policies, and what happens when one fails.
+
+A policy is code of somebody else's. Whatever it does, raising, answering something that is no
+selection, leaving a state that is no state, changing what it was shown, ends here: in a
+PolicyRuntimeError, or with its own rows going on by its progress rule. Nothing here reads a value
+back to the host: shapes, types and version counters are known there.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from l2pd_plugins.errors import ANY_FAILURE, PolicyRuntimeError, describe_error, printable
+from l2pd_plugins.policy import PROGRESS_RULES, DenoisingStep, UnmaskPolicy
+from l2pd_plugins.traits import TraitError, Traits, name_of, read_progress, read_traits
+
+logger = logging.getLogger(__name__)
+
+OnError = Literal["raise", "progress"]
+State = dict[str, Tensor]
+
+_failed: set[str] = set()
+"""The policies whose failure has been logged."""
+
+_MOST_REPORTS = 1000
+"""A name may be made up anew at each reading; neither the log nor `_failed` grows with it."""
+
+_TENSORS = (
+    "tokens",
+    "masked",
+    "x0",
+    "confidence",
+    "entropy",
+    "margin",
+    "logits",
+    "step_index",
+    "block_index",
+    "canvas_length",
+    "present",
+    "reference",
+)
+_tensors_of = attrgetter(*_TENSORS)
+
+
+class ContractError(Exception):
+    """A policy answered, or left in its state, what the contract does not allow."""
+
+
+class InputChanged(ContractError):
+    """A policy wrote to a tensor that it was shown."""
+
+
+class _ProgressOnly(UnmaskPolicy):
+    """Stands in for a policy that cannot be asked any more: nothing but its progress rule."""
+
+    def __init__(self, name: str, progress: str) -> None:
+        self.__dict__.update(_name=name, progress=progress)
+
+    def select(self, step: DenoisingStep, state: State) -> Tensor:
+        return torch.zeros_like(step.masked)
+
+
+@dataclass(frozen=True)
+class Runner:
+    """A policy as a batch runs it."""
+
+    policy: UnmaskPolicy
+    traits: Traits
+    form: dict[str, tuple[torch.Size, torch.dtype, torch.device]] = field(default_factory=dict)
+    """Of each tensor of its state: the shape of one row, the dtype and the device."""
+
+    def initial_state(self, rows: int, like: Tensor) -> State:
+        """The policy's state for so many new blocks like those of tokens `like` (B, L). Raises what
+        the policy raises, and ContractError for a state of another form than its first one."""
+        state = _new_state(self.policy, rows, like)
+        if _form_of(state) != self.form:
+            found = Runner(self.policy, self.traits, _form_of(state))
+            raise ContractError(f"gave {found.told}, where the first block began with {self.told}")
+        return state
+
+    @property
+    def told(self) -> str:
+        """The form of the state, for messages."""
+        parts = [f"{n!r}: {dtype} (rows, {tuple(s)})" for n, (s, dtype, _) in self.form.items()]
+        return printable(f"the state {', '.join(parts) or '{}'}")
+
+    def ask(self, method: Literal["select", "remask"], step: DenoisingStep, state: State) -> Tensor:
+        """The policy's answer, checked, and its state with it. Raises what the policy raises, and
+        ContractError."""
+        rows, shape, shown = step.masked, step.masked.shape, _versions(step)
+        answer = getattr(self.policy, method)(step, state)
+        if _versions(step) != shown:
+            raise InputChanged(f"changed {', '.join(_changed(step, shown))} in place")
+        for name in ("tokens", "masked", "x0", "confidence", "present"):
+            if getattr(step, name).shape != shape:
+                raise InputChanged(f"changed the shape of step.{name}")
+        problem = _problem_of(answer, rows)
+        if problem is not None:
+            raise ContractError(problem)
+        if not self.keeps_form(state, rows):
+            raise ContractError(f"left the state {_described(state)}; it began with {self.told}")
+        return answer  # type: ignore[no-any-return]
+
+    def keeps_form(self, state: State, like: Tensor) -> bool:
+        """Whether a state has the form that it began with, and the rows of `like` (B, ...)."""
+        if len(state) != len(self.form):
+            return False
+        for name, (shape, dtype, device) in self.form.items():
+            value = state.get(name)
+            if (
+                type(value) is not type(like)
+                or value.shape[1:] != shape
+                or value.shape[0] != len(like)
+                or value.dtype is not dtype
+                or value.device != device
+                or value.layout is not torch.strided
+                or value.requires_grad
+            ):
+                return False
+        return True
+
+
+def prepare(
+    policy: UnmaskPolicy, rows: int, like: Tensor, on_error: OnError
+) -> tuple[Runner, State]:
+    """The policy as a batch runs it, with its state for so many new blocks like those of tokens
+    `like` (B, L).
+
+    Where its attributes or its `init_state` fail it raises PolicyRuntimeError, or with
+    on_error="progress" gives a stand-in that is nothing but the policy's progress rule.
+    """
+    try:
+        traits = read_traits(policy)
+        state = _new_state(policy, rows, like)
+        return Runner(policy, traits, _form_of(state)), state
+    except KeyboardInterrupt:
+        raise
+    except ANY_FAILURE as error:
+        return stand_in(policy, "init_state", error, on_error), {}
+
+
+def stand_in(policy: UnmaskPolicy, method: str, error: BaseException, on_error: OnError) -> Runner:
+    """What runs instead of a policy that has failed for good: its progress rule.
+
+    Raises PolicyRuntimeError if on_error is "raise".
+    """
+    report_failure(policy, method, error, on_error)
+    return Runner(
+        made := _ProgressOnly(name_of(policy), _progress_of(policy)),
+        Traits(frozenset(), made.progress, edits=False, remasks=False),
+    )
+
+
+def report_failure(
+    policy: UnmaskPolicy, method: str, error: BaseException, on_error: OnError
+) -> None:
+    """Raise PolicyRuntimeError if on_error is "raise"; else log the failure, once per policy."""
+    if isinstance(error, TraitError):
+        method = error.attribute
+        said = error.problem
+    else:
+        said = str(error) if isinstance(error, ContractError) else describe_error(error)
+    name = name_of(policy)
+    label = f"policy {printable(repr(name))}: {method} failed"
+    if on_error == "raise":
+        raise PolicyRuntimeError(f"{label}: {said}") from error
+    if name in _failed or len(_failed) >= _MOST_REPORTS:
+        return
+    _failed.add(name)
+    logger.error(
+        "%s; its rows go on by the progress rule %r: %s",
+        label,
+        _progress_of(policy),
+        said,
+        exc_info=error,
+    )
+
+
+def _progress_of(policy: UnmaskPolicy) -> str:
+    """The policy's progress rule, the default one where it names none."""
+    try:
+        return read_progress(policy)
+    except TraitError:
+        return PROGRESS_RULES[0]
+
+
+def _new_state(policy: UnmaskPolicy, rows: int, like: Tensor) -> State:
+    device = like.device
+    given: Any = policy.init_state(rows, like.shape[1], device)
+    if not isinstance(given, dict):
+        raise ContractError(f"returned {type(given).__name__}; expected a dict of tensors")
+    state: State = dict(given)
+    for name, value in state.items():
+        if not isinstance(name, str):
+            raise ContractError(f"the state has a key of type {type(name).__name__}; expected str")
+        if (
+            type(value) is not type(like)
+            or value.shape[:1] != (rows,)
+            or value.device != device
+            or value.layout is not torch.strided
+            or value.requires_grad
+        ):
+            raise ContractError(
+                f"state {name!r} is {_described_value(value)}; expected a plain tensor on {device} "
+                f"with {rows} rows"
+            )
+    return state
+
+
+def _form_of(state: State) -> dict[str, tuple[torch.Size, torch.dtype, torch.device]]:
+    return {name: (v.shape[1:], v.dtype, v.device) for name, v in state.items()}
+
+
+def _problem_of(answer: Any, masked: Tensor) -> str | None:
+    """What is wrong with an answer; None if it is a selection."""
+    if type(answer) is not type(masked):  # a subclass may be anything
+        return f"returned {type(answer).__name__}; expected a tensor"
+    if (
+        answer.dtype is not torch.bool
+        or answer.layout is not torch.strided
+        or answer.shape != masked.shape
+        or answer.device != masked.device
+    ):
+        wanted = f"a dense bool tensor {tuple(masked.shape)} on {masked.device}"
+        return f"returned {_described_value(answer)}; expected {wanted}"
+    return None
+
+
+def _versions(step: DenoisingStep) -> list[int] | None:
+    """How often each tensor of the step was written to. Torch counts neither under a compiler,
+    where this is None, nor for tensors that were made in inference mode."""
+    if torch.compiler.is_compiling():
+        return None
+    return [
+        -1 if tensor is None or tensor.is_inference() else tensor._version
+        for tensor in _tensors_of(step)
+    ]
+
+
+def _changed(step: DenoisingStep, before: list[int] | None) -> list[str]:
+    names = zip(_TENSORS, before or [], _versions(step) or [], strict=True)
+    return [f"step.{name}" for name, was, is_ in names if was != is_]
+
+
+def _described(state: State) -> str:
+    return printable(", ".join(f"{n!r}: {_described_value(v)}" for n, v in state.items()) or "{}")
+
+
+def _described_value(value: Any) -> str:
+    if type(value) is not Tensor:
+        return type(value).__name__
+    grown = ", requires grad" if value.requires_grad else ""
+    dense = "" if value.layout is torch.strided else f" {value.layout}"
+    return f"{value.dtype}{dense} {tuple(value.shape)} on {value.device}{grown}"

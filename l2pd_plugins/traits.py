@@ -1,0 +1,93 @@
+"""What a policy says of itself, read once and checked. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import Any
+
+from l2pd_plugins.errors import ANY_FAILURE, describe_error, safe_repr
+from l2pd_plugins.policy import PROGRESS_RULES, STATISTICS, RemaskingPolicy
+
+
+@dataclass(frozen=True)
+class Traits:
+    """The attributes of a policy by which a decode runs it.
+
+    A decode reads them when a block begins and never again: an attribute may be a property, which
+    may raise or answer something else the next time.
+    """
+
+    requires: frozenset[str]
+    progress: str
+    edits: bool
+    remasks: bool
+
+
+class TraitError(Exception):
+    """An attribute of a policy cannot be read, or holds a value that means nothing."""
+
+    def __init__(self, attribute: str, problem: str) -> None:
+        super().__init__(problem)
+        self.attribute = attribute
+        self.problem = problem
+
+
+def read_traits(policy: Any) -> Traits:
+    """Raises TraitError, which names the attribute, its value and what is expected."""
+    requires = _read(policy, "requires")
+    if not _guarded("requires", lambda: _is_set(requires) and frozenset(requires) <= STATISTICS):
+        choices = ", ".join(sorted(STATISTICS))
+        raise TraitError(
+            "requires", f"requires = {safe_repr(requires)} must be a set out of {choices}"
+        )
+    edits = _read(policy, "edits")
+    if not isinstance(edits, bool):
+        raise TraitError("edits", f"edits = {safe_repr(edits)} must be True or False")
+    return Traits(
+        # The strings of this module, since the policy's may be of a subclass.
+        requires=frozenset(name for name in STATISTICS if name in requires),
+        progress=read_progress(policy),
+        edits=edits,
+        remasks=isinstance(policy, RemaskingPolicy),
+    )
+
+
+def read_progress(policy: Any) -> str:
+    """Raises TraitError, as `read_traits` does."""
+    progress = _read(policy, "progress")
+    if type(progress) is not str or progress not in PROGRESS_RULES:
+        choices = ", ".join(PROGRESS_RULES)
+        raise TraitError("progress", f"progress = {safe_repr(progress)} must be one of {choices}")
+    return progress
+
+
+def _is_set(value: Any) -> bool:
+    return isinstance(value, AbstractSet)
+
+
+def _read(policy: Any, attribute: str) -> Any:
+    return _guarded(attribute, lambda: getattr(policy, attribute))
+
+
+def _guarded(attribute: str, read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except KeyboardInterrupt:
+        raise
+    except ANY_FAILURE as error:
+        raise TraitError(attribute, describe_error(error)) from error
+
+
+def name_of(policy: Any) -> str:
+    """The policy's name; its class's where the name cannot be read or is no text."""
+    try:
+        name = policy.name
+        if isinstance(name, str):
+            return str.__str__(name)
+    except KeyboardInterrupt:
+        raise
+    except ANY_FAILURE:
+        return type(policy).__name__
+    return type(policy).__name__

@@ -1,0 +1,316 @@
+"""A plugin that misbehaves, in whichever way, is named with its reason and hides no other."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from typing import TYPE_CHECKING
+
+import pytest
+
+from l2pd_plugins import create_policy, list_policies
+from l2pd_plugins.errors import L2PDError, PluginLoadError, PolicyRuntimeError
+from l2pd_plugins.plugins import bind_policy, list_plugins, load_factory
+from l2pd_plugins.policy import ModelContext, PolicySpec
+from tests.core.misbehaviour import ATTRIBUTES, RAISED, Misbehaving, with_attribute
+
+if TYPE_CHECKING:
+    from tests.conftest import PluginSite
+
+HEAD = """
+import asyncio
+from l2pd_plugins import PolicySpec, hookimpl
+
+class Ending(BaseException):
+    pass
+
+class Unreadable(Exception):
+    def __str__(self):
+        raise Ending("no message")
+
+class Text(str):
+    def __repr__(self):
+        raise Ending
+    def __str__(self):
+        raise Ending
+    def __len__(self):
+        raise Ending
+
+class Spec(PolicySpec):
+    pass
+
+def spoilt(attribute):
+    def read(self):
+        raise Ending(attribute)
+    return type("Spoilt", (PolicySpec,), {attribute: property(read, lambda self, value: None)})(
+        "mine", "a:B"
+    )
+
+class Several(list):
+    def __iter__(self):
+        yield from [PolicySpec("mine", "a:B")]
+        raise Ending
+
+class Endless(list):
+    def __iter__(self):
+        while True:
+            yield PolicySpec("mine", "a:B")
+
+class Same:
+    def __eq__(self, other):
+        raise Ending
+
+def some():
+    yield PolicySpec("mine", "a:B")
+    raise Ending
+
+@hookimpl
+def l2pd_policies():
+    """
+OFFERING = {
+    "system exit": ("raise SystemExit(3)", "l2pd_policies() raised SystemExit: 3"),
+    "generator exit": ("raise GeneratorExit", "GeneratorExit"),
+    "cancelled": ("raise asyncio.CancelledError", "CancelledError"),
+    "base exception": ("raise Ending('now')", "Ending: now"),
+    "unreadable": ("raise Unreadable", "Unreadable: (its message cannot be read: Ending)"),
+    "long": ("raise ValueError('x' * 10**6)", "xxx..."),
+    "escapes": (r"raise ValueError('\ud800\x1b[31m\x00\nred')", r"\ud800\x1b[31m\x00 red"),
+    "generator": ("return some()", "returned generator"),
+    "text": ("return Text('mine')", "returned Text"),
+    "name": ("return [spoilt('name')]", "name of a PolicySpec cannot be read (Ending: name)"),
+    "factory": ("return [spoilt('factory')]", "factory of a PolicySpec cannot be read"),
+    "summary": ("return [spoilt('summary')]", "summary of a PolicySpec cannot be read"),
+    "version": ("return [spoilt('api_version')]", "api_version of a PolicySpec cannot be read"),
+    "surrogate": (r"return [PolicySpec('\ud800', 'a:B')]", r"must be printable"),
+    "escape": (r"return [PolicySpec('\x1b[2Jmine', 'a:B')]", r"'\x1b[2Jmine'"),
+    "newline": (r"return [PolicySpec('a\nb', 'a:B')]", r"'a\nb'"),
+    "long name": ("return [PolicySpec('x' * 5000, 'a:B')]", "100 characters at most"),
+    "odd version": ("return [PolicySpec('mine', 'a:B', '', Same())]", "needs version <"),
+    "true": ("return [PolicySpec('mine', 'a:B', '', True)]", "needs version True"),
+    "odd factory": ("return [PolicySpec('mine', Same())]", "must read 'module:attribute'"),
+}
+"""What the hook does, and what is said of it."""
+
+ACCEPTED = {
+    "list": "return Several([PolicySpec('mine', 'a:B')])",
+    "endless": "return Endless([PolicySpec('mine', 'a:B')])",
+    "tuple": "return (PolicySpec('mine', 'a:B'),)",
+    "name": "return [PolicySpec(Text('mine'), Text('a:B'), Text('a rule'))]",
+    "subclass": "return [Spec('mine', 'a:B')]",
+    "summary": r"return [PolicySpec('mine', 'a:B', '\ud800\x1b[31m\nred ' + 'x' * 5000)]",
+}
+"""What is odd and does no harm."""
+
+IMPORTS = {
+    "system exit": ("raise SystemExit(3)", "SystemExit: 3"),
+    "generator exit": ("raise GeneratorExit", "GeneratorExit"),
+    "cancelled": ("import asyncio; raise asyncio.CancelledError", "CancelledError"),
+    "base exception": ("class Ending(BaseException): pass\nraise Ending('now')", "Ending: now"),
+    "unreadable": (
+        "class Odd(Exception):\n def __str__(self): raise SystemExit\nraise Odd",
+        "Odd: (its message cannot be read: SystemExit)",
+    ),
+    "attributes": (
+        "import sys\nclass Module(type(sys)):\n def __dir__(self): raise SystemExit(1)\n"
+        "sys.modules[__name__].__class__ = Module",
+        "its hook was refused (SystemExit: 1)",
+    ),
+}
+
+
+def install_beside(site: PluginSite, source: str) -> None:
+    """The plugin, and a good one on both sides of it."""
+    good = "from l2pd_plugins import PolicySpec, hookimpl\n@hookimpl\ndef l2pd_policies():\n"
+    site.install("a-good", {"main": "good_a"}, good_a=good + " return [PolicySpec('ahead', 'a:B')]")
+    site.install("m-bad", {"main": "bad"}, bad=source)
+    site.install(
+        "z-good", {"main": "good_z"}, good_z=good + " return [PolicySpec('behind', 'a:B')]"
+    )
+
+
+def found_bad():
+    (bad,) = [plugin for plugin in list_plugins() if plugin.distribution == "m-bad"]
+    return bad
+
+
+def names() -> set[str]:
+    return {spec.name for spec in list_policies()}
+
+
+@pytest.mark.parametrize("kind", OFFERING)
+def test_an_odd_hook(site: PluginSite, kind: str) -> None:
+    source, reason = OFFERING[kind]
+    install_beside(site, HEAD + source)
+    bad = found_bad()
+    assert (bad.status, bad.policies) == ("failed", ())
+    assert reason in bad.reason
+    assert bad.reason.isprintable()
+    assert len(bad.reason) < 1100
+    assert {"ahead", "behind", "learn2pd"} <= names()
+
+
+@pytest.mark.parametrize("kind", ACCEPTED)
+def test_an_odd_hook_that_does_no_harm(site: PluginSite, kind: str) -> None:
+    install_beside(site, HEAD + ACCEPTED[kind])
+    bad = found_bad()
+    assert (bad.status, bad.reason) == ("active", "")
+    assert [(type(s.name), s.name, type(s)) for s in bad.policies] == [(str, "mine", PolicySpec)]
+    assert {"ahead", "mine", "behind"} <= names()
+
+
+@pytest.mark.parametrize("kind", IMPORTS)
+def test_an_odd_import(site: PluginSite, kind: str) -> None:
+    source, reason = IMPORTS[kind]
+    install_beside(site, source)
+    bad = found_bad()
+    assert bad.status == "failed"
+    assert reason in bad.reason
+    assert {"ahead", "behind", "learn2pd"} <= names()
+
+
+def test_a_keyboard_interrupt_is_the_users(site: PluginSite) -> None:
+    install_beside(site, "raise KeyboardInterrupt")
+    with pytest.raises(KeyboardInterrupt):
+        list_plugins()
+
+
+def test_the_command_line_lists_the_others_whatever_one_of_them_does(site: PluginSite) -> None:
+    """All at once, as a table and as JSON, also where the terminal prints ASCII alone."""
+    for number, (source, _) in enumerate(OFFERING.values()):
+        site.install(
+            f"hook-{number}", {"main": f"hook_{number}"}, **{f"hook_{number}": HEAD + source}
+        )
+    for number, (source, _) in enumerate(IMPORTS.values()):
+        site.install(f"import-{number}", {"main": f"odd_{number}"}, **{f"odd_{number}": source})
+    site.install("summary", {"m\x1b[31mé": "summary"}, summary=HEAD + ACCEPTED["summary"])
+    for encoding in ("utf-8", "ascii"):
+        for command in ("plugins", "policies"):
+            shown = site.l2pd(command, PYTHONIOENCODING=encoding)
+            assert (shown.returncode, shown.stderr) == (0, "")
+            wanted = ["learn2pd", "mine"]
+            if command == "plugins":
+                wanted += ["hook-0", "import-0", r"Ending: now", r"\x1b[31m"]
+            else:
+                wanted += [r"\ud800"]
+            assert [text for text in wanted if text not in shown.stdout] == []
+            assert {c for c in shown.stdout if not c.isprintable()} == {"\n"}
+            listed = json.loads(site.l2pd(command, "--json", PYTHONIOENCODING=encoding).stdout)
+            assert len(listed) >= len(OFFERING) * (command == "plugins")
+
+
+POLICIES = r'''
+from l2pd_plugins import UnmaskPolicy
+
+class Odd:
+    def __repr__(self):
+        raise SystemExit("no repr")
+
+class Default(UnmaskPolicy):
+    """Its docstring: \x1b[31m."""
+    def __init__(self, option=Odd(), other: "raise_it()" = 3):
+        if other == 4:
+            raise SystemExit("not four")
+    def select(self, step, state):
+        return step.masked
+
+def raise_it():
+    raise SystemExit
+
+class Signed(Default):
+    @property
+    def __signature__(self):
+        raise SystemExit
+
+class Meta(type(UnmaskPolicy)):
+    @property
+    def __doc__(cls):
+        raise SystemExit
+    @property
+    def __signature__(cls):
+        raise SystemExit
+
+class Undocumented(Default, metaclass=Meta):
+    pass
+
+class Requiring(Default):
+    @property
+    def requires(self):
+        raise SystemExit("nothing")
+'''
+
+
+@pytest.fixture
+def policies(site: PluginSite) -> PluginSite:
+    (site.path / "odd_policies.py").write_text(POLICIES)
+    (site.path / "odd_exit.py").write_text("import asyncio; raise asyncio.CancelledError")
+    kinds = ["Default", "Signed", "Undocumented", "Requiring"]
+    offered = [f"PolicySpec({kind.lower()!r}, 'odd_policies:{kind}')" for kind in kinds]
+    offered.append("PolicySpec('leaving', 'odd_exit:Policy')")
+    source = HEAD + f"return [{', '.join(offered)}]"
+    site.install("stand-in", {"main": "stand_in"}, stand_in=textwrap.dedent(source))
+    return site
+
+
+@pytest.mark.parametrize("name", ["default", "signed", "undocumented", "requiring"])
+def test_the_command_line_describes_an_odd_policy(policies: PluginSite, name: str) -> None:
+    shown = policies.l2pd("policies", name, PYTHONIOENCODING="ascii")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert all(c.isprintable() or c == "\n" for c in shown.stdout)
+    described = json.loads(policies.l2pd("policies", name, "--json").stdout)
+    assert described["name"] == name
+    if name == "default":
+        assert r"Its docstring: \x1b[31m." in shown.stdout
+        assert "<Odd, whose repr raises SystemExit>" in shown.stdout
+
+
+def test_an_odd_policy_is_one_error(policies: PluginSite) -> None:
+    with pytest.raises(PluginLoadError, match=r"'leaving'.*cannot import.*CancelledError"):
+        create_policy("leaving")
+    with pytest.raises(L2PDError, match=r"'default'.*SystemExit: not four"):
+        create_policy("default", other=4)
+    with pytest.raises(L2PDError, match=r"'requiring'.*SystemExit: nothing"):
+        create_policy("requiring")
+    with pytest.raises(PluginLoadError):
+        load_factory(PolicySpec("mine", "odd_exit:Policy"))
+    shown = policies.l2pd("policies", "leaving")
+    assert shown.returncode == 2
+    assert shown.stderr.count("\n") == 1
+
+
+CONTEXT = ModelContext("m", 8, 9, 10)
+
+
+class Binding(Misbehaving):
+    def for_model(self, model):
+        return self._touch("for_model", self)
+
+
+@pytest.mark.parametrize("kind", RAISED)
+def test_for_model_that_raises_is_named(kind: str) -> None:
+    policy = Binding("for_model", RAISED[kind])
+    with pytest.raises(PolicyRuntimeError, match="policy 'binding': for_model failed: ") as got:
+        bind_policy(policy, CONTEXT)
+    assert str(got.value).isprintable()
+
+
+@pytest.mark.parametrize("made", [None, "learn2pd", 3, PolicySpec("a", "b:c")])
+def test_for_model_that_makes_no_policy_is_named(made: object) -> None:
+    with pytest.raises(PolicyRuntimeError, match=r"'binding': for_model returned .*; expected"):
+        bind_policy(Binding("for_model", lambda policy: made), CONTEXT)
+
+
+@pytest.mark.parametrize("key", [key for key in ATTRIBUTES if not key.startswith("name")])
+def test_for_model_that_makes_an_odd_policy_is_named(key: str) -> None:
+    name, value = ATTRIBUTES[key]
+    with pytest.raises(PolicyRuntimeError, match=f"'binding': {name} failed"):
+        bind_policy(Binding("for_model", lambda policy: with_attribute(name, value)), CONTEXT)
+
+
+def test_what_for_model_says_itself_is_kept() -> None:
+    class Choosy(Binding):
+        def for_model(self, model):
+            raise L2PDError("only for models of ten")
+
+    with pytest.raises(L2PDError, match=r"^only for models of ten$"):
+        bind_policy(Choosy(), CONTEXT)
+    assert bind_policy(policy := Binding(), CONTEXT) is policy
