@@ -7,5 +7,13 @@ The last two need the extra ``l2pd-plugins[testing]``.
 
 from l2pd_plugins.testing.checks import CHECKS, ConformanceError, Report, check_policy
 from l2pd_plugins.testing.conformance import PolicyConformance
+from l2pd_plugins.testing.plugin import check_plugin
 
-__all__ = ["CHECKS", "ConformanceError", "PolicyConformance", "Report", "check_policy"]
+__all__ = [
+    "CHECKS",
+    "ConformanceError",
+    "PolicyConformance",
+    "Report",
+    "check_plugin",
+    "check_policy",
+]

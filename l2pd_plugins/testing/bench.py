@@ -10,6 +10,7 @@ from torch import Tensor
 
 from l2pd_plugins.denoising import BlockBatch, StepOutcome, denoising_step
 from l2pd_plugins.end_of_text import EndOfText
+from l2pd_plugins.plugins import bind_policy
 from l2pd_plugins.policy import ModelContext, UnmaskPolicy
 
 VOCABULARY, MASK = 12, 11
@@ -27,7 +28,7 @@ class Bench:
 
     def policy(self) -> UnmaskPolicy:
         """A new policy, prepared for a model with this bench's vocabulary."""
-        return self.factory().for_model(ModelContext("kit", self.length, MASK, VOCABULARY))
+        return bind_policy(self.factory(), ModelContext("kit", self.length, MASK, VOCABULARY))
 
     def start(
         self, policy: UnmaskPolicy, rows: int, masks: int | None = None, seed: int = 0

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from l2pd_plugins.policy import DenoisingStep, UnmaskPolicy
+from l2pd_plugins.policy import DenoisingStep, ModelContext, UnmaskPolicy
 
 State = dict[str, Tensor]
 
@@ -97,6 +97,151 @@ class NotBool(UnmaskPolicy):
         return step.confidence
 
 
+class _Threshold(UnmaskPolicy):
+    """Keeps the contract; the policies below break it in one place."""
+
+    def init_state(self, batch_size: int, block_length: int, device: torch.device) -> State:
+        return {"best": torch.zeros(batch_size, block_length, device=device)}
+
+    def select(self, step: DenoisingStep, state: State) -> Tensor:
+        state["best"] = torch.maximum(state["best"], step.confidence)
+        return step.masked & (state["best"] > 0.7)
+
+
+class Nameless(_Threshold):
+    """Its name raises."""
+
+    @property
+    def name(self) -> str:
+        raise LookupError("no name yet")
+
+
+class Unprintable(_Threshold):
+    """Its name would paint the terminal red."""
+
+    @property
+    def name(self) -> str:
+        return "\x1b[31mred\ud800"
+
+
+class NeedingUnknown(_Threshold):
+    """Requires what nobody computes."""
+
+    requires = frozenset({"confidence", "mood"})
+
+
+class NeedingRaises(_Threshold):
+    """Its requires raises."""
+
+    @property
+    def requires(self) -> frozenset[str]:  # type: ignore[override]
+        raise LookupError("not known yet")
+
+
+class UnknownProgress(_Threshold):
+    """Names a progress rule that does not exist."""
+
+    progress = "random_if_empty"
+
+
+class Sparse(_Threshold):
+    """Answers a sparse tensor."""
+
+    def select(self, step: DenoisingStep, state: State) -> Tensor:
+        return super().select(step, state).to_sparse()
+
+
+class Elsewhere(_Threshold):
+    """Answers on another device."""
+
+    def select(self, step: DenoisingStep, state: State) -> Tensor:
+        return super().select(step, state).to("meta")
+
+
+class Exiting(_Threshold):
+    """Ends the process, or tries to."""
+
+    def select(self, step: DenoisingStep, state: State) -> Tensor:
+        raise SystemExit(1)
+
+
+class Unreadable(_Threshold):
+    """Raises an error whose message raises."""
+
+    class Error(Exception):
+        """Its message is not to be had."""
+
+        def __str__(self) -> str:
+            raise LookupError("no message")
+
+    def select(self, step: DenoisingStep, state: State) -> Tensor:
+        raise self.Error
+
+
+class UnboundForModel(_Threshold):
+    """for_model forgets to return the policy."""
+
+    def for_model(self, model: ModelContext) -> UnmaskPolicy:
+        return None  # type: ignore[return-value]
+
+
+class StateIsNoDict(_Threshold):
+    """Keeps a list."""
+
+    def init_state(self, batch_size: int, block_length: int, device: torch.device) -> State:
+        return [torch.zeros(batch_size, block_length, device=device)]  # type: ignore[return-value]
+
+
+class StateRequiresGrad(_Threshold):
+    """Remembers the graph of every step."""
+
+    def init_state(self, batch_size: int, block_length: int, device: torch.device) -> State:
+        return {"best": torch.zeros(batch_size, block_length, device=device, requires_grad=True)}
+
+
+class StateIsSparse(_Threshold):
+    """Keeps a sparse tensor."""
+
+    def init_state(self, batch_size: int, block_length: int, device: torch.device) -> State:
+        return {"best": torch.zeros(batch_size, block_length, device=device).to_sparse()}
+
+
+class StateChangesDtype(_Threshold):
+    """Counts in whole numbers, until it adds a half."""
+
+    def init_state(self, batch_size: int, block_length: int, device: torch.device) -> State:
+        return {"count": torch.zeros(batch_size, dtype=torch.int64, device=device)}
+
+    def select(self, step: DenoisingStep, state: State) -> Tensor:
+        state["count"] = state["count"] + 0.5
+        return step.masked & (step.confidence > 0.7)
+
+
+class StateChangesNames(_Threshold):
+    """Adds a tensor to its state in the midst of a block."""
+
+    def select(self, step: DenoisingStep, state: State) -> Tensor:
+        answer = super().select(step, state)
+        state["more"] = state["best"]
+        return answer
+
+
+class StateChangesLater(_Threshold):
+    """Begins later blocks with another dtype."""
+
+    def __init__(self) -> None:
+        self.begun = False
+
+    def init_state(self, batch_size: int, block_length: int, device: torch.device) -> State:
+        dtype = torch.float64 if self.begun else torch.float32
+        self.begun = True
+        return {"best": torch.zeros(batch_size, block_length, dtype=dtype, device=device)}
+
+    def select(self, step: DenoisingStep, state: State) -> Tensor:
+        state["best"] = torch.maximum(state["best"], step.confidence.to(state["best"].dtype))
+        return step.masked & (state["best"] > 0.7)
+
+
 CAUGHT_BY: dict[type[UnmaskPolicy], str] = {
     Stuck: "makes_progress",
     Overwriting: "selects_only_masked",
@@ -108,4 +253,20 @@ CAUGHT_BY: dict[type[UnmaskPolicy], str] = {
     Unpicklable: "can_be_copied",
     ReadingBack: "reads_nothing_back",
     NotBool: "answers_bool",
+    Nameless: "names_itself",
+    Unprintable: "names_itself",
+    NeedingUnknown: "says_what_it_needs",
+    NeedingRaises: "says_what_it_needs",
+    UnknownProgress: "says_what_it_needs",
+    Sparse: "answers_bool",
+    Elsewhere: "answers_bool",
+    Exiting: "answers_bool",
+    Unreadable: "answers_bool",
+    UnboundForModel: "names_itself",
+    StateIsNoDict: "state_is_per_row",
+    StateRequiresGrad: "state_is_per_row",
+    StateIsSparse: "state_is_per_row",
+    StateChangesDtype: "state_keeps_its_form",
+    StateChangesNames: "state_keeps_its_form",
+    StateChangesLater: "state_keeps_its_form",
 }

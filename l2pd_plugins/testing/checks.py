@@ -17,8 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from l2pd_plugins.errors import ANY_FAILURE, describe_error
 from l2pd_plugins.policy import DenoisingStep, RemaskingPolicy, UnmaskPolicy
 from l2pd_plugins.testing.bench import MASK, VOCABULARY, Bench, Factory, generators, same, take_step
+from l2pd_plugins.traits import TraitError, read_traits
 
 BLOCK_LENGTHS = (1, 2, 3, 7, 8, 32, 33, 256)
 """Tried by default; a policy that is made for one length is given that alone."""
@@ -142,6 +144,12 @@ def state_is_per_row(bench: Bench) -> None:
     """Every tensor of the state has the batch as its first dimension, before and after a step."""
     policy = bench.policy()
     state = policy.init_state(3, bench.length, torch.device("cpu"))
+    assert isinstance(state, dict), f"init_state returned {type(state).__name__}, wanted a dict"
+    for name, value in state.items():
+        assert type(value) is Tensor, f"state {name!r} is a {type(value).__name__}, no tensor"
+        plain = value.layout is torch.strided and value.device.type == "cpu"
+        assert plain, f"state {name!r} is {value.layout} on {value.device}, wanted dense on cpu"
+        assert not value.requires_grad, f"state {name!r} requires grad"
     shapes = {name: tuple(value.shape) for name, value in state.items()}
     for name, shape in shapes.items():
         assert shape[:1] == (3,), f"state {name!r} has shape {shape} for 3 rows"
@@ -176,17 +184,53 @@ def forgets_blocks(bench: Bench) -> None:
         assert torch.equal(batch.tokens, fresh.tokens), "a block shows what the one before it was"
 
 
+def names_itself(bench: Bench) -> None:
+    """Its name is printable text, also on a terminal and in a log."""
+    for policy in (bench.factory(), bench.policy()):
+        name: Any = policy.name
+        assert isinstance(name, str), f"its name is a {type(name).__name__}; expected text"
+        assert name.isprintable(), f"its name {name!r} cannot be printed"
+        assert 0 < len(name) <= 100, f"its name has {len(name)} characters; expected 1 to 100"
+
+
+def says_what_it_needs(bench: Bench) -> None:
+    """`requires`, `progress` and `edits` can be read, and hold what the contract knows."""
+    for policy in (bench.factory(), bench.policy()):
+        try:
+            read_traits(policy)
+        except TraitError as error:
+            raise AssertionError(f"{error.attribute}: {error.problem}") from error
+
+
+def state_keeps_its_form(bench: Bench) -> None:
+    """Its state has the same names, shapes, dtypes and device at every block and after a step."""
+    policy, device = bench.policy(), torch.device("cpu")
+    batch = bench.start(policy, 3)
+    (group,) = batch._groups
+    for block in range(3):
+        for step in range(min(2, bench.length)):
+            take_step(batch, bench.logits(3, step, seed=block))
+        batch.advance([0, 1, 2], torch.full((3, bench.length), MASK))
+    for rows in (1, 3):
+        state = policy.init_state(rows, bench.length, device)
+        like = torch.zeros(rows, 1, dtype=torch.int64)
+        assert group.runner.keeps_form(state, like), (
+            f"init_state gives another state at a later block; it began with {group.runner.told}"
+        )
+
+
 def answers_bool(bench: Bench) -> None:
-    """The answer is a bool tensor (B, L) on the step's device."""
+    """The answer is a dense bool tensor (B, L) on the step's device."""
     policy = bench.policy()
     step = _step_of(bench, policy, 3)
     state = policy.init_state(3, bench.length, torch.device("cpu"))
     answers = {method: getattr(policy, method) for method in _methods(policy)}
     for method, ask in answers.items():
         answer = ask(step, state)
-        assert isinstance(answer, Tensor), f"{method} returned {type(answer).__name__}"
-        found = (answer.dtype, tuple(answer.shape), answer.device)
-        wanted = (torch.bool, tuple(step.masked.shape), step.masked.device)
+        kind = type(answer).__name__
+        assert type(answer) is Tensor, f"{method} returned {kind}, wanted a tensor"
+        found = (answer.dtype, tuple(answer.shape), answer.device, answer.layout)
+        wanted = (torch.bool, tuple(step.masked.shape), step.masked.device, torch.strided)
         assert found == wanted, f"{method} returned {found}, wanted {wanted}"
 
 
@@ -267,6 +311,8 @@ def reads_nothing_back(bench: Bench) -> None:
 CHECKS: dict[str, Callable[[Bench], None]] = {
     check.__name__: check
     for check in (
+        names_itself,
+        says_what_it_needs,
         answers_bool,
         selects_only_masked,
         leaves_its_input,
@@ -275,6 +321,7 @@ CHECKS: dict[str, Callable[[Bench], None]] = {
         ends,
         keeps_rows_apart,
         state_is_per_row,
+        state_keeps_its_form,
         survives_reordering,
         forgets_requests,
         forgets_blocks,
@@ -291,10 +338,10 @@ def run_check(name: str, factory: Factory, block_length: int) -> None:
     """Run one check at one block length. Raises AssertionError, with the length, if it fails."""
     try:
         CHECKS[name](Bench(factory, block_length))
-    except Exception as error:
-        said = (
-            str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
-        )
+    except KeyboardInterrupt:
+        raise
+    except ANY_FAILURE as error:
+        said = str(error) if type(error) is AssertionError else describe_error(error)
         raise AssertionError(f"{said} (block_length={block_length})") from error
 
 
@@ -339,7 +386,15 @@ def lengths_of(name: str, block_lengths: tuple[int, ...]) -> tuple[int, ...]:
     """
     if name == "makes_progress":
         return tuple(n for n in block_lengths if 4 <= n <= 32)
-    whole = ("answers_bool", "ends", "state_is_per_row", "reads_nothing_back", "bears_few_masks")
+    whole = (
+        "names_itself",
+        "says_what_it_needs",
+        "answers_bool",
+        "ends",
+        "state_is_per_row",
+        "reads_nothing_back",
+        "bears_few_masks",
+    )
     if name in whole:
         return block_lengths
     return tuple(n for n in block_lengths if n <= 8) or (min(block_lengths),)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
+import types
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +13,7 @@ from l2pd_plugins import create_policy, list_policies
 from l2pd_plugins.errors import L2PDError, PluginLoadError, PolicyRuntimeError
 from l2pd_plugins.plugins import bind_policy, list_plugins, load_factory
 from l2pd_plugins.policy import ModelContext, PolicySpec
+from l2pd_plugins.testing import ConformanceError, check_plugin
 from tests.core.misbehaviour import ATTRIBUTES, RAISED, Misbehaving, with_attribute
 
 if TYPE_CHECKING:
@@ -275,6 +277,27 @@ def test_an_odd_policy_is_one_error(policies: PluginSite) -> None:
     shown = policies.l2pd("policies", "leaving")
     assert shown.returncode == 2
     assert shown.stderr.count("\n") == 1
+
+
+def loaded(source: str) -> types.ModuleType:
+    module = types.ModuleType("stand_in")
+    exec(source, vars(module))
+    return module
+
+
+@pytest.mark.parametrize("kind", OFFERING)
+def test_the_kit_names_what_is_odd_in_a_plugin(kind: str) -> None:
+    source, reason = OFFERING[kind]
+    with pytest.raises(ConformanceError) as caught:
+        check_plugin(loaded(HEAD + source))
+    assert reason in str(caught.value)
+
+
+def test_the_kit_passes_a_plugin_whose_policies_can_be_imported(policies: PluginSite) -> None:
+    good = "return [PolicySpec('mine', 'l2pd_policies.cora:Cora')]"
+    assert check_plugin(loaded(HEAD + good)) == (PolicySpec("mine", "l2pd_policies.cora:Cora"),)
+    with pytest.raises(ConformanceError, match="cannot import odd_exit:Policy"):
+        check_plugin(loaded(HEAD + "return [PolicySpec('mine', 'odd_exit:Policy')]"))
 
 
 CONTEXT = ModelContext("m", 8, 9, 10)

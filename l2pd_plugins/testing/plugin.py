@@ -1,0 +1,29 @@
+"""Whether a plugin can be used, for a test of its author's."""
+
+from __future__ import annotations
+
+from l2pd_plugins.discovery import PluginRefused, offered_policies
+from l2pd_plugins.errors import L2PDError
+from l2pd_plugins.plugins import load_factory
+from l2pd_plugins.policy import PolicySpec
+from l2pd_plugins.testing.checks import ConformanceError
+
+
+def check_plugin(plugin: object) -> tuple[PolicySpec, ...]:
+    """The policies that a plugin offers: its module, or the object that its entry point names.
+
+    Each of them is imported. Raises ConformanceError, with the reason that `l2pd plugins` or the
+    user of a policy would be given.
+
+        import my_package.plugin
+
+        def test_the_plugin():
+            assert [spec.name for spec in check_plugin(my_package.plugin)] == ["entropy_bound"]
+    """
+    try:
+        specs = offered_policies(plugin)
+        for spec in specs:
+            load_factory(spec)
+    except (PluginRefused, L2PDError) as error:
+        raise ConformanceError(str(error)) from error
+    return specs
