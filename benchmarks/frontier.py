@@ -61,6 +61,7 @@ from l2pd_adapters.tiny_models import (
 )
 from l2pd_plugins import L2PDError, UnmaskPolicy, create_policy
 from l2pd_plugins.plugins import find_policy
+from l2pd_plugins.writing import write_text
 
 SMALL = ("tiny-llada", "tiny-sdar")
 CACHES = {"tiny-llada": "dual"}
@@ -152,7 +153,7 @@ def main() -> None:
             "models": run.as_json(),
         }
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
+        write_text(arguments.out.with_suffix(".json"), json.dumps(found, indent=1) + "\n")
 
     run.measure(workers, arguments.minutes, save)
     draw(

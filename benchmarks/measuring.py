@@ -20,6 +20,7 @@ import transformers
 from l2pd_adapters.cli.arguments import resolve_device
 from l2pd_adapters.huggingface.loading import device_here
 from l2pd_plugins import L2PDError
+from l2pd_plugins.writing import write_text
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def write(path: Path | None, results: Any, device: torch.device) -> None:
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         found = {"environment": environment(device), "results": results}
-        path.write_text(json.dumps(found, indent=1) + "\n")
+        write_text(path, json.dumps(found, indent=1) + "\n")
 
 
 def _processor() -> str:

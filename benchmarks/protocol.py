@@ -44,6 +44,7 @@ from l2pd_adapters.huggingface.evaluation import (
 from l2pd_adapters.huggingface.forward import CACHES
 from l2pd_adapters.tiny_models import heldout_prompts
 from l2pd_plugins import create_policy
+from l2pd_plugins.writing import write_text
 
 BASELINE = "fixed_schedule"
 
@@ -87,7 +88,7 @@ def main() -> None:
 
     def save() -> None:
         write(arguments.out.with_suffix(".json"), rows, device)
-        arguments.out.with_suffix(".md").write_text(table(rows), encoding="utf-8")
+        write_text(arguments.out.with_suffix(".md"), table(rows))
 
     for length in arguments.lengths:
         off = {"max_new_tokens": length, "cache": "none", "end_of_text": "off"}

@@ -2,25 +2,36 @@
 
 A folder holds `manifest.json` and numbered safetensors shards, each with the steps of a fixed range
 of prompts, and their reference decodes beside them. Files appear whole or not at all, so a run that
-was killed goes on with the missing ones and gives the same data.
+was killed goes on with the missing ones and gives the same data. What is read is checked: the files
+may be anybody's, or cut off by a disk that was full.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from l2pd_plugins.errors import L2PDError
+from l2pd_plugins.files import (
+    is_there,
+    one_line,
+    path_inside,
+    read_object,
+    reading,
+    reason_of,
+    require_file,
+    whole_number,
+)
+from l2pd_plugins.writing import require_writable, sweep, write_text, write_whole
 
 LABELS = ("reference", "consistent")
 """What `Trajectories.correct` may say. "reference": the prediction is the token of the reference
@@ -69,9 +80,38 @@ class Manifest:
         """File of the reference decodes of a shard's prompts."""
         return folder / f"reference-{shard:05d}-of-{self.shards:05d}.safetensors"
 
+    def members(self, shard: int) -> range:
+        """The prompts of a shard."""
+        first = shard * self.prompts_per_shard
+        return range(first, min(first + self.prompts_per_shard, self.prompt_count))
+
     def missing(self, folder: Path) -> list[int]:
-        """Shards that are not there yet."""
-        return [i for i in range(self.shards) if not self.path_of(folder, i).is_file()]
+        """Shards that are not there yet, or are broken."""
+        return [i for i in range(self.shards) if not self.holds(folder, i)]
+
+    def holds(self, folder: Path, shard: int) -> bool:
+        """Whether a shard is there, with the tensors and sizes that this run would write; only its
+        header is read."""
+        path = self.path_of(folder, shard)
+        if not is_there(path):
+            return False
+        try:
+            _check_tensors(path, _stored(path), _TENSORS, {"L": self.block_length})
+        except L2PDError:
+            return False
+        return True
+
+    def holds_references(self, folder: Path, shard: int) -> bool:
+        """The same of a shard's reference decodes."""
+        path = self.reference_path_of(folder, shard)
+        if not is_there(path):
+            return False
+        sizes = {"P": len(self.members(shard)), "G": self.max_new_tokens}
+        try:
+            _check_tensors(path, _stored(path), _references_of(self), sizes)
+        except L2PDError:
+            return False
+        return True
 
 
 @dataclass(frozen=True)
@@ -111,16 +151,18 @@ class Trajectories:
     def save(self, path: Path) -> None:
         """Write to a safetensors file, whole or not at all."""
         tensors = {f.name: getattr(self, f.name).contiguous() for f in fields(self)}
-        _replace(path, lambda temporary: save_file(tensors, temporary))
+        write_whole(path, lambda temporary: save_file(tensors, temporary))
 
     @classmethod
-    def load(cls, path: Path) -> Trajectories:
-        """Read a safetensors file. Raises L2PDError if it is none or lacks a tensor."""
-        try:
-            tensors = load_file(path)
-            return cls(**{f.name: tensors[f.name] for f in fields(cls)})
-        except (OSError, SafetensorError, KeyError) as error:
-            raise L2PDError(f"{path} holds no trajectories: {error}") from error
+    def load(cls, path: Path, block_length: int | None = None) -> Trajectories:
+        """Read a safetensors file.
+
+        Raises L2PDError if it is none, or a tensor is missing, has another type or another shape
+        than above; with a block_length, also if its blocks have another one.
+        """
+        sizes = {} if block_length is None else {"L": block_length}
+        tensors = _loaded(path, _TENSORS, sizes, "trajectories")
+        return cls(**{f.name: tensors[f.name] for f in fields(cls)})
 
     @classmethod
     def concatenate(cls, parts: list[Trajectories]) -> Trajectories:
@@ -146,29 +188,97 @@ def save_references(path: Path, tokens: Tensor, several: Tensor | None = None) -
     for which of them other answers are as good, (P,) bool, if that is known."""
     tensors = {"tokens": tokens} | ({} if several is None else {"several": several})
     made = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    _replace(path, lambda temporary: save_file(made, temporary))
+    write_whole(path, lambda temporary: save_file(made, temporary))
 
 
 def load_references(path: Path) -> tuple[Tensor, Tensor | None]:
     """What `save_references` wrote. Raises L2PDError if the file holds no reference decodes."""
-    try:
-        tensors = load_file(path)
-        return tensors["tokens"], tensors.get("several")
-    except (OSError, SafetensorError, KeyError) as error:
-        raise L2PDError(f"{path} holds no reference decodes: {error}") from error
+    wanted = {"tokens": (torch.int64, "PG")}
+    if "several" in _stored(path, "reference decodes"):
+        wanted["several"] = (torch.bool, "P")
+    tensors = _loaded(path, wanted, {}, "reference decodes")
+    return tensors["tokens"], tensors.get("several")
+
+
+_TENSORS: dict[str, tuple[torch.dtype, str]] = {
+    **dict.fromkeys(("prompt", "policy", "block", "step"), (torch.int64, "N")),
+    **dict.fromkeys(("masked", "present", "correct"), (torch.bool, "NL")),
+    "x0": (torch.int32, "NL"),
+    **dict.fromkeys(("confidence", "entropy", "margin"), (torch.float32, "NL")),
+}
+"""Type and sizes of each tensor of `Trajectories`."""
+_STORED_AS = {torch.int64: "I64", torch.int32: "I32", torch.bool: "BOOL", torch.float32: "F32"}
+
+
+def _references_of(manifest: Manifest) -> dict[str, tuple[torch.dtype, str]]:
+    wanted = {"tokens": (torch.int64, "PG")}
+    return wanted | ({"several": (torch.bool, "P")} if manifest.labels == "consistent" else {})
+
+
+def _stored(path: Path, holding: str = "trajectories") -> dict[str, tuple[str, list[int]]]:
+    """Type and shape of each tensor of a file, out of its header, by which its length is checked.
+    Raises L2PDError if it cannot be read."""
+    what = f"{path} holds no {holding}"
+    require_file(path, f"{what}: it")
+    with reading(what), safe_open(path, framework="numpy") as opened:
+        parts = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+        return {
+            name: (str(part.get_dtype()), list(part.get_shape())) for name, part in parts.items()
+        }
+
+
+def _check_tensors(
+    path: Path,
+    stored: Mapping[str, tuple[str, list[int]]],
+    wanted: Mapping[str, tuple[torch.dtype, str]],
+    sizes: Mapping[str, int],
+) -> None:
+    """Raise L2PDError if a tensor is missing, or has another type or shape; one size goes by one
+    letter throughout."""
+    known = dict(sizes)
+    for name, (dtype, letters) in wanted.items():
+        if name not in stored:
+            raise L2PDError(f"{path}: the tensor {name} is missing")
+        found, shape = stored[name]
+        if found != _STORED_AS[dtype] or len(shape) != len(letters):
+            raise L2PDError(
+                f"{path}: {name} is {found} of shape {tuple(shape)}; expected {_STORED_AS[dtype]} "
+                f"of shape ({', '.join(letters)})"
+            )
+        for letter, size in zip(letters, shape, strict=True):
+            if known.setdefault(letter, size) != size:
+                raise L2PDError(
+                    f"{path}: {name} has shape {tuple(shape)}; expected {letter} = {known[letter]} "
+                    f"in ({', '.join(letters)})"
+                )
+
+
+def _loaded(
+    path: Path,
+    wanted: Mapping[str, tuple[torch.dtype, str]],
+    sizes: Mapping[str, int],
+    holding: str,
+) -> dict[str, Tensor]:
+    _check_tensors(path, _stored(path, holding), wanted, sizes)
+    with reading(f"{path} holds no {holding}"):
+        tensors: dict[str, Tensor] = load_file(path)
+    return tensors
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Put the manifest into the folder, or check that the one there says the same.
+    """Put the manifest into the folder, or check that the one there says the same. What processes
+    that were killed left there half written is removed.
 
     Raises L2PDError, naming what differs, if the folder holds data that was made otherwise.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise L2PDError(f"{folder} cannot be made: {error.strerror}") from error
+        raise L2PDError(f"{folder} cannot be made: {reason_of(error)}") from error
+    sweep(folder)
     path = folder / MANIFEST
-    if path.exists():
+    require_writable(path)
+    if is_there(path):
         there, wanted = asdict(read_manifest(folder)), asdict(manifest)
         for name, value in wanted.items():
             if there[name] != value:
@@ -178,48 +288,96 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
                 )
         return
     text = json.dumps(asdict(manifest), indent=2) + "\n"
-    _replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text(path, text)
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a folder. Raises L2PDError if there is none or it is of another version."""
+    """The manifest of a folder.
+
+    Raises L2PDError if there is none, it is of another version, or a field is missing, unknown, or
+    no possible value.
+    """
     path = folder / MANIFEST
-    try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise L2PDError(f"{folder} holds no trajectories: {error}") from error
-    if not isinstance(content, dict):
-        raise L2PDError(f"{path} holds a {type(content).__name__}, wanted is an object")
+    if not is_there(path):
+        raise L2PDError(f"{folder} holds no trajectories: there is no {MANIFEST}")
+    content = read_object(path_inside(folder, MANIFEST), str(path))
     if content.get("schema_version") != SCHEMA_VERSION:
-        version = content.get("schema_version")
-        raise L2PDError(f"{path}: schema_version {version!r}, this version reads {SCHEMA_VERSION}")
-    try:
-        return Manifest(**content)
-    except TypeError as error:
-        raise L2PDError(f"{path}: {error}") from error
+        version = one_line(repr(content.get("schema_version")))
+        raise L2PDError(f"{path}: schema_version {version}, this version reads {SCHEMA_VERSION}")
+    known = {field.name: field for field in fields(Manifest)}
+    unknown = sorted(set(content) - set(known))
+    if unknown:
+        raise L2PDError(f"{path}: unknown field {one_line(repr(unknown[0]))}")
+    for name, field in known.items():
+        if name not in content:
+            if field.default is MISSING:
+                raise L2PDError(f"{path}: the field {name} is missing")
+            continue
+        expected = _FIELDS[str(field.type)]
+        if not expected[0](content[name]):
+            shown = one_line(repr(content[name]))
+            raise L2PDError(f"{path}: {name} = {shown}; expected {expected[1]}")
+    if content.get("labels", LABELS[0]) not in LABELS:
+        raise L2PDError(f"{path}: labels = {content['labels']!r}; expected {' or '.join(LABELS)}")
+    return Manifest(**content)
+
+
+_GREATEST = 2**31 - 1
+_FIELDS: dict[str, tuple[Callable[[object], bool], str]] = {
+    "str": (lambda value: isinstance(value, str), "a text"),
+    "int": (
+        lambda value: whole_number(value, 1, 2**31 - 1),
+        f"a whole number from 1 to {2**31 - 1}",
+    ),
+    "list[str]": (
+        lambda value: (
+            isinstance(value, list) and value != [] and all(isinstance(each, str) for each in value)
+        ),
+        "a list of texts",
+    ),
+}
+"""What the manifest's fields of each type may be."""
 
 
 def read_trajectories(folder: Path) -> tuple[Manifest, Trajectories]:
-    """All shards of a complete folder. Raises L2PDError if one is missing or broken."""
+    """All shards of a complete folder.
+
+    Raises L2PDError if one is missing, broken, or of other prompts, policies or blocks than the
+    manifest says.
+    """
     manifest = read_manifest(folder)
-    missing = manifest.missing(folder)
-    if missing:
+    there = sum(1 for path in folder.iterdir() if re.fullmatch(_SHARD, path.name))
+    # The manifest may name more shards than anybody could look for.
+    absent = (i for i in range(manifest.shards) if not is_there(manifest.path_of(folder, i)))
+    first = next(absent, None)
+    if first is not None:
         raise L2PDError(
-            f"{folder}: {len(missing)} of {manifest.shards} shards are missing, the first is "
-            f"{manifest.path_of(folder, missing[0]).name}; run the collection to its end"
+            f"{folder}: {max(manifest.shards - there, 1)} of {manifest.shards} shards are missing, "
+            f"the first is {manifest.path_of(folder, first).name}; run the collection to its end"
         )
     return manifest, Trajectories.concatenate(list(_shards(folder, manifest)))
 
 
+_SHARD = r"shard-[0-9]+-of-[0-9]+\.safetensors"
+
+
 def _shards(folder: Path, manifest: Manifest) -> Iterator[Trajectories]:
     for shard in range(manifest.shards):
-        yield Trajectories.load(manifest.path_of(folder, shard))
-
-
-def _replace(path: Path, write: Any) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise L2PDError(f"{path} cannot be written: {error}") from error
+        path = path_inside(folder, manifest.path_of(folder, shard).name)
+        part = Trajectories.load(path, manifest.block_length)
+        members = manifest.members(shard)
+        bounds = {
+            "prompt": (members.start, members.stop),
+            "policy": (0, len(manifest.policies)),
+            "block": (0, -(-manifest.max_new_tokens // manifest.block_length) + 1),
+            # Every step of a block is recorded.
+            "step": (0, len(part)),
+        }
+        for name, (least, beyond) in bounds.items():
+            values = getattr(part, name)
+            if len(part) and not bool(((values >= least) & (values < beyond)).all()):
+                raise L2PDError(
+                    f"{path}: {name} has values from {int(values.min())} to {int(values.max())}; "
+                    f"expected {least} to {beyond - 1}"
+                )
+        yield part

@@ -5,15 +5,17 @@ No weight is loaded, no code of the checkpoint is run, and neither torch nor an 
 
 from __future__ import annotations
 
-import json
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from l2pd_adapters.chat_templates import template_problem
+from l2pd_adapters.config_checks import wrong_settings
 from l2pd_adapters.families import (
     DIFFUSION_GEMMA,
     FAMILIES,
@@ -26,6 +28,17 @@ from l2pd_adapters.families import (
 )
 from l2pd_adapters.sources import source_of
 from l2pd_plugins.errors import L2PDError
+from l2pd_plugins.files import (
+    is_there,
+    one_line,
+    path_inside,
+    read_object,
+    read_text,
+    reading,
+    reason_of,
+    require_file,
+    whole_number,
+)
 
 DTYPES = ("float32", "bfloat16", "float16")
 """In which a checkpoint's config may say that it is to be loaded."""
@@ -33,6 +46,23 @@ BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5}
 """Of one weight."""
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model", "vocab.txt")
+"""One of which a checkpoint has to have, and how much of each there may be is bounded by nothing
+but the disk."""
+SETTINGS_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+)
+"""Objects of settings, which transformers reads where they are there."""
+TEMPLATE = "chat_template.jinja"
+TEMPLATES = "additional_chat_templates"
+_FLOATS = ("F64", "F32", "F16", "BF16")
 _SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.py", "tokenizer.model", "policies/*"]
 _HEADERS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1}
 """Bytes of an element, by what safetensors calls its type; those of float8 have one."""
@@ -88,8 +118,8 @@ class Checkpoint:
         self.folder, self.hub_id = folder, hub_id
         self.problems: list[str] = []
         self.notes: list[str] = []
-        self.config = self._json("config.json")
-        self.generation_config = self._json("generation_config.json")
+        self.config = self._settings("config.json")
+        self.generation_config = self._settings("generation_config.json")
         self.tokenizer_config = self._json("tokenizer_config.json")
         self.family = self._family()
         self.native = self._native()
@@ -98,7 +128,9 @@ class Checkpoint:
         self.mask_token_id = self._mask_token_id()
         self.end_of_text = self._end_of_text()
         for check in (
+            self._check_other_files,
             self._check_dtype,
+            self._check_types,
             self._check_layers,
             self._check_embedding,
             self._check_vocabulary,
@@ -107,6 +139,8 @@ class Checkpoint:
             self._note_quantisation,
         ):
             check()
+
+    _read_already = ("config.json", "generation_config.json", "tokenizer_config.json")
 
     @property
     def model_type(self) -> str | None:
@@ -136,7 +170,7 @@ class Checkpoint:
         """Whether the tokenizer has one, or its family brings one."""
         if self.family is not None and self.family.chat_template is not None:
             return True
-        files = ("chat_template.jinja", "chat_template.json")
+        files = (TEMPLATE, "chat_template.json")
         return "chat_template" in self.tokenizer_config or any(map(self._has, files))
 
     @property
@@ -182,17 +216,28 @@ class Checkpoint:
         return int(2 * layers * of_keys * width * tokens * BYTES[dtype])
 
     def _has(self, name: str) -> bool:
-        return (self.folder / name).is_file()
+        return is_there(self.folder / name)
+
+    def _problem(self, text: object) -> None:
+        self.problems.append(one_line(text))
 
     def _json(self, name: str) -> dict[str, Any]:
         """The object in a file; empty without it, and, with a problem, if it cannot be read."""
         if not self._has(name):
             return {}
         try:
-            return _object_in(self.folder / name)
+            return read_object(path_inside(self.folder, name), name)
         except L2PDError as error:
-            self.problems.append(str(error))
+            self._problem(error)
             return {}
+
+    def _settings(self, name: str) -> dict[str, Any]:
+        """The settings in a file that are what they have to be; the others are problems."""
+        values = self._json(name)
+        wrong = wrong_settings(values)
+        for problem in wrong.values():
+            self._problem(f"{name}: {problem}")
+        return {key: value for key, value in values.items() if key not in wrong}
 
     def _setting(self, name: str) -> Any:
         """Of generate: the generation config's, else the config's."""
@@ -209,20 +254,20 @@ class Checkpoint:
         try:
             return family_of(SimpleNamespace(**self.config))
         except L2PDError as error:
-            self.problems.append(str(error))
+            self._problem(error)
             return None
 
     def _native(self) -> dict[str, Any]:
         """The config's settings as the native decoder names them."""
         if self.family is DIFFUSION_GEMMA:
             canvas = {"block_length": self.config.get("canvas_length")}
-            return {**self.config.get("text_config", {}), **canvas}
+            return {**(self.config.get("text_config") or {}), **canvas}
         if self.family is None or self.family.decoder is None:
             return self.config
         try:
             return self.family.native_config(self.config)
         except L2PDError as error:
-            self.problems.append(str(error))
+            self._problem(error)
             return self.config
 
     def _tensors(self) -> dict[str, StoredTensor]:
@@ -241,10 +286,10 @@ class Checkpoint:
         try:
             files = get_safetensors_metadata(self.hub_id).files_metadata.values()
         except NotASafetensorsRepoError as error:
-            self.problems.append(str(error))
+            self._problem(error)
             return {}
         except (HfHubHTTPError, OSError) as error:
-            self.notes.append(f"the weights were not looked at: {error}")
+            self.notes.append(one_line(f"the weights were not looked at: {reason_of(error)}"))
             return {}
         return {
             name: StoredTensor(tuple(info.shape), info.dtype)
@@ -253,55 +298,61 @@ class Checkpoint:
         }
 
     def _of_files(self) -> dict[str, StoredTensor]:
-        from safetensors import SafetensorError, safe_open
-
         tensors = {}
         for path in self._weight_files():
-            if not path.is_file():
-                self.problems.append(f"{path.name} is missing: {INDEX} names it")
+            name = path.name
+            if not is_there(path):
+                self._problem(f"{name} is missing: {INDEX} names it")
                 continue
             try:
-                with safe_open(path, framework="numpy") as opened:
-                    for name in opened.keys():  # noqa: SIM118  (no mapping)
-                        part = opened.get_slice(name)
-                        tensors[name] = StoredTensor(tuple(part.get_shape()), part.get_dtype())
-            except (OSError, SafetensorError) as error:
-                self.problems.append(f"{path.name} cannot be read: {error}")
+                tensors.update(stored_tensors(path))
+            except L2PDError as error:
+                self._problem(error)
         return tensors
 
     def _weight_files(self) -> list[Path]:
         try:
             files = weight_files(self.folder)
         except L2PDError as error:
-            self.problems.append(str(error))
+            self._problem(error)
             return []
         if files:
             return files
         others = [path.name for kind in ("*.bin", "*.pth") for path in self.folder.glob(kind)]
         found = f"; {', '.join(sorted(others))} would have to be converted" if others else ""
-        self.problems.append(f"{WEIGHTS} is missing, and {INDEX}, too{found}")
+        self._problem(f"{WEIGHTS} is missing, and {INDEX}, too{found}")
         return []
 
     def _vocabulary(self) -> Vocabulary | None:
         """Of tokenizer.json, else of vocab.json and what tokenizer_config.json adds to it."""
-        if self._has("tokenizer.json"):
-            from tokenizers import Tokenizer
-
-            path = self.folder / "tokenizer.json"
-            try:
-                return Vocabulary(Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True))
-            except Exception as error:  # noqa: BLE001  (the library raises nothing narrower)
-                self.problems.append(f"tokenizer.json cannot be read: {error}")
-                return None
-        if self._has("vocab.json"):
-            added = self.tokenizer_config.get("added_tokens_decoder", {})
-            tokens = {entry["content"]: int(number) for number, entry in added.items()}
-            return Vocabulary({**self._json("vocab.json"), **tokens})
-        if any(map(self._has, ("tokenizer.model", "vocab.txt"))):
+        try:
+            if self._has("tokenizer.json"):
+                return Vocabulary(_ids_of_tokenizer(self.folder))
+            if self._has("vocab.json"):
+                return Vocabulary({**_ids_of_vocabulary(self.folder), **self._added_tokens()})
+        except L2PDError as error:
+            self._problem(error)
+            return None
+        if any(map(self._has, TOKENIZER_FILES)):
             self.notes.append("the tokenizer's vocabulary was not looked into: no tokenizer.json")
         else:
-            self.problems.append("tokenizer.json is missing, and every other tokenizer's file, too")
+            self._problem("tokenizer.json is missing, and every other tokenizer's file, too")
         return None
+
+    def _added_tokens(self) -> dict[str, int]:
+        """Those of tokenizer_config.json. Raises L2PDError if they are none."""
+        added = self.tokenizer_config.get("added_tokens_decoder") or {}
+        entries = added.items() if isinstance(added, dict) else [("", None)]
+        tokens = {}
+        for number, entry in entries:
+            text = entry.get("content") if isinstance(entry, dict) else None
+            if not number.isdecimal() or len(number) > 9 or not isinstance(text, str):
+                raise L2PDError(
+                    "tokenizer_config.json: added_tokens_decoder must hold objects with a "
+                    "'content', by token id"
+                )
+            tokens[text] = int(number)
+        return tokens
 
     def _mask_token_id(self) -> int | None:
         if self.family is None or self.family is DIFFUSION_GEMMA:
@@ -309,7 +360,7 @@ class Checkpoint:
         try:
             return mask_token_of(SimpleNamespace(**{"vocab_size": 0, **self.native}))
         except L2PDError as error:
-            self.problems.append(str(error))
+            self._problem(error)
             return None
 
     def _end_of_text(self) -> tuple[int, ...]:
@@ -320,55 +371,64 @@ class Checkpoint:
         try:
             known = end_of_text_of(SimpleNamespace(**self.native), self.family)
         except L2PDError as error:
-            self.problems.append(str(error))
+            self._problem(error)
             return named
         return tuple(dict.fromkeys((*named, *known)))
 
+    def _check_other_files(self) -> None:
+        """What this class reads nothing of, but transformers does."""
+        try:
+            check_files(self.folder, skip=self._read_already)
+        except L2PDError as error:
+            self._problem(error)
+        problem = template_problem(self.tokenizer_config.get("chat_template"))
+        if problem:
+            self._problem(f"tokenizer_config.json: chat_template: {problem}")
+
+    def _check_types(self) -> None:
+        """Of the weights: a number of another type than a float is no weight of these models."""
+        if self.quantisation is None:
+            problem = type_problem(self.tensors)
+            if problem:
+                self._problem(problem)
+
     def _check_dtype(self) -> None:
         if self.dtype not in DTYPES:
-            self.problems.append(
-                f"the config's dtype {self.dtype!r} is none of {', '.join(DTYPES)}"
-            )
+            self._problem(f"the config's dtype {self.dtype!r} is none of {', '.join(DTYPES)}")
 
     def _check_layers(self) -> None:
         """A weight that is not stored would be a random one."""
         if self.family is None or self.family is DIFFUSION_GEMMA or not self.tensors:
             return
-        layers = {
-            int(name.split(".")[2])
-            for name in self.tensors
-            if name.startswith("model.layers.") and name.split(".")[2].isdigit()
-        }
+        found = (re.match(r"model\.layers\.([0-9]{1,9})\.", name) for name in self.tensors)
+        layers = {int(each[1]) for each in found if each}
         wanted = self.native.get("num_hidden_layers")
         if isinstance(wanted, int) and layers != set(range(wanted)):
             without = sorted(set(range(wanted)) - layers)
             which = f"none is stored of {without}" if without else f"{len(layers)} are stored"
-            self.problems.append(f"the config has {wanted} layers: {which}")
+            self._problem(f"the config has {wanted} layers: {which}")
         tied = self.native.get("tie_word_embeddings", False)
         if not tied and "lm_head.weight" not in self.tensors:
-            self.problems.append("lm_head.weight is not stored, and not tied to the embedding")
+            self._problem("lm_head.weight is not stored, and not tied to the embedding")
 
     def _check_embedding(self) -> None:
         embedding = self.tensors.get("model.embed_tokens.weight")
         size = self.config.get("vocab_size")
-        if embedding is not None and embedding.shape[0] != size:
-            self.problems.append(
-                f"the embedding has {embedding.shape[0]} rows, the config has vocab_size={size}"
-            )
+        rows = None if embedding is None else (*embedding.shape, 0)[0]
+        if rows is not None and rows != size:
+            self._problem(f"the embedding has {rows} rows, the config has vocab_size={size}")
 
     def _check_vocabulary(self) -> None:
         size = self.native.get("vocab_size")
         if self.vocabulary is None or not isinstance(size, int):
             return
         if self.vocabulary.largest >= size:
-            self.problems.append(
+            self._problem(
                 f"the tokenizer has ids up to {self.vocabulary.largest}, the embedding only "
                 f"{size} rows"
             )
         if self.mask_token_id is not None and self.vocabulary.text_of(self.mask_token_id) is None:
-            self.problems.append(
-                f"the tokenizer has no token {self.mask_token_id}, which is the mask's"
-            )
+            self._problem(f"the tokenizer has no token {self.mask_token_id}, which is the mask's")
 
     def _check_end_of_text(self) -> None:
         if not self.end_of_text:
@@ -376,7 +436,7 @@ class Checkpoint:
         for name in ("eos_token_id", "pad_token_id"):
             for number in end_of_text_ids(self._setting(name)):
                 if number == self.mask_token_id:
-                    self.problems.append(f"{name}={number} is the mask token")
+                    self._problem(f"{name}={number} is the mask token")
 
     def _note_own_code(self) -> None:
         code = sorted(path.name for path in self.folder.glob("*.py"))
@@ -393,27 +453,94 @@ def weight_files(folder: Path) -> list[Path]:
     """The files that are to hold a folder's weights: the one, else those that its index names,
     whether they are there or not; none without either.
 
-    Raises L2PDError if the index cannot be read.
+    Raises L2PDError if the index cannot be read, or one of the files is not in the folder.
     """
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
-    if not (folder / INDEX).is_file():
+    if is_there(folder / WEIGHTS):
+        return [path_inside(folder, WEIGHTS)]
+    if not is_there(folder / INDEX):
         return []
-    files = _object_in(folder / INDEX).get("weight_map")
+    files = read_object(path_inside(folder, INDEX), INDEX).get("weight_map")
     if not isinstance(files, dict):
         raise L2PDError(f"{INDEX} has no weight_map")
-    return [folder / name for name in sorted(set(files.values()))]
-
-
-def _object_in(path: Path) -> dict[str, Any]:
-    """What a JSON file holds. Raises L2PDError if it cannot be read or holds no object."""
+    if not all(isinstance(name, str) for name in files.values()):
+        raise L2PDError(f"{INDEX}: weight_map must hold names of files")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise L2PDError(f"{path.name} cannot be read: {error}") from error
-    if not isinstance(values, dict):
-        raise L2PDError(f"{path.name} holds no object")
-    return values
+        return [path_inside(folder, name) for name in sorted(set(files.values()))]
+    except L2PDError as error:
+        raise L2PDError(f"{INDEX}: {error}") from error
+
+
+def stored_tensors(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of a file of weights, by the names in it; of the file, only the header is read.
+
+    Raises L2PDError if it cannot be read.
+    """
+    from safetensors import safe_open
+
+    tensors = {}
+    what = f"{path.name} cannot be read"
+    require_file(path, path.name)
+    with reading(what), safe_open(path, framework="numpy") as opened:
+        for name in opened.keys():  # noqa: SIM118  (no mapping)
+            part = opened.get_slice(name)
+            tensors[name] = StoredTensor(tuple(part.get_shape()), str(part.get_dtype()))
+    return tensors
+
+
+def type_problem(tensors: Mapping[str, StoredTensor]) -> str:
+    """Which of the weights is of a type that no model here is loaded from; empty if none is."""
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _FLOATS and name.endswith((".weight", ".bias")):
+            return (
+                f"the weight {one_line(name)} is stored as {tensor.dtype}, and the config has no "
+                f"quantization_config; expected {', '.join(_FLOATS)}"
+            )
+    return ""
+
+
+def check_files(folder: Path, skip: Iterable[str] = ()) -> None:
+    """Look at the small files that transformers reads, before it does.
+
+    Raises L2PDError if one is no regular file, leads out of the folder, holds no object where that
+    is wanted, or is a chat template that cannot be used.
+    """
+    for name in SETTINGS_FILES:
+        if name not in skip and is_there(folder / name):
+            values = read_object(path_inside(folder, name), name)
+            if name == "chat_template.json":
+                _check_template(name, values.get("chat_template"))
+    for name in TOKENIZER_FILES:
+        if is_there(folder / name):
+            require_file(path_inside(folder, name), name)
+    more = folder / TEMPLATES
+    names = sorted(f"{TEMPLATES}/{file.name}" for file in more.glob("*.jinja"))
+    for name in (TEMPLATE, *names):
+        if is_there(folder / name):
+            _check_template(name, read_text(path_inside(folder, name), name))
+
+
+def _check_template(name: str, template: object) -> None:
+    problem = template_problem(template)
+    if problem:
+        raise L2PDError(f"{name}: {problem}")
+
+
+def _ids_of_tokenizer(folder: Path) -> dict[str, int]:
+    from tokenizers import Tokenizer
+
+    name = "tokenizer.json"
+    path = path_inside(folder, name)
+    require_file(path, name)
+    with reading(f"{name} cannot be read"):
+        ids: dict[str, int] = Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
+    return ids
+
+
+def _ids_of_vocabulary(folder: Path) -> dict[str, int]:
+    ids = read_object(path_inside(folder, "vocab.json"), "vocab.json")
+    if not all(whole_number(value, 0, 2**31) for value in ids.values()):
+        raise L2PDError("vocab.json must hold token ids, whole numbers from 0")
+    return ids
 
 
 def find_checkpoint(name: str) -> Checkpoint:
@@ -424,7 +551,7 @@ def find_checkpoint(name: str) -> Checkpoint:
     """
     source = source_of(name)
     if Path(source).is_dir():
-        if not (Path(source) / "config.json").is_file():
+        if not is_there(Path(source) / "config.json"):
             raise L2PDError(f"model {name!r}: the folder has no config.json, it is no checkpoint")
         return Checkpoint(Path(source))
     from huggingface_hub import snapshot_download
@@ -433,5 +560,7 @@ def find_checkpoint(name: str) -> Checkpoint:
     try:
         folder = Path(snapshot_download(name, allow_patterns=_SMALL_FILES))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise L2PDError(f"model {name!r} is neither here nor given by the hub: {error}") from error
+        raise L2PDError(
+            f"model {name!r} is neither here nor given by the hub: {reason_of(error)}"
+        ) from error
     return Checkpoint(folder, hub_id=name)

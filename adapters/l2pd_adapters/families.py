@@ -292,10 +292,11 @@ def mask_token_of(config: Any, family: ModelFamily | None = None) -> int:
     mask_token_id = getattr(config, "mask_token_id", None)
     if mask_token_id is None:
         mask_token_id = (family or family_of(config)).mask_token_id
-    if not isinstance(mask_token_id, int) or not 0 <= mask_token_id < config.vocab_size:
+    size = getattr(config, "vocab_size", None) or 0
+    if not isinstance(mask_token_id, int) or not 0 <= mask_token_id < size:
         raise L2PDError(
             f"the model's config names no mask token: mask_token_id={mask_token_id!r}, "
-            f"wanted a token id below vocab_size={config.vocab_size}"
+            f"wanted a token id below vocab_size={size}"
         )
     return mask_token_id
 

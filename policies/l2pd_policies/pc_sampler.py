@@ -8,11 +8,11 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from l2pd_plugins.errors import L2PDError
+from l2pd_plugins.files import reading, require_file
 from l2pd_plugins.options import options
 from l2pd_plugins.policy import DenoisingStep
 from l2pd_policies.fixed_schedule import FixedSchedule
@@ -58,13 +58,13 @@ class PCSampler(FixedSchedule):
 
 def _surprise(file: Path) -> Tensor:
     """-log of the table's frequencies, (V,) float32."""
-    try:
+    what = f"pc_sampler: frequencies={str(file)!r} is no safetensors file with 'frequencies'"
+    require_file(file, f"pc_sampler: frequencies={str(file)!r}")
+    with reading(what):
         table = load_file(file)["frequencies"]
-    except (OSError, SafetensorError, KeyError) as error:
-        raise L2PDError(
-            f"pc_sampler: frequencies={str(file)!r} is no safetensors file with a tensor "
-            f"'frequencies' ({error})"
-        ) from error
+    if not table.dtype.is_floating_point or table.element_size() < 2:
+        raise L2PDError(f"pc_sampler: {file}: frequencies are {table.dtype}; expected float32")
+    table = table.float()
     if table.ndim != 1 or not bool(((table > 0) & (table <= 1)).all()):
         raise L2PDError(f"pc_sampler: {file}: frequencies must be (V,), above 0 and at most 1")
-    return -table.float().log()
+    return -table.log()

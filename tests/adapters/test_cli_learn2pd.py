@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -83,9 +84,19 @@ def test_a_killed_run_goes_on_and_gives_the_same_data(
     running.wait()
     assert len(list(out.glob("shard-*"))) < 4
     subprocess.run(command, check=True, capture_output=True, env=ONE_THREAD)
-    for leftover in out.glob(".*"):  # what the kill caught in the middle of writing
-        leftover.unlink()
+    assert contents(out) == contents(collected)  # and nothing half written
+
+
+def test_a_broken_shard_is_made_again(loaded, prompt_file, collected, tmp_path):
+    out = tmp_path / "cut"
+    shutil.copytree(collected, out)
+    (out / "shard-00001-of-00004.safetensors").write_bytes(b"")
+    os.truncate(out / "shard-00003-of-00004.safetensors", 500)
+    (out / "reference-00003-of-00004.safetensors").write_bytes(b"")
+    kept = (out / "shard-00000-of-00004.safetensors").stat().st_mtime_ns
+    collect_into(out, *loaded, prompt_file)
     assert contents(out) == contents(collected)
+    assert (out / "shard-00000-of-00004.safetensors").stat().st_mtime_ns == kept
 
 
 def test_processes_share_the_shards(small_model, prompt_file, collected, tmp_path):
@@ -234,6 +245,68 @@ def test_training_twice_gives_the_same_weights(l2pd, collected, tmp_path, policy
     assert "seed" in card and "curves.png" in card
     assert "prompts like those it was trained on" in card
     assert (tmp_path / "a" / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def training(collected, out, *more):
+    return [
+        "learn2pd",
+        "train",
+        "--data",
+        str(collected),
+        "--out",
+        str(out),
+        "--epochs",
+        "3",
+        *more,
+    ]
+
+
+@pytest.mark.parametrize("out", ["/proc/filter", "file/filter", "file", "full"])
+def test_a_folder_that_cannot_be_written_is_said_before_the_work(
+    l2pd, collected, tmp_path, monkeypatch, out
+):
+    from l2pd_policies.learned import training as module
+
+    monkeypatch.setattr(module, "train", lambda *args, **kwargs: pytest.fail("it has trained"))
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "full" / "folder").mkdir(parents=True)
+    done = l2pd(*training(collected, tmp_path / out))
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: --out {tmp_path / out} cannot be ")
+    weights = tmp_path / "f.pth"
+    torch.save(released(4), weights)
+    assert l2pd("learn2pd", "convert", weights, "--out", tmp_path / out).returncode == 2
+
+
+FULL = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); " + (
+    "resource.setrlimit(resource.RLIMIT_FSIZE, (15000, 15000)); "
+)
+
+
+def test_a_full_disk_at_the_end_keeps_the_trained_filter(l2pd, collected, tmp_path):
+    """The picture of the curves is larger than what a file may have here; the weights are not."""
+    out = tmp_path / "filter"
+    assert l2pd(*training(collected, out)).returncode == 0
+    before = contents(out)
+    done = subprocess.run(
+        [sys.executable, "-c", FULL + START, *training(collected, out, "--seed", "5")],
+        capture_output=True,
+        text=True,
+        env={**ONE_THREAD, "TMPDIR": str(tmp_path), "COLUMNS": "1000"},
+    )
+    assert done.returncode == 2
+    line = done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr and "filter cannot be written: " in line
+    kept = re.search(r"; the trained filter is in (\S+)$", line)[1]
+    assert create_policy("learn2pd", filter=kept).threshold > 0
+    assert (
+        load_file(out / "model.safetensors")["fc1.weight"]
+        .ne(load_file(f"{kept}/model.safetensors")["fc1.weight"])
+        .any()
+    )
+    assert contents(out) == before
+    assert sorted(path.name for path in tmp_path.glob(".*")) == []
 
 
 def test_rounds(l2pd, small_model, prompt_file, tmp_path):

@@ -35,12 +35,12 @@ MANIFEST = Manifest(
 )
 
 
-def some(steps: int, seed: int = 0) -> Trajectories:
+def some(steps: int, seed: int = 0, first: int = 0) -> Trajectories:
     generator = torch.Generator().manual_seed(seed)
     real = [torch.rand(steps, 8, generator=generator) for _ in range(3)]
     bits = [torch.rand(steps, 8, generator=generator) > 0.5 for _ in range(3)]
     return Trajectories(
-        prompt=torch.arange(steps),
+        prompt=torch.arange(steps) + first,
         policy=torch.zeros(steps, dtype=torch.int64),
         block=torch.zeros(steps, dtype=torch.int64),
         step=torch.zeros(steps, dtype=torch.int64),
@@ -56,7 +56,7 @@ def some(steps: int, seed: int = 0) -> Trajectories:
 
 def test_round_trip(tmp_path):
     write_manifest(tmp_path, MANIFEST)
-    parts = [some(3, 0), some(2, 1)]
+    parts = [some(3, 0), some(2, 1, first=3)]
     for shard, part in enumerate(parts):
         assert MANIFEST.missing(tmp_path) == list(range(shard, 2))
         part.save(MANIFEST.path_of(tmp_path, shard))
@@ -83,8 +83,9 @@ def test_references(tmp_path):
     loaded, several = load_references(tmp_path / "r.safetensors")
     assert torch.equal(loaded, tokens)
     assert several is None
-    save_references(tmp_path / "s.safetensors", tokens, torch.tensor([True, False]))
-    assert load_references(tmp_path / "s.safetensors")[1].tolist() == [True, False]
+    save_references(tmp_path / "s.safetensors", tokens, torch.tensor([True, False, True]))
+    found = load_references(tmp_path / "s.safetensors")[1]
+    assert found.tolist() == [True, False, True]
     with pytest.raises(L2PDError, match="no reference decodes"):
         load_references(tmp_path / "nothing.safetensors")
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from l2pd_plugins import L2PDError
+from l2pd_plugins import L2PDError, writing
 
 
 class EndOfText(str, Enum):
@@ -106,19 +106,16 @@ def _scalar(text: str, what: str) -> Any:
 
 
 def require_writable(option: str, file: Path | None) -> None:
-    """Raise L2PDError, naming the option, if there is no folder for the file."""
-    if file is not None and (file.is_dir() or not file.parent.is_dir()):
-        raise L2PDError(f"{option} {file}: there is no folder for such a file")
+    """Raise L2PDError, naming the option, if the file could not be written afterwards."""
+    if file is not None:
+        writing.require_writable(file, f"{option} {file}")
 
 
 def write_json(file: Path | None, figures: Any) -> None:
     """Write what --json-file asks for, if it is given."""
-    if file is None:
-        return
-    try:
-        file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise L2PDError(f"--json-file {file}: {error.strerror}") from error
+    if file is not None:
+        text = json.dumps(figures, indent=2) + "\n"
+        writing.write_text(file, text, f"--json-file {file}")
 
 
 def resolve_device(device: str) -> str:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from l2pd_adapters.cli.arguments import AsJson
+from l2pd_plugins.errors import L2PDError
+from l2pd_plugins.files import one_line, path_inside, read_object, whole_number
 
 if TYPE_CHECKING:
     from l2pd_adapters.checkpoints import Checkpoint
@@ -61,26 +63,34 @@ def doctor(
     from l2pd_adapters.engines import ENGINES
 
     found = find_checkpoint(model)
-    folders = [*_own_filters(found), *(filters or [])]
+    own = _own_filters(found)
+    folders = [*own, *(filters or [])]
     report = _report(
         model,
         found,
-        [read_filter(folder, found) for folder in folders],
+        [read_filter(folder, found, of_model=folder in own) for folder in folders],
         [_engine(engine, found) for engine in ENGINES],
     )
-    typer.echo(json.dumps(report, indent=2) if as_json else "\n".join(_lines(report)))
+    typer.echo(json.dumps(report, indent=2) if as_json else "\n".join(map(_shown, _lines(report))))
     if found.problems:
         raise typer.Exit(1)
 
 
-def read_filter(folder: Path, model: Checkpoint) -> FoundFilter:
-    """What a filter's folder says, and whether it fits the model."""
+def read_filter(folder: Path, model: Checkpoint, of_model: bool = False) -> FoundFilter:
+    """What a filter's folder says, and whether it fits the model; one `of_model` has to be in the
+    model's folder."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        length, base = config["block_length"], config["base_model"]
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        return FoundFilter(str(folder), None, "", f"config.json cannot be read: {error!r}")
-    problem = ""
+        if of_model:
+            path_inside(model.folder, str(folder.relative_to(model.folder)))
+        config = read_object(path_inside(folder, "config.json"), "config.json")
+    except L2PDError as error:
+        return FoundFilter(str(folder), None, "", str(error))
+    length, base = config.get("block_length"), config.get("base_model")
+    known = length is None or whole_number(length, 1, 2**31)
+    if not known or not isinstance(base, str) or "block_length" not in config:
+        problem = "config.json cannot be read: it names no block_length and no base_model"
+        return FoundFilter(str(folder), None, "", problem)
+    base, problem = one_line(base), ""
     if not (folder / "model.safetensors").is_file():
         problem = "model.safetensors is missing"
     elif length is not None and length != model.block_length:
@@ -159,6 +169,11 @@ def _lines(report: dict[str, Any]) -> Iterable[str]:
     yield from (f"{'problem:':<15}{problem}" for problem in report["problems"])
     verdict = "it cannot be loaded" if report["problems"] else "nothing is wrong with it"
     yield f"{report['model']}: {verdict}"
+
+
+def _shown(line: str) -> str:
+    """The line as it may be printed: names out of a checkpoint may hold anything."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 def _facts(report: dict[str, Any]) -> Iterable[tuple[str, str]]:

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from l2pd_plugins import L2PDError
+from l2pd_plugins.files import is_there, reason_of
+from l2pd_plugins.writing import write_text
 
 _TEMPLATE = Path(__file__).with_name("generate_template")
 _FILES = {
@@ -36,12 +38,12 @@ def write_custom_generate(folder: Path) -> list[Path]:
         for source, target in _FILES.items()
     }
     for path, text in texts.items():
-        if path.exists() and not (path.is_file() and path.read_text(encoding="utf-8") == text):
+        if is_there(path) and not (path.is_file() and path.read_bytes() == text.encode()):
             raise L2PDError(f"{path} is there already, and is another; choose another folder")
     try:
         for path, text in texts.items():
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
+            write_text(path, text)
     except OSError as error:
-        raise L2PDError(f"{folder} cannot be written: {error.strerror}") from error
+        raise L2PDError(f"{folder} cannot be written: {reason_of(error)}") from error
     return list(texts)

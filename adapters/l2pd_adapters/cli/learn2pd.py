@@ -20,6 +20,7 @@ from l2pd_adapters.cli.arguments import (
 from l2pd_adapters.cli.progress import progress
 from l2pd_plugins import L2PDError
 from l2pd_plugins.policy import normalize_name
+from l2pd_plugins.writing import require_writable_folder, write_folder
 
 if TYPE_CHECKING:
     from l2pd_adapters.huggingface.evaluation import Prompt
@@ -173,8 +174,9 @@ def convert(
         raise L2PDError(f"threshold={threshold}: wanted a number between 0 and 1")
     if progress not in PROGRESS_RULES:
         raise L2PDError(f"progress={progress!r}: the choices are {', '.join(PROGRESS_RULES)}")
+    require_writable_folder(out, f"--out {out}")
     made = read(file, threshold=threshold, progress=progress, base_model=base_model)
-    made.save_pretrained(out)
+    write_folder(out, made.save_pretrained, f"--out {out}")
     typer.echo(f"{out}: a filter for blocks of {made.block_length} positions")
 
 
@@ -237,7 +239,7 @@ def train_filter(
     facts: dict[str, Any] = {"policy": policy, "seed": seed, "rounds": rounds}
     if rounds == 0:
         manifest, trajectories = read_trajectories(data)
-        _make(out)
+        require_writable_folder(out, f"--out {out}")
         trained = fitted(trajectories, manifest.block_length, manifest.model, "training")
     else:
         from l2pd_adapters.huggingface.collecting import collect as run
@@ -250,8 +252,9 @@ def train_filter(
                 "`l2pd learn2pd collect`"
             )
         source, chosen = _prompts(prompts, limit)
+        require_writable_folder(out, f"--out {out}")
+        require_writable_folder(data / "filter-0", f"--data {data}")
         loaded = load_model(model, device)
-        _make(out)
         parts: list[Trajectories] = []
         policies: list[Any] = [parse_policy(text) for text in STARTING_POLICIES]
         for number in range(rounds + 1):
@@ -277,7 +280,7 @@ def train_filter(
             what = f"training, round {number} of {rounds}"
             trained = fitted(everything, manifest.block_length, manifest.model, what)
             step = data / f"filter-{number}"
-            trained.filter.save_pretrained(step)
+            write_folder(step, trained.filter.save_pretrained)
             policies = [
                 {"name": policy, "filter": str(step), **round_options}
                 for round_options in own_decisions
@@ -311,14 +314,6 @@ def _recipes() -> dict[str, tuple[Any, Any, tuple[dict[str, float], ...]]]:
             ({"threshold": 0.98, "risk": 0.05}, {"threshold": 0.9, "risk": 0.2}),
         ),
     }
-
-
-def _make(out: Path) -> None:
-    """Make the folder for the filter, before any work that it would be there for is done."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise L2PDError(f"--out {out} cannot be made: {error.strerror}") from error
 
 
 def _prompts(path: Path | None, limit: int | None) -> tuple[str, list[Prompt]]:

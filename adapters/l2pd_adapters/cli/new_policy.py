@@ -11,8 +11,10 @@ from typing import Annotated
 import typer
 
 from l2pd_plugins import L2PDError
+from l2pd_plugins.files import reason_of
 from l2pd_plugins.plugins import list_policies
 from l2pd_plugins.policy import normalize_name
+from l2pd_plugins.writing import write_text
 
 _TEMPLATE = Path(__file__).with_name("policy_template")
 _FILES = {
@@ -42,7 +44,7 @@ def write_distribution(name: str, folder: Path) -> list[Path]:
     """Write the files and return their paths.
 
     Raises L2PDError if the name is no identifier in snake case or is taken, or if the folder
-    exists and is not empty.
+    exists and is not empty, or cannot be written.
     """
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name) or keyword.iskeyword(name):
         raise L2PDError(
@@ -63,8 +65,11 @@ def write_distribution(name: str, folder: Path) -> list[Path]:
     written = []
     for source, target in _FILES.items():
         path = folder / Template(target).substitute(words)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise L2PDError(f"{folder} cannot be written: {reason_of(error)}") from error
         text = (_TEMPLATE / source).read_text(encoding="utf-8")
-        path.write_text(Template(text).substitute(words), encoding="utf-8")
+        write_text(path, Template(text).substitute(words))
         written.append(path)
     return written

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from l2pd_adapters.cli.token_text import TokenTexts
 from l2pd_adapters.huggingface.evaluation import Answer, Prompt, evaluate
-from l2pd_plugins import L2PDError
 from l2pd_plugins.recording import Frame, Recorder
+from l2pd_plugins.writing import write_text
 
 if TYPE_CHECKING:
     from l2pd_adapters.cli.running import Row
@@ -51,10 +51,7 @@ def write_page(
     first, second = rows
     title = f"{first.policy.name} and {second.policy.name} on {model.generate.name}"
     page = rendered(title, page_data(model, tokenizer, rows, source=source, settings=settings))
-    try:
-        file.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise L2PDError(f"--html {file}: {error.strerror}") from error
+    write_text(file, page, f"--html {file}")
 
 
 def page_data(

@@ -80,15 +80,15 @@ def tune(
     """
     policies = grid(policy, values or [])
     require_writable("--json-file", json_file)
-    require_writable("--plot", plot)
 
     from rich.console import Console
 
     from l2pd_adapters.huggingface.evaluation import configuration_of, read_prompts
-    from l2pd_adapters.huggingface.frontier import Point, draw, fastest_within, require_matplotlib
+    from l2pd_adapters.huggingface.frontier import Point, draw, fastest_within, require_drawable
 
     if plot is not None:
-        require_matplotlib()
+        require_writable("--plot", plot)
+        require_drawable(plot)
     source = heldout_prompts() if prompts is None else prompts
     asked = read_prompts(source, limit)
     loaded, tokenizer = load_model(model, device)

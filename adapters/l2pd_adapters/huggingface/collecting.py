@@ -123,10 +123,10 @@ def collect(
     )
     write_manifest(out, manifest)
     for shard in range(rank, manifest.shards, world_size):
-        first = shard * prompts_per_shard
-        members = range(first, min(first + prompts_per_shard, len(prompts)))
+        members = manifest.members(shard)
+        first = members.start
         path = manifest.path_of(out, shard)
-        if path.is_file():
+        if manifest.holds(out, shard):
             if progress is not None:
                 progress(len(members))
             continue
@@ -201,7 +201,7 @@ def _references(
                     f"this run has {value!r}"
                 )
         own = theirs.reference_path_of(elsewhere, shard)
-    if own.is_file() or elsewhere is not None:
+    if elsewhere is not None or manifest.holds_references(out, shard):
         return load_references(own)
     first = min(min(rows) for rows in batches)
     filler = end_of_text_ids(model.generation_config.eos_token_id)[0]

@@ -11,7 +11,6 @@ validity_difference(fast, slow)
 from __future__ import annotations
 
 import copy
-import json
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from l2pd_adapters.chat_templates import rendered
 from l2pd_adapters.families import end_of_text_ids
 from l2pd_adapters.huggingface.arguments import (
     DecodeSettings,
@@ -33,6 +33,7 @@ from l2pd_adapters.huggingface.arguments import (
 from l2pd_adapters.huggingface.enabling import BoundGenerate
 from l2pd_adapters.tiny_models.checkers import FAMILIES, check
 from l2pd_plugins import L2PDError, UnmaskPolicy, create_policy
+from l2pd_plugins.files import decoded, one_line, parse_json, read_text, reading
 
 _JSON_LINES = (".jsonl", ".ndjson")
 
@@ -190,13 +191,21 @@ def read_prompts(path: str | Path, limit: int | None = None) -> list[Prompt]:
     Raises L2PDError, with the line's number, if the file cannot be read or a line is malformed.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise L2PDError(f"prompts {path}: {getattr(error, 'strerror', None) or error}") from error
     return parse_prompts(
-        text.split("\n"), str(path), json_lines=path.suffix in _JSON_LINES, limit=limit
+        read_prompt_text(path).split("\n"),
+        str(path),
+        json_lines=path.suffix in _JSON_LINES,
+        limit=limit,
     )
+
+
+def read_prompt_text(path: Path) -> str:
+    """The text of a prompt file, which may be a pipe. Raises L2PDError if it cannot be read."""
+    called = f"prompts {path}"
+    if path.is_fifo():  # as the shell's <(command) is one
+        with reading(called):
+            return decoded(path.read_bytes(), called)
+    return read_text(path, called)
 
 
 def parse_prompts(
@@ -210,6 +219,8 @@ def parse_prompts(
         if len(prompts) == limit:
             break
         line = line.rstrip("\r\n")
+        if number == 1:
+            line = line.removeprefix("\ufeff")  # a byte order mark, of stdin
         if not line.strip():
             continue
         where = f"prompts {source}, line {number}"
@@ -221,29 +232,30 @@ def parse_prompts(
 
 def _parsed(line: str, number: int, where: str) -> Prompt:
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except ValueError as error:
-        raise L2PDError(f"{where}: no JSON: {error}") from None
+        raise L2PDError(f"{where}: no JSON: {one_line(error)}") from None
     if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not row["prompt"]:
-        raise L2PDError(f'{where}: wanted an object with the text "prompt", got {line[:60]}')
+        raise L2PDError(
+            f'{where}: wanted an object with the text "prompt", got {one_line(line[:60])}'
+        )
     wanted = {"family": (str, "text"), "kind": (str, "text"), "data": (dict, "an object")}
     for key, (expected, called) in wanted.items():
         if not isinstance(row.get(key), expected | None):
-            raise L2PDError(f"{where}: {key} = {row[key]!r}, wanted {called}")
+            raise L2PDError(f"{where}: {key} = {one_line(repr(row[key]))}, wanted {called}")
     family, data = row.get("family"), row.get("data")
     known = FAMILIES.get(family) if family is not None else None
     if data is not None:
         if known is None:
             raise L2PDError(
-                f"{where}: data, but no checker for family {family!r}; "
+                f"{where}: data, but no checker for family {one_line(repr(family))}; "
                 f"those with one: {', '.join(FAMILIES)}"
             )
         try:
             known.check(data, "")
         except (LookupError, TypeError, ValueError, AttributeError, re.error) as error:
-            raise L2PDError(
-                f"{where}: data does not fit family {family!r} ({type(error).__name__}: {error})"
-            ) from None
+            reason = one_line(f"{type(error).__name__}: {error}")
+            raise L2PDError(f"{where}: data does not fit family {family!r} ({reason})") from None
     kind = row.get("kind") or (known.kind if known else None)
     return Prompt(row["prompt"], str(row.get("id", number)), family, kind, data)
 
@@ -395,13 +407,12 @@ def encode_prompts(tokenizer: Any, prompts: Sequence[Prompt]) -> list[torch.Tens
     templated = bool(getattr(tokenizer, "chat_template", None))
     if templated:
         texts = [
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
-            )
+            rendered(tokenizer, [{"role": "user", "content": text}], add_generation_prompt=True)
             for text in texts
         ]
     # A template writes the special tokens itself.
-    encoded = [tokenizer(text, add_special_tokens=not templated).input_ids for text in texts]
+    with reading("the tokenizer cannot encode the prompts"):
+        encoded = [tokenizer(text, add_special_tokens=not templated).input_ids for text in texts]
     for prompt, ids in zip(prompts, encoded, strict=True):
         if not ids:
             raise L2PDError(f"prompt {prompt.id} ({prompt.text!r}) has no tokens")

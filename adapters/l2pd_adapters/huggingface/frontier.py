@@ -16,6 +16,7 @@ from typing import Any
 
 from l2pd_adapters.huggingface.evaluation import Evaluation, validity_difference
 from l2pd_plugins import L2PDError, UnmaskPolicy
+from l2pd_plugins.writing import require_writable, write_whole
 
 _ROUNDING = 1e-9
 """What a difference of two shares may be off by."""
@@ -111,6 +112,19 @@ def require_matplotlib() -> None:
         raise L2PDError("the picture is drawn by matplotlib: pip install matplotlib") from error
 
 
+def require_drawable(path: Path) -> None:
+    """Raise L2PDError if `draw` could not draw to the file, before anything is measured."""
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    known = sorted(Figure().canvas.get_supported_filetypes())
+    if path.suffix.removeprefix(".").lower() not in known:
+        raise L2PDError(
+            f"{path}: no kind of picture; expected a name that ends in .{', .'.join(known)}"
+        )
+    require_writable(path)
+
+
 def draw(panels: Mapping[str, Sequence[Point]], path: str | Path) -> None:
     """Draw validity, where prompts have checkers, and agreement against tokens per forward.
 
@@ -157,7 +171,5 @@ def draw(panels: Mapping[str, Sequence[Point]], path: str | Path) -> None:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize="small")
-    try:
-        figure.savefig(path, dpi=110)
-    except (OSError, ValueError) as error:
-        raise L2PDError(f"{path}: the picture cannot be written: {error}") from error
+    require_drawable(Path(path))
+    write_whole(Path(path), lambda temporary: figure.savefig(temporary, dpi=110))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
@@ -9,7 +10,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -19,9 +19,19 @@ from transformers import (
     DiffusionGemmaForBlockDiffusion,
     PreTrainedConfig,
 )
+from transformers.initialization import no_init_weights
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
-from l2pd_adapters.checkpoints import INDEX, weight_files
+from l2pd_adapters.chat_templates import template_problem
+from l2pd_adapters.checkpoints import (
+    INDEX,
+    StoredTensor,
+    check_files,
+    stored_tensors,
+    type_problem,
+    weight_files,
+)
+from l2pd_adapters.config_checks import wrong_settings
 from l2pd_adapters.families import (
     DIFFUSION_GEMMA,
     ModelFamily,
@@ -34,10 +44,16 @@ from l2pd_adapters.huggingface.enabling import enable
 from l2pd_adapters.huggingface.models import MODELS
 from l2pd_adapters.sources import source_of
 from l2pd_plugins.errors import L2PDError
+from l2pd_plugins.files import is_there, one_line, path_inside, read_object, reading
 
 _OF_THE_HUB = ("revision", "token", "cache_dir", "local_files_only")
 _DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 _NAMED_AT_MOST = 5
+_FINITE = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+"""Types of weights that are looked at; others are those of quantised models."""
+_FAILED = "cannot be loaded"
+_FEW_WEIGHTS = 2**22
+"""As many may always be described and not stored."""
 
 
 def load(
@@ -74,10 +90,8 @@ def load(
     device_here(device)  # before anything is read
     hub = {key: kwargs[key] for key in _OF_THE_HUB if key in kwargs} | {"trust_remote_code": False}
     try:
-        values, _ = PreTrainedConfig.get_config_dict(source, **hub)
-        if not values:
-            raise FileNotFoundError(f"there is no config.json in {source}")
-        _check_shards(Path(source))
+        values = _values(source, hub)
+        tensors = _check_folder(Path(source), values)
         weights: dict[str, Any] = {
             "dtype": dtype,
             "device_map": device_map,
@@ -88,39 +102,118 @@ def load(
         }
         if values.get("model_type") in DIFFUSION_GEMMA.model_types:
             diffusion_gemma.refuse_family(family)
-            tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **hub)
-            model, found = DiffusionGemmaForBlockDiffusion.from_pretrained(source, **weights)
+            with reading(_FAILED):
+                tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **hub)
+                made = DiffusionGemmaForBlockDiffusion
+                _check_size(made, made.config_class.from_dict(values), tensors)
+                model, found = made.from_pretrained(source, **weights)
             _check_weights(found, DIFFUSION_GEMMA.name)
         else:
             family = family or family_of(SimpleNamespace(**values))
             config = _config(source, values, family, hub)
             mask_token_of(config, family)
             tokenizer = _tokenizer(source, config, family, hub)
-            model, found = _model_class(config, family).from_pretrained(
-                source, config=config, key_mapping=family.weight_patterns or None, **weights
-            )
+            with reading(_FAILED):
+                model_class = _model_class(config, family)
+                _check_size(model_class, config, tensors)
+                model, found = model_class.from_pretrained(
+                    source, config=config, key_mapping=family.weight_patterns or None, **weights
+                )
             _check_weights(found, family.name, family.ignored_weights)
-        if device is not None:
-            model = model.to(device)
-        enable(model.eval(), name=str(name), family=family)
+        _check_finite(model)
+        _check_use(tokenizer)
+        with reading(_FAILED):
+            model = model.eval() if device is None else model.eval().to(device)
+        enable(model, name=str(name), family=family)
     except L2PDError as error:
-        raise L2PDError(f"model {str(name)!r}: {error}") from error
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        raise L2PDError(f"model {str(name)!r} cannot be loaded: {error}") from error
+        raise L2PDError(f"model {str(name)!r}: {one_line(error)}") from error
     return model, tokenizer
+
+
+def _values(source: str, hub: Mapping[str, Any]) -> dict[str, Any]:
+    """What the checkpoint's config.json holds. Raises L2PDError if it is none, or a setting that
+    this package reads, or a library allocates memory by, is not what it has to be."""
+    if Path(source).is_dir():
+        read_object(path_inside(Path(source), "config.json"), "config.json")
+    values: dict[str, Any]
+    with reading(_FAILED):
+        values, _ = PreTrainedConfig.get_config_dict(source, **hub)
+    if not values:
+        raise L2PDError(f"config.json holds no setting ({source})")
+    for problem in wrong_settings(values).values():
+        raise L2PDError(f"config.json: {problem}")
+    return values
+
+
+def _check_folder(folder: Path, values: Mapping[str, Any]) -> dict[str, StoredTensor]:
+    """The tensors that a folder's files of weights hold; none for a hub id, which is no folder, of
+    which the download says what is missing.
+
+    Raises L2PDError if a file that is read is missing, cannot be read, or is not in the folder, or
+    if the weights are no floating-point numbers.
+    """
+    if not folder.is_dir():
+        return {}
+    check_files(folder)
+    if is_there(folder / "generation_config.json"):
+        settings = read_object(path_inside(folder, "generation_config.json"))
+        for problem in wrong_settings(settings).values():
+            raise L2PDError(f"generation_config.json: {problem}")
+    files = weight_files(folder)
+    missing = [path.name for path in files if not is_there(path)]
+    if missing:
+        raise L2PDError(
+            f"{len(missing)} of the {len(files)} weight files that {INDEX} names are missing: "
+            f"{', '.join(missing)}"
+        )
+    tensors = {name: each for path in files for name, each in stored_tensors(path).items()}
+    problem = "" if values.get("quantization_config") else type_problem(tensors)
+    if problem:
+        raise L2PDError(problem)
+    return tensors
+
+
+def _check_size(
+    model_class: Any, config: PreTrainedConfig, tensors: Mapping[str, StoredTensor]
+) -> None:
+    """Raise L2PDError if the config describes a model that is far larger than what is stored:
+    transformers would allocate it all and fill it at random, before it tells what is missing."""
+    if not tensors:
+        return
+    make = getattr(model_class, "from_config", model_class)  # the former of transformers' Auto...
+    with torch.device("meta"), no_init_weights():
+        described = sum(weight.numel() for weight in make(copy.deepcopy(config)).parameters())
+    # Tied weights may be stored once, and quantised ones packed.
+    stored = sum(tensor.bytes for tensor in tensors.values())
+    if described > 4 * stored + _FEW_WEIGHTS:
+        raise L2PDError(
+            f"the config describes a model of {described:,} weights, the files hold {stored:,} "
+            "bytes: they do not belong together"
+        )
+
+
+def _check_finite(model: Any) -> None:
+    """Raise L2PDError if a weight is no finite number: every answer would be garbage."""
+    for name, weight in model.named_parameters():
+        if weight.is_meta or not weight.numel() or weight.dtype not in _FINITE:
+            continue
+        extremes = torch.stack(weight.detach().aminmax())  # NaN if there is one
+        if not extremes.float().isfinite().all():
+            raise L2PDError(f"the weight {name} has values that are not finite in float32")
 
 
 def _config(
     source: str, values: Mapping[str, Any], family: ModelFamily, hub: Mapping[str, Any]
 ) -> PreTrainedConfig:
     """The config of the native model that the checkpoint runs on."""
-    if family.architecture in MODELS:
-        config_class = MODELS[family.architecture].config_class
-        config = config_class.from_dict(family.native_config(values))
-    elif family.decoder is not None:
-        config = CONFIG_MAPPING[family.decoder].from_dict(family.native_config(values))
-    else:
-        config = AutoConfig.from_pretrained(source, **hub)
+    native = family.native_config(values)
+    with reading(_FAILED):
+        if family.architecture in MODELS:
+            config = MODELS[family.architecture].config_class.from_dict(native)
+        elif family.decoder is not None:
+            config = CONFIG_MAPPING[family.decoder].from_dict(native)
+        else:
+            config = AutoConfig.from_pretrained(source, **hub)
     if family.attention == "bidirectional":
         config.is_causal = False
     return config
@@ -138,23 +231,24 @@ def _tokenizer(
     source: str, config: PreTrainedConfig, family: ModelFamily, hub: Mapping[str, Any]
 ) -> Any:
     """The tokenizer, which knows the tokens that decoding is about."""
-    settings = get_tokenizer_config(
-        source, **{key: value for key, value in hub.items() if key in _OF_THE_HUB}
-    )
     native = {}
-    if "auto_map" in settings and family.decoder is not None:
-        # Its own class is remote code (Dream); the decoder's reads the same files.
-        native["tokenizer_type"] = family.decoder
-    tokenizer = AutoTokenizer.from_pretrained(
-        source, config=config, padding_side="left", **native, **hub
-    )
+    with reading(f"the tokenizer {_FAILED}"):
+        settings = get_tokenizer_config(
+            source, **{key: value for key, value in hub.items() if key in _OF_THE_HUB}
+        )
+        if "auto_map" in settings and family.decoder is not None:
+            # Its own class is remote code (Dream); the decoder's reads the same files.
+            native["tokenizer_type"] = family.decoder
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, config=config, padding_side="left", **native, **hub
+        )
+        known = set(tokenizer.get_vocab().values())
     if len(tokenizer) > config.vocab_size:
         raise L2PDError(
             f"the tokenizer has {len(tokenizer)} tokens, the model's embedding "
             f"{config.vocab_size} (vocab_size): they do not belong together"
         )
     mask, ends = mask_token_of(config, family), end_of_text_of(config, family)
-    known = set(tokenizer.get_vocab().values())
     for role, token_id in (("mask", mask), *(("end-of-text", token_id) for token_id in ends)):
         if token_id not in known:
             raise L2PDError(
@@ -163,6 +257,16 @@ def _tokenizer(
             )
     tokenizer.chat_template = tokenizer.chat_template or family.chat_template
     return tokenizer
+
+
+def _check_use(tokenizer: Any) -> None:
+    """Raise L2PDError if the tokenizer fails as soon as it is used, or its template as soon as it
+    is read."""
+    with reading("the tokenizer cannot be used"):
+        tokenizer.decode(tokenizer("a").input_ids)
+    problem = template_problem(tokenizer.chat_template)
+    if problem:
+        raise L2PDError(f"the tokenizer's chat template: {problem}")
 
 
 def _check_weights(found: Mapping[str, Any], name: str, ignored: tuple[str, ...] = ()) -> None:
@@ -204,14 +308,3 @@ def device_here(device: torch.device | str | None) -> torch.device:
             here.append(str(torch.accelerator.current_accelerator()))
         why = str(error).splitlines()[0]
         raise L2PDError(f"device={str(device)!r}: {why}; here are: {', '.join(here)}") from error
-
-
-def _check_shards(folder: Path) -> None:
-    """Of a hub id, which is no folder, nothing is asked: what is missing, the download says."""
-    files = weight_files(folder)
-    missing = [path.name for path in files if not path.is_file()]
-    if missing:
-        raise L2PDError(
-            f"{len(missing)} of the {len(files)} weight files that {INDEX} names are missing: "
-            f"{', '.join(missing)}"
-        )

@@ -18,6 +18,7 @@ from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_tex
 from torch import Tensor, distributed
 from tqdm import tqdm
 
+from l2pd_adapters.chat_templates import rendered
 from l2pd_adapters.huggingface import load
 from l2pd_adapters.huggingface.evaluation import configuration_of, left_padded
 from l2pd_adapters.lm_eval.figures import Figures, summary
@@ -135,13 +136,12 @@ class DiffusionLM(LM):
     ) -> str:
         """The conversation as the tokenizer's template writes it."""
         self.templated = True
-        text: str = self.tokenizer.apply_chat_template(
+        return rendered(
+            self.tokenizer,
             chat_history,
-            tokenize=False,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=not add_generation_prompt,
         )
-        return text
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """The tokenizer's template, if it is to be used."""

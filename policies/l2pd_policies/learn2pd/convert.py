@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from l2pd_plugins.errors import L2PDError
+from l2pd_plugins.files import one_line, reading, require_file
 from l2pd_policies.learn2pd.filter import UnmaskFilter
 
 _DIGITS = re.compile(r"([0-9]+)")
@@ -22,17 +23,18 @@ def convert(source: Path, *, threshold: float, progress: str, base_model: str) -
 
     Raises L2PDError for anything else that the file may be.
     """
+    require_file(source, f"{source} is refused: it")
     try:
-        content = torch.load(source, map_location="cpu", weights_only=True)
-    except Exception as error:  # a broken pickle ends in almost any error
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise L2PDError(f"{source} is refused: {reason}; {_WANTED}") from error
+        with reading(f"{source} is refused"):
+            content = torch.load(source, map_location="cpu", weights_only=True)
+    except L2PDError as error:
+        raise L2PDError(f"{error}; {_WANTED}") from error
     if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
         raise L2PDError(f"{source} holds a {type(content).__name__}; {_WANTED}")
     weights = {str(name): value for name, value in content.items()}
     layers = sorted({name.rpartition(".")[0] for name in weights}, key=_natural)
     names = [f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")]
-    found = {name: (tuple(value.shape), value.dtype) for name, value in weights.items()}
+    found = one_line({n: (tuple(value.shape), value.dtype) for n, value in weights.items()})
     first = weights.get(names[0]) if len(layers) == 2 else None
     length = 0 if first is None or not first.ndim else len(first)
     square = [(length, length), (length,)] * 2

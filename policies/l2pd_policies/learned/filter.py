@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -11,17 +10,33 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from l2pd_plugins.errors import L2PDError
+from l2pd_plugins.files import (
+    is_there,
+    one_line,
+    path_inside,
+    read_object,
+    reading,
+    reason_of,
+    require_file,
+    whole_number,
+)
 from l2pd_plugins.policy import PROGRESS_RULES
 from l2pd_plugins.trajectories import Trajectories
 
 SCHEMA_VERSION = 1
 """Version of a filter folder's config.json."""
 
+_FLOATS = ("F64", "F32", "F16", "BF16")
+"""Types that weights may be stored in, as safetensors calls them."""
+_LONGEST = 2**20
+"""Positions of a block."""
+_SWAPS = 5
+"""How often in a row a folder may be found swapped while it is read."""
 _FILES = ("config.json", "model.safetensors")
 
 F = TypeVar("F", bound="LearnedFilter")
@@ -102,26 +117,61 @@ class LearnedFilter(
 def load_filter(kind: type[F], source: str | Path) -> F:
     """Load a filter from a folder (config.json, model.safetensors) or a hub id, in eval mode.
 
+    A folder that is swapped meanwhile, as training does it, is read again: config and weights are
+    always those of one filter.
+
     Raises L2PDError, which says what is wrong, if the folder or a file is missing, the config is
     incomplete, has unknown fields or another schema version, or the weights do not fit or are not
     finite. Pickles are never read.
     """
-    folder = _folder(source)
+    for _ in range(_SWAPS):
+        folder = _folder(source)
+        before = folder.stat().st_ino
+        try:
+            found = _read(kind, source, folder)
+        except L2PDError:
+            if _inode(folder) == before:
+                raise
+            continue
+        if _inode(folder) == before:
+            return found
+    raise L2PDError(f"filter {source}: the folder is written anew all the time")
+
+
+def _read(kind: type[F], source: str | Path, folder: Path) -> F:
     config = _config(kind, folder)
-    try:
-        weights = load_file(folder / "model.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise L2PDError(f"filter {source}: model.safetensors cannot be read: {error}") from error
-    made = kind(**config)
-    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    wanted = {name: tuple(tensor.shape) for name, tensor in made.state_dict().items()}
+    called = f"filter {source}: model.safetensors"
+    path = path_inside(folder, "model.safetensors")
+    require_file(path, called)
+    with reading(f"{called} cannot be read"), safe_open(path, framework="numpy") as opened:
+        parts = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+        shapes = {name: tuple(part.get_shape()) for name, part in parts.items()}
+        types = {name: str(part.get_dtype()) for name, part in parts.items()}
+    with torch.device("meta"):  # the config may name any length
+        wanted = {name: tuple(part.shape) for name, part in kind(**config).state_dict().items()}
     if shapes != wanted:
-        raise L2PDError(f"filter {source}: weights are {shapes}, the config wants {wanted}")
-    for name, tensor in weights.items():
+        raise L2PDError(
+            f"filter {source}: weights are {one_line(shapes)}, the config wants {wanted}"
+        )
+    for name, stored in types.items():
+        if stored not in _FLOATS:
+            raise L2PDError(
+                f"filter {source}: weight {name} is stored as {stored}; expected "
+                f"{', '.join(_FLOATS)}"
+            )
+    with reading(f"{called} cannot be read"):
+        weights = load_file(path)
+    tensors = {name: tensor.to(torch.float32) for name, tensor in weights.items()}
+    for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise L2PDError(f"filter {source}: weight {name} has values that are not finite")
-    made.load_state_dict({name: tensor.to(torch.float32) for name, tensor in weights.items()})
+    made = kind(**config)
+    made.load_state_dict(tensors)
     return made.eval().requires_grad_(False)
+
+
+def _inode(folder: Path) -> int | None:
+    return folder.stat().st_ino if folder.is_dir() else None
 
 
 def _folder(source: str | Path) -> Path:
@@ -135,9 +185,10 @@ def _folder(source: str | Path) -> Path:
             folder = Path(snapshot_download(text, allow_patterns=list(_FILES)))
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
             raise L2PDError(
-                f"filter {text!r}: no such folder here, and the hub did not give it: {error}"
+                f"filter {text!r}: no such folder here, and the hub did not give it: "
+                f"{reason_of(error)}"
             ) from error
-    missing = [name for name in _FILES if not (folder / name).is_file()]
+    missing = [name for name in _FILES if not is_there(folder / name)]
     if missing:
         raise L2PDError(
             f"filter {source}: {' and '.join(missing)} missing; a filter folder holds "
@@ -151,17 +202,16 @@ _FIELDS = list(inspect.signature(LearnedFilter.__init__).parameters)[1:]
 
 
 def _config(kind: type[LearnedFilter], folder: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise L2PDError(f"filter {folder}: config.json is no JSON: {error}") from error
-    if not isinstance(config, dict) or set(config) != set(_FIELDS):
-        given = sorted(config) if isinstance(config, dict) else config
-        raise L2PDError(f"filter {folder}: config.json must hold {_FIELDS}, it holds {given}")
+    called = f"filter {folder}: config.json"
+    config = read_object(path_inside(folder, "config.json"), called)
+    if set(config) != set(_FIELDS):
+        given = one_line(sorted(config))
+        raise L2PDError(f"{called} must hold {_FIELDS}, it holds {given}")
 
     def check(name: str, good: bool, allowed: object) -> None:
         if not good:
-            raise L2PDError(f"filter {folder}: {name} = {config[name]!r}, allowed: {allowed}")
+            shown = one_line(repr(config[name]))
+            raise L2PDError(f"filter {folder}: {name} = {shown}, allowed: {allowed}")
 
     length, threshold, rate = (
         config[name] for name in ("block_length", "threshold", "false_positive_rate")
@@ -170,10 +220,11 @@ def _config(kind: type[LearnedFilter], folder: Path) -> dict[str, Any]:
     check("schema_version", type(version) is int and version == SCHEMA_VERSION, SCHEMA_VERSION)
     check("features", config["features"] == list(kind.FEATURES), list(kind.FEATURES))
     if length is not None or not kind.ANY_BLOCK_LENGTH:
-        check("block_length", type(length) is int and length > 0, "a whole number from 1")
+        check("block_length", whole_number(length, 1, _LONGEST), f"a whole number to {_LONGEST}")
     check("threshold", isinstance(threshold, float) and 0 < threshold < 1, "between 0 and 1")
-    check("progress", config["progress"] in PROGRESS_RULES, PROGRESS_RULES)
-    check("base_model", isinstance(config["base_model"], str), "a string")
+    rule, model = config["progress"], config["base_model"]
+    check("progress", isinstance(rule, str) and rule in PROGRESS_RULES, PROGRESS_RULES)
+    check("base_model", isinstance(model, str) and model == one_line(model), "a string of one line")
     good = rate is None or (isinstance(rate, float) and 0 <= rate <= 1)
     check("false_positive_rate", good, "from 0 to 1, or null")
     return config

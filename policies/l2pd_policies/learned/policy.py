@@ -14,6 +14,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from l2pd_plugins.errors import L2PDError
+from l2pd_plugins.files import path_inside
 from l2pd_plugins.options import options
 from l2pd_plugins.policy import DenoisingStep, ModelContext, UnmaskPolicy
 from l2pd_plugins.trajectories import fingerprint
@@ -70,6 +71,7 @@ class FilterPolicy(UnmaskPolicy):
                     f"{self.name}: no filter belongs to the model {model.name!r} "
                     f"({folder or 'it has no folder'}); name one with filter=FOLDER or a hub id"
                 )
+            path_inside(Path(str(model.path)), f"policies/{self.folder_name}")
             ready = self.use(load_filter(self.filter_class, folder))
             ready.filter = f"{model.name}/policies/{self.folder_name}"
         ready._check_block_length(model.block_length)

@@ -5,17 +5,21 @@ from __future__ import annotations
 import copy
 import json
 import math
+import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.trajectories import Trajectories
+from l2pd_plugins.writing import write_folder
 from l2pd_policies.learned.filter import LearnedFilter
 
 
@@ -194,7 +198,25 @@ def measure(probability: Tensor, data: Trajectories, threshold: float) -> dict[s
 
 
 def save_with_card(trained: Trained, folder: Path, *, title: str, facts: dict[str, Any]) -> None:
-    """Write the filter, its card (README.md), metrics.json and a picture of the loss curves."""
+    """Write the filter, its card (README.md), metrics.json and a picture of the loss curves.
+
+    All of them are put in place at once, see `l2pd_plugins.writing.write_folder`. Raises L2PDError
+    if they cannot be; the filter alone is then written where temporary files are, if it can be
+    there.
+    """
+    try:
+        write_folder(folder, lambda made: _write(trained, made, title, facts))
+    except L2PDError as error:
+        kept = tempfile.mkdtemp(prefix="l2pd-filter-")
+        try:
+            trained.filter.save_pretrained(kept)
+        except (OSError, SafetensorError):
+            shutil.rmtree(kept, ignore_errors=True)
+            raise error from None
+        raise L2PDError(f"{error}; the trained filter is in {kept}") from error
+
+
+def _write(trained: Trained, folder: Path, title: str, facts: dict[str, Any]) -> None:
     trained.filter.save_pretrained(folder)
     (folder / "metrics.json").write_text(
         json.dumps({"metrics": trained.metrics, "history": trained.history}, indent=2) + "\n"

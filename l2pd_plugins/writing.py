@@ -1,0 +1,274 @@
+"""Files and folders of ours, written whole or not at all.
+
+What is written goes under a temporary name beside its place first, and is renamed into it. A
+temporary name says which process made it, so that `sweep` finds those of processes that have ended.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import re
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+from l2pd_plugins.errors import L2PDError
+from l2pd_plugins.files import reason_of
+
+_HOST = re.sub(r"[^A-Za-z0-9]", "_", socket.gethostname()) or "localhost"
+_TEMPORARY = re.compile(rf"\..+\.{_HOST}-(\d+)\.(tmp|old)(\.[^.]*)?")
+"""Of this host: a process of another one, on a shared disk, may well be alive."""
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
+
+def temporary_of(path: Path, kind: str = "tmp") -> Path:
+    """The temporary name, of this process, of a file or folder; it keeps the file's ending."""
+    return path.with_name(f".{path.stem or path.name}.{_HOST}-{os.getpid()}.{kind}{path.suffix}")
+
+
+def write_whole(path: Path, write: Callable[[Path], object], called: str | None = None) -> None:
+    """Have a file written under a temporary name, and put it in place.
+
+    Something that is there and is no regular file (``/dev/stdout``) is written to as it is.
+
+    Args:
+        write: writes to the path that it is given.
+        called: what an error calls the file.
+
+    Raises L2PDError if it cannot be written; the file that was there stays.
+    """
+    called = str(path) if called is None else called
+    place = Path(os.path.realpath(path))
+    temporary = place if _is_special(place) else temporary_of(place)
+    try:
+        try:
+            write(temporary)
+            if temporary != place:
+                _to_disk(temporary)
+                temporary.replace(place)
+        finally:
+            if temporary != place:
+                temporary.unlink(missing_ok=True)
+    except L2PDError:
+        raise
+    except Exception as error:  # safetensors and matplotlib have errors of their own
+        if not _of_writing(error):
+            raise
+        raise L2PDError(f"{called} cannot be written: {reason_of(error)}") from error
+
+
+def write_text(path: Path, text: str, called: str | None = None) -> None:
+    """Write a text file whole or not at all. Raises L2PDError if it cannot be written."""
+    write_whole(path, lambda place: place.write_text(text, encoding="utf-8"), called)
+
+
+def require_writable(path: Path, called: str | None = None) -> None:
+    """Raise L2PDError if `write_whole` could not write the file: before work that would be lost.
+
+    What is there stays as it is.
+    """
+    called = str(path) if called is None else called
+    place = Path(os.path.realpath(path))
+    if place.is_dir():
+        raise L2PDError(f"{called} cannot be written: it is a folder, expected a file")
+    if _is_special(place):
+        if not os.access(place, os.W_OK):
+            raise L2PDError(f"{called} cannot be written: {os.strerror(errno.EACCES)}")
+        return
+    if not place.parent.is_dir():
+        raise L2PDError(f"{called}: there is no folder for such a file")
+    temporary = temporary_of(place)
+    try:
+        temporary.touch()
+        temporary.unlink()
+    except OSError as error:
+        raise L2PDError(f"{called} cannot be written: {reason_of(error)}") from error
+
+
+def require_place(path: Path, called: str | None = None) -> None:
+    """Raise L2PDError if nothing can be written under a path of which the folders may not be there
+    yet: before a program that makes them when its work is done."""
+    place = Path(os.path.realpath(path))
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if place.is_dir():
+        require_writable(place / "probe", called)
+    elif place != Path(os.path.realpath(path)):
+        raise L2PDError(f"{called or path} cannot be written: {place} is no folder")
+
+
+def require_writable_folder(folder: Path, called: str | None = None) -> None:
+    """Raise L2PDError if `write_folder` could not put the folder there, before the work; finish a
+    swap that was interrupted, and sweep what ended processes left beside it.
+
+    Folders above it are made.
+    """
+    called = str(folder) if called is None else called
+    place = Path(os.path.realpath(folder))
+    if place.exists() and not place.is_dir():
+        raise L2PDError(f"{called} cannot be made: it is a file, expected a folder")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        recover(place)
+        sweep(place.parent)
+        if place.is_dir():
+            if place.stat().st_dev != place.parent.stat().st_dev or place == place.parent:
+                raise L2PDError(
+                    f"{called} cannot be replaced: it is where a disk is mounted; name a folder "
+                    "in it"
+                )
+            inner = sorted(entry.name for entry in place.iterdir() if entry.is_dir())
+            if inner:
+                raise L2PDError(
+                    f"{called} cannot be replaced: it holds a folder of its own ({inner[0]}); "
+                    "name another"
+                )
+        temporary = temporary_of(place)
+        temporary.mkdir()
+        temporary.rmdir()
+    except OSError as error:
+        raise L2PDError(f"{called} cannot be made: {reason_of(error)}") from error
+
+
+def write_folder(folder: Path, write: Callable[[Path], object], called: str | None = None) -> None:
+    """Have a folder written under a temporary name, and swap it with the one that is there.
+
+    Files of the old folder that the new one does not have (a log, notes) are kept. On Linux the
+    two change places at once; elsewhere there is a moment in which the old folder has left and the
+    new one is not there yet, and `recover` puts the old one back if a process ends in it. A reader
+    that opens several files sees by the folder's inode whether it was swapped meanwhile.
+
+    Args:
+        write: fills the folder that it is given.
+        called: what an error calls the folder.
+
+    Raises L2PDError if it cannot be written. The old folder stays then; a new one that is complete
+    and could not be put in place stays beside it, under a name that the error tells.
+    """
+    called = str(folder) if called is None else called
+    place = Path(os.path.realpath(folder))
+    temporary = temporary_of(place)
+    complete = False
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        write(temporary)
+        for file in temporary.iterdir():
+            _to_disk(file)
+        complete = True
+        _keep_others(place, temporary)
+        _swap(temporary, place)
+    except Exception as error:
+        if not _of_writing(error):
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        if not complete:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise L2PDError(f"{called} cannot be written: {reason_of(error)}") from error
+        kept = place.with_name(f"{place.name}.new-{os.getpid()}")  # which is not swept
+        try:
+            temporary.rename(kept)
+        except OSError:
+            kept = temporary
+        raise L2PDError(
+            f"{called} cannot be replaced: {reason_of(error)}; what was made is in {kept}"
+        ) from error
+
+
+def recover(folder: Path) -> None:
+    """Put the old folder back where a swap was interrupted between its two steps."""
+    place = Path(os.path.realpath(folder))
+    if place.exists() or not place.parent.is_dir():
+        return
+    kept = re.compile(rf"\.{re.escape(place.stem or place.name)}\.\w+-\d+\.old")
+    for left in sorted(place.parent.iterdir()):
+        ending = left.name.removesuffix(place.suffix) if place.suffix else left.name
+        if kept.fullmatch(ending) and left.is_dir():
+            left.rename(place)
+            return
+
+
+def sweep(folder: Path) -> list[Path]:
+    """Remove the temporary files and folders of processes of this host that have ended; returns
+    them. Old folders (see `recover`) are removed only where a new one is in their place."""
+    swept = []
+    for left in sorted(folder.glob(".*")):
+        found = _TEMPORARY.fullmatch(left.name)
+        if found is None or _is_alive(int(found[1])):
+            continue
+        name = left.name[1 : found.start(1) - len(_HOST) - 2] + (found[3] or "")
+        if found[2] == "old" and not (folder / name).exists():
+            continue
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+        swept.append(left)
+    return swept
+
+
+def _swap(new: Path, place: Path) -> None:
+    old = temporary_of(place, "old")
+    if not place.exists():
+        new.rename(place)
+        return
+    if _exchange(new, place):
+        new.rename(old)  # a name under which nobody takes it for a folder that is complete
+    else:
+        place.rename(old)
+        new.rename(place)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two folders change places in one step; False where the system cannot."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):  # no glibc from 2.28 on, so no Linux, or another libc
+        return False
+    done: int = renameat2(
+        _AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), ctypes.c_uint(_RENAME_EXCHANGE)
+    )
+    return done == 0
+
+
+def _keep_others(place: Path, new: Path) -> None:
+    if not place.is_dir():
+        return
+    for file in place.iterdir():
+        if not (new / file.name).exists() and not _TEMPORARY.fullmatch(file.name):
+            # The same file, not a copy: a log may be open.
+            os.link(file, new / file.name, follow_symlinks=False)
+
+
+def _is_special(path: Path) -> bool:
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
+def _is_alive(process: int) -> bool:
+    if process == os.getpid():
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
+
+
+def _to_disk(file: Path) -> None:
+    """So that a name never stands for an empty file after the power has failed."""
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _of_writing(error: Exception) -> bool:
+    """Whether it tells of the disk, and not of a mistake of ours."""
+    return isinstance(error, OSError) or type(error).__name__ == "SafetensorError"

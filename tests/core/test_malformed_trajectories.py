@@ -1,0 +1,163 @@
+"""Trajectories from anybody, or cut off: what is wrong is said, and what is broken made again."""
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from l2pd_plugins import L2PDError
+from l2pd_plugins.trajectories import (
+    Manifest,
+    Trajectories,
+    load_references,
+    read_manifest,
+    read_trajectories,
+    save_references,
+    write_manifest,
+)
+from l2pd_plugins.writing import temporary_of
+
+MANIFEST = Manifest(
+    model="m",
+    model_fingerprint="f",
+    prompts="p.txt",
+    prompts_sha256="0",
+    prompt_count=3,
+    policies=["oracle()"],
+    max_new_tokens=8,
+    block_length=4,
+    end_of_text="block",
+    dtype="float32",
+    batch_size=2,
+    prompts_per_shard=2,
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Complete: two shards and their references."""
+    write_manifest(tmp_path / "data", MANIFEST)
+    for shard in range(2):
+        prompts = torch.tensor(list(MANIFEST.members(shard)))
+        ones = torch.ones(len(prompts), 4)
+        Trajectories(
+            *(prompts, prompts * 0, prompts * 0, prompts * 0),
+            *(ones > 0, ones > 0, ones.to(torch.int32), ones / 2, ones * 1, ones / 4, ones > 0),
+        ).save(MANIFEST.path_of(tmp_path / "data", shard))
+        path = MANIFEST.reference_path_of(tmp_path / "data", shard)
+        save_references(path, torch.zeros(len(prompts), 8, dtype=torch.int64))
+    assert len(read_trajectories(tmp_path / "data")[1]) == 3
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"prompts_per_shard": 0}, "prompts_per_shard = 0; expected a whole number from 1"),
+        ({"prompts_per_shard": "2"}, "prompts_per_shard = '2'; expected a whole number"),
+        ({"prompt_count": -3}, "prompt_count = -3; expected a whole number from 1"),
+        ({"prompt_count": 1e300}, "prompt_count = 1e.300; expected a whole number"),
+        ({"prompt_count": float("nan")}, "prompt_count = nan; expected a whole number"),
+        ({"block_length": True}, "block_length = True; expected a whole number"),
+        ({"block_length": 10**12}, "block_length = 1000000000000; expected a whole number"),
+        ({"policies": "oracle()"}, "policies = 'oracle.*expected a list of texts"),
+        ({"policies": []}, "policies = .*expected a list of texts"),
+        ({"policies": [5]}, "policies = .*expected a list of texts"),
+        ({"model": None}, "model = None; expected a text"),
+        ({"labels": "mine"}, "labels = 'mine'; expected reference or consistent"),
+        ({"labels": ["reference"]}, "labels = .*expected a text"),
+        ({"schema_version": [1]}, "schema_version .1., this version reads 1"),
+        ({"\x1b[2J": 1}, r"unknown field '\\x1b\[2J'"),
+        ({"prompt_count": 2**31 - 1, "prompts_per_shard": 1}, "shards are missing"),
+    ],
+)
+def test_a_manifest_that_is_none(folder: Path, values: dict, words: str) -> None:
+    there = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**there, **values}))
+    with pytest.raises(L2PDError, match=words) as raised:
+        read_trajectories(folder)
+    assert str(raised.value).isprintable()
+
+
+def test_a_manifest_without_a_field(folder: Path) -> None:
+    there = json.loads((folder / "manifest.json").read_text())
+    del there["model"]
+    (folder / "manifest.json").write_text(json.dumps(there))
+    with pytest.raises(L2PDError, match="the field model is missing"):
+        read_manifest(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("x0", lambda x: x[:, :3], r"x0 has shape \(2, 3\); expected L = 4 in \(N, L\)"),
+        ("x0", lambda x: x.long(), r"x0 is I64 .*expected I32 of shape \(N, L\)"),
+        ("x0", lambda x: x.flatten(), r"x0 is I32 of shape \(8,\); expected I32"),
+        ("masked", lambda x: x[:1], r"masked has shape \(1, 4\); expected N = 2"),
+        ("confidence", lambda x: x.double(), "confidence is F64"),
+        ("step", lambda x: x + 10**12, "step has values from 1000000000000 to"),
+        ("policy", lambda x: x + 1, "policy has values from 1 to 1; expected 0 to 0"),
+        ("block", lambda x: x - 1, "block has values from -1 to -1; expected 0 to 2"),
+        ("prompt", lambda x: x + 1, "prompt has values from 1 to 2; expected 0 to 1"),
+    ],
+)
+def test_a_shard_of_other_data(folder: Path, name: str, change, words: str) -> None:
+    """All of its tensors may well have the same other width."""
+    path = MANIFEST.path_of(folder, 0)
+    tensors = load_file(path)
+    save_file({**tensors, name: change(tensors[name]).contiguous()}, path)
+    with pytest.raises(L2PDError, match=words):
+        read_trajectories(folder)
+
+
+def test_a_shard_of_another_width(folder: Path) -> None:
+    path = MANIFEST.path_of(folder, 0)
+    tensors = load_file(path)
+    save_file({k: v[..., :3].contiguous() if v.ndim == 2 else v for k, v in tensors.items()}, path)
+    with pytest.raises(L2PDError, match=r"shape \(2, 3\); expected L = 4"):
+        read_trajectories(folder)
+    assert not MANIFEST.holds(folder, 0) and MANIFEST.missing(folder) == [0]
+
+
+@pytest.mark.parametrize("size", [0, 7, 100, -1])
+def test_a_shard_that_was_cut_off_is_not_done(folder: Path, size: int) -> None:
+    for path, holds in (
+        (MANIFEST.path_of(folder, 1), MANIFEST.holds),
+        (MANIFEST.reference_path_of(folder, 1), MANIFEST.holds_references),
+    ):
+        assert holds(folder, 1)
+        os.truncate(path, size % os.path.getsize(path))
+        assert not holds(folder, 1)
+    with pytest.raises(L2PDError, match=r"shard-00001-of-00002\.safetensors holds no trajectories"):
+        read_trajectories(folder)
+    with pytest.raises(L2PDError, match="holds no reference decodes"):
+        load_references(MANIFEST.reference_path_of(folder, 1))
+
+
+def test_references_of_another_length_are_not_done(folder: Path) -> None:
+    longer = dataclasses.replace(MANIFEST, max_new_tokens=9)
+    assert MANIFEST.holds_references(folder, 0) and not longer.holds_references(folder, 0)
+    several = dataclasses.replace(MANIFEST, labels="consistent")
+    assert not several.holds_references(folder, 0)
+
+
+def test_a_shard_elsewhere_is_not_read(folder: Path) -> None:
+    path = MANIFEST.path_of(folder, 0)
+    shutil.move(path, folder.parent / "elsewhere")
+    path.symlink_to(folder.parent / "elsewhere")
+    with pytest.raises(L2PDError, match="is a link that leads out of the folder"):
+        read_trajectories(folder)
+
+
+def test_leftovers_are_swept_when_a_run_goes_on(folder: Path) -> None:
+    mine = temporary_of(MANIFEST.path_of(folder, 0))
+    theirs = mine.with_name(mine.name.replace(f"-{os.getpid()}.", "-4194304."))  # no such process
+    for path in (mine, theirs):
+        path.write_bytes(b"half")
+    write_manifest(folder, MANIFEST)
+    assert mine.exists() and not theirs.exists()

@@ -1,0 +1,240 @@
+"""Files and folders appear whole or not at all, however the writer ends."""
+
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from l2pd_plugins import L2PDError, writing
+from l2pd_plugins.writing import (
+    recover,
+    require_place,
+    require_writable,
+    require_writable_folder,
+    sweep,
+    temporary_of,
+    write_folder,
+    write_text,
+    write_whole,
+)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def of_dead_process(path: Path, kind: str = "tmp") -> Path:
+    """The temporary name that a process which has ended would have used."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    made = temporary_of(path, kind)
+    return made.with_name(made.name.replace(f"-{os.getpid()}.", f"-{ended.pid}."))
+
+
+@pytest.fixture
+def full_disk():
+    """No file may grow over 100 bytes: writing more fails as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, ignored)
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path, full_disk) -> None:
+    path = tmp_path / "x.json"
+    write_text(path, "old")
+    with pytest.raises(L2PDError, match=r"^--json-file x cannot be written: File too large$"):
+        write_text(path, "new" * 100, "--json-file x")
+    assert path.read_text() == "old" and names(tmp_path) == ["x.json"]
+
+
+def test_a_full_disk_leaves_the_old_folder(tmp_path: Path, full_disk) -> None:
+    folder = tmp_path / "filter"
+    write_folder(folder, lambda made: (made / "a").write_text("old"))
+
+    def write(made: Path) -> None:
+        (made / "a").write_text("new")
+        (made / "b").write_text("new" * 100)
+
+    with pytest.raises(L2PDError, match=r"filter cannot be written: File too large$"):
+        write_folder(folder, write)
+    assert names(tmp_path) == ["filter"] and names(folder) == ["a"]
+    assert (folder / "a").read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    "path", ["file/x.json", "no/such/x.json", "/proc/x.json", "/dev/null/x.json", "folder"]
+)
+def test_where_nothing_can_be_written_is_said_before(tmp_path: Path, path: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(L2PDError, match=r"^--plot p"):
+        require_writable(tmp_path / path, "--plot p")
+    if path != "folder":
+        with pytest.raises(L2PDError, match=r"cannot be written"):
+            write_text(tmp_path / path, "x")
+    assert names(tmp_path) == ["file", "folder"]
+
+
+def test_what_can_be_written_stays_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("mine")
+    require_writable(tmp_path / "x")
+    require_writable(tmp_path / "y.png")
+    require_place(tmp_path / "a" / "b" / "c.json")
+    require_writable(Path("/dev/null"))
+    assert names(tmp_path) == ["x"] and (tmp_path / "x").read_text() == "mine"
+    with pytest.raises(L2PDError, match="cannot be written"):
+        require_place(tmp_path / "x" / "b")
+
+
+def test_a_device_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    write_text(Path("/dev/null"), "x")
+    assert not Path("/dev/null").is_file()
+    with pytest.raises(L2PDError, match=r"^/dev/full cannot be written: No space left on device$"):
+        write_text(Path("/dev/full"), "x")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    write_text(tmp_path / "link", "x")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "real").read_text() == "x"
+
+
+def test_a_mistake_of_ours_is_not_hidden(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError):
+        write_whole(tmp_path / "x", lambda path: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write_folder(tmp_path / "y", lambda path: 1 / 0)
+    assert names(tmp_path) == []
+
+
+def test_what_cannot_be_a_folder_is_said_before(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "full" / "of").mkdir(parents=True)
+    for path, words in (
+        (tmp_path / "file", "it is a file, expected a folder"),
+        (tmp_path / "file" / "x", "File exists|Not a directory"),
+        (Path("/proc/x"), "No such file|cannot be made"),
+        (Path("/proc"), "it is where a disk is mounted"),
+        (tmp_path / "full", r"it holds a folder of its own \(of\)"),
+    ):
+        with pytest.raises(L2PDError, match=words):
+            require_writable_folder(path)
+    require_writable_folder(tmp_path / "a" / "b")
+    assert names(tmp_path) == ["a", "file", "full"] and names(tmp_path / "a") == []
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_a_folder_is_swapped_whole(tmp_path: Path, monkeypatch, exchange: bool) -> None:
+    """What the old one has besides is kept, as the same file."""
+    if not exchange:
+        monkeypatch.setattr(writing, "_exchange", lambda one, other: False)
+    folder = tmp_path / "filter.v2"
+    write_folder(folder, lambda made: (made / "a").write_text("1"))
+    (folder / "log").write_text("mine")
+    inode = (folder / "log").stat().st_ino, folder.stat().st_ino
+    write_folder(folder, lambda made: (made / "a").write_text("2"))
+    assert names(tmp_path) == ["filter.v2"] and names(folder) == ["a", "log"]
+    assert (folder / "a").read_text() == "2"
+    assert (folder / "log").stat().st_ino == inode[0] and folder.stat().st_ino != inode[1]
+
+
+def test_what_was_made_is_told_where_it_cannot_be_put(tmp_path: Path, monkeypatch) -> None:
+    def fail(new: Path, place: Path) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(writing, "_swap", fail)
+    with pytest.raises(
+        L2PDError, match=r"replaced: Read-only file system; .* is in (.*)"
+    ) as raised:
+        write_folder(tmp_path / "filter", lambda made: (made / "a").write_text("1"))
+    kept = Path(re.search(r"is in (.*)", str(raised.value))[1])
+    assert (kept / "a").read_text() == "1"
+    sweep(tmp_path)
+    assert kept.is_dir()
+
+
+def test_an_interrupted_swap_is_undone(tmp_path: Path) -> None:
+    folder = tmp_path / "filter.v2"
+    old = of_dead_process(folder, "old")
+    old.mkdir()
+    (old / "a").write_text("old")
+    assert sweep(tmp_path) == []  # it is all that there is
+    recover(folder)
+    assert (folder / "a").read_text() == "old" and names(tmp_path) == ["filter.v2"]
+    recover(folder)
+    assert names(tmp_path) == ["filter.v2"]
+
+
+def test_leftovers_of_ended_processes_are_swept(tmp_path: Path) -> None:
+    path = tmp_path / "shard-0.safetensors"
+    path.write_text("mine")
+    dead = [of_dead_process(path), of_dead_process(path, "old"), of_dead_process(tmp_path / "d")]
+    for left in dead[:2]:
+        left.write_text("half")
+    dead[2].mkdir()
+    (dead[2] / "x").write_text("half")
+    kept = [temporary_of(path), tmp_path / ".mine.tmp", tmp_path / ".x.otherhost-1.tmp"]
+    for each in kept:
+        each.write_text("theirs")
+    assert sorted(sweep(tmp_path)) == sorted(dead)
+    assert sorted(tmp_path.iterdir()) == sorted([path, *kept])
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from l2pd_plugins import writing
+if sys.argv[2] == "moved":
+    writing._exchange = lambda one, other: False
+number = 0
+while True:
+    number += 1
+    def write(made):
+        for name in ("config", "weights", "metrics"):
+            (made / name).write_text(str(number))
+    writing.write_folder(Path(sys.argv[1]), write)
+"""
+
+
+@pytest.mark.parametrize("way", ["exchanged", "moved"])
+def test_a_reader_never_finds_a_mixed_folder(tmp_path: Path, way: str) -> None:
+    """The writer is killed at some moment, again and again; a reader looks all the time.
+
+    A reader that finds the folder's inode the same before and after has read one folder. Where the
+    system can exchange, there is always one; else `recover` brings it back.
+    """
+    folder = tmp_path / "filter"
+    read = gone = 0
+    for turn in range(5):
+        command = [sys.executable, "-c", textwrap.dedent(WRITER), str(folder), way]
+        writer = subprocess.Popen(command, stderr=subprocess.PIPE)
+        until = None
+        while until is None or time.monotonic() < until:
+            try:
+                inode = folder.stat().st_ino
+                found = [(folder / name).read_text() for name in ("config", "weights", "metrics")]
+                if folder.stat().st_ino != inode:
+                    continue
+            except FileNotFoundError:
+                gone += until is not None and not folder.exists()
+                assert writer.poll() is None
+                continue
+            until = until or time.monotonic() + 0.02 + 0.013 * turn
+            read += 1
+            assert len(set(found)) == 1 and found[0]
+        writer.kill()
+        assert writer.wait() == -signal.SIGKILL
+        require_writable_folder(folder)
+        assert names(folder) == ["config", "metrics", "weights"]
+        assert len({(folder / name).read_text() for name in names(folder)}) == 1
+        assert names(tmp_path) == ["filter"]
+    assert read > 20
+    if way == "exchanged" and sys.platform == "linux":
+        assert not gone

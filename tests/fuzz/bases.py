@@ -1,0 +1,210 @@
+"""Small folders of each kind that is read from disk: whole, to be malformed."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM
+
+from l2pd_adapters.families import ModelFamily
+from l2pd_adapters.huggingface.llada2 import LLaDA2MoeConfig, LLaDA2MoeModelLM
+from l2pd_adapters.tiny_models import folder_of
+from l2pd_plugins.trajectories import Manifest, Trajectories, save_references, write_manifest
+from l2pd_policies.learn2pd import UnmaskFilter
+from l2pd_policies.settled import SignalFilter
+from l2pd_policies.transformer_sampler import SamplerFilter
+from tests.hub_checkpoints import CHECKPOINTS, EOT, MASK, VOCABULARY, Dense, write
+
+FILTERS = {"learn2pd": UnmaskFilter, "settled": SignalFilter, "sampler": SamplerFilter}
+LENGTH, CANVAS, PER_SHARD, PROMPTS = 4, 8, 2, 3
+
+
+@cache
+def scratch() -> Path:
+    """A folder of this process, removed when it ends."""
+    folder = Path(tempfile.mkdtemp(prefix="l2pd-fuzz-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _tokenizer(folder: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copyfile(folder_of("tiny-llada") / name, folder / name)
+
+
+def _of_hub(name: str) -> Callable[[Path], None]:
+    return lambda folder: void(write(folder, Dense(CHECKPOINTS[name])))
+
+
+def void(_: object) -> None:
+    """Nothing."""
+
+
+SPECIAL = {"mask_token_id": MASK, "eos_token_id": EOT, "pad_token_id": EOT, "bos_token_id": None}
+SMALL = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 64,
+}
+
+
+def _llama(folder: Path) -> None:
+    config = LlamaConfig(**SMALL, **SPECIAL, is_causal=False, tie_word_embeddings=True)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    _tokenizer(folder)
+
+
+def _bert(folder: Path) -> None:
+    BertForMaskedLM(BertConfig(**SMALL, **SPECIAL)).save_pretrained(folder)
+    _tokenizer(folder)
+
+
+def _llada2(folder: Path) -> None:
+    config = LLaDA2MoeConfig(
+        **SMALL,
+        **SPECIAL,
+        num_key_value_heads=1,
+        head_dim=8,
+        num_experts=4,
+        num_experts_per_tok=2,
+        n_group=2,
+        topk_group=1,
+        moe_intermediate_size=8,
+        block_length=4,
+    )
+    LLaDA2MoeModelLM(config).save_pretrained(folder)
+    _tokenizer(folder)
+
+
+def _diffusion_gemma(folder: Path) -> None:
+    """As `l2pd doctor` reads it; the weights are not its own."""
+    _llama(folder)
+    text = json.loads((folder / "config.json").read_text())
+    config = {"model_type": "diffusion_gemma", "canvas_length": 8, "text_config": text}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def _tiny_with_filters(folder: Path) -> None:
+    """The shipped small model: one file of weights, and filters of its own."""
+    shutil.copytree(folder_of("tiny-llada"), folder, dirs_exist_ok=True)
+
+
+def _special_tokens(folder: Path) -> None:
+    """With the older files of a tokenizer."""
+    _llama(folder)
+    (folder / "special_tokens_map.json").write_text(json.dumps({"eos_token": "<|endoftext|>"}))
+    (folder / "added_tokens.json").write_text(json.dumps({"<|extra|>": VOCABULARY - 1}))
+    text = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").unlink()
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": text}))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": text}))
+
+
+FAMILY = ModelFamily(name="mine", attention="bidirectional", mask_token_id=MASK)
+"""As which the one that no family is known for is loaded."""
+CHECKPOINT_KINDS: dict[str, Callable[[Path], None]] = {
+    **{name: _of_hub(name) for name in CHECKPOINTS},
+    "llama": _llama,
+    "bert": _bert,
+    "llada2": _llada2,
+    "diffusion_gemma": _diffusion_gemma,
+    "special": _special_tokens,
+    "tiny": _tiny_with_filters,
+}
+
+
+@cache
+def checkpoint(kind: str) -> Path:
+    """The folder of a checkpoint."""
+    folder = scratch() / "checkpoints" / kind
+    folder.mkdir(parents=True)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        CHECKPOINT_KINDS[kind](folder)
+    return folder
+
+
+@cache
+def learned(kind: str) -> Path:
+    """The folder of a filter."""
+    folder = scratch() / "filters" / kind
+    made = FILTERS[kind](block_length=LENGTH) if kind == "learn2pd" else FILTERS[kind]()
+    made.save_pretrained(folder)
+    return folder
+
+
+@cache
+def released() -> Path:
+    """The folder of what the converter reads."""
+    folder = scratch() / "released"
+    folder.mkdir()
+    weights = {
+        f"fc{i}.{k}": torch.zeros(4, 4) if k == "weight" else torch.zeros(4)
+        for i in (1, 2)
+        for k in ("weight", "bias")
+    }
+    torch.save(weights, folder / "model.pth")
+    return folder
+
+
+@cache
+def trajectories() -> Path:
+    """A complete folder of trajectories, of three prompts in two shards."""
+    folder = scratch() / "trajectories"
+    manifest = Manifest(
+        model="m",
+        model_fingerprint="f",
+        prompts="p.txt",
+        prompts_sha256="0",
+        prompt_count=PROMPTS,
+        policies=["oracle()"],
+        max_new_tokens=CANVAS,
+        block_length=LENGTH,
+        end_of_text="block",
+        dtype="float32",
+        batch_size=2,
+        prompts_per_shard=PER_SHARD,
+    )
+    write_manifest(folder, manifest)
+    for shard in range(manifest.shards):
+        prompts = torch.tensor(list(manifest.members(shard)))
+        count = len(prompts)
+        Trajectories(
+            prompt=prompts,
+            policy=torch.zeros(count, dtype=torch.int64),
+            block=torch.zeros(count, dtype=torch.int64),
+            step=torch.zeros(count, dtype=torch.int64),
+            masked=torch.ones(count, LENGTH, dtype=torch.bool),
+            present=torch.ones(count, LENGTH, dtype=torch.bool),
+            x0=torch.zeros(count, LENGTH, dtype=torch.int32),
+            confidence=torch.full((count, LENGTH), 0.5),
+            entropy=torch.ones(count, LENGTH),
+            margin=torch.full((count, LENGTH), 0.25),
+            correct=torch.ones(count, LENGTH, dtype=torch.bool),
+        ).save(manifest.path_of(folder, shard))
+        save_references(
+            manifest.reference_path_of(folder, shard),
+            torch.zeros(count, CANVAS, dtype=torch.int64),
+        )
+    return folder
+
+
+@cache
+def table() -> Path:
+    """The folder of a table of frequencies."""
+    folder = scratch() / "table"
+    folder.mkdir()
+    save_file({"frequencies": torch.full((VOCABULARY,), 0.01)}, folder / "table.safetensors")
+    return folder
