@@ -17,8 +17,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import PreTrainedTokenizerFast
 
-from tokenizer import END_OF_TEXT_ID, MASK_ID, TOKENIZER_CONFIG, VOCAB_SIZE, build_tokenizer
+from tokenizer import TOKENIZER_CONFIG, VOCAB_SIZE, build_tokenizer
 
 BLOCK_LENGTH = 32
 
@@ -37,6 +38,7 @@ class Shape:
     rope_theta: float = 10000.0
     eps: float = 1e-6
     architecture: Architecture = "llada"
+    vocabulary: int = VOCAB_SIZE
 
 
 class Sight(NamedTuple):
@@ -127,7 +129,7 @@ class Layer(nn.Module):
 class Decoder(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(VOCAB_SIZE, shape.hidden)
+        self.embed_tokens = nn.Embedding(shape.vocabulary, shape.hidden)
         self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.layers))
         self.norm = RMSNorm(shape.hidden, shape.eps)
 
@@ -139,7 +141,7 @@ class TinyModel(nn.Module):
         super().__init__()
         self.shape = shape or Shape()
         self.model = Decoder(self.shape)
-        self.lm_head = Linear(self.shape.hidden, VOCAB_SIZE)
+        self.lm_head = Linear(self.shape.hidden, self.shape.vocabulary)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -229,15 +231,22 @@ _OF_ARCHITECTURE: dict[Architecture, dict[str, Any]] = {
 }
 
 
-def export(model: TinyModel, folder: Path) -> None:
-    """Write a native transformers checkpoint; every file is replaced in one piece."""
+def export(
+    model: TinyModel, folder: Path, tokenizer: PreTrainedTokenizerFast | None = None
+) -> None:
+    """Write a native transformers checkpoint; every file is replaced in one piece.
+
+    `tokenizer` is the small world's by default; another has its special tokens by the same names.
+    """
     from transformers import Qwen3Config
 
     folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = tokenizer or build_tokenizer()
+    end_of_text = tokenizer.eos_token_id
     shape = model.shape
     config = Qwen3Config(
         **_OF_ARCHITECTURE[shape.architecture],
-        vocab_size=VOCAB_SIZE,
+        vocab_size=shape.vocabulary,
         hidden_size=shape.hidden,
         intermediate_size=shape.mlp,
         num_hidden_layers=shape.layers,
@@ -249,16 +258,16 @@ def export(model: TinyModel, folder: Path) -> None:
         rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
         tie_word_embeddings=False,
         use_cache=False,
-        mask_token_id=MASK_ID,
+        mask_token_id=tokenizer.mask_token_id,
         block_length=BLOCK_LENGTH,
         bos_token_id=None,
-        eos_token_id=END_OF_TEXT_ID,
-        pad_token_id=END_OF_TEXT_ID,
+        eos_token_id=end_of_text,
+        pad_token_id=end_of_text,
         dtype="float32",
     )
     generation = {
-        "eos_token_id": END_OF_TEXT_ID,
-        "pad_token_id": END_OF_TEXT_ID,
+        "eos_token_id": end_of_text,
+        "pad_token_id": end_of_text,
         "max_new_tokens": 256,
         "use_cache": False,
     }
@@ -270,7 +279,7 @@ def export(model: TinyModel, folder: Path) -> None:
         name: tensor.detach().float().contiguous() for name, tensor in model.state_dict().items()
     }
     save_file(state, scratch / "model.safetensors", metadata={"format": "pt"})
-    build_tokenizer().save_pretrained(scratch)
+    tokenizer.save_pretrained(scratch)
     (scratch / "tokenizer_config.json").write_text(json.dumps(TOKENIZER_CONFIG, indent=2) + "\n")
     for file in scratch.iterdir():
         file.chmod(0o644)  # safetensors writes files that only their owner can read
@@ -294,6 +303,7 @@ def load(folder: Path, architecture: Architecture | None = None) -> TinyModel:
         head_dim=config["head_dim"],
         mlp=config["intermediate_size"],
         architecture=architecture or of_checkpoint,
+        vocabulary=config["vocab_size"],
     )
     model = TinyModel(shape)
     model.load_state_dict(load_file(folder / "model.safetensors"))

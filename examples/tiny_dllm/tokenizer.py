@@ -72,6 +72,11 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     # BPE without merges is one token per character, and every engine can read it.
     tokenizer = Tokenizer(models.BPE(vocab=IDS, merges=[], unk_token=UNKNOWN))
     tokenizer.decoder = decoders.Fuse()
+    return with_chat(tokenizer)
+
+
+def with_chat(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    """For transformers, with the special tokens and the chat template of this project's models."""
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIALS])
     settings = {key: value for key, value in TOKENIZER_CONFIG.items() if key != "tokenizer_class"}
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **settings)

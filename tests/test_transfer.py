@@ -1,0 +1,159 @@
+"""The benchmark of what carries over: its cases, its resumed runs, the parts that splits are
+trained on, and ratios at equal loss against a reference written out."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from l2pd_adapters.huggingface import load
+from l2pd_adapters.huggingface.collecting import collect
+from l2pd_adapters.huggingface.evaluation import read_prompts
+from l2pd_adapters.tiny_models import training_prompts
+from l2pd_adapters.tiny_models.checkers import FAMILIES
+from l2pd_plugins.trajectories import load_references, read_trajectories
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def scripts():
+    """The benchmark and its table."""
+    sys.path.insert(0, str(BENCHMARKS))
+    known = set(sys.modules)
+    yield importlib.import_module("transfer"), importlib.import_module("transfer_table")
+    sys.path.remove(str(BENCHMARKS))
+    for name in {path.stem for path in BENCHMARKS.glob("*.py")} - known:
+        sys.modules.pop(name, None)
+
+
+def quick(transfer, monkeypatch, tmp_path, *arguments):
+    """A tiny run: the rows of the file."""
+    small = "--quick --limit 2 --train-prompts 9 --rounds 1 --batch-size 8".split()
+    place = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "found.jsonl")]
+    monkeypatch.setattr(sys, "argv", ["transfer.py", *small, *place, *arguments])
+    transfer.main()
+    lines = (tmp_path / "found.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_the_cases_leave_out_every_kind_and_every_task(scripts):
+    transfer, _ = scripts
+    cases = transfer.cases()
+    splits = [set(case.families) for case in cases if case.filters is None]
+    kinds = [{n for n, f in FAMILIES.items() if f.kind == kind} for kind in transfer.KINDS]
+    triples = [split for split in splits if len(split) == 3]
+    assert all(kind in splits for kind in kinds)
+    assert len(splits) == 8 and len(triples) == 5
+    assert set.union(*triples) == set.union(*kinds) == set(FAMILIES)
+    assert all(
+        {FAMILIES[name].kind for name in triple} == set(transfer.KINDS) for triple in triples
+    )
+    assert {case.gen for case in cases} == {128, 256, 512}
+    crossed = {
+        (case.model, case.filters) for case in cases if case.filters not in (None, case.model)
+    }
+    assert crossed == {("tiny-llada", "tiny-sdar"), ("tiny-sdar", "tiny-llada")}
+
+
+def test_a_split_is_trained_without_its_tasks_and_measured_on_them(
+    scripts, monkeypatch, tmp_path, capsys
+):
+    transfer, _ = scripts
+    name = "trained without permutation"
+    rows = quick(transfer, monkeypatch, tmp_path, "--only", name)
+    out = {"permutation", "story", "sort"}
+    own = [row for row in rows if row["filter"].startswith("trained without")]
+    assert {row["policy"] for row in own} == {"settled", "learn2pd"}
+    for row in own:
+        assert set(row["family_of"]) <= set(row["families"]) == out
+        assert row["prompts"] == len(row["valid"]) == len(row["lengths"]) == len(row["nfe"])
+        assert "max_new_tokens=32" in row["configuration"]
+        assert str(tmp_path) not in row["configuration"]
+    (prompts,) = (tmp_path / "work").rglob("train_prompts.jsonl")
+    trained_on = {prompt.family for prompt in read_prompts(prompts)}
+    assert trained_on and not trained_on & out
+    page = capsys.readouterr().out
+    assert page.count("| never saw them (9 prompts less theirs, 1 rounds) |") >= 2
+    assert all(row["configuration"] in page for row in own)
+
+    # A second run finds everything there, and decodes nothing.
+    monkeypatch.setattr(transfer, "evaluate", lambda *a, **k: pytest.fail("it was decoded"))
+    assert quick(transfer, monkeypatch, tmp_path, "--only", name) == rows
+    # Once the time is over nothing is begun, and the table is made of what is there.
+    assert quick(transfer, monkeypatch, tmp_path, "--minutes", "0") == rows
+
+
+def test_a_part_of_the_trajectories_is_what_collecting_it_alone_gives(scripts, tmp_path):
+    transfer, _ = scripts
+    model, tokenizer = load("tiny-llada")
+    prompts = read_prompts(training_prompts(), 7)
+    kept = [0, 2, 3, 6]
+    settings = {"policies": ["oracle"], "max_new_tokens": 32, "labels": "consistent",
+                "prompts_per_shard": 2, "source": "train"}  # fmt: skip
+    transfer_shard, transfer.SHARD = transfer.SHARD, 2
+    try:
+        collect(model, tokenizer, prompts, tmp_path / "all", **settings)
+        transfer.part(tmp_path / "all", tmp_path / "part", kept)
+    finally:
+        transfer.SHARD = transfer_shard
+    few = [prompts[i] for i in kept]
+    # What is there stays, and has the manifest of these prompts.
+    manifest = collect(model, tokenizer, few, tmp_path / "part", **settings)
+    collect(model, tokenizer, few, tmp_path / "alone", **settings)
+    _, found = read_trajectories(tmp_path / "part")
+    _, wanted = read_trajectories(tmp_path / "alone")
+    for shard in range(manifest.shards):
+        a, b = (load_references(manifest.reference_path_of(tmp_path / f, shard))
+                for f in ("part", "alone"))  # fmt: skip
+        assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
+
+    def by_step(data):
+        """Every step, whatever batch its prompt stood in."""
+        return {
+            (int(p), int(b), int(s)): (data.x0[i].tolist(), data.correct[i].tolist())
+            for i, (p, b, s) in enumerate(zip(data.prompt, data.block, data.step, strict=True))
+        }
+
+    assert by_step(found) == by_step(wanted)
+
+
+def outcomes(table, setting, valid, lengths, nfe):
+    return table.Outcomes(setting, np.array(valid), np.array(lengths), np.array(nfe), "")
+
+
+def test_the_ratio_is_of_the_fastest_settings_that_lose_as_little(scripts):
+    _, table = scripts
+    lengths = [10] * 200
+    slow = outcomes(table, "slow", [1] * 200, lengths, [10] * 200)
+    sure = outcomes(table, "sure", [1] * 200, lengths, [5] * 200)  # 2 tokens a pass
+    bold = outcomes(table, "bold", [0] + [1] * 199, lengths, [2] * 200)  # 5, half a point lost
+    wild = outcomes(table, "wild", [0] * 40 + [1] * 160, lengths, [1] * 200)  # 10, 20 points lost
+    found = table.ratio_at(0.5, [bold, wild], [sure, wild], slow)
+    assert (found.setting, found.against, found.value) == ("bold", "sure", 2.5)
+    assert found.low == 0.5  # a resample may hold the lost prompt twice: then one token per step
+    assert found.high == 2.5
+    # What ruins answers at every setting is no faster than one token per step.
+    ruin = table.ratio_at(1.5, [wild], [sure], slow)
+    assert (ruin.setting, ruin.value, ruin.low, ruin.high) == ("slow", 0.5, 0.5, 0.5)
+    # A policy against itself.
+    same = table.ratio_at(1.5, [sure, bold], [sure, bold], slow)
+    assert (same.value, same.low, same.high) == (1.0, 1.0, 1.0)
+    assert table.ratio_at(20.0, [bold, wild], [sure], slow).value == 5.0
+
+
+def test_a_word_of_no_case_is_refused(scripts, monkeypatch, tmp_path, capsys):
+    transfer, _ = scripts
+    argv = ["transfer.py", "--work", str(tmp_path / "w"), "--only", "copuled"]
+    monkeypatch.setattr(sys, "argv", argv)
+    with pytest.raises(SystemExit) as end:
+        transfer.run_script(transfer.main)
+    assert end.value.code == 2
+    assert "--only copuled: no case has it in its name" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
