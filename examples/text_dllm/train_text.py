@@ -105,8 +105,9 @@ def masked(
         valid[row, :end] = True
         weights[row, len(ids) :] = PADDING_WEIGHT
         if rng.random() < EVERYWHERE:
-            open_[row, 1:end] = noise[row, 1:end] < ratios[row]
-            open_[row, first - 1] = False  # where the answer begins is always known
+            noise[row, first - 1] = 1.0  # where the answer begins is always known
+            among = noise[row, 1:end]
+            open_[row, 1:end] = among <= max(ratios[row], among.min())
         else:
             # What decoding meets: blocks before the current one are done, later ones untouched.
             blocks = (len(ids) - first - 1) // BLOCK_LENGTH + 1
