@@ -315,6 +315,28 @@ def loaded(model: str) -> tuple[Any, Any]:
     return load_model(model, "cpu")
 
 
+def unmeasured(rows: Rows) -> list[str]:
+    """The names of the cases that lack a learned policy's row, in their order."""
+    settings = [(policy, options) for policy, sweep in LEARNED.items() for options in sweep]
+    return [
+        case.name
+        for case in cases()
+        if not all(any(_is_of(row, case, *one) for row in rows.rows) for one in settings)
+    ]
+
+
+def _is_of(row: dict[str, Any], case: Case, policy: str, options: dict[str, Any]) -> bool:
+    own = f"trained without {', '.join(case.families)}:"
+    if case.filters is not None:
+        own = f"{case.filters}'s shipped"
+    return (
+        (row["model"], row["gen"], row["policy"]) == (case.model, case.gen, policy)
+        and row["options"] == options
+        and row["families"] == sorted(case.families)
+        and row["filter"].startswith(own)
+    )
+
+
 class TimeOver(Exception):
     """Nothing new is to be begun."""
 
@@ -348,7 +370,7 @@ def main() -> None:
     rows = Rows(arguments.out)
     table = arguments.out.with_suffix(".md")
     if arguments.render:
-        table.write_text(render(rows.rows), encoding="utf-8")
+        table.write_text(render(rows.rows, unmeasured(rows)), encoding="utf-8")
         return
     if arguments.work is None:
         raise L2PDError("--work: wanted, the folder of the filters and their trajectories")
@@ -366,8 +388,8 @@ def main() -> None:
     with contextlib.suppress(TimeOver):
         for case in chosen:
             bench.measure(case, CONTROL[: 1 if quick else None], learned)
-            table.write_text(render(rows.rows), encoding="utf-8")
-    table.write_text(render(rows.rows), encoding="utf-8")
+            table.write_text(render(rows.rows, unmeasured(rows)), encoding="utf-8")
+    table.write_text(render(rows.rows, unmeasured(rows)), encoding="utf-8")
     print(table.read_text(encoding="utf-8"))
 
 

@@ -15,6 +15,8 @@ LOSSES = (0.5, 1.5)
 """Points of validity that may be lost against one token per step."""
 CONTROL = "confidence_threshold"
 RESAMPLES = 2000
+DETAIL = "| policy | filter | setting | valid | TPF | configuration |"
+RULE = "|---|---|---|---:|---:|---|"
 _ROUNDING = 1e-9
 
 
@@ -164,8 +166,8 @@ def groups(rows: Sequence[dict[str, Any]]) -> list[Group]:
     return list(made.values())
 
 
-def render(rows: Sequence[dict[str, Any]]) -> str:
-    """The page, as Markdown."""
+def render(rows: Sequence[dict[str, Any]], unmeasured: Sequence[str] = ()) -> str:
+    """The page, as Markdown; `unmeasured` names the cases that lack rows."""
     found = groups(rows)
     lines = [
         "# Does a learned policy carry over?",
@@ -191,20 +193,33 @@ def render(rows: Sequence[dict[str, Any]]) -> str:
             f"{group.slow.validity:.1f} | {cell(group.settings, 'default')} | "
             f"{cell(group.control, 'threshold 0.9')} | {' | '.join(map(str, ratios))} |"
         )
+    if unmeasured:
+        lines += ["", "Not measured yet, or not with every setting:", ""]
+        lines += [f"- {name}" for name in unmeasured]
     lines += ["", "## Every setting"]
     for tested in dict.fromkeys(group.tested for group in found):
         same = [group for group in found if group.tested == tested]
-        head = ["policy", "filter", "setting", "valid", "TPF", "configuration"]
-        lines += ["", f"### {tested}", "", f"| {' | '.join(head)} |", "|---|---|---|---:|---:|---|"]
+        lines += ["", f"### {tested}", "", DETAIL, RULE]
         parts = [(REFERENCE, "", [same[0].slow]), (CONTROL, "", same[0].control)]
         parts += [(group.policy, group.trained, group.settings) for group in same]
         for policy, trained, settings in parts:
-            for one in sorted(settings, key=lambda one: one.tokens_per_forward):
-                lines.append(
-                    f"| `{policy}` | {trained} | {one.setting} | {one.validity:.1f} | "
-                    f"{one.tokens_per_forward:.2f} | `{one.configuration}` |"
-                )
+            lines += detail(policy, trained, settings)
+    alone = {(row["model"], row["gen"]) for row in rows}
+    for model, gen in sorted(alone - {(group.model, group.gen) for group in found}):
+        lines += ["", f"### {model}, gen {gen}, all tasks, no filter yet", "", DETAIL, RULE]
+        for row in rows:
+            if (row["model"], row["gen"]) == (model, gen):
+                lines += detail(row["policy"], row["filter"], [Outcomes.of(row, FAMILIES)])
     return "\n".join(lines) + "\n"
+
+
+def detail(policy: str, trained: str, settings: Sequence[Outcomes]) -> list[str]:
+    """A line for each setting, the slowest first."""
+    return [
+        f"| `{policy}` | {trained} | {one.setting} | {one.validity:.1f} | "
+        f"{one.tokens_per_forward:.2f} | `{one.configuration}` |"
+        for one in sorted(settings, key=lambda one: one.tokens_per_forward)
+    ]
 
 
 def cell(settings: Sequence[Outcomes], name: str) -> str:

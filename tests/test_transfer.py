@@ -86,6 +86,8 @@ def test_a_split_is_trained_without_its_tasks_and_measured_on_them(
     # A second run finds everything there, and decodes nothing.
     monkeypatch.setattr(transfer, "evaluate", lambda *a, **k: pytest.fail("it was decoded"))
     assert quick(transfer, monkeypatch, tmp_path, "--only", name) == rows
+    # What has no row yet is named, and no case is dropped without a word.
+    assert all(f"\n- {case.name}\n" in page for case in transfer.cases())
     # Once the time is over nothing is begun, and the table is made of what is there.
     assert quick(transfer, monkeypatch, tmp_path, "--minutes", "0") == rows
 
@@ -157,3 +159,27 @@ def test_a_word_of_no_case_is_refused(scripts, monkeypatch, tmp_path, capsys):
     assert end.value.code == 2
     assert "--only copuled: no case has it in its name" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_case_is_measured_once_every_setting_has_its_row(scripts, tmp_path):
+    transfer, table = scripts
+    rows = transfer.Rows(tmp_path / "found.jsonl")
+    every = [case.name for case in transfer.cases()]
+    split = next(case for case in transfer.cases() if case.filters is None)
+    for policy, sweep in transfer.LEARNED.items():
+        for options in sweep:
+            assert transfer.unmeasured(rows) == every
+            rows.append({
+                "model": split.model, "gen": split.gen, "policy": policy, "options": options,
+                "families": sorted(split.families), "limit": 2, "configuration": "line",
+                "filter": f"trained without {', '.join(split.families)}: 9 prompts",
+                "family_of": [split.families[0]] * 2, "valid": "10", "lengths": [4, 6],
+                "nfe": [1, 4],
+            })  # fmt: skip
+    assert transfer.unmeasured(rows) == [name for name in every if name != split.name]
+    again = transfer.Rows(rows.path)
+    assert again.rows == rows.rows
+    assert again.has({"policy": "settled", "limit": 1}) and not again.has({"limit": 3})
+    # Without one token per step there is nothing to compare with, but every row is on the page.
+    page = table.render(rows.rows)
+    assert page.count("| 50.0 | 2.00 | `line` |") == len(rows.rows)

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from l2pd_adapters.huggingface import load
+from l2pd_adapters.huggingface.evaluation import Prompt, encode_prompts
 
 SOURCES = [Path(__file__).parents[2] / "examples" / name for name in ("text_dllm", "tiny_dllm")]
 
@@ -101,10 +102,12 @@ def test_rows_are_masked_as_decoding_meets_them(source):
 
 
 def test_the_likelihood_of_an_answer_is_a_sum_of_one_token_per_step(source):
-    model, _ = load("tiny-llada")
+    model, tokenizer = load("tiny-llada")
     end, mask = model.generation_config.eos_token_id, model.config.mask_token_id
-    prompts = [torch.tensor([98, 20, 30, 99]), torch.tensor([98, 40, 99])]
-    answers = [[70, 71, 72, end], [*range(60, 94), end]]  # the second one goes into a second block
+    # Of a walk the end is surest, and comes first. The other answer goes into a second block.
+    walk = Prompt("Walk 4-8: 8.....", "walk")
+    prompts = [encode_prompts(tokenizer, [walk])[0], torch.tensor([98, 40, 99])]
+    answers = [[*tokenizer("878787").input_ids, end], [*range(60, 94), end]]
     found = source.quality.nats(model, prompts, answers, canvas=64)
     for prompt, answer, nats in zip(prompts, answers, found, strict=True):
         wanted, canvas, size = 0.0, [mask] * 64, 64
