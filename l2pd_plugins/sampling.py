@@ -44,6 +44,10 @@ def sample_tokens(
             if warp is not None:
                 scores = warp(scores)
             noise = torch.empty_like(scores).exponential_(generator=generator)
-            drawn[part] = (scores - noise.log_()).argmax(-1)
+            found = (scores - noise.log_()).argmax(-1)
+            if suppress is not None:
+                # Where nothing but -inf or NaN is left, argmax takes any column, this one too.
+                found = torch.where(found == suppress, int(suppress == 0), found)
+            drawn[part] = found
         start += count
     return drawn

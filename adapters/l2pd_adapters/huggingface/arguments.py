@@ -5,16 +5,15 @@ Everything that can be wrong is refused here, by name, before the first forward 
 
 from __future__ import annotations
 
-import difflib
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from numbers import Integral, Real
 from pathlib import Path
+from weakref import WeakKeyDictionary
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     GenerationConfig,
     LogitsProcessorList,
@@ -23,7 +22,17 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from l2pd_adapters.families import Attention, ModelFamily, end_of_text_ids
+from l2pd_adapters.families import Attention, ModelFamily
+from l2pd_adapters.huggingface.checking import (
+    DRAWING,
+    GENERATE,
+    MOST_POSITIONS,
+    SEEDS_BELOW,
+    Whole,
+    check,
+    close_to,
+    short,
+)
 from l2pd_adapters.huggingface.described import (
     block_length_of,
     family_of,
@@ -36,7 +45,6 @@ from l2pd_plugins.denoising import StepOutcome
 from l2pd_plugins.end_of_text import EndOfText
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.plugins import bind_policy
-from l2pd_plugins.policy import STATISTICS
 
 logger = logging.getLogger(__name__)
 
@@ -70,8 +78,69 @@ _SETTINGS = (
     "return_dict_in_generate",
 )
 _INPUTS = ("inputs", "input_ids", "attention_mask", "generation_config", "streamer", "tokenizer")
-_IGNORED = ("use_cache", "logits_to_keep", "token_type_ids")
+_IGNORED = ("logits_to_keep", "token_type_ids")
 """What tokenizers and pipelines hand to every generate; it has no meaning here."""
+_NOT_SUPPORTED = (
+    "assistant_model",
+    "logits_processor",
+    "stopping_criteria",
+    "prefix_allowed_tokens_fn",
+    "negative_prompt_ids",
+    "negative_prompt_attention_mask",
+    "custom_generate",
+    "inputs_embeds",
+    "past_key_values",
+    "position_ids",
+)
+"""Arguments of transformers' generate that are no settings."""
+
+_CACHES = "cache='prefix' or 'dual' (a block-causal model: 'block', its default)"
+_HISTORY = "return_dict_in_generate=True, whose trace says when each token was committed"
+_THEIR_WORDS = {
+    "prompt": "input_ids",
+    "steps": 'unmask_options={"steps": ...}',
+    "diffusion_steps": 'unmask_options={"steps": ...}',
+    "denoising_steps": 'unmask_options={"steps": ...}',
+    "num_to_transfer": 'unmask_options={"tokens_per_step": ...}',
+    "gen_length": "max_new_tokens",
+    "gen_len": "max_new_tokens",
+    "max_gen_toks": "max_new_tokens",
+    "max_tokens": "max_new_tokens",
+    "block_size": "block_length",
+    "small_block_size": "block_length",
+    "remasking": "unmask_policy ('fixed_schedule' is low-confidence remasking, the default)",
+    "remasking_strategy": "unmask_policy ('fixed_schedule', 'confidence_threshold', ...)",
+    "alg": "unmask_policy ('fixed_schedule' is maskgit_plus, 'dream_margin' topk_margin, "
+    "'dream_entropy' entropy)",
+    "threshold": 'unmask_policy="confidence_threshold", unmask_options={"threshold": ...}',
+    "confidence_threshold": 'unmask_policy="confidence_threshold", '
+    'unmask_options={"threshold": ...}',
+    "dynamic_threshold": 'unmask_policy="confidence_threshold", unmask_options={"threshold": ...}',
+    "factor": 'unmask_policy="fast_dllm_factor", unmask_options={"factor": ...}',
+    "eb_threshold": 'unmask_policy="eb_sampler"',
+    "use_cache": _CACHES,
+    "use_block_cache": _CACHES,
+    "dual_cache": "cache='dual'",
+    "output_history": _HISTORY,
+    "return_history": _HISTORY,
+    "generation_logits_hook_func": "on_step, which sees every step",
+    "generation_tokens_hook_func": "on_step, which sees every step",
+    "eos_early_stop": "end_of_text='block', the default",
+    "eos_id": "eos_token_id",
+    "pad_id": "pad_token_id",
+}
+"""Keywords of LLaDA's, Dream's, SDAR's, LLaDA2's and Fast-dLLM's own code, and what says the same
+here."""
+_NOT_HERE = {
+    "mask_id": "the mask token is the one of the model's config (mask_token_id)",
+    "mask_token_id": "the mask token is the one of the model's config (mask_token_id)",
+    "cfg_scale": "classifier-free guidance is not supported; leave it out",
+    "cfg": "classifier-free guidance is not supported; leave it out",
+    "alg_temp": "which positions are committed is the policy's decision and is not drawn; leave it "
+    "out, or take a policy of your own (unmask_policy)",
+    "eps": "Dream's time steps are not used; leave it out",
+}
+"""Such keywords that nothing here stands for."""
 
 _WITHOUT_EFFECT = {
     "num_beams": 1,
@@ -85,6 +154,7 @@ _WITHOUT_EFFECT = {
     "typical_p": 1.0,
     "epsilon_cutoff": 0.0,
     "eta_cutoff": 0.0,
+    "min_p": 0.0,
     "min_length": 0,
     "early_stopping": False,
     "output_scores": False,
@@ -107,8 +177,10 @@ _WITHOUT_EFFECT = {
 """Settings of autoregressive decoding, each with the value that asks for nothing. None asks for
 nothing anywhere."""
 
-_NOT_SETTINGS = ("transformers_version", "is_assistant")
+_NOT_SETTINGS = ("transformers_version", "is_assistant", "use_cache")
 _TOGETHER = (("max_new_tokens", "max_length"), ("unmask_policy", "unmask_options"))
+_COLD = 1e-3
+"""Below this temperature, logits are compared with the largest one of their row."""
 _TRANSFORMERS_TOP_K = 50
 """What transformers' sampling uses where nobody says otherwise."""
 
@@ -153,6 +225,10 @@ class DecodeSettings:
 
     def warp(self, scores: Tensor) -> Tensor:
         """Rows of float32 logits as sampling sees them: temperature, then top-k, then top-p."""
+        if self.temperature < _COLD:
+            # Divided by so little, the largest logits would all be infinite, or NaN.
+            top = scores.amax(-1, keepdim=True)
+            scores = scores - top.masked_fill(top.isinf(), 0.0)
         warpers = LogitsProcessorList([TemperatureLogitsWarper(self.temperature)])
         if self.top_k > 0:
             warpers.append(TopKLogitsWarper(min(self.top_k, scores.shape[1])))
@@ -193,44 +269,42 @@ class DecodeSettings:
 
 
 def refuse_unknown(keywords: Mapping[str, Any]) -> None:
-    """Raise L2PDError for keywords that mean nothing, or that diffusion decoding cannot do."""
+    """Raise L2PDError for keywords that mean nothing, or that diffusion decoding cannot do.
+
+    Those that other code for such models has are all named at once, each with the word to use.
+    """
     known = {*OUR_KEYWORDS, *_SETTINGS, *_INPUTS, *_IGNORED}
     config_fields = set(GenerationConfig().__dict__) | set(_WITHOUT_EFFECT)
+    theirs = [name for name in keywords if name in _THEIR_WORDS or name in _NOT_HERE]
+    if theirs:
+        raise L2PDError("; ".join(_in_our_words(name, keywords[name]) for name in theirs))
     for name, value in keywords.items():
-        if name in known or value is None or _asks_for_nothing(name, value):
+        if name in known or _asks_for_nothing(name, value):
             continue
-        if name in config_fields or name in (
-            "assistant_model",
-            "logits_processor",
-            "stopping_criteria",
-            "prefix_allowed_tokens_fn",
-            "negative_prompt_ids",
-            "negative_prompt_attention_mask",
-            "custom_generate",
-            "inputs_embeds",
-            "past_key_values",
-            "position_ids",
-        ):
+        supported = ", ".join((*OUR_KEYWORDS, *_SETTINGS))
+        if name in config_fields or name in _NOT_SUPPORTED:
+            if value is None:
+                continue
             raise L2PDError(
                 f"{name}={short(value)} is not supported by diffusion decoding; supported are "
-                f"{', '.join((*OUR_KEYWORDS, *_SETTINGS))}"
+                f"{supported}"
             )
-        close = difflib.get_close_matches(name, sorted(known | config_fields), n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
         raise L2PDError(
-            f"unknown keyword {name!r} (= {short(value)}){hint} Known are "
-            f"{', '.join((*OUR_KEYWORDS, *_SETTINGS))}"
+            f"unknown keyword {name!r} (= {short(value)})"
+            f"{close_to(name, known | config_fields) or '.'} Known are {supported}"
         )
 
 
+def _in_our_words(name: str, value: object) -> str:
+    told = f"{name}={short(value)}: "
+    return told + (_NOT_HERE.get(name) or f"it is called otherwise here; use {_THEIR_WORDS[name]}")
+
+
 def _asks_for_nothing(name: str, value: object) -> bool:
-    return name in _WITHOUT_EFFECT and value == _WITHOUT_EFFECT[name]
-
-
-def short(value: object) -> str:
-    """The value as an error message shows it."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{type(value).__name__} object"
+    if name not in _WITHOUT_EFFECT or isinstance(value, Tensor):
+        return False
+    neutral = _WITHOUT_EFFECT[name]
+    return isinstance(value, bool) == isinstance(neutral, bool) and bool(value == neutral)
 
 
 def merged_config(
@@ -252,6 +326,8 @@ def merged_config(
                 for name in together:
                     merged.pop(name, None)
         for name, value in named.items():
+            if source is not own:  # of the model's own, what is used is checked: no one typed it
+                value = check(GENERATE, name, value)
             if source is keywords or name in (*OUR_KEYWORDS, *_SETTINGS):
                 merged[name] = value
             elif name.startswith("_") or name in (*_NOT_SETTINGS, *_IGNORED):
@@ -278,17 +354,22 @@ def make_settings(
 ) -> DecodeSettings:
     """Check and complete the merged settings for `batch_size` sequences, which are
     `num_return_sequences` adjacent ones for each prompt."""
+    merged = {
+        key: value if key in DRAWING else check(GENERATE, key, value)
+        for key, value in merged.items()
+    }
     repeats = merged.get("num_return_sequences", 1)
     family = family_of(model)
     mask_token_id = mask_token_of(model)
-    max_new_tokens = merged.get("max_new_tokens")
-    if max_new_tokens is None and "max_length" in merged:
-        max_new_tokens = whole("max_length", merged["max_length"], 1) - prompt_length
-    if max_new_tokens is None:
-        raise L2PDError("max_new_tokens is not given: the length of the canvas has no default")
-    max_new_tokens = whole("max_new_tokens", max_new_tokens, 1)
+    max_new_tokens = _canvas(merged, prompt_length)
     default_block = block_length_of(model)
-    block_length = whole("block_length", merged.get("block_length", default_block), 1)
+    block_length = merged.get("block_length", default_block)
+    most = max(max_new_tokens, default_block, positions_of(model) or 0)
+    if block_length > most:
+        raise L2PDError(
+            f"block_length={block_length}: expected at most {most}, the canvas "
+            f"({max_new_tokens}) or the model's positions, whichever is more"
+        )
     cache = _cache(merged.get("cache"), model, family)
     implementation = getattr(model.config, "_attn_implementation", None) or "eager"
     if implementation not in ("eager", "sdpa"):
@@ -303,31 +384,32 @@ def make_settings(
                 "load the model with eager or sdpa, or decode with cache='none'"
             )
 
-    ids = end_of_text_ids(merged.get("eos_token_id"))
+    ids = merged.get("eos_token_id", ())
+    vocabulary = model.config.vocab_size
     for token_id in ids:
-        whole("eos_token_id", token_id, 0)
+        _within("eos_token_id", token_id, vocabulary)
         if token_id == mask_token_id:
             raise L2PDError(f"eos_token_id={token_id} is the mask token")
     end_of_text = EndOfText(merged.get("end_of_text", "block"), ids)
     pad_token_id = merged.get("pad_token_id")
-    if isinstance(pad_token_id, Tensor):
-        pad_token_id = int(pad_token_id)
     if pad_token_id is None:
-        pad_token_id = ids[0] if ids else 0
+        pad_token_id = ids[0] if ids else int(mask_token_id == 0)
+    _within("pad_token_id", pad_token_id, vocabulary)
     if pad_token_id == mask_token_id:
         raise L2PDError(f"pad_token_id={pad_token_id} is the mask token, which is never returned")
 
+    check(GENERATE, "streamer", streamer)
     if streamer is not None and batch_size != 1:
         raise L2PDError(f"a streamer takes one sequence, this call makes {batch_size}")
     do_sample = merged.get("do_sample", False)
-    if not isinstance(do_sample, bool):
-        raise L2PDError(f"do_sample={do_sample!r}: wanted True or False")
     seed = merged.get("seed")
     sampling: dict[str, Any] = {}
     if do_sample:
-        sampling["temperature"] = _number("temperature", merged.get("temperature", 1.0), above=0.0)
-        sampling["top_p"] = _number("top_p", merged.get("top_p", 1.0), above=0.0, at_most=1.0)
-        sampling["top_k"] = whole("top_k", merged.get("top_k", _TRANSFORMERS_TOP_K), 0)
+        defaults = {"temperature": 1.0, "top_p": 1.0, "top_k": _TRANSFORMERS_TOP_K}
+        sampling = {
+            name: check(DRAWING, name, merged.get(name, default))
+            for name, default in defaults.items()
+        }
     elif merged.get("temperature", 1.0) not in (0, 1):
         logger.warning("temperature=%s has no effect: do_sample is not set", merged["temperature"])
 
@@ -335,7 +417,7 @@ def make_settings(
         name=name,
         block_length=block_length,
         mask_token_id=mask_token_id,
-        vocab_size=model.config.vocab_size,
+        vocab_size=vocabulary,
         path=local_folder(model.config),
     )
     return DecodeSettings(
@@ -351,12 +433,154 @@ def make_settings(
         do_sample=do_sample,
         **sampling,
         cache=cache,
-        suppress_mask=bool(merged.get("suppress_mask", True)),
-        return_dict=bool(merged.get("return_dict_in_generate", False)),
+        suppress_mask=merged.get("suppress_mask", True),
+        return_dict=merged.get("return_dict_in_generate", False),
         streamer=streamer,
         on_step=merged.get("on_step"),
-        observe=_observed(merged.get("observe", ())),
+        observe=merged.get("observe", frozenset()),
     )
+
+
+def _canvas(merged: Mapping[str, Any], prompt_length: int) -> int:
+    """The canvas's length, by the keyword that names it."""
+    if "max_new_tokens" in merged:
+        return merged["max_new_tokens"]
+    if "max_length" not in merged:
+        raise L2PDError("max_new_tokens is not given: the length of the canvas has no default")
+    length: int = merged["max_length"]
+    if length <= prompt_length:
+        raise L2PDError(
+            f"max_length={length}: the prompt has {prompt_length} tokens already; expected a "
+            "larger number, or max_new_tokens, which counts the canvas alone"
+        )
+    return length - prompt_length
+
+
+def _within(name: str, token_id: int, vocabulary: int) -> None:
+    if token_id >= vocabulary:
+        raise L2PDError(
+            f"{name}={token_id}: expected a token id below the model's vocab_size={vocabulary}"
+        )
+
+
+def positions_of(model: Any) -> int | None:
+    """How many positions the model was made for; None if its config does not say."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    return positions if isinstance(positions, int) and positions > 0 else None
+
+
+_TIMES = 16
+"""A canvas of more than so many times the model's positions is a mistake, and is not allocated."""
+_longest_told: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+"""Per model, the longest text about which a warning was logged."""
+
+
+def check_room(model: Any, prompt_length: int, max_new_tokens: int) -> None:
+    """Warn, once for a model and length, if prompt and canvas exceed the model's positions.
+
+    Raises L2PDError if they cannot be decoded at all: a learned embedding has no further
+    positions, and a canvas many times as long is not worth allocating.
+    """
+    length, positions = prompt_length + max_new_tokens, positions_of(model)
+    told = (
+        f"a prompt of {prompt_length} tokens and a canvas of {max_new_tokens} take {length} "
+        f"positions"
+    )
+    learned = _learned_positions(model)
+    if learned is not None and length > learned:
+        raise L2PDError(f"{told}, of which the model has {learned}")
+    most = MOST_POSITIONS if positions is None else _TIMES * positions
+    if length > most:
+        raise L2PDError(
+            f"{told}, the model was made for {positions}; expected at most {most}, "
+            f"{_TIMES} times as many"
+        )
+    if positions is not None and length > max(positions, _longest_told.get(model, 0)):
+        _longest_told[model] = length
+        logger.warning("%s, the model was made for %d: it may answer badly", told, positions)
+
+
+def _learned_positions(model: Any) -> int | None:
+    """Positions of an embedding with a weight for each; None if positions are computed."""
+    for name, module in model.named_modules():
+        last = name.rpartition(".")[2]
+        if isinstance(module, nn.Embedding) and last in ("position_embeddings", "wpe"):
+            return module.num_embeddings - family_of(model).first_position
+    return None
+
+
+def check_prompts(
+    prompts: Tensor,
+    mask: Tensor | None,
+    *,
+    vocabulary: int,
+    mask_token_id: int | None,
+    pad_token_id: int | None,
+    name: str = "input_ids",
+) -> None:
+    """Check token ids (B, P), of which those count where the mask is not 0.
+
+    Args:
+        mask_token_id: None for a model without.
+        pad_token_id: what padding is told by where there is no mask; None checks nothing.
+
+    Raises L2PDError for ids outside the vocabulary, for masks among them, and for a batch that was
+    padded and comes without its mask.
+    """
+    seen = torch.ones_like(prompts, dtype=torch.bool) if mask is None else mask != 0
+    outside = (prompts < 0) | (prompts >= vocabulary)
+    if bool(outside.any()):
+        row, column = outside.nonzero()[0].tolist()
+        raise L2PDError(
+            f"{name}: {int(prompts[row, column])} at position {column} of prompt {row}; expected "
+            f"token ids from 0 to {vocabulary - 1}"
+        )
+    if mask_token_id is not None:
+        masks = (prompts == mask_token_id) & seen
+        if bool(masks.any()):
+            row = int(masks.any(-1).nonzero()[0])
+            begin = int(seen[row].to(torch.int64).argmax())
+            refuse_masks(prompts[row, begin:].tolist(), mask_token_id, f"{name}, prompt {row}")
+    if mask is None and pad_token_id is not None:
+        _refuse_unmasked_padding(prompts, pad_token_id, name)
+
+
+def refuse_masks(tokens: list[int], mask_token_id: int, what: str) -> None:
+    """Raise L2PDError, with their positions, if there are mask tokens in a prompt."""
+    at = [i for i, token in enumerate(tokens) if token == mask_token_id]
+    if at:
+        some = ", ".join(map(str, at[:_NAMED_AT_MOST])) + (", ..." * (len(at) > _NAMED_AT_MOST))
+        raise L2PDError(
+            f"{what}: the mask token {mask_token_id} stands at position {some} ({len(at)} in all); "
+            "masks inside a prompt are not filled in, only the canvas behind it is; expected a "
+            "prompt without masks"
+        )
+
+
+_NAMED_AT_MOST = 5
+
+
+def _refuse_unmasked_padding(prompts: Tensor, pad_token_id: int, name: str) -> None:
+    padding = prompts == pad_token_id
+    for side, ordered in (("begin", padding), ("end", padding.flip(-1))):
+        counts = ordered.to(torch.int64).cumprod(-1).sum(-1)
+        if len(prompts) > 1 and int(counts.min()) != int(counts.max()):
+            row = int(counts.argmax())
+            raise L2PDError(
+                f"{name}: prompt {row} {side}s with {int(counts[row])} times {pad_token_id}, the "
+                "padding token, and there is no attention_mask; pass the tokenizer's "
+                "attention_mask (all ones if these are not padding)"
+            )
+        # One such token may be a text's first, or its last; more of them never are.
+        if int(counts.max()) > 1:
+            logger.warning(
+                "%s %s with %d padding tokens (%d) and there is no attention_mask: they are read "
+                "as part of the prompt",
+                name,
+                side,
+                int(counts.max()),
+                pad_token_id,
+            )
 
 
 def local_folder(config: Any) -> str | None:
@@ -397,9 +621,7 @@ def bound_policies(
 ) -> tuple[UnmaskPolicy, ...]:
     """One policy per sequence; equal choices share one object, so that they form one group."""
     choice = merged.get("unmask_policy", "fixed_schedule")
-    options = merged.get("unmask_options") or {}
-    if not isinstance(options, Mapping):
-        raise L2PDError(f"unmask_options={options!r} is no mapping of option names to values")
+    options = check(GENERATE, "unmask_options", merged.get("unmask_options")) or {}
     if not isinstance(choice, list | tuple):
         policy = bind_policy(create_policy(choice, **options), context)
         return (policy,) * batch_size
@@ -428,35 +650,20 @@ def _seeds(seed: Any, batch_size: int) -> tuple[int, ...]:
     A list gives each sequence its own. One number s gives s, s + 1, ...; no number draws s from
     torch's global generator, which ``torch.manual_seed`` and ``transformers.set_seed`` set.
     """
-    if isinstance(seed, Sequence) and not isinstance(seed, str):
+    if isinstance(seed, list):
         if len(seed) != batch_size:
             raise L2PDError(f"seed names {len(seed)} seeds for {batch_size} sequences")
-        seeds = [whole("seed", item, 0) for item in seed]
-    else:
-        first = int(torch.randint(2**31, ())) if seed is None else whole("seed", seed, 0)
-        seeds = [first + i for i in range(batch_size)]
-    if max(seeds) >= 2**63:
-        raise L2PDError(f"seed={max(seeds)}: wanted a number below 2**63")
-    return tuple(seeds)
-
-
-def _observed(names: Any) -> frozenset[str]:
-    choices = STATISTICS - {"reference"}
-    if isinstance(names, str) or not isinstance(names, Iterable) or not set(names) <= choices:
-        raise L2PDError(f"observe={names!r}: wanted names out of {', '.join(sorted(choices))}")
-    return frozenset(names)
+        return tuple(seed)
+    first = int(torch.randint(2**31, ())) if seed is None else seed
+    if first + batch_size > SEEDS_BELOW:
+        raise L2PDError(
+            f"seed={first}: the last of {batch_size} sequences would draw with a seed that is not "
+            "below 2**63"
+        )
+    return tuple(first + i for i in range(batch_size))
 
 
 def whole(name: str, value: Any, least: int) -> int:
     """The value as an int. Raises L2PDError if it is no whole number from `least` up."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-        raise L2PDError(f"{name}={value!r}: wanted a whole number from {least}")
-    return int(value)
-
-
-def _number(name: str, value: Any, *, above: float, at_most: float | None = None) -> float:
-    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else above
-    if not number > above or (at_most is not None and number > at_most):
-        limit = "" if at_most is None else f", at most {at_most}"
-        raise L2PDError(f"{name}={value!r}: wanted a number above {above}{limit}")
+    number: int = check({name: Whole(least, MOST_POSITIONS)}, name, value)
     return number

@@ -25,7 +25,7 @@ from l2pd_adapters.huggingface.consistency import States, accepted, answers_hold
 from l2pd_adapters.huggingface.described import block_length_of, family_of, mask_token_of
 from l2pd_adapters.huggingface.evaluation import (
     Prompt,
-    encode_prompts,
+    encode_for,
     left_padded,
     settings_of,
     with_reference,
@@ -106,7 +106,7 @@ def collect(
         settings_of(model, unmask_policy=create_policy(policy), **decoding).policies[0]
         for policy in policies
     ]
-    encoded = encode_prompts(tokenizer, prompts)
+    encoded = encode_for(model, tokenizer, prompts, max_new_tokens)
     token_ids = json.dumps([ids.tolist() for ids in encoded])
     manifest = Manifest(
         model=model.generate.name,

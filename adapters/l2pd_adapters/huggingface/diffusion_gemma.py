@@ -9,7 +9,6 @@ and what it selects is accepted. Temperature, noise and the end of a canvas stay
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +23,8 @@ from transformers.models.diffusion_gemma.generation_diffusion_gemma import (
 )
 
 from l2pd_adapters.families import NO_MASK_TOKEN, ModelFamily, end_of_text_ids
-from l2pd_adapters.huggingface.arguments import OUR_KEYWORDS, bound_policies, local_folder, short
+from l2pd_adapters.huggingface.arguments import OUR_KEYWORDS, bound_policies, local_folder
+from l2pd_adapters.huggingface.checking import GENERATE, checked, close_to, short
 from l2pd_adapters.huggingface.output import DiffusionGenerateOutput
 from l2pd_adapters.noise import check_on_noise
 from l2pd_plugins import ModelContext, UnmaskPolicy
@@ -44,6 +44,12 @@ _INPUTS = (
     "self_conditioning_logits",
 )
 """What transformers' loop takes besides prompts, streamer and settings."""
+
+_CHECKED = {
+    name: GENERATE[name]
+    for name in (*_POLICY, "max_new_tokens", "max_length", "return_dict_in_generate", "do_sample")
+}
+"""Settings that are checked here; transformers checks its own."""
 
 _WHY_NOT = {
     "block_length": "the block is the model's canvas (config.canvas_length)",
@@ -154,6 +160,10 @@ def generate(
             f"generation_config is a {type(given).__name__}, wanted DiffusionGemmaGenerationConfig"
         )
     _refuse_unknown(keywords)
+    keywords = {
+        **keywords,
+        **checked(_CHECKED, {k: keywords[k] for k in _CHECKED if k in keywords}),
+    }
     wanted, theirs = _split(model, given, keywords)
     if mask is not None:
         theirs["attention_mask"] = mask
@@ -200,8 +210,7 @@ def _refuse_unknown(keywords: Mapping[str, Any]) -> None:
         told = f"{keyword}={short(value)} is not supported by DiffusionGemma"
         if keyword in OUR_KEYWORDS:
             raise L2PDError(f"{told}: {_WHY_NOT[keyword]}")
-        close = difflib.get_close_matches(keyword, known, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = close_to(keyword, known) or "."
         raise L2PDError(f"{told}{hint} Known are {', '.join(known)}")
 
 

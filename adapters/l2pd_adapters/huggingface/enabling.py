@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation import (
     EosTokenCriteria,
     MaxLengthCriteria,
@@ -34,14 +34,17 @@ from l2pd_adapters.huggingface.arguments import (
     OUR_KEYWORDS,
     PolicyChoice,
     StepObserver,
+    check_prompts,
+    check_room,
     local_folder,
     make_settings,
     merged_config,
     refuse_unknown,
-    whole,
 )
+from l2pd_adapters.huggingface.checking import GENERATE, MOST_SEQUENCES, Whole, check, short
 from l2pd_adapters.huggingface.decoding import decode
-from l2pd_adapters.huggingface.described import FAMILY, family_of, is_masked_lm
+from l2pd_adapters.huggingface.described import FAMILY, family_of, is_masked_lm, within
+from l2pd_adapters.huggingface.described import mask_token_of as mask_token_in
 from l2pd_adapters.huggingface.output import DiffusionGenerateOutput
 from l2pd_adapters.huggingface.probing import check_attention
 from l2pd_plugins.errors import L2PDError
@@ -83,6 +86,7 @@ def enable(model: Any, *, name: str | None = None, family: ModelFamily | None = 
     Raises L2PDError if the model is no diffusion language model, or does not see what its family
     says.
     """
+    _refuse_others(model, name, family)
     if diffusion_gemma.decodes(model):
         diffusion_gemma.refuse_family(family)
         own = model.generation_config
@@ -101,12 +105,23 @@ def enable(model: Any, *, name: str | None = None, family: ModelFamily | None = 
     return model
 
 
+def _refuse_others(model: Any, name: Any, family: Any) -> None:
+    """Raise L2PDError for arguments of `enable` that are something else."""
+    if not isinstance(within(model), PreTrainedModel):
+        raise L2PDError(
+            f"model={short(model)}: expected a model of transformers; load makes one from a name"
+        )
+    for keyword, value, kind in (("name", name, str), ("family", family, ModelFamily)):
+        if not isinstance(value, kind | None):
+            raise L2PDError(f"{keyword}={short(value)}: expected a {kind.__name__}")
+
+
 def disable(model: Any) -> Any:
     """Give the model its own `generate` and `generation_config` back; returns the model.
 
     Raises L2PDError if it was not enabled.
     """
-    bound = model.__dict__.get("generate")
+    bound = getattr(model, "__dict__", {}).get("generate")
     if not isinstance(bound, BoundGenerate):
         raise L2PDError(f"{type(model).__name__} was not enabled")
     if bound.own is None:
@@ -192,9 +207,23 @@ def generate(
     Raises L2PDError, before any forward pass, for whatever it does not support, by name.
     """
     prompts = _prompts(inputs, input_ids)
+    for keyword, value in (
+        ("attention_mask", attention_mask),
+        ("generation_config", generation_config),
+        ("streamer", streamer),
+    ):
+        check(GENERATE, keyword, value)
     if diffusion_gemma.decodes(model):
-        if kwargs.get("past_key_values") is None and attention_mask is not None:
-            attention_mask = _left_padded(prompts, attention_mask)
+        if kwargs.get("past_key_values") is None:
+            if attention_mask is not None:
+                attention_mask = _left_padded(prompts, attention_mask)
+            check_prompts(
+                prompts,
+                attention_mask,
+                vocabulary=model.config.text_config.vocab_size,
+                mask_token_id=None,
+                pad_token_id=None,
+            )
         return diffusion_gemma.generate(
             model,
             prompts,
@@ -207,12 +236,17 @@ def generate(
     refuse_unknown(kwargs)
     mask = _left_padded(prompts, attention_mask)
     merged = merged_config(model, generation_config, kwargs)
-    repeats = whole("num_return_sequences", merged.get("num_return_sequences", 1), 1)
+    repeats = check(
+        {"num_return_sequences": Whole(1, MOST_SEQUENCES)},
+        "num_return_sequences",
+        merged.get("num_return_sequences", 1),
+    )
     if repeats > 1 and not merged.get("do_sample", False):
         raise L2PDError(
             f"num_return_sequences={repeats} with greedy decoding gives {repeats} equal answers; "
             "set do_sample=True"
         )
+    _check_prompts(model, prompts, attention_mask, merged)
     prompts = prompts.repeat_interleave(repeats, dim=0).to(model.device)
     mask = mask.repeat_interleave(repeats, dim=0).to(model.device)
     return _run(model, prompts, mask, merged, streamer)
@@ -256,8 +290,11 @@ def custom_generate(
             raise L2PDError(f"{type(item).__name__} is not supported by diffusion decoding")
     # attention_mask cannot stand in the signature: transformers would take it for an argument of
     # this function alone and not prepare it.
-    mask = _left_padded(input_ids, model_kwargs.pop("attention_mask", None))
-    for prepared in ("position_ids", "past_key_values"):  # for autoregressive decoding
+    attention_mask = check(GENERATE, "attention_mask", model_kwargs.pop("attention_mask", None))
+    mask = _left_padded(input_ids, attention_mask)
+    check(GENERATE, "streamer", streamer)
+    # What transformers has prepared for autoregressive decoding.
+    for prepared in ("position_ids", "past_key_values", "use_cache"):
         model_kwargs.pop(prepared, None)
     refuse_unknown(model_kwargs)
     given = (
@@ -272,7 +309,18 @@ def custom_generate(
         observe,
     )
     merged = merged_config(model, generation_config, dict(zip(OUR_KEYWORDS, given, strict=True)))
+    _check_prompts(model, input_ids, mask, merged)
     return _run(model, input_ids, mask, merged, streamer)
+
+
+def _check_prompts(model: Any, prompts: Tensor, mask: Tensor | None, merged: Any) -> None:
+    check_prompts(
+        prompts,
+        mask,
+        vocabulary=model.config.vocab_size,
+        mask_token_id=mask_token_in(model),
+        pad_token_id=merged.get("pad_token_id"),
+    )
 
 
 def _run(
@@ -291,6 +339,7 @@ def _run(
             f"{settings.family.name}: a position is predicted {settings.family.logit_shift} before "
             "it, so every prompt holds at least as many tokens"
         )
+    check_room(model, int(mask.sum(-1).max()), settings.max_new_tokens)
     decoded = decode(model, prompts, mask, settings)
     trace = decoded.trace
     longest = settings.max_new_tokens
@@ -329,13 +378,17 @@ def _prompts(inputs: Tensor | None, input_ids: Tensor | None) -> Tensor:
     if (inputs is None) == (input_ids is None):
         raise L2PDError("give the prompts once: as the first argument or as input_ids")
     prompts = input_ids if inputs is None else inputs
-    if not isinstance(prompts, Tensor) or prompts.ndim != 2 or prompts.is_floating_point():
+    if not isinstance(prompts, Tensor) or prompts.ndim != 2 or prompts.dtype not in _WHOLE:
         raise L2PDError(
             f"prompts are a tensor of token ids (batch, length), got {_describe(prompts)}"
         )
     if len(prompts) == 0:
         raise L2PDError("the batch holds no prompt")
-    return prompts
+    return prompts.to(torch.int64)
+
+
+_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+"""What token ids may be stored as."""
 
 
 def _left_padded(prompts: Tensor, mask: Tensor | None) -> Tensor:
@@ -345,7 +398,11 @@ def _left_padded(prompts: Tensor, mask: Tensor | None) -> Tensor:
         raise L2PDError(
             f"attention_mask has shape {tuple(mask.shape)}, the prompts {tuple(prompts.shape)}"
         )
-    mask = (mask != 0).to(torch.int64)
+    mask = mask.to(prompts.device)
+    if not bool(((mask == 0) | (mask == 1)).all()):
+        odd = mask[(mask != 0) & (mask != 1)][0].item()
+        raise L2PDError(f"attention_mask holds {odd}: expected 1 on tokens and 0 on padding")
+    mask = mask.to(torch.int64)
     if bool((mask.diff(dim=-1) < 0).any()):
         raise L2PDError(
             "attention_mask has zeros behind ones: prompts are padded on the left "

@@ -27,9 +27,13 @@ from l2pd_adapters.families import end_of_text_ids
 from l2pd_adapters.huggingface.arguments import (
     DecodeSettings,
     StepObserver,
+    check_room,
     make_settings,
     merged_config,
+    refuse_masks,
 )
+from l2pd_adapters.huggingface.checking import EVALUATE, SEEDS_BELOW, checked, short
+from l2pd_adapters.huggingface.described import mask_token_of
 from l2pd_adapters.huggingface.enabling import BoundGenerate
 from l2pd_adapters.tiny_models.checkers import FAMILIES, check
 from l2pd_plugins import L2PDError, UnmaskPolicy, create_policy
@@ -213,7 +217,7 @@ def parse_prompts(
 ) -> list[Prompt]:
     """The prompts of some lines; `source` is what errors call them. See `read_prompts`."""
     if limit is not None and limit < 1:
-        raise L2PDError(f"limit={limit}: wanted a whole number from 1")
+        raise L2PDError(f"limit={limit}: expected a whole number from 1")
     prompts: list[Prompt] = []
     for number, line in enumerate(lines, start=1):
         if len(prompts) == limit:
@@ -297,11 +301,38 @@ def evaluate(
 
     Raises L2PDError before anything is decoded if a setting is wrong.
     """
-    if not prompts:
-        raise L2PDError("there is no prompt to decode")
-    if batch_size < 1:
-        raise L2PDError(f"batch_size={batch_size}: wanted a whole number from 1")
-    if reference_answers is not None and [a.prompt for a in reference_answers] != list(prompts):
+    # The table may replace a value by its plain form, as an array's number by an int.
+    (policy, options, max_new_tokens, block_length, end_of_text, cache) = checked(
+        EVALUATE,
+        {
+            "policy": policy,
+            "options": options,
+            "max_new_tokens": max_new_tokens,
+            "block_length": block_length,
+            "end_of_text": end_of_text,
+            "cache": cache,
+        },
+    ).values()
+    (temperature, seed, batch_size, reference_answers, progress, observers) = checked(
+        EVALUATE,
+        {
+            "temperature": temperature,
+            "seed": seed,
+            "batch_size": batch_size,
+            "reference_answers": reference_answers,
+            "progress": progress,
+            "observers": observers,
+        },
+    ).values()
+    _check_prompts(prompts)
+    if seed is not None and seed + len(prompts) > SEEDS_BELOW:
+        raise L2PDError(
+            f"seed={seed}: the last of {len(prompts)} prompts would draw with a seed that is not "
+            "below 2**63"
+        )
+    if reference_answers is not None and (
+        [getattr(a, "prompt", None) for a in reference_answers] != list(prompts)
+    ):
         raise L2PDError("the reference answers are not those of the same prompts")
     chosen = create_policy(policy, **(options or {}))
     settings: dict[str, Any] = {
@@ -321,7 +352,7 @@ def evaluate(
         configuration += f" reference={'made_first' if shown is None else 'given'}"
     configuration += f" prompts={len(prompts)} batch_size={batch_size} {_hardware(model)}"
 
-    encoded = encode_prompts(tokenizer, prompts)
+    encoded = encode_for(model, tokenizer, prompts, max_new_tokens)
     answers: dict[int, Answer] = {}
     for rows in _batches(prompts, encoded, batch_size):
         given = chosen if shown is None else with_reference(chosen, [shown[i].canvas for i in rows])
@@ -401,8 +432,37 @@ def validity_difference(
     return Interval((won - lost) / count, float(low), float(high), level)
 
 
+def _check_prompts(prompts: Any) -> None:
+    if not isinstance(prompts, Sequence) or isinstance(prompts, str | bytes):
+        raise L2PDError(f"prompts={short(prompts)}: expected a list of Prompt, see read_prompts")
+    if not prompts:
+        raise L2PDError("there is no prompt to decode")
+    for index, prompt in enumerate(prompts):
+        if not isinstance(prompt, Prompt):
+            raise L2PDError(
+                f"prompts[{index}]={short(prompt)}: expected a Prompt, as Prompt('text', 'id')"
+            )
+
+
+def encode_for(
+    model: Any, tokenizer: Any, prompts: Sequence[Prompt], max_new_tokens: int
+) -> list[torch.Tensor]:
+    """Token ids of each prompt, (P,) each, that the model can decode canvases for.
+
+    Raises L2PDError for a prompt without tokens, with masks, or too long for the model.
+    """
+    encoded = encode_prompts(tokenizer, prompts)
+    mask = mask_token_of(model)
+    for prompt, ids in zip(prompts, encoded, strict=True):
+        refuse_masks(ids.tolist(), mask, f"prompt {prompt.id} ({short(prompt.text)})")
+    check_room(model, max(map(len, encoded)), max_new_tokens)
+    return encoded
+
+
 def encode_prompts(tokenizer: Any, prompts: Sequence[Prompt]) -> list[torch.Tensor]:
     """Token ids of each prompt, (P,) each, in the tokenizer's chat template if it has one."""
+    if not callable(tokenizer):
+        raise L2PDError(f"tokenizer={short(tokenizer)}: expected the model's tokenizer")
     texts = [prompt.text for prompt in prompts]
     templated = bool(getattr(tokenizer, "chat_template", None))
     if templated:

@@ -1,0 +1,372 @@
+"""What each setting of `generate`, `load` and `evaluate` may be, and the one place that checks it.
+
+A table says for every keyword which values it takes. `check` refuses every other one by the keyword
+that the user typed, its value, and what was expected.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+from l2pd_plugins import UnmaskPolicy
+from l2pd_plugins.errors import L2PDError
+from l2pd_plugins.policy import STATISTICS
+
+MOST_POSITIONS = 2**20
+"""No canvas and no block is longer, whatever a model's config says: they are allocated whole."""
+MOST_SEQUENCES = 2**16
+"""The most answers per prompt."""
+TEMPERATURES = (1e-30, 1e30)
+"""Between these, a logit divided by the temperature is a float32 that can be compared."""
+SEEDS_BELOW = 2**63
+
+
+class Kind(Protocol):
+    """A set of values. `take` returns the value in its plain form, and raises ValueError for one
+    that is not of the set; `expected` describes the set."""
+
+    @property
+    def expected(self) -> str:
+        """As in "expected a whole number from 1"."""
+
+    def take(self, value: Any) -> Any:
+        """The value in its plain form."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Whole numbers within bounds; numpy's are taken, bools and floats are not."""
+
+    least: int
+    most: int | None = None
+
+    @property
+    def expected(self) -> str:
+        return f"a whole number from {self.least}" + (f" to {self.most}" if self.most else "")
+
+    def take(self, value: Any) -> int:
+        if not isinstance(value, Integral) or isinstance(value, bool):
+            raise ValueError
+        if value < self.least or (self.most is not None and value > self.most):
+            raise ValueError
+        return int(value)
+
+
+@dataclass(frozen=True)
+class Number:
+    """Finite numbers within bounds, of which `above` is not one; bools are not taken."""
+
+    least: float | None = None
+    above: float | None = None
+    most: float | None = None
+
+    @property
+    def expected(self) -> str:
+        parts = [
+            f"{word} {bound:g}"
+            for word, bound in (("from", self.least), ("above", self.above), ("up to", self.most))
+            if bound is not None
+        ]
+        return "a number " + " ".join(parts)
+
+    def take(self, value: Any) -> float:
+        if not isinstance(value, Real) or isinstance(value, bool):
+            raise ValueError
+        try:
+            number = float(value)
+        except OverflowError:  # an int that no float holds
+            raise ValueError from None
+        inside = math.isfinite(number)
+        inside = inside and (self.least is None or number >= self.least)
+        inside = inside and (self.above is None or number > self.above)
+        if not (inside and (self.most is None or number <= self.most)):
+            raise ValueError
+        return number
+
+
+@dataclass(frozen=True)
+class Flag:
+    """True and False, and no other value: "no" is a true text."""
+
+    expected: str = "True or False"
+
+    def take(self, value: Any) -> bool:
+        if not isinstance(value, bool | np.bool_):
+            raise ValueError
+        return bool(value)
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """One of some words."""
+
+    words: Sequence[str]
+
+    @property
+    def expected(self) -> str:
+        return f"one of {', '.join(self.words)}"
+
+    def take(self, value: Any) -> str:
+        if not isinstance(value, str) or value not in self.words:
+            raise ValueError
+        return value
+
+
+@dataclass(frozen=True)
+class Of:
+    """Instances of some classes."""
+
+    classes: type | tuple[type, ...]
+    expected: str
+
+    def take(self, value: Any) -> Any:
+        if not isinstance(value, self.classes):
+            raise ValueError
+        return value
+
+
+@dataclass(frozen=True)
+class Function:
+    """What can be called."""
+
+    expected: str = "a function"
+
+    def take(self, value: Any) -> Any:
+        if not callable(value) or isinstance(value, type):
+            raise ValueError
+        return value
+
+
+@dataclass(frozen=True)
+class Streamer:
+    """What a decode can be streamed to."""
+
+    expected: str = "an object with the methods put and end, as TextStreamer is one"
+
+    def take(self, value: Any) -> Any:
+        methods = (getattr(value, name, None) for name in ("put", "end"))
+        if isinstance(value, type) or not all(map(callable, methods)):
+            raise ValueError
+        return value
+
+
+@dataclass(frozen=True)
+class TokenIds:
+    """Token ids: one, or, where `several`, a list, array or tensor of them. `take` returns a
+    tuple."""
+
+    several: bool = True
+
+    @property
+    def expected(self) -> str:
+        return "token ids, or one" if self.several else "a token id"
+
+    def take(self, value: Any) -> Any:
+        if isinstance(value, Tensor | np.ndarray):
+            value = value.tolist()
+        listed = isinstance(value, list | tuple)
+        if listed and not self.several and len(value) != 1:
+            raise ValueError
+        ids = tuple(Whole(0).take(item) for item in (value if listed else [value]))
+        return ids if self.several else ids[0]
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """A seed, or one for each sequence."""
+
+    expected: str = "a whole number from 0, below 2**63, or one for each sequence"
+
+    def take(self, value: Any) -> Any:
+        one = Whole(0, SEEDS_BELOW - 1)
+        if isinstance(value, Tensor | np.ndarray):
+            value = value.tolist()
+        if isinstance(value, list | tuple | range):
+            return [one.take(item) for item in value]
+        return one.take(value)
+
+
+@dataclass(frozen=True)
+class Names:
+    """A collection of some words; a text is none."""
+
+    words: Sequence[str]
+
+    @property
+    def expected(self) -> str:
+        return f"names out of {', '.join(self.words)}"
+
+    def take(self, value: Any) -> frozenset[str]:
+        if isinstance(value, str) or not isinstance(value, Iterable):
+            raise ValueError
+        names = list(value)
+        if not all(isinstance(name, str) and name in self.words for name in names):
+            raise ValueError
+        return frozenset(names)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Option names and their values."""
+
+    expected: str = "a mapping of option names to values"
+
+    def take(self, value: Any) -> dict[str, Any]:
+        if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+            raise ValueError
+        return dict(value)
+
+
+_POLICY = Of((str, Mapping, UnmaskPolicy), "a policy's name, its config, or a policy object")
+_POLICIES = Of(
+    (str, Mapping, UnmaskPolicy, list, tuple),
+    "a policy's name, its config, a policy object, or a list with one for each prompt",
+)
+_TEXT = Of(str, "a text")
+_PATH = Of((str, Path), "a path")
+_OBJECT = Of(Mapping, "a mapping")
+
+GENERATE: dict[str, Kind] = {
+    "unmask_policy": _POLICIES,
+    "unmask_options": Options(),
+    "block_length": Whole(1, MOST_POSITIONS),
+    "cache": _TEXT,
+    "end_of_text": OneOf(("block", "predicted", "off")),
+    "seed": Seeds(),
+    "suppress_mask": Flag(),
+    "on_step": Function(),
+    "observe": Names(sorted(STATISTICS - {"reference"})),
+    "max_new_tokens": Whole(1, MOST_POSITIONS),
+    "max_length": Whole(1, MOST_POSITIONS),
+    "do_sample": Flag(),
+    "temperature": Number(least=0, most=TEMPERATURES[1]),
+    "top_k": Whole(0),
+    "top_p": Number(above=0, most=1),
+    "num_return_sequences": Whole(1, MOST_SEQUENCES),
+    "eos_token_id": TokenIds(),
+    "pad_token_id": TokenIds(several=False),
+    "bos_token_id": TokenIds(several=False),
+    "return_dict_in_generate": Flag(),
+    "streamer": Streamer(),
+    "generation_config": Of(GenerationConfig, "a GenerationConfig"),
+    "attention_mask": Of(Tensor, "a tensor"),
+}
+"""The settings of `generate`; None stands for a setting that is not given."""
+DRAWING: dict[str, Kind] = {
+    "temperature": Number(least=TEMPERATURES[0], most=TEMPERATURES[1]),
+    "top_k": GENERATE["top_k"],
+    "top_p": GENERATE["top_p"],
+}
+"""What sampling goes by, with do_sample=True."""
+EVALUATE: dict[str, Kind] = {
+    **{name: GENERATE[name] for name in ("max_new_tokens", "block_length", "end_of_text", "cache")},
+    "policy": _POLICY,
+    "options": Options(),
+    "temperature": GENERATE["temperature"],
+    "seed": Whole(0, SEEDS_BELOW - 1),
+    "batch_size": Whole(1),
+    "reference_answers": Of((list, tuple), "a list of answers"),
+    "progress": Function(),
+    "observers": Function(),
+}
+"""The settings of `evaluate`."""
+_DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
+
+
+@dataclass(frozen=True)
+class DType:
+    """The dtype of weights, as torch or by its name; `take` returns the name."""
+
+    expected: str = f"one of {', '.join(_DTYPES)}"
+
+    def take(self, value: Any) -> str:
+        name = str(value).removeprefix("torch.")
+        if not isinstance(value, str | torch.dtype) or name not in _DTYPES:
+            raise ValueError
+        return name
+
+
+LOAD: dict[str, Kind] = {
+    "dtype": DType(),
+    "torch_dtype": DType(),
+    "device": Of((str, torch.device, int), "a device, as cpu or cuda:0"),
+    "device_map": Of((str, Mapping, torch.device, int), "a device, auto, or a mapping"),
+    "adapter": _PATH,
+    "revision": _TEXT,
+    "token": Of((str, bool), "a token, True or False"),
+    "cache_dir": _PATH,
+    "local_files_only": Flag(),
+    "force_download": Flag(),
+    "proxies": _OBJECT,
+    "attn_implementation": Of((str, Mapping), "a text or a mapping"),
+    "experts_implementation": Of((str, Mapping), "a text or a mapping"),
+    "quantization_config": Of(object, "a quantization config"),
+    "max_memory": _OBJECT,
+    "offload_folder": _PATH,
+    "offload_buffers": Flag(),
+    "low_cpu_mem_usage": Flag(),
+    "variant": _TEXT,
+    "ignore_mismatched_sizes": Flag(),
+    "disable_mmap": Flag(),
+    "tp_plan": Of((str, Mapping), "a text or a mapping"),
+    "tp_size": Whole(1),
+    "device_mesh": Of(object, "a device mesh"),
+    "distributed_config": Of(object, "a distributed config"),
+    "use_kernels": Flag(),
+    "kernel_config": Of(object, "a kernel config"),
+    "trust_remote_code": Flag(),
+    "use_safetensors": Flag(),
+    "weights_only": Flag(),
+}
+"""The keywords of `load`."""
+
+
+def check(table: Mapping[str, Kind], name: str, value: Any, where: str = "") -> Any:
+    """The value in its plain form; None stays None.
+
+    Args:
+        table: what there is; a name that is not in it is returned unchecked.
+        where: appended to the name in the error, as " of the model's generation_config".
+
+    Raises L2PDError, naming the keyword and what was expected.
+    """
+    kind = table.get(name)
+    if kind is None or value is None:
+        return value
+    try:
+        return kind.take(value)
+    except ValueError:
+        raise L2PDError(f"{name}={short(value)}{where}: expected {kind.expected}") from None
+
+
+def checked(table: Mapping[str, Kind], values: Mapping[str, Any]) -> dict[str, Any]:
+    """All values in their plain form; see `check`."""
+    return {name: check(table, name, value) for name, value in values.items()}
+
+
+def short(value: object) -> str:
+    """The value as an error message shows it, in one line."""
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001  (an object that cannot be printed is named by its type)
+        text = "\n"
+    if len(text) <= 60 and text.isprintable():
+        return text
+    return f"{type(value).__name__} object"
+
+
+def close_to(name: str, known: Iterable[str]) -> str:
+    """A hint at the known name that is meant; empty if none is close."""
+    close = difflib.get_close_matches(str(name), sorted(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
