@@ -35,6 +35,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ModelName = Annotated[
     str, typer.Option("--model", help="A shipped model, a folder, or a hub id (owner/name).")
 ]
+Adapter = Annotated[
+    str | None, typer.Option(help="A LoRA adapter for the model: a folder, or a hub id.")
+]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N, or auto.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Length of the canvas, in tokens.")]
 BlockLength = Annotated[
@@ -128,7 +131,7 @@ def resolve_device(device: str) -> str:
     return f"cuda:{rank}" if torch.cuda.is_available() else "cpu"
 
 
-def load_model(name: str, device: str) -> tuple[Any, Any]:
+def load_model(name: str, device: str, adapter: str | None = None) -> tuple[Any, Any]:
     """The model and its tokenizer, on a device as `resolve_device` reads it.
 
     No progress bar where the weights load in no time, or nobody is watching.
@@ -142,7 +145,7 @@ def load_model(name: str, device: str) -> tuple[Any, Any]:
     if name in shipped_models() or not sys.stderr.isatty():
         logging.disable_progress_bar()
     try:
-        return load(name, device=resolve_device(device))
+        return load(name, device=resolve_device(device), adapter=adapter)
     finally:
         if shown:
             logging.enable_progress_bar()

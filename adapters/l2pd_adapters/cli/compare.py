@@ -11,6 +11,7 @@ import typer
 
 from l2pd_adapters.cli.arguments import (
     POLICY_HELP,
+    Adapter,
     AsJson,
     BatchSize,
     BlockLength,
@@ -53,6 +54,7 @@ def compare(
         list[str] | None, typer.Option(help=f"{POLICY_HELP} Give it several times.")
     ] = None,
     model: ModelName = "tiny-llada",
+    adapter: Adapter = None,
     device: Device = "auto",
     prompts: PromptFile = None,
     limit: Annotated[
@@ -111,7 +113,7 @@ def compare(
         limit = DEMO_PROMPTS
     source = heldout_prompts() if prompts is None else prompts
     asked = read_prompts(source, limit)
-    loaded, tokenizer = load_model(model, device)
+    loaded, tokenizer = load_model(model, device, adapter)
     settings = {
         "max_new_tokens": max_new_tokens,
         "block_length": block_length,

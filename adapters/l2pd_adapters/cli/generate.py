@@ -12,6 +12,7 @@ import typer
 
 from l2pd_adapters.cli.arguments import (
     POLICY_HELP,
+    Adapter,
     AsJson,
     BatchSize,
     BlockLength,
@@ -45,6 +46,7 @@ def generate(
         typer.Option(help="Prompts: one per line, or .jsonl objects with a 'prompt'; - is stdin."),
     ] = None,
     model: ModelName = "tiny-llada",
+    adapter: Adapter = None,
     device: Device = "auto",
     policy: Annotated[str, typer.Option(help=POLICY_HELP)] = "fixed_schedule",
     max_new_tokens: MaxNewTokens = 128,
@@ -99,7 +101,7 @@ def generate(
 
     console = watching.terminal() if watch else None
     prompts = _prompts(prompt, file)
-    loaded, tokenizer = load_model(model, device)
+    loaded, tokenizer = load_model(model, device, adapter)
     settings: dict[str, Any] = {
         "policy": made,
         "max_new_tokens": max_new_tokens,

@@ -13,6 +13,7 @@ import typer
 
 from l2pd_adapters.cli.arguments import (
     POLICY_HELP,
+    Adapter,
     AsJson,
     BatchSize,
     BlockLength,
@@ -56,6 +57,7 @@ def tune(
         typer.Option(min=0, max=100, help="Points that may be lost against one token per step."),
     ] = 0.5,
     model: ModelName = "tiny-llada",
+    adapter: Adapter = None,
     device: Device = "auto",
     prompts: PromptFile = None,
     limit: Annotated[
@@ -91,7 +93,7 @@ def tune(
         require_drawable(plot)
     source = heldout_prompts() if prompts is None else prompts
     asked = read_prompts(source, limit)
-    loaded, tokenizer = load_model(model, device)
+    loaded, tokenizer = load_model(model, device, adapter)
     settings = {
         "max_new_tokens": max_new_tokens,
         "block_length": block_length,

@@ -40,6 +40,7 @@ from l2pd_adapters.huggingface.described import (
     mask_token_of,
 )
 from l2pd_adapters.huggingface.forward import CACHES, LOOKING_AHEAD, CacheKind
+from l2pd_adapters.huggingface.lora import ADAPTER
 from l2pd_plugins import ModelContext, UnmaskPolicy, create_policy
 from l2pd_plugins.denoising import StepOutcome
 from l2pd_plugins.end_of_text import EndOfText
@@ -242,6 +243,7 @@ class DecodeSettings:
         progress = list(dict.fromkeys(policy.progress for policy in self.policies))
         parts: dict[str, Any] = {
             "model": self.model_name,
+            **({"adapter": getattr(model, ADAPTER)} if hasattr(model, ADAPTER) else {}),
             "policy": policies[0] if len(policies) == 1 else "[" + ", ".join(policies) + "]",
             "progress": ",".join(progress),
             "max_new_tokens": self.max_new_tokens,

@@ -40,14 +40,15 @@ from l2pd_adapters.families import (
     mask_token_of,
 )
 from l2pd_adapters.huggingface import diffusion_gemma
+from l2pd_adapters.huggingface.checking import LOAD, check, close_to, short
 from l2pd_adapters.huggingface.enabling import enable
+from l2pd_adapters.huggingface.lora import add_adapter
 from l2pd_adapters.huggingface.models import MODELS
 from l2pd_adapters.sources import source_of
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.files import is_there, one_line, path_inside, read_object, reading
 
 _OF_THE_HUB = ("revision", "token", "cache_dir", "local_files_only")
-_DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 _NAMED_AT_MOST = 5
 _FINITE = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """Types of weights that are looked at; others are those of quantised models."""
@@ -63,6 +64,7 @@ def load(
     dtype: torch.dtype | str = "auto",
     device: torch.device | str | None = None,
     device_map: Any = None,
+    adapter: str | Path | None = None,
     **kwargs: Any,
 ) -> tuple[Any, Any]:
     """Load a model and its tokenizer and enable `generate(..., unmask_policy=...)` on the model.
@@ -72,9 +74,11 @@ def load(
             a hub id; a folder is named by a path (``./tiny-llada``).
         family: how the model is to be read; by default its config says which of the known ones it
             is of. With one, any decoder or masked LM of transformers is loaded.
-        dtype: of the weights; "auto" takes the checkpoint's own.
+        dtype: of the weights; "auto" takes the checkpoint's own. `torch_dtype` is the same.
         device: where the model goes; None leaves it on the CPU.
         device_map: as in transformers (needs accelerate), instead of `device`.
+        adapter: a LoRA adapter of PEFT, a folder or a hub id, whose update is added to the weights;
+            one that was trained on the authors' own code has its layers' names translated.
         kwargs: handed to ``from_pretrained``; `revision`, `token`, `cache_dir` and
             `local_files_only` hold for config and tokenizer, too.
 
@@ -85,8 +89,20 @@ def load(
     or its files do not go together. No remote code is run: the models run on transformers' own
     code.
     """
+    if not isinstance(name, str | Path):
+        raise L2PDError(f"name={short(name)}: expected a model's name, folder or hub id")
+    if not isinstance(family, ModelFamily | None):
+        raise L2PDError(f"family={short(family)}: expected a ModelFamily")
+    dtype = _dtype(dtype, kwargs)
+    kwargs = _keywords(kwargs)
+    for keyword, value in (("device", device), ("device_map", device_map), ("adapter", adapter)):
+        check(LOAD, keyword, value)
+    if device is not None and device_map is not None:
+        raise L2PDError(
+            f"device={short(device)} and device_map={short(device_map)} exclude each other; give "
+            "one"
+        )
     source = source_of(name)
-    dtype = _checked(dtype)
     device_here(device)  # before anything is read
     hub = {key: kwargs[key] for key in _OF_THE_HUB if key in kwargs} | {"trust_remote_code": False}
     try:
@@ -120,6 +136,8 @@ def load(
                     source, config=config, key_mapping=family.weight_patterns or None, **weights
                 )
             _check_weights(found, family.name, family.ignored_weights)
+        if adapter is not None:
+            model = add_adapter(model, adapter, family or DIFFUSION_GEMMA, hub)
         _check_finite(model)
         _check_use(tokenizer)
         with reading(_FAILED):
@@ -288,11 +306,39 @@ def _check_weights(found: Mapping[str, Any], name: str, ignored: tuple[str, ...]
         raise L2PDError(f"the weights are not those of {name}: {', '.join(told)}")
 
 
-def _checked(dtype: torch.dtype | str) -> torch.dtype | str:
-    name = str(dtype).removeprefix("torch.")
-    if not isinstance(dtype, str | torch.dtype) or name not in _DTYPES:
-        raise L2PDError(f"dtype={dtype!r}: the choices are {', '.join(_DTYPES)}")
-    return name
+_FIXED = {"trust_remote_code": False, "use_safetensors": True, "weights_only": True}
+"""Keywords of `from_pretrained` that have one value here: no code of a checkpoint is ever run."""
+
+
+def _dtype(dtype: Any, kwargs: dict[str, Any]) -> str:
+    """The dtype by its name; `torch_dtype`, as older code calls it, is taken out of the others."""
+    older = check(LOAD, "torch_dtype", kwargs.pop("torch_dtype", None))
+    if older is not None and dtype != "auto":
+        raise L2PDError(
+            f"dtype={short(dtype)} and torch_dtype={older} are the same setting; give one"
+        )
+    name: str | None = older or check(LOAD, "dtype", dtype)
+    return name or "auto"
+
+
+def _keywords(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The further keywords of `load`, checked; None stands for one that is not given."""
+    made = {}
+    for name, value in kwargs.items():
+        if name not in LOAD:
+            hint = close_to(name, LOAD) or "."
+            raise L2PDError(
+                f"unknown keyword {name!r} (= {short(value)}){hint} Known are {', '.join(LOAD)}"
+            )
+        if value is None:
+            continue
+        made[name] = check(LOAD, name, value)
+        if name in _FIXED and made[name] is not _FIXED[name]:
+            raise L2PDError(
+                f"{name}={value}: no code of a checkpoint is ever run, and no pickle read; leave "
+                "it out"
+            )
+    return made
 
 
 def device_here(device: torch.device | str | None) -> torch.device:

@@ -1,0 +1,252 @@
+"""Low-rank adapters (LoRA) that were trained on the authors' own code.
+
+Such an adapter names its layers as that code does (LLaDA's `model.transformer.blocks.0.ff_proj`),
+while the model here has transformers' names (`model.layers.0.mlp.gate_proj`). PEFT matches names,
+so it would load the adapter and change nothing. The names are translated by the family's table,
+as those of the checkpoint's weights are; PEFT then makes the layers, and merges them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from l2pd_adapters.families import ModelFamily
+from l2pd_adapters.huggingface.checking import Number, check, short
+from l2pd_plugins.errors import L2PDError
+from l2pd_plugins.files import read_object
+
+CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+ADAPTER = "l2pd_adapter"
+"""The attribute of a model that names the adapter it was merged with."""
+_PREFIX = "base_model.model."
+"""How PEFT begins the name of every weight."""
+_FOLLOWED = ("r", "lora_alpha", "use_rslora", "use_dora", "lora_bias", "alpha_pattern")
+"""Settings of the adapter that say what its weights mean."""
+_WITHOUT_MEANING = (
+    "peft_type",
+    "task_type",
+    "peft_version",
+    "auto_mapping",
+    "base_model_name_or_path",
+    "revision",
+    "inference_mode",
+    "lora_dropout",
+    "fan_in_fan_out",  # PEFT sets it by the layer
+    # Which layers there are is told by the weights.
+    "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
+    "rank_pattern",
+    # How a training begins.
+    "loftq_config",
+    "eva_config",
+    "corda_config",
+    "lora_ga_config",
+    "ensure_weight_tying",
+    "runtime_config",
+    # Of kinds that are refused by a setting of their own.
+    "megatron_core",
+    "qalora_group_size",
+)
+_HARMLESS_STARTS = (True, False, "gaussian", "eva", "orthogonal")
+"""Of `init_lora_weights`: those that leave the model's own weights as they are."""
+_NAMED_AT_MOST = 5
+
+
+def add_adapter(
+    model: Any, adapter: str | Path, family: ModelFamily, hub: Mapping[str, Any]
+) -> Any:
+    """The model with the adapter's update added to its weights.
+
+    Args:
+        model: on transformers' own code, or this package's.
+        adapter: a folder as PEFT writes it, or a hub id.
+        family: whose table translates the names of layers.
+        hub: keywords of the hub (revision excepted, which is the model's).
+
+    Raises L2PDError, before the model is changed, if PEFT is missing, a file cannot be read, the
+    adapter is of a kind that is not supported, or one of its weights has no place in the model.
+    """
+    try:
+        import peft
+    except ImportError as error:
+        raise L2PDError(
+            f"adapter={str(adapter)!r} needs PEFT ({error}): pip install 'l2pd-plugins[peft]'"
+        ) from error
+    what = f"adapter {str(adapter)!r}"
+    config_file, weights_file = _files(adapter, hub)
+    settings = read_object(config_file)
+    _refuse_unsupported(settings, what)
+    try:
+        stored = load_file(weights_file)
+    except Exception as error:  # safetensors' own error, OSError, or a header that is none
+        raise L2PDError(f"{what}: {WEIGHTS} cannot be read: {error}") from error
+    layers = _layers(stored, model, family, what)
+    ranks = {native: parts["lora_A.weight"].shape[0] for native, (_, parts) in layers.items()}
+    scales = {native: _alpha(theirs, settings, what) for native, (theirs, _) in layers.items()}
+    config = peft.LoraConfig(
+        r=max(ranks.values()),
+        lora_alpha=1,
+        target_modules=list(layers),
+        rank_pattern={f"^{re.escape(native)}": rank for native, rank in ranks.items()},
+        alpha_pattern={f"^{re.escape(native)}": alpha for native, alpha in scales.items()},
+        use_rslora=bool(settings.get("use_rslora")),
+        use_dora=bool(settings.get("use_dora")),
+        lora_bias=bool(settings.get("lora_bias")),
+        inference_mode=True,
+    )
+    try:
+        wrapped = peft.get_peft_model(model, config)
+        named = {
+            f"{_PREFIX}{native}.{part}": weight
+            for native, (_, parts) in layers.items()
+            for part, weight in parts.items()
+        }
+        found = peft.set_peft_model_state_dict(wrapped, named)
+        missing = [name for name in found.missing_keys if ".lora_" in name]
+        if missing or found.unexpected_keys:
+            raise L2PDError(f"{what}: {_some([*missing, *found.unexpected_keys])} do not fit")
+        merged = wrapped.merge_and_unload(safe_merge=True)
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        raise L2PDError(f"{what}: PEFT cannot add it to the model: {error}") from error
+    setattr(merged, ADAPTER, Path(adapter).name)
+    return merged
+
+
+def _files(adapter: str | Path, hub: Mapping[str, Any]) -> tuple[Path, Path]:
+    """The adapter's two files."""
+    folder = Path(adapter).expanduser()
+    if folder.is_dir():
+        if not (folder / WEIGHTS).is_file():
+            pickle = f"; {PICKLE} is a pickle, which can run code" * (folder / PICKLE).exists()
+            raise L2PDError(f"adapter {str(adapter)!r}: there is no {WEIGHTS}{pickle}")
+        return folder / CONFIG, folder / WEIGHTS
+    text = str(adapter)
+    if isinstance(adapter, Path) or text.startswith((".", "/", "~")) or text.count("/") != 1:
+        raise L2PDError(f"adapter {text!r}: no folder, and no hub id (owner/name)")
+    known = {name: hub[name] for name in ("token", "cache_dir", "local_files_only") if name in hub}
+    try:
+        config, weights = (Path(hf_hub_download(text, name, **known)) for name in (CONFIG, WEIGHTS))
+    except (OSError, ValueError) as error:
+        raise L2PDError(f"adapter {text!r}: {str(error).splitlines()[0]}") from error
+    return config, weights
+
+
+def _refuse_unsupported(settings: Mapping[str, Any], what: str) -> None:
+    """Raise L2PDError for adapters whose weights would mean something else than is made of them."""
+    kind = settings.get("peft_type")
+    if kind != "LORA":
+        raise L2PDError(f"{what}: peft_type={short(kind)} is not supported; expected LORA")
+    start = settings.get("init_lora_weights", True)
+    if not any(start is known or start == known != 1 for known in _HARMLESS_STARTS):
+        raise L2PDError(
+            f"{what}: init_lora_weights={short(start)} has changed the model's own weights in "
+            "training; save it as a plain LoRA (path_initial_model_for_weight_conversion)"
+        )
+    for name, value in settings.items():
+        if name in (*_FOLLOWED, *_WITHOUT_MEANING, "init_lora_weights"):
+            continue
+        if value and not (name == "bias" and value == "none"):
+            raise L2PDError(f"{what}: {name}={short(value)} is not supported")
+    for name in ("use_rslora", "use_dora", "lora_bias"):
+        if not isinstance(settings.get(name), bool | None):
+            raise L2PDError(f"{what}: {name}={short(settings[name])}: expected true or false")
+    pattern = settings.get("alpha_pattern") or {}
+    if not isinstance(pattern, Mapping):
+        raise L2PDError(f"{what}: alpha_pattern={short(pattern)}: expected an object")
+    for name in pattern:
+        if not re.fullmatch(r"[\w.]+", name):  # a stranger's regular expression is not run
+            raise L2PDError(f"{what}: alpha_pattern has {short(name)}; expected a layer's name")
+
+
+def _alpha(layer: str, settings: Mapping[str, Any], what: str) -> float:
+    """The scale of a layer by the name that it was trained under."""
+    pattern: Mapping[str, Any] = settings.get("alpha_pattern") or {}
+    own = [alpha for name, alpha in pattern.items() if f".{layer}".endswith(f".{name}")]
+    alpha = own[0] if own else settings.get("lora_alpha", 8)
+    number: float | None = check({"lora_alpha": Number()}, "lora_alpha", alpha, f" of {what}")
+    if number is None:
+        raise L2PDError(f"{what}: lora_alpha=None: expected a number")
+    return number
+
+
+def _layers(
+    stored: Mapping[str, Tensor], model: Any, family: ModelFamily, what: str
+) -> dict[str, tuple[str, dict[str, Tensor]]]:
+    """By the model's name of each layer: the name that it was trained under, and its weights by
+    what PEFT calls them ("lora_A.weight")."""
+    modules = dict(model.named_modules())
+    layers: dict[str, tuple[str, dict[str, Tensor]]] = {}
+    left = []
+    for name, weight in sorted(stored.items()):
+        layer, found, part = name.removeprefix(_PREFIX).partition(".lora_")
+        native = _native(layer, family, modules)
+        if not found or native is None:
+            left.append(name)
+            continue
+        if not bool(weight.isfinite().all()):
+            raise L2PDError(f"{what}: the weight {name} has values that are not finite")
+        layers.setdefault(native, (layer, {}))[1]["lora_" + part] = weight
+    if not layers:
+        raise L2PDError(
+            f"{what}: none of its {len(stored)} weights has a place in {family.name}; they are "
+            f"called {_some(sorted(stored))}"
+        )
+    if left:
+        raise L2PDError(
+            f"{what}: {len(left)} of its {len(stored)} weights have no place in {family.name}: "
+            f"{_some(left)}"
+        )
+    for native, (theirs, parts) in layers.items():
+        _check_shapes(theirs, parts, modules[native], what)
+        if modules[native].weight is _tied(model):
+            raise L2PDError(
+                f"{what}: {theirs} shares its weight with the embedding (tie_word_embeddings), "
+                "which an update would change, too"
+            )
+    return layers
+
+
+def _native(layer: str, family: ModelFamily, modules: Mapping[str, nn.Module]) -> str | None:
+    """The model's layer for a name of the authors' code, or of transformers'; None if it has none.
+    Training the model inside its head's class gives names that begin with "model."."""
+    for name in (layer, f"model.{layer}"):
+        native = family.native_weight(name)
+        if isinstance(modules.get(native), nn.Linear):
+            return native
+    return None
+
+
+def _check_shapes(layer: str, parts: Mapping[str, Tensor], module: Any, what: str) -> None:
+    names = ("lora_A.weight", "lora_B.weight")
+    if not all(name in parts for name in names):
+        raise L2PDError(f"{what}: {layer} has {_some(sorted(parts))}; expected {_some(names)}")
+    first, second = (tuple(parts[name].shape) for name in names)
+    inner, outer = module.in_features, module.out_features
+    fits = len(first) == len(second) == 2 and first[0] == second[1] > 0
+    if not (fits and first[1] == inner and second[0] == outer):
+        raise L2PDError(
+            f"{what}: {layer} has weights of {first} and {second}; expected (r, {inner}) and "
+            f"({outer}, r)"
+        )
+
+
+def _tied(model: Any) -> Any:
+    """The weight that embedding and head share; None if they do not."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    shared = getattr(head, "weight", None)
+    return shared if shared is getattr(embedding, "weight", torch.empty(0)) else None
+
+
+def _some(names: Any) -> str:
+    names = list(names)
+    return ", ".join(names[:_NAMED_AT_MOST]) + ", ..." * (len(names) > _NAMED_AT_MOST)
