@@ -19,6 +19,12 @@ from l2pd_plugins import L2PDError
 
 pytest.importorskip("lm_eval")
 
+from lm_eval._cli import HarnessCLI
+from lm_eval.config.evaluate_config import EvaluatorConfig
+
+from l2pd_adapters.lm_eval.harness import ask_for_no_device
+from l2pd_adapters.lm_eval.model import DiffusionLM, own_device
+
 TASK = """
 task: {name}
 dataset_path: json
@@ -76,7 +82,7 @@ def harness(
         [
             *(sys.executable, "-m", *start, "l2pd_adapters.lm_eval", "--model", "l2pd"),
             *("--model_args", ARGUMENTS, "--tasks", task, "--include_path", str(tasks)),
-            *("--device", "cpu", "--batch_size", "3", "--apply_chat_template"),
+            *("--batch_size", "3", "--apply_chat_template"),
             *("--output_path", str(tasks / "out"), "--log_samples"),
         ],
         env={
@@ -107,7 +113,7 @@ def answers_of(samples: list[dict[str, Any]]) -> list[str]:
     return [row["resps"][0][0] for row in sorted(samples, key=lambda row: row["doc_id"])]
 
 
-def here(tasks: Path, task: str, model: str = ARGUMENTS, batch_size: int = 3) -> Any:
+def here(tasks: Path, *names: str, model: str = ARGUMENTS, batch_size: int = 3) -> Any:
     """The harness in this process: its results."""
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
@@ -117,7 +123,7 @@ def here(tasks: Path, task: str, model: str = ARGUMENTS, batch_size: int = 3) ->
     return simple_evaluate(
         model="l2pd",
         model_args=model,
-        tasks=[task],
+        tasks=list(names),
         task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
         batch_size=batch_size,
         device="cpu",
@@ -168,7 +174,7 @@ def test_stop_strings_and_the_canvas(tasks, expected) -> None:
     found = here(tasks, "l2pd_until")
     answers = answers_of(found["samples"]["l2pd_until"])
     assert answers == [answer.text.split("e")[0] for answer in expected.answers]
-    found = here(tasks, "l2pd_plain", f"{ARGUMENTS},max_new_tokens=4")
+    found = here(tasks, "l2pd_plain", model=f"{ARGUMENTS},max_new_tokens=4")
     figures = found["config"]["l2pd"]
     assert "max_new_tokens=4" in figures["configurations"][0]
     assert COUNT <= figures["tokens"] <= 4 * COUNT
@@ -185,7 +191,9 @@ def test_drawn_answers_do_not_depend_on_their_batch(tasks, expected) -> None:
 @pytest.mark.parametrize(
     ("task", "model", "said"),
     [
-        ("l2pd_likely", ARGUMENTS, "l2pd_likely: log-likelihoods are not supported"),
+        ("l2pd_likely", ARGUMENTS, r"l2pd_likely \(loglikelihood\): log-likelihoods are not"),
+        ("l2pd_plain", f"{ARGUMENTS},max_new_tokens=0", "max_new_tokens=0: expected"),
+        ("l2pd_plain", f"{ARGUMENTS},peft=./nowhere", "adapter './nowhere': no folder"),
         ("l2pd_plain", f"{ARGUMENTS},treshold=0.8", "treshold"),
         ("l2pd_plain", "pretrained=tiny-llada,unmask_policy=learn3pd", "learn3pd"),
         ("l2pd_plain", f"{ARGUMENTS},cache=block", "the choices of this model are none, prefix"),
@@ -195,7 +203,7 @@ def test_drawn_answers_do_not_depend_on_their_batch(tasks, expected) -> None:
 )
 def test_what_is_refused(tasks, task, model, said) -> None:
     with pytest.raises(L2PDError, match=said):
-        here(tasks, task, model)
+        here(tasks, task, model=model)
 
 
 def test_a_batch_size_is_not_searched_for(tasks) -> None:
@@ -207,7 +215,90 @@ def test_an_error_is_one_line(tasks) -> None:
     done = harness(tasks, "l2pd_likely")
     assert done.returncode == 2
     last = done.stderr.rstrip().splitlines()[-1]
-    assert last.startswith("error: l2pd_likely: log-likelihoods")
+    assert last.startswith("error: tasks l2pd_likely (loglikelihood): log-likelihoods")
+
+
+@pytest.mark.parametrize("order", [("l2pd_plain", "l2pd_likely"), ("l2pd_likely", "l2pd_plain")])
+def test_a_task_that_cannot_run_is_refused_before_any_is_decoded(tasks, order, monkeypatch) -> None:
+    monkeypatch.setattr(DiffusionLM, "generate_until", lambda *_: pytest.fail("was decoded"))
+    with pytest.raises(L2PDError, match="tasks l2pd_likely"):
+        here(tasks, *order)
+
+
+def test_requests_of_a_second_kind_are_refused_before_any_is_decoded(tasks, monkeypatch) -> None:
+    """Some tasks call themselves generative and ask for likelihoods, too (SQuAD 2)."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.task import ConfigurableTask
+
+    original = ConfigurableTask.construct_requests
+
+    def both(self, doc, ctx, **kwargs):
+        second = Instance("loglikelihood", doc, (ctx, " yes"), 1, **_without_type(kwargs))
+        return [original(self, doc, ctx, **kwargs), second]
+
+    def _without_type(kwargs):
+        return {"metadata": kwargs["metadata"]}
+
+    monkeypatch.setattr(ConfigurableTask, "construct_requests", both)
+    monkeypatch.setattr(DiffusionLM, "generate_until", lambda *_: pytest.fail("was decoded"))
+    with pytest.raises(L2PDError, match=r"tasks l2pd_plain \(loglikelihood\)"):
+        here(tasks, "l2pd_plain")
+
+
+def test_a_mask_in_one_prompt_is_refused_before_any_is_decoded(tasks, monkeypatch) -> None:
+    data = tasks / "heldout.jsonl"
+    lines = data.read_text().splitlines()
+    lines[2] = json.dumps({"prompt": "Add: <|mask|> + 2", "answer": "x"})
+    data.write_text("\n".join(lines) + "\n")
+    monkeypatch.setattr(DiffusionLM, "_decode", lambda *_: pytest.fail("was decoded"))
+    with pytest.raises(L2PDError, match=r"l2pd_plain, document 2: the mask token 97 .* position"):
+        here(tasks, "l2pd_plain")
+
+
+@pytest.mark.parametrize(
+    ("named", "processes", "gpus", "device"),
+    [
+        (None, 1, 0, "cpu"),
+        (None, 2, 0, "cpu"),
+        (None, 2, 2, "cuda:1"),
+        ("cuda", 2, 2, "cuda:1"),
+        ("cpu", 2, 2, "cpu"),
+        ("cuda:0", 1, 2, "cuda:0"),
+    ],
+)
+def test_each_process_takes_its_own_device(monkeypatch, named, processes, gpus, device) -> None:
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    monkeypatch.setenv("LOCAL_RANK", str(processes - 1))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpus > 0)
+    assert own_device(named) == device
+
+
+def test_several_processes_cannot_share_a_gpu_by_its_number(monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(L2PDError, match="device='cuda:0': 2 processes would take the same GPU"):
+        own_device("cuda:0")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "device"),
+    [
+        ([], None),
+        (["--device", "cuda:0"], "cuda:0"),
+        (["--config", "named.yaml"], "cuda:0"),
+        (["--config", "plain.yaml"], None),
+        (["--model", "hf"], "cuda:0"),
+    ],
+)
+def test_the_harness_s_default_is_no_wish(arguments, device, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = "model: l2pd\ntasks: [x]\nmodel_args: {pretrained: tiny-llada}\n"
+    (tmp_path / "plain.yaml").write_text(settings)
+    (tmp_path / "named.yaml").write_text(settings + "device: 'cuda:0'\n")
+    monkeypatch.setattr(EvaluatorConfig, "from_cli", EvaluatorConfig.from_cli)
+    ask_for_no_device()
+    command = ["lm_eval", "run", *("--model", "l2pd", "--tasks", "x"), *arguments]
+    monkeypatch.setattr(sys, "argv", command)
+    assert EvaluatorConfig.from_cli(HarnessCLI().parse_args()).device == device
 
 
 def test_figures_of_several_processes() -> None:

@@ -303,7 +303,7 @@ def _in_our_words(name: str, value: object) -> str:
 
 
 def _asks_for_nothing(name: str, value: object) -> bool:
-    if name not in _WITHOUT_EFFECT or isinstance(value, Tensor):
+    if name not in _WITHOUT_EFFECT or not isinstance(value, bool | int | float | str):
         return False
     neutral = _WITHOUT_EFFECT[name]
     return isinstance(value, bool) == isinstance(neutral, bool) and bool(value == neutral)
@@ -477,29 +477,33 @@ _longest_told: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 """Per model, the longest text about which a warning was logged."""
 
 
-def check_room(model: Any, prompt_length: int, max_new_tokens: int) -> None:
+def check_room(
+    model: Any, prompt_length: int, max_new_tokens: int, keyword: str = "max_new_tokens"
+) -> None:
     """Warn, once for a model and length, if prompt and canvas exceed the model's positions.
+
+    Args:
+        keyword: what the user typed for the length of the canvas, "max_length" or this.
 
     Raises L2PDError if they cannot be decoded at all: a learned embedding has no further
     positions, and a canvas many times as long is not worth allocating.
     """
     length, positions = prompt_length + max_new_tokens, positions_of(model)
-    told = (
-        f"a prompt of {prompt_length} tokens and a canvas of {max_new_tokens} take {length} "
-        f"positions"
-    )
+    value = length if keyword == "max_length" else max_new_tokens
+    told = f"{keyword}={value}: a prompt of {prompt_length} tokens and its canvas take {length}"
+    most, why = MOST_POSITIONS, ""
+    if positions is not None:
+        most, why = min(most, _TIMES * positions), f"{_TIMES} times the model's {positions}"
     learned = _learned_positions(model)
-    if learned is not None and length > learned:
-        raise L2PDError(f"{told}, of which the model has {learned}")
-    most = MOST_POSITIONS if positions is None else _TIMES * positions
+    if learned is not None and learned < most:
+        most, why = learned, "those of the model's embedding"
     if length > most:
-        raise L2PDError(
-            f"{told}, the model was made for {positions}; expected at most {most}, "
-            f"{_TIMES} times as many"
-        )
+        raise L2PDError(f"{told} positions; expected at most {most}" + f", {why}" * bool(why))
     if positions is not None and length > max(positions, _longest_told.get(model, 0)):
         _longest_told[model] = length
-        logger.warning("%s, the model was made for %d: it may answer badly", told, positions)
+        logger.warning(
+            "%s positions, the model was made for %d: it may answer badly", told, positions
+        )
 
 
 def _learned_positions(model: Any) -> int | None:
@@ -543,7 +547,7 @@ def check_prompts(
             row = int(masks.any(-1).nonzero()[0])
             begin = int(seen[row].to(torch.int64).argmax())
             refuse_masks(prompts[row, begin:].tolist(), mask_token_id, f"{name}, prompt {row}")
-    if mask is None and pad_token_id is not None:
+    if mask is None and pad_token_id is not None and pad_token_id < vocabulary:
         _refuse_unmasked_padding(prompts, pad_token_id, name)
 
 
@@ -564,25 +568,26 @@ _NAMED_AT_MOST = 5
 
 def _refuse_unmasked_padding(prompts: Tensor, pad_token_id: int, name: str) -> None:
     padding = prompts == pad_token_id
-    for side, ordered in (("begin", padding), ("end", padding.flip(-1))):
-        counts = ordered.to(torch.int64).cumprod(-1).sum(-1)
-        if len(prompts) > 1 and int(counts.min()) != int(counts.max()):
-            row = int(counts.argmax())
-            raise L2PDError(
-                f"{name}: prompt {row} {side}s with {int(counts[row])} times {pad_token_id}, the "
-                "padding token, and there is no attention_mask; pass the tokenizer's "
-                "attention_mask (all ones if these are not padding)"
-            )
-        # One such token may be a text's first, or its last; more of them never are.
-        if int(counts.max()) > 1:
-            logger.warning(
-                "%s %s with %d padding tokens (%d) and there is no attention_mask: they are read "
-                "as part of the prompt",
-                name,
-                side,
-                int(counts.max()),
-                pad_token_id,
-            )
+    begins, ends = (
+        side.to(torch.int64).cumprod(-1).sum(-1) for side in (padding, padding.flip(-1))
+    )
+    if int(begins.min()) != int(begins.max()):
+        row = int(begins.argmax())
+        raise L2PDError(
+            f"{name}: prompt {row} begins with {int(begins[row])} times "
+            f"pad_token_id={pad_token_id}, others do not, and there is no attention_mask; "
+            "pass the tokenizer's attention_mask (all ones if these are not padding)"
+        )
+    # One such token may be a text's first, or its last; more of them never are.
+    most = max(int(begins.max()), int(ends.max()))
+    if most > 1 or int(ends.min()) != int(ends.max()):
+        logger.warning(
+            "%s: prompts begin or end with %d padding token(s) (%d), and there is no "
+            "attention_mask: they are read as part of the prompt",
+            name,
+            most,
+            pad_token_id,
+        )
 
 
 def local_folder(config: Any) -> str | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
@@ -208,7 +208,7 @@ class Names:
         return f"names out of {', '.join(self.words)}"
 
     def take(self, value: Any) -> frozenset[str]:
-        if isinstance(value, str) or not isinstance(value, Iterable):
+        if not isinstance(value, Collection) or isinstance(value, str | Tensor | np.ndarray):
             raise ValueError
         names = list(value)
         if not all(isinstance(name, str) and name in self.words for name in names):
@@ -291,8 +291,10 @@ class DType:
     expected: str = f"one of {', '.join(_DTYPES)}"
 
     def take(self, value: Any) -> str:
+        if not isinstance(value, str | torch.dtype):
+            raise ValueError
         name = str(value).removeprefix("torch.")
-        if not isinstance(value, str | torch.dtype) or name not in _DTYPES:
+        if name not in _DTYPES:
             raise ValueError
         return name
 

@@ -198,7 +198,7 @@ def generate(
         observe: statistics that on_step is shown beyond what the policies require.
         max_new_tokens: or max_length; these and do_sample, temperature, top_k, top_p,
             num_return_sequences, eos_token_id, pad_token_id, return_dict_in_generate are as in
-            transformers.
+            transformers; bos_token_id is not used.
 
     Returns:
         (B * num_return_sequences, P + N) token ids, or a DiffusionGenerateOutput with
@@ -339,7 +339,8 @@ def _run(
             f"{settings.family.name}: a position is predicted {settings.family.logit_shift} before "
             "it, so every prompt holds at least as many tokens"
         )
-    check_room(model, int(mask.sum(-1).max()), settings.max_new_tokens)
+    keyword = "max_new_tokens" if "max_new_tokens" in merged else "max_length"
+    check_room(model, int(mask.sum(-1).max()), settings.max_new_tokens, keyword)
     decoded = decode(model, prompts, mask, settings)
     trace = decoded.trace
     longest = settings.max_new_tokens

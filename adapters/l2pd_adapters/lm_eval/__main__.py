@@ -16,7 +16,9 @@ def main() -> None:
     except ImportError as error:
         sys.exit(f"error: {error}; pip install 'l2pd-plugins[lm_eval]'")
     import l2pd_adapters.lm_eval.model  # noqa: F401  (registers the model)
+    from l2pd_adapters.lm_eval.harness import ask_for_no_device
 
+    ask_for_no_device()
     try:
         _check_output(sys.argv[1:])
         cli_evaluate()

@@ -20,8 +20,12 @@ from tqdm import tqdm
 
 from l2pd_adapters.chat_templates import rendered
 from l2pd_adapters.huggingface import load
+from l2pd_adapters.huggingface.arguments import check_room, refuse_masks
+from l2pd_adapters.huggingface.checking import Of, Whole, check
+from l2pd_adapters.huggingface.described import mask_token_of
 from l2pd_adapters.huggingface.evaluation import configuration_of, left_padded
 from l2pd_adapters.lm_eval.figures import Figures, summary
+from l2pd_adapters.lm_eval.harness import GENERATES, refuse, refuse_tasks_first
 from l2pd_plugins import L2PDError, create_policy
 
 logger = logging.getLogger(f"lm_eval.{__name__}")  # as the harness's own are set up
@@ -52,7 +56,9 @@ class DiffusionLM(LM):
         block_length, cache, end_of_text: as generate takes them.
         seed: for tasks that sample; each answer draws with its own, whatever batch it is in.
         dtype: of the weights.
-        device: by default the GPU of this process if there is one.
+        peft: a LoRA adapter for the model, a folder or a hub id.
+        device: by default the GPU of this process (LOCAL_RANK) if there is one, else the CPU. Of
+            several processes each takes its own GPU, so none may be named by its number.
         device_map: as in transformers, instead of `device`.
         max_length: tokens of prompt and canvas, by default the model's; a longer prompt is cut on
             the left.
@@ -74,6 +80,7 @@ class DiffusionLM(LM):
         dtype: str = "auto",
         device: str | None = None,
         device_map: Any = None,
+        peft: str | None = None,
         max_length: int | None = None,
         batch_size: int | str = 1,
         max_batch_size: int | None = None,
@@ -88,6 +95,10 @@ class DiffusionLM(LM):
                 f"batch_size={batch_size!r}, max_batch_size={max_batch_size!r}: wanted a batch "
                 "size from 1; none is searched for"
             )
+        check({"peft": Of(str, "a folder or a hub id")}, "peft", peft)
+        for name, value in (("max_new_tokens", max_new_tokens), ("max_length", max_length)):
+            check({name: Whole(1)}, name, value)
+        check({"seed": Whole(0)}, "seed", seed)
         self.batch_size = int(batch_size)
         self.seed, self.max_new_tokens = seed, max_new_tokens
         self.settings = {
@@ -96,9 +107,13 @@ class DiffusionLM(LM):
             "cache": cache,
             "end_of_text": end_of_text,
         }
+        place: dict[str, Any] = {"device_map": device_map}
+        if not device_map:
+            place = {"device": own_device(device)}
+            if place["device"].startswith("cuda:"):
+                torch.cuda.set_device(place["device"])  # collectives use the current one
         self._join_processes()
-        place = {"device_map": device_map} if device_map else {"device": device or _own_device()}
-        self.model, self.tokenizer = load(pretrained, dtype=dtype, **place)
+        self.model, self.tokenizer = load(pretrained, dtype=dtype, adapter=peft, **place)
         self._device = self.model.device
         configuration_of(
             self.model, max_new_tokens=max_new_tokens or DEFAULT_CANVAS, **self.settings
@@ -106,6 +121,8 @@ class DiffusionLM(LM):
         self.max_length = max_length or self.model.config.max_position_embeddings
         self.templated = False
         """Whether prompts come in the chat template, which writes the special tokens itself."""
+        self.only_generates = True
+        """For `harness.refuse_tasks_first`."""
         self.figures = Figures()
         self.of_all = [self.figures]
         """The figures of every process, once the harness has gathered its results."""
@@ -115,10 +132,11 @@ class DiffusionLM(LM):
         the canvas is decoded as without it."""
         draws = _draws(requests)
         answers: dict[_Draw, str] = {}
+        encoded = self._encoded(draws, requests)
         silent = disable_tqdm or self.rank != 0
         with tqdm(total=len(set(draws)), disable=silent, desc="generate_until") as bar:
             for kwargs, members in _alike(requests, draws).items():
-                for batch in self._answered(members, requests, json.loads(kwargs)):
+                for batch in self._answered(members, requests, json.loads(kwargs), encoded):
                     answers.update(batch)
                     bar.update(len(batch))
         return [answers[draw] for draw in draws]
@@ -200,12 +218,14 @@ class DiffusionLM(LM):
         self._rank, self._world_size = distributed.get_rank(), distributed.get_world_size()
 
     def _answered(
-        self, draws: Sequence[_Draw], requests: Sequence[Instance], kwargs: Mapping[str, Any]
+        self,
+        draws: Sequence[_Draw],
+        requests: Sequence[Instance],
+        kwargs: Mapping[str, Any],
+        encoded: Mapping[_Draw, Tensor],
     ) -> Iterator[dict[_Draw, str]]:
         """The answers of requests with the same settings, batch by batch."""
         settings, stops = self._settings(kwargs)
-        canvas = settings["max_new_tokens"]
-        encoded = {draw: self._encode(requests[draw.row].args[0], canvas) for draw in draws}
         self._log(settings, len(draws))
         # Prompts of similar length need little padding.
         order = sorted(draws, key=lambda draw: len(encoded[draw]))
@@ -215,6 +235,19 @@ class DiffusionLM(LM):
             texts = self._decode([encoded[draw] for draw in batch], seeds, settings)
             cut = [postprocess_generated_text(text, stops, None) for text in texts]
             yield dict(zip(batch, cut, strict=True))
+
+    def _encoded(self, draws: Sequence[_Draw], requests: Sequence[Instance]) -> dict[_Draw, Tensor]:
+        """(P,) token ids of every prompt, (P,) each. All are looked at before any is decoded, and
+        so are the settings: L2PDError for what generate would refuse."""
+        made: dict[_Draw, Tensor] = {}
+        for kwargs, members in _alike(requests, draws).items():
+            settings, _ = self._settings(json.loads(kwargs))
+            configuration_of(self.model, **settings)
+            canvas = settings["max_new_tokens"]
+            for draw in members:
+                made[draw] = self._encode(requests[draw.row], canvas)
+            check_room(self.model, max(len(made[draw]) for draw in members), canvas)
+        return made
 
     def _settings(self, kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         """What generate is called with for a request's settings, and the stop strings.
@@ -230,7 +263,7 @@ class DiffusionLM(LM):
             asked.pop("temperature", None)
         return {**self.settings, **asked, "max_new_tokens": self.max_new_tokens or canvas}, stops
 
-    def _encode(self, text: str, canvas: int) -> Tensor:
+    def _encode(self, request: Instance, canvas: int) -> Tensor:
         """(P,) token ids of a prompt that leaves room for its canvas."""
         room = self.max_length - canvas
         if room < 1:
@@ -238,11 +271,14 @@ class DiffusionLM(LM):
                 f"a canvas of {canvas} tokens leaves no room for a prompt in max_length="
                 f"{self.max_length}; set max_new_tokens"
             )
+        text = request.args[0]
         ids = self.tokenizer(text, add_special_tokens=not self.templated).input_ids
         if not ids:
             raise L2PDError(f"the prompt {text!r} has no tokens")
         if len(ids) > room:
             logger.warning("a prompt of %d tokens is cut to its last %d", len(ids), room)
+        what = f"{request.task_name}, document {request.doc_id}"
+        refuse_masks(ids[-room:], mask_token_of(self.model), what)
         return torch.tensor(ids[-room:])
 
     def _seed(self, request: Instance, draw: _Draw) -> int:
@@ -299,14 +335,31 @@ def _alike(requests: Sequence[Instance], draws: Sequence[_Draw]) -> dict[str, li
     return groups
 
 
-def _own_device() -> str:
-    """The GPU of this process if there is one."""
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+def own_device(named: str | None = None) -> str:
+    """The device of this process, of which the user may have named the kind.
+
+    Raises L2PDError if one of several processes is to take a GPU by its number: all would take it.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if named is not None and named != "cuda":
+        if processes > 1 and named.startswith("cuda:"):
+            raise L2PDError(
+                f"device={named!r}: {processes} processes would take the same GPU; leave it out, "
+                "and each takes its own"
+            )
+        return named
+    if named is None and not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
 
 
 def _no_likelihood(requests: Sequence[Instance]) -> L2PDError:
-    tasks = ", ".join(sorted({str(request.task_name) for request in requests}))
-    return L2PDError(
-        f"{tasks}: log-likelihoods are not supported, since a diffusion language model has none "
-        "from left to right; take tasks with output_type generate_until"
-    )
+    """What the harness's own check says, for those who call the model without the harness."""
+    try:
+        refuse({str(request.task_name): str(request.request_type) for request in requests})
+    except L2PDError as error:
+        return error
+    return L2PDError(f"requests that are not {GENERATES} are not supported")
+
+
+refuse_tasks_first()

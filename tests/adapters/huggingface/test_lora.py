@@ -111,7 +111,7 @@ def test_scales_of_single_layers_and_of_rank_stabilised_lora(checkpoint, tmp_pat
         use_rslora=True,
         alpha_pattern={"blocks.1.ff_out": 9.0, "q_proj": 2},
     )
-    scale = {layer: 6 / RANK**0.5 for layer in layers}
+    scale = dict.fromkeys(layers, 6 / RANK**0.5)
     scale |= {layer: 2 / RANK**0.5 for layer in layers if layer.endswith(".q_proj")}
     scale["model.transformer.blocks.1.ff_out"] = 9 / RANK**0.5
     expected = by_hand(added(dense, stored, scale), 6)
