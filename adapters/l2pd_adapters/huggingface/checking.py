@@ -58,9 +58,10 @@ class Whole:
     def take(self, value: Any) -> int:
         if not isinstance(value, Integral) or isinstance(value, bool):
             raise ValueError
-        if value < self.least or (self.most is not None and value > self.most):
+        number = int(value)
+        if number < self.least or (self.most is not None and number > self.most):
             raise ValueError
-        return int(value)
+        return number
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ def add_adapter(
             for native, (_, parts) in layers.items()
             for part, weight in parts.items()
         }
-        found = peft.set_peft_model_state_dict(wrapped, named)
+        found: Any = peft.set_peft_model_state_dict(wrapped, named)
         missing = [name for name in found.missing_keys if ".lora_" in name]
         if missing or found.unexpected_keys:
             raise L2PDError(f"{what}: {_some([*missing, *found.unexpected_keys])} do not fit")
