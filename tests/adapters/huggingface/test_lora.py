@@ -134,7 +134,7 @@ def renamed(stored, change):
 def test_weights_without_a_place(checkpoint, tmp_path):
     dense, folder = checkpoint("LLaDA")
     stored = update(dense, hub_layers("LLaDA"))
-    nowhere = store(tmp_path / "none", renamed(stored, lambda n: n.replace("blocks", "h")))
+    nowhere = store(tmp_path / "none", renamed(stored, lambda n: n.replace("transformer", "h")))
     with pytest.raises(L2PDError, match=r"none of its 30 weights has a place in LLaDA"):
         load(folder, adapter=nowhere)
     partly = store(tmp_path / "some", renamed(stored, lambda n: n.replace("1.q_proj", "1.qkv")))
