@@ -1,32 +1,330 @@
-"""Declaring a policy's options so that wrong ones are refused by name, value and choices."""
+"""Declaring a policy's options so that wrong ones are refused by name, value and choices.
+
+What a declaration says is also what servers go by: `describe` reads it, and `Option.check` holds a
+value that a stranger has sent to it, before anything is made of the value.
+"""
 
 from __future__ import annotations
 
 import functools
-from typing import Any, TypeVar
+import inspect
+import math
+import operator
+import types
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass as plain_dataclass
+from pathlib import PurePath
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass
+from pydantic.fields import FieldInfo
 from typing_extensions import dataclass_transform
 
 from l2pd_plugins.errors import PolicyOptionError
+from l2pd_plugins.plugins import option_parameters
+from l2pd_plugins.shown import LONGEST, shown
 
 T = TypeVar("T")
+
+Bound = int | float | Literal["block", "canvas", "vocabulary"]
+"""A number, or what becomes one with the model: positions per block, positions of the longest
+answer, tokens of the vocabulary."""
+
+
+@plain_dataclass(frozen=True)
+class UpTo:
+    """The greatest value of a number, or of each number of a list.
+
+    ``Annotated[int, UpTo("block")]``.
+
+    Numbers that are known when the code is written may as well be given with ``Field(le=...)``.
+    """
+
+    bound: Bound
+
+
+@plain_dataclass(frozen=True)
+class Below:
+    """As `UpTo`, the bound itself excluded: ``Annotated[int, Below("vocabulary")]`` is a token."""
+
+    bound: Bound
+
+
+@plain_dataclass(frozen=True)
+class Longest:
+    """The greatest length of a list: ``Annotated[Sequence[int], Longest("canvas")]``."""
+
+    bound: Bound
+
+
+@plain_dataclass(frozen=True)
+class _OperatorsOwn:
+    """Marks what only the operator of a server may set."""
+
+
+OperatorPath = Annotated[str, _OperatorsOwn()]
+"""The type of an option that names a file, a folder or a hub id. Whoever runs a server sets it; a
+request may not, except to a path that the server was launched with. Read what it names through
+`l2pd_plugins.resources.load`, which servers do once, before they begin."""
+
+
+@plain_dataclass(frozen=True)
+class Limits:
+    """What the named bounds are for one model: numbers of positions and of tokens."""
+
+    block: int
+    canvas: int
+    vocabulary: int
+
+    def of(self, bound: Bound) -> int | float:
+        """The bound as a number."""
+        if isinstance(bound, str):
+            number: int = getattr(self, bound)
+            return number
+        return bound
+
+
+Kind = Literal["flag", "whole", "number", "choice", "text", "path", "list", "other"]
+
+
+@plain_dataclass(frozen=True)
+class Option:
+    """What an option's declaration says about its values."""
+
+    name: str
+    kinds: frozenset[Kind]
+    """What a value may be. "other" is a type that no request can bring, or none was declared."""
+    required: bool = False
+    default: Any = None
+    optional: bool = False
+    """Whether None is a value."""
+    choices: tuple[Any, ...] = ()
+    at_least: Bound | None = None
+    above: Bound | None = None
+    at_most: Bound | None = None
+    below: Bound | None = None
+    """Bounds of a number, or of the numbers of a list."""
+    longest: Bound | None = None
+    """Of a list."""
+
+    @property
+    def for_requests(self) -> bool:
+        """Whether strangers may set it as it is declared: flags, numbers, choices, and lists.
+
+        A text without choices may name a file, and of what is not declared nothing is known.
+        """
+        return not self.kinds & {"text", "path", "other"}
+
+    def check(self, value: object, limits: Limits) -> None:
+        """Raise PolicyOptionError for a value that a server must not take from a request.
+
+        The cost does not grow with the value: a list is refused by its length before its elements
+        are looked at. Whole numbers without a declared bound end at the larger of canvas and
+        vocabulary, lists at the canvas. What is more particular, the policy itself checks.
+        """
+        if isinstance(value, (list, tuple)):
+            self._check_list(value, limits)
+        elif value is None:
+            if not self.optional and self.kinds != {"other"}:
+                raise self.error(value, "expected a value")
+        else:
+            self._check_scalar(value, limits)
+
+    def error(self, value: object, expected: str) -> PolicyOptionError:
+        """The error for this value."""
+        return PolicyOptionError(f"option {self.name!r} = {shown(value)}: {expected}")
+
+    def _check_list(self, values: Sequence[object], limits: Limits) -> None:
+        if not self.kinds & {"list", "other"}:
+            raise self.error(values, f"expected {self._expected}, not a list")
+        longest = limits.of("canvas" if self.longest is None else self.longest)
+        if len(values) > longest:
+            raise self.error(values, f"{len(values)} elements; expected at most {longest}")
+        if not values:
+            raise self.error(values, "expected at least one element")
+        for value in values:
+            if isinstance(value, (list, tuple, dict)) or value is None:
+                raise self.error(values, "expected a flat list of numbers or texts")
+            self._check_scalar(value, limits, of_a_list=True)
+
+    def _check_scalar(self, value: object, limits: Limits, *, of_a_list: bool = False) -> None:
+        if not isinstance(value, (bool, int, float, str)):
+            raise self.error(value, f"expected {self._expected}")
+        if not of_a_list and self.kinds == {"list"}:
+            raise self.error(value, "expected a list")
+        if isinstance(value, str):
+            if len(value) > LONGEST:
+                raise self.error(value, f"expected at most {LONGEST} characters")
+            return
+        if isinstance(value, float) and not math.isfinite(value):
+            raise self.error(value, "expected a finite number")
+        if not isinstance(value, bool):
+            self._check_bounds(value, limits)
+
+    def _check_bounds(self, value: float, limits: Limits) -> None:
+        most, below = self.at_most, self.below
+        least, above = self.at_least, self.above
+        if isinstance(value, int):
+            widest = max(limits.canvas, limits.vocabulary)
+            most = widest if most is None and below is None else most
+            least = -widest if least is None and above is None else least
+        bounds: tuple[tuple[Bound | None, Callable[[Any, Any], bool], str], ...] = (
+            (least, operator.ge, "at least"),
+            (above, operator.gt, "more than"),
+            (most, operator.le, "at most"),
+            (below, operator.lt, "less than"),
+        )
+        for bound, holds, words in bounds:
+            if bound is not None and not holds(value, limits.of(bound)):
+                named = f" ({bound})" if isinstance(bound, str) else ""
+                raise self.error(value, f"expected {words} {limits.of(bound)}{named}")
+
+    @property
+    def _expected(self) -> str:
+        names = {"flag": "true or false", "whole": "a whole number", "number": "a number"}
+        parts = [names[kind] for kind in ("flag", "whole", "number") if kind in self.kinds]
+        parts += [repr(choice) for choice in self.choices]
+        parts += ["a list"] * ("list" in self.kinds) + ["a text"] * ("text" in self.kinds)
+        return " or ".join(parts) or "a plain value"
+
+
+def describe(factory: Callable[..., Any]) -> dict[str, Option] | None:
+    """The options of a policy's factory by name; None if its signature does not tell them.
+
+    Reads the declarations of a class under `options`, and of any other class or function the
+    annotations of its parameters, which may carry the same bounds.
+    """
+    found: dict[str, FieldInfo] | None = getattr(factory, "__pydantic_fields__", None)
+    if found is not None:
+        return {
+            name: _option(
+                name,
+                Annotated[(info.annotation, *info.metadata)] if info.metadata else info.annotation,
+                required=info.is_required(),
+                default=None
+                if info.is_required()
+                else info.get_default(call_default_factory=False),
+            )
+            for name, info in found.items()
+            if info.init is not False
+        }
+    parameters = option_parameters(factory)
+    if parameters is None:
+        return None
+    target = factory.__init__ if inspect.isclass(factory) else factory
+    try:
+        hints = typing.get_type_hints(target, include_extras=True)
+    except (NameError, TypeError, AttributeError):  # names that only a type checker sees
+        hints = {}
+    return {
+        p.name: _option(
+            p.name,
+            hints.get(p.name, Any),
+            required=p.default is p.empty,
+            default=None if p.default is p.empty else p.default,
+        )
+        for p in parameters
+    }
+
+
+def _option(name: str, annotation: Any, *, required: bool, default: Any) -> Option:
+    said: dict[str, Any] = {}
+    kinds: set[Kind] = set()
+    for kind, details in _alternatives(annotation):
+        if kind == "none":
+            said["optional"] = True
+            continue
+        kinds.add(kind)
+        for key, value in details.items():
+            said[key] = (*said.get(key, ()), *value) if key == "choices" else value
+    return Option(name, frozenset(kinds), required, default, **said)
+
+
+_PLAIN: tuple[tuple[type, Kind], ...] = (
+    (bool, "flag"),
+    (int, "whole"),
+    (float, "number"),
+    (str, "text"),
+    (PurePath, "path"),
+)
+
+
+def _alternatives(annotation: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Each thing that a value of this type may be, with what is said about it."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        base, *extras = get_args(annotation)
+        details = _details(extras)
+        if any(isinstance(extra, _OperatorsOwn) for extra in extras):
+            yield "path", details
+            return
+        for kind, inner in _alternatives(base):
+            yield kind, inner if kind == "none" else {**inner, **details}
+    elif origin in (Union, types.UnionType):
+        for each in get_args(annotation):
+            yield from _alternatives(each)
+    elif origin is Literal:
+        yield "choice", {"choices": get_args(annotation)}
+    elif annotation in (None, type(None)):
+        yield "none", {}
+    elif inspect.isclass(origin) and issubclass(origin, Sequence):
+        details = {}
+        for kind, inner in _alternatives((get_args(annotation) or (Any,))[0]):
+            if kind in ("path", "text", "other"):
+                yield kind, {}
+            details.update(inner)
+        yield "list", details
+    else:
+        for cls, kind in _PLAIN:
+            if inspect.isclass(annotation) and issubclass(annotation, cls):
+                yield kind, {}
+                return
+        yield "other", {}
+
+
+def _details(extras: Sequence[Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for extra in extras:
+        parts = extra.metadata if isinstance(extra, FieldInfo) else [extra]
+        for part in parts:
+            if isinstance(part, UpTo):
+                found["at_most"] = part.bound
+            elif isinstance(part, Below):
+                found["below"] = part.bound
+            elif isinstance(part, Longest):
+                found["longest"] = part.bound
+            for theirs, ours in (
+                ("ge", "at_least"),
+                ("gt", "above"),
+                ("le", "at_most"),
+                ("lt", "below"),
+                ("max_length", "longest"),
+            ):
+                if getattr(part, theirs, None) is not None:
+                    found[ours] = getattr(part, theirs)
+    return found
 
 
 @dataclass_transform(kw_only_default=True, eq_default=False)
 def options(cls: type[T]) -> type[T]:
     """Class decorator: the annotated attributes become validated keyword options.
 
-    A pydantic dataclass in strict mode (``"0.9"`` and ``True`` are no floats); ranges are given
-    with ``Annotated[float, Field(gt=0, le=1)]``. An option that is unknown, of the wrong type or
-    out of range raises PolicyOptionError.
+    A pydantic dataclass in strict mode (``"0.9"`` and ``True`` are no floats, infinity and NaN are
+    no numbers); ranges are given with ``Annotated[float, Field(gt=0, le=1)]``, and bounds that
+    follow from the model with `UpTo`, `Below` and `Longest`, which servers hold requests to. What
+    names a file, a folder or a hub id is an `OperatorPath`. An option that is unknown, of the wrong
+    type or out of range raises PolicyOptionError.
 
         @options
         class EntropyBound(UnmaskPolicy):
             gamma: Annotated[float, Field(gt=0)] = 0.1
+            nearest: Annotated[int, Field(ge=1), UpTo("block")] = 4
     """
-    config = ConfigDict(strict=True, extra="forbid", arbitrary_types_allowed=True)
+    config = ConfigDict(
+        strict=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False
+    )
     made: Any = dataclass(config=config, kw_only=True, eq=False)(cls)
     validate = made.__init__
 
@@ -35,7 +333,7 @@ def options(cls: type[T]) -> type[T]:
         if args:
             raise PolicyOptionError(
                 f"{cls.__name__}: options are given by name "
-                f"({', '.join(made.__dataclass_fields__)}), got {args[0]!r} without one"
+                f"({', '.join(made.__dataclass_fields__)}), got {shown(args[0])} without one"
             )
         try:
             validate(self, **kwargs)
@@ -52,7 +350,9 @@ def _message(cls: Any, error: ValidationError) -> str:
     for item in error.errors(include_url=False):
         name = item["loc"][0] if item["loc"] else "options"
         if item["type"] == "unexpected_keyword_argument":
-            lines.append(f"no option {name!r} (given {item['input']!r}); its options are: {known}")
+            lines.append(
+                f"no option {shown(name)} (given {shown(item['input'])}); its options are: {known}"
+            )
         else:
-            lines.append(f"option {name!r} = {item['input']!r}: {item['msg']}")
+            lines.append(f"option {shown(name)} = {shown(item['input'])}: {item['msg']}")
     return f"{cls.__name__}: " + "; ".join(dict.fromkeys(lines))

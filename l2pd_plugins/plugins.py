@@ -22,6 +22,7 @@ from l2pd_plugins.errors import (
     safe_repr,
 )
 from l2pd_plugins.policy import ModelContext, PolicySpec, UnmaskPolicy, normalize_name
+from l2pd_plugins.shown import shown
 from l2pd_plugins.traits import TraitError, name_of, read_traits
 
 __all__ = [
@@ -201,14 +202,14 @@ def _read_config(config: object, options: dict[str, Any]) -> tuple[str, dict[str
     if not isinstance(config, Mapping):
         raise UnknownPolicyError(
             "a policy is given by its name, a mapping with a name, or an UnmaskPolicy, "
-            f"not {config!r}"
+            f"not {shown(config)}"
         )
     name = config.get("name")
     if not isinstance(name, str):
-        raise UnknownPolicyError(f"a policy's config needs a 'name', got {dict(config)!r}")
+        raise UnknownPolicyError(f"a policy's config needs a 'name', got {shown(dict(config))}")
     for key in config:
         if not isinstance(key, str):
-            raise PolicyOptionError(f"policy {name!r}: options have names, got {key!r}")
+            raise PolicyOptionError(f"policy {name!r}: options have names, got {shown(key)}")
     return name, {**{k: v for k, v in config.items() if k != "name"}, **options}
 
 
@@ -222,7 +223,8 @@ def _check_options(
     for option, value in options.items():
         if option not in known:
             raise PolicyOptionError(
-                f"policy {spec.name!r} has no option {option!r} (given {value!r}); {choices}"
+                f"policy {spec.name!r} has no option {shown(option)} (given {shown(value)}); "
+                f"{choices}"
             )
     for parameter in parameters:
         if parameter.default is parameter.empty and parameter.name not in options:
@@ -251,7 +253,7 @@ def _unknown(name: str) -> str:
     close = difflib.get_close_matches(key, [spec.key for spec in specs], n=1)
     hint = f" (did you mean {next(s.name for s in specs if s.key == close[0])!r}?)" if close else ""
     choices = ", ".join(dict.fromkeys(spec.name for spec in specs)) or "none is installed"
-    message = f"no policy {name!r}{hint}; policies: {choices}"
+    message = f"no policy {shown(name)}{hint}; policies: {choices}"
     # The wanted policy may live in a plugin that does not work or is switched off.
     for plugin in _plugins():
         if plugin.status != "active":
@@ -268,4 +270,4 @@ def _distribution(spec: PolicySpec) -> str:
 
 
 def _listed(options: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={safe_repr(value)}" for name, value in options.items())
+    return ", ".join(f"{name}={shown(value)}" for name, value in options.items())

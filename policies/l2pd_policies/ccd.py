@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from l2pd_plugins.options import options
+from l2pd_plugins.options import UpTo, options
 from l2pd_plugins.policy import DenoisingStep, UnmaskPolicy
 from l2pd_plugins.selection import top_k
 
@@ -26,7 +26,7 @@ class CCD(UnmaskPolicy):
 
     counts_commits = True
 
-    candidates: Annotated[int, Field(ge=1)] = 4
+    candidates: Annotated[int, Field(ge=1), UpTo("block")] = 4
 
     def init_state(
         self, batch_size: int, block_length: int, device: torch.device

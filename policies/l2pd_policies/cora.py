@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from l2pd_plugins.options import options
+from l2pd_plugins.options import UpTo, options
 from l2pd_plugins.policy import DenoisingStep, UnmaskPolicy
 
 
@@ -30,7 +30,7 @@ class Cora(UnmaskPolicy):
     requires = frozenset({"confidence", "ahead"})
 
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.65
-    persistence: Annotated[int, Field(ge=0)] = 1
+    persistence: Annotated[int, Field(ge=0), UpTo("block")] = 1
 
     def init_state(
         self, batch_size: int, block_length: int, device: torch.device

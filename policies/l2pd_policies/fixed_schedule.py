@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from l2pd_plugins.errors import PolicyOptionError
-from l2pd_plugins.options import options
+from l2pd_plugins.options import UpTo, options
 from l2pd_plugins.policy import DenoisingStep, UnmaskPolicy
 from l2pd_plugins.selection import top_k
 
@@ -30,8 +30,8 @@ class FixedSchedule(UnmaskPolicy):
 
     counts_commits = True
 
-    steps: Annotated[int, Field(ge=1)] | None = None
-    tokens_per_step: Annotated[int, Field(ge=1)] | None = None
+    steps: Annotated[int, Field(ge=1), UpTo("canvas")] | None = None
+    tokens_per_step: Annotated[int, Field(ge=1), UpTo("canvas")] | None = None
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.tokens_per_step is not None:

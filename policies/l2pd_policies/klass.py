@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from l2pd_plugins.errors import L2PDError
-from l2pd_plugins.options import options
+from l2pd_plugins.options import UpTo, options
 from l2pd_plugins.policy import DenoisingStep, ModelContext, UnmaskPolicy
 from l2pd_policies.readings import memory_of, without_mask_token
 
@@ -41,7 +41,7 @@ class Klass(UnmaskPolicy):
 
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.6
     kl_threshold: Annotated[float, Field(gt=0)] = 0.015
-    history: Annotated[int, Field(ge=1)] = 2
+    history: Annotated[int, Field(ge=1), UpTo("block")] = 2
     _vocabulary: int = field(default=0, init=False, repr=False)
 
     def for_model(self, model: ModelContext) -> Klass:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from l2pd_plugins.options import options
+from l2pd_plugins.options import UpTo, options
 from l2pd_plugins.policy import DenoisingStep, UnmaskPolicy
 
 
@@ -24,7 +24,7 @@ class LocalLeap(UnmaskPolicy):
 
     anchor_threshold: Annotated[float, Field(ge=0, le=1)] = 0.9
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.75
-    radius: Annotated[int, Field(ge=0)] = 4
+    radius: Annotated[int, Field(ge=0), UpTo("block")] = 4
 
     def select(self, step: DenoisingStep, state: dict[str, Tensor]) -> Tensor:
         anchors = step.masked & (step.confidence >= self.anchor_threshold)

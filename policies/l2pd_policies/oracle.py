@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import field
+from typing import Annotated
 
+from pydantic import Field
 from torch import Tensor
 
-from l2pd_plugins.options import options
+from l2pd_plugins.options import Below, Longest, options
 from l2pd_plugins.policy import DenoisingStep, UnmaskPolicy
+
+_Tokens = Annotated[Sequence[Annotated[int, Field(ge=0), Below("vocabulary")]], Longest("canvas")]
 
 
 @options
@@ -24,7 +28,7 @@ class Oracle(UnmaskPolicy):
 
     requires = frozenset({"confidence", "reference"})
 
-    reference: Sequence[int] | Sequence[Sequence[int]] | None = field(default=None, repr=False)
+    reference: _Tokens | Sequence[_Tokens] | None = field(default=None, repr=False)
 
     def select(self, step: DenoisingStep, state: dict[str, Tensor]) -> Tensor:
         assert step.reference is not None  # the core fills in what `requires` names

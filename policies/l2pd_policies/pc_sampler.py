@@ -13,8 +13,9 @@ from torch import Tensor
 
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.files import reading, require_file
-from l2pd_plugins.options import options
+from l2pd_plugins.options import OperatorPath, options
 from l2pd_plugins.policy import DenoisingStep
+from l2pd_plugins.resources import load
 from l2pd_policies.fixed_schedule import FixedSchedule
 
 
@@ -33,14 +34,14 @@ class PCSampler(FixedSchedule):
 
     requires = frozenset({"confidence"})
 
-    frequencies: str
+    frequencies: OperatorPath
     decay: Annotated[float, Field(ge=0)] = 0.25
     alpha: Annotated[float, Field(gt=0)] = 10.0
     _surprise: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._surprise[torch.device("cpu")] = _surprise(Path(self.frequencies).expanduser())
+        self._surprise[torch.device("cpu")] = load(_surprise, self.frequencies)
 
     def init_state(
         self, batch_size: int, block_length: int, device: torch.device
@@ -56,8 +57,9 @@ class PCSampler(FixedSchedule):
         return (-self.decay * position).exp() * informative
 
 
-def _surprise(file: Path) -> Tensor:
+def _surprise(path: str) -> Tensor:
     """-log of the table's frequencies, (V,) float32."""
+    file = Path(path).expanduser()
     what = f"pc_sampler: frequencies={str(file)!r} is no safetensors file with 'frequencies'"
     require_file(file, f"pc_sampler: frequencies={str(file)!r}")
     with reading(what):

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from l2pd_plugins.options import options
+from l2pd_plugins.options import UpTo, options
 from l2pd_plugins.policy import DenoisingStep, RemaskingPolicy
 from l2pd_plugins.selection import top_k
 from l2pd_policies.readings import probability_of
@@ -28,7 +28,7 @@ class Saber(RemaskingPolicy):
 
     requires = frozenset({"confidence", "logits", "committed"})
 
-    mu: Annotated[int, Field(ge=1)] = 8
+    mu: Annotated[int, Field(ge=1), UpTo("block")] = 8
 
     def init_state(
         self, batch_size: int, block_length: int, device: torch.device

@@ -15,8 +15,9 @@ from typing_extensions import Self
 
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.files import path_inside
-from l2pd_plugins.options import options
+from l2pd_plugins.options import OperatorPath, options
 from l2pd_plugins.policy import DenoisingStep, ModelContext, UnmaskPolicy
+from l2pd_plugins.resources import load
 from l2pd_plugins.trajectories import fingerprint
 from l2pd_policies.learned.filter import LearnedFilter, load_filter
 
@@ -34,14 +35,14 @@ class FilterPolicy(UnmaskPolicy):
     folder_name: ClassVar[str]
     """The filter that belongs to a model lies in ``<model>/policies/<folder_name>``."""
 
-    filter: str | None = None
+    filter: OperatorPath | None = None
     threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
     _loaded: Any = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._asked_threshold = self.threshold
         if self.filter is not None:
-            self._use(load_filter(self.filter_class, self.filter))
+            self._use(load(load_filter, self.filter_class, self.filter))
 
     @abstractmethod
     def inputs(self, step: DenoisingStep, state: dict[str, Tensor]) -> Tensor:
@@ -66,13 +67,16 @@ class FilterPolicy(UnmaskPolicy):
         ready = self
         if self._loaded is None:
             folder = None if model.path is None else Path(model.path, "policies", self.folder_name)
-            if folder is None or not folder.is_dir():
+            name = f"policies/{self.folder_name}"
+            found = (
+                None if model.path is None else load(_own, self.filter_class, model.path, name)
+            )
+            if found is None:
                 raise L2PDError(
                     f"{self.name}: no filter belongs to the model {model.name!r} "
                     f"({folder or 'it has no folder'}); name one with filter=FOLDER or a hub id"
                 )
-            path_inside(Path(str(model.path)), f"policies/{self.folder_name}")
-            ready = self.use(load_filter(self.filter_class, folder))
+            ready = self.use(found)
             ready.filter = f"{model.name}/policies/{self.folder_name}"
         ready._check_block_length(model.block_length)
         return ready
@@ -117,3 +121,12 @@ class FilterPolicy(UnmaskPolicy):
         """bool (B, L): what the filter's probability (B, L) is high enough for."""
         assert self.threshold is not None  # comes with the filter
         return probability > self.threshold
+
+
+def _own(kind: type[LearnedFilter], model: str, name: str) -> LearnedFilter | None:
+    """The filter in a folder of a model's, or None if there is no such folder."""
+    folder = Path(model, name)
+    if not folder.is_dir():
+        return None
+    path_inside(Path(model), name)
+    return load_filter(kind, folder)

@@ -1,0 +1,187 @@
+"""What options declare about the values that a stranger may send, and how a value is held to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import Field
+
+from l2pd_plugins.errors import PolicyOptionError
+from l2pd_plugins.options import Below, Limits, Longest, OperatorPath, UpTo, describe, options
+from l2pd_plugins.plugins import list_policies, load_factory
+from l2pd_plugins.shown import shown
+
+LIMITS = Limits(block=8, canvas=32, vocabulary=100)
+
+
+@options
+class Declared:
+    near: Annotated[int, Field(ge=0), UpTo("block")] = 1
+    many: Annotated[int, UpTo("canvas")] | None = None
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    loose: int = 0
+    tokens: Annotated[Sequence[Annotated[int, Field(ge=0), Below("vocabulary")]], Longest("canvas")]
+    plain: list[float] = Field(default_factory=list)
+    how: Literal["a", "b"] = "a"
+    flag: bool = False
+    file: OperatorPath | None = None
+    text: str = ""
+    folder: Path | None = None
+
+
+def plain_function(
+    near: Annotated[int, UpTo("block")] = 1, weights: OperatorPath = "", unknown=None
+):  # type: ignore[no-untyped-def]
+    """A third party's factory that is no class under `options`."""
+
+
+def check(name: str, value: object, factory: Callable[..., Any] = Declared) -> None:
+    declared = describe(factory)
+    assert declared is not None
+    declared[name].check(value, LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("name", "good"),
+    [
+        ("near", (0, 8)),
+        ("many", (32, -100, None)),
+        ("share", (0.1, 0.999)),
+        ("loose", (100, -100)),
+        ("tokens", ([0, 99], [5] * 32)),
+        ("plain", ([0.5],)),
+        ("how", ("a", "b")),
+        ("flag", (True,)),
+    ],
+)
+def test_what_is_within_the_bounds_passes(name: str, good: tuple[object, ...]) -> None:
+    for value in good:
+        check(name, value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("near", 9, r"near.* = 9: expected at most 8 \(block\)"),
+        ("near", -1, "expected at least 0"),
+        ("near", 10**18, "block"),
+        ("near", None, "expected a value"),
+        ("near", [1], "not a list"),
+        ("near", {}, "expected a whole number"),
+        ("many", 33, "canvas"),
+        ("share", 0, "expected more than 0"),
+        ("share", 1, "expected less than 1"),
+        ("share", float("nan"), "finite"),
+        ("share", float("inf"), "finite"),
+        ("loose", 101, "at most 100"),
+        ("loose", -101, "at least -100"),
+        ("tokens", [100], r"less than 100 \(vocabulary\)"),
+        ("tokens", [-1], "at least 0"),
+        ("tokens", [2**63], "vocabulary"),
+        ("tokens", [1] * 33, "33 elements; expected at most 32"),
+        ("tokens", [], "at least one"),
+        ("tokens", [[1]], "flat list"),
+        ("tokens", [[]], "flat list"),
+        ("tokens", [None], "flat list"),
+        ("tokens", 5, "expected a list"),
+        ("plain", [0.5] * 33, "at most 32"),
+        ("how", "a" * 1000, "at most 200 characters"),
+    ],
+)
+def test_what_is_not_is_refused_by_name(name: str, value: object, said: str) -> None:
+    with pytest.raises(PolicyOptionError, match=said) as caught:
+        check(name, value)
+    assert len(str(caught.value)) < 300
+
+
+def test_which_options_are_for_requests() -> None:
+    declared = describe(Declared)
+    assert declared is not None
+    for name in ("near", "many", "share", "loose", "tokens", "plain", "how", "flag"):
+        assert declared[name].for_requests, name
+    for name in ("file", "text", "folder"):  # each may name a file
+        assert not declared[name].for_requests, name
+
+
+def test_a_third_partys_function_says_its_bounds_too() -> None:
+    declared = describe(plain_function)
+    assert declared is not None
+    with pytest.raises(PolicyOptionError, match="block"):
+        check("near", 9, plain_function)
+    assert not declared["weights"].for_requests
+    assert not declared["unknown"].for_requests  # nothing is known of it
+
+
+def test_options_that_cannot_be_told() -> None:
+    def anything(**given: object) -> None: ...
+
+    assert describe(anything) is None
+
+
+@pytest.mark.parametrize("spec", list_policies(), ids=lambda spec: spec.name)
+def test_every_integer_and_list_of_an_installed_policy_is_bounded(spec: Any) -> None:
+    for option in (describe(load_factory(spec)) or {}).values():
+        if "list" in option.kinds:
+            assert option.longest is not None, option
+        elif "whole" in option.kinds and spec.origin.startswith("l2pd-plugins:"):
+            assert option.at_most is not None or option.below is not None, option
+
+
+def test_a_list_is_refused_by_its_size_before_it_is_read() -> None:
+    class Counting(list):  # type: ignore[type-arg]
+        read = 0
+
+        def __iter__(self) -> Any:
+            Counting.read += 1
+            return super().__iter__()
+
+    for name in ("tokens", "near"):
+        with pytest.raises(PolicyOptionError):
+            check(name, Counting([1]) * 1 if name == "near" else Counting([1] * 10_000))
+    assert Counting.read <= 2  # by the message alone, which shows the first few
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=400),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner),
+    max_leaves=8,
+)
+
+
+@given(values)
+def test_what_passes_is_in_its_bounds(value: object) -> None:
+    """Whatever it is: either an error of one kind, or a value that is harmless."""
+    for name in ("near", "tokens"):
+        try:
+            check(name, value)
+        except PolicyOptionError:
+            continue
+        if name == "near" and not isinstance(value, str):
+            assert 0 <= value <= 8  # type: ignore[operator]
+        if name == "tokens":
+            assert isinstance(value, list)
+            assert len(value) <= 32
+            assert all(isinstance(v, str) or 0 <= v < 100 for v in value)
+
+
+class TestShown:
+    @given(values)
+    def test_never_long(self, value: object) -> None:
+        assert len(shown(value)) <= 200
+
+    def test_short_values_are_whole(self) -> None:
+        assert shown([1, 0.5, "a"]) == "[1, 0.5, 'a']"
+
+    def test_values_that_cannot_be_shown(self) -> None:
+        class Bad:
+            def __repr__(self) -> str:
+                raise ValueError
+
+        assert "Bad" in shown(Bad())
+        assert len(shown(10**10_000)) <= 200
+        assert len(shown("\u202e\n" * 1000)) <= 200
