@@ -5,21 +5,38 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 import torch
 
+from l2pd_adapters.admission import (
+    ANY_FAILURE,
+    KEYS,
+    Admission,
+    check_plain,
+    load_for_requests,
+    mib,
+    plain_key,
+    state_bytes,
+)
 from l2pd_plugins import ModelContext, UnmaskPolicy, create_policy
 from l2pd_plugins.end_of_text import EndOfText
 from l2pd_plugins.errors import L2PDError
+from l2pd_plugins.options import Limits
 from l2pd_plugins.plugins import bind_policy, find_policy
+from l2pd_plugins.resources import Resources
+from l2pd_plugins.shown import LONGEST, shown
 
 logger = logging.getLogger(__name__)
 
 _Settings = TypeVar("_Settings", bound="ServerSettings")
+
+SETTINGS = ("end_of_text", "suppress_mask", *KEYS)
+"""Keys beside the policy's options that every server knows."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +49,21 @@ class ServerSettings:
     model: ModelContext
     end_of_text: EndOfText
     suppress_mask: bool
+    admission: Admission = field(default_factory=Admission)
+    canvas: int = 1 << 15
+    """Positions of the longest answer, whole blocks."""
+    rows: int = 1
+    """Requests that are decoded together, at most."""
+    resources: Resources = field(default_factory=Resources, compare=False, repr=False)
+    """What the policies have read."""
+    _made: WeakValueDictionary[str, UnmaskPolicy] = field(
+        default_factory=WeakValueDictionary, init=False, compare=False, repr=False
+    )
+    """By the choice, the policies that requests run; each goes with the last of them."""
+    _default: list[UnmaskPolicy] = field(
+        default_factory=list, init=False, compare=False, repr=False
+    )
+    """The server's own policy, which stays."""
 
     @classmethod
     def at_launch(
@@ -42,13 +74,15 @@ class ServerSettings:
         end_tokens: Sequence[int],
         **known: Any,
     ) -> _Settings:
-        """Of a server that is launched with this policy. asked: the policy's options, and the
-        settings `end_of_text` and `suppress_mask`. end_tokens: what ends a text. known: the other
-        fields.
+        """Of a server that is launched with this policy. asked: the policy's options, the settings
+        `end_of_text` and `suppress_mask`, and what requests may set (`Admission`). end_tokens: what
+        ends a text. known: the other fields.
 
-        Raises L2PDError, which names the choices, for what is wrong.
+        Everything that the policies of this server will read is read here. Raises L2PDError, which
+        names the choices, for what is wrong.
         """
         options = dict(asked)
+        admission = Admission.taken_from(options)
         suppress_mask = options.pop("suppress_mask", True)
         if not isinstance(suppress_mask, bool):
             raise L2PDError(f"suppress_mask={suppress_mask!r}: wanted true or false")
@@ -58,57 +92,130 @@ class ServerSettings:
             options=options,
             end_of_text=end_of_text,
             suppress_mask=suppress_mask,
+            admission=admission,
             **known,
         )
-        made.policy(None, {})  # what is wrong is said at launch, not to the first request
+        policy = made.policy(None, {})  # what is wrong is said at launch, not to the first request
+        made._check_state(policy, choices=1)
+        with made.resources.in_use():
+            load_for_requests(admission, made.model)
+        made.resources.sealed = True
+        logger.info("unmask policy %s; %s", policy.describe(), admission.describe())
         return made
 
     def policy(self, name: Any, options: Mapping[str, Any]) -> UnmaskPolicy:
         """The policy of that name, or for None the default one, bound to the model.
 
         Without a name, or with the default's, options that are not given are the server's. Equal
-        choices give the same object.
+        choices give the same object, as long as somebody has it.
 
         Raises L2PDError, which names the choices, for an unknown policy or a bad option.
         """
         name = self.policy_name if name is None else name
-        if not isinstance(name, str):
-            raise L2PDError(f"policy {name!r}: wanted the name of a policy")
-        if find_policy(name) == find_policy(self.policy_name):
-            options = {**self.options, **options}
-        try:
-            key = json.dumps([name, dict(options)], sort_keys=True)
-        except TypeError as error:
-            raise L2PDError(f"policy {name!r}: options are plain values: {error}") from error
-        return _bound_policy(key, self.model)
+        if not isinstance(name, str) or len(name) > LONGEST:
+            raise L2PDError(f"policy {shown(name)}: wanted the name of a policy")
+        spec = find_policy(name)
+        is_default = spec == find_policy(self.policy_name)
+        if is_default:
+            if not options and self._default:
+                return self._default[0]
+            own, options = not options, {**self.options, **options}
+        key = plain_key(f"{spec.origin.partition(':')[0]}:{spec.name}", options)
+        found = self._made.get(key)
+        if found is None:
+            name, read = json.loads(key)
+            with self.resources.in_use():
+                found = bind_policy(create_policy(name, **read), self.model)
+            with suppress(TypeError):  # a class that no weak reference is made to
+                self._made[key] = found
+        if is_default and own:
+            self._default.append(found)
+        return found
 
-    def for_request(self, name: Any, options: Mapping[str, Any]) -> UnmaskPolicy:
+    def for_request(self, name: Any, options: Any) -> UnmaskPolicy:
         """As `policy`, for a request that is to be admitted with it.
 
-        Raises L2PDError also for what the policy's own code raises, and for a policy whose
-        reference is missing.
+        Raises L2PDError, which names the option, also for what no request may set, for what the
+        policy's own code raises, for a policy whose reference is missing, and for one whose state
+        has no room.
         """
         try:
+            self.check_request(name, options)
             policy = self.policy(name, options)
         except L2PDError:
             raise
-        except Exception as error:
+        except ANY_FAILURE as error:
             logger.exception("the policy of a request cannot be made")
             raise L2PDError(
-                f"the policy cannot be made: {type(error).__name__}: {error}"
+                f"the policy cannot be made: {type(error).__name__}: {shown(str(error))}"
             ) from error
         if "reference" in policy.requires and getattr(policy, "reference", None) is None:
             raise L2PDError(
                 f"policy {policy.name!r} needs a reference: its option 'reference' takes the "
                 "answer's token ids"
             )
+        if name is not None or options:
+            self._check_state(policy, choices=self._choices)
         return policy
 
+    def check_request(self, name: Any, options: Any) -> None:
+        """Raise L2PDError for what no request may set, before anything is made of it."""
+        if not isinstance(options, Mapping):
+            raise L2PDError(f"options {shown(options)}: expected names and values")
+        name = self.policy_name if name is None else name
+        if not isinstance(name, str) or len(name) > LONGEST:
+            raise L2PDError(f"policy {shown(name)}: wanted the name of a policy")
+        check_plain(options)
+        spec = find_policy(name)
+        if not self.admission.allows(spec) and spec != find_policy(self.policy_name):
+            allowed = ", ".join(s.name for s in self.admission.policies())
+            raise L2PDError(
+                f"policy {shown(name)} is not for requests to choose; they may choose: "
+                f"{allowed or 'none'}"
+            )
+        limits = Limits(self.model.block_length, self.canvas, self.model.vocab_size)
+        self.admission.check_options(spec, options, limits)
 
-@lru_cache(maxsize=256)
-def _bound_policy(choice: str, model: ModelContext) -> UnmaskPolicy:
-    name, options = json.loads(choice)
-    return bind_policy(create_policy(name, **options), model)
+    @property
+    def _choices(self) -> int:
+        """For how many choices of a policy's options room is kept, where each takes as much."""
+        return 1
+
+    def _check_state(self, policy: UnmaskPolicy, choices: int) -> None:
+        """Raise L2PDError if what the policy would keep for all rows has no room."""
+        each = state_bytes(policy, self.model.block_length)
+        wanted = each * self.rows * choices
+        if mib(wanted) > max(self.admission.request_state_mib, 1):
+            times = f" and {choices} choices of options" if choices > 1 else ""
+            raise L2PDError(
+                f"policy {policy.name!r} keeps {mib(each)} MiB for each of {self.rows} rows"
+                f"{times}, {mib(wanted)} MiB in all; "
+                f"request_state_mib={self.admission.request_state_mib}"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = dict(self.__dict__)
+        del kept["_made"], kept["_default"]  # made anew in each process, of what was read
+        return kept
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _made=WeakValueDictionary(), _default=[])
+
+
+def guarded(begin: Callable[[], None], otherwise: Callable[[], None]) -> None:
+    """Begin a request in a worker, which must not end by it: if that raises, `otherwise`, and an
+    error in the log, once for each kind."""
+    try:
+        begin()
+    except ANY_FAILURE as error:
+        kind = f"{type(error).__name__}: {shown(str(error))}"
+        if kind not in _reported and len(_reported) < 100:
+            _reported.add(kind)
+            logger.exception("a request that was admitted goes on with the server's policy")
+        otherwise()
+
+
+_reported: set[str] = set()
 
 
 def generator_of(seed: str, device: torch.device) -> torch.Generator:

@@ -7,20 +7,29 @@ follows its last commit, since only that one writes the keys and values of its f
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from dataclasses import replace
+from http import HTTPStatus
 from types import SimpleNamespace
 from typing import Any, ClassVar
 from weakref import WeakValueDictionary
 
 import torch
 from sglang.srt.dllm.algorithm.base import DllmAlgorithm
+from sglang.srt.managers.schedule_batch import FINISH_ABORT
 from torch import Tensor
 
+from l2pd_adapters.admission import ANY_FAILURE
+from l2pd_adapters.sglang import admission
 from l2pd_adapters.sglang.rows import NFE, STEP_MAP, BlockRow, RequestState
 from l2pd_adapters.sglang.settings import ServerSettings
 from l2pd_plugins.denoising import BlockBatch, denoising_step
 from l2pd_plugins.errors import L2PDError
+from l2pd_plugins.shown import shown
 from l2pd_plugins.uploading import upload
+
+logger = logging.getLogger(__name__)
 
 
 class UnmaskPolicyAlgorithm(DllmAlgorithm):
@@ -39,6 +48,8 @@ class UnmaskPolicyAlgorithm(DllmAlgorithm):
         self.settings: ServerSettings = config.l2pd
         self._block: BlockBatch | None = None
         """The blocks that the coming step works on; None if none of them is masked."""
+        self._reported: set[str] = set()
+        """What the last guard has said in the log."""
         self._positions: Tensor | None = None
         """The rows of logits that the coming step reads; None for all."""
 
@@ -48,10 +59,17 @@ class UnmaskPolicyAlgorithm(DllmAlgorithm):
 
         Called in the scheduler's process for every request before it is queued.
         """
+        settings: ServerSettings = req.dllm_config.l2pd
         try:
-            state = RequestState.of(req, req.dllm_config.l2pd)
+            problem = admission.refusal(req, settings)
+            if problem is not None:
+                return problem
+            state = RequestState.of(req, settings)
         except L2PDError as error:
             return str(error)
+        except ANY_FAILURE as error:  # a request is refused rather than the scheduler ended
+            logger.exception("a request cannot be admitted")
+            return f"the request cannot be admitted: {type(error).__name__}: {shown(str(error))}"
         req.l2pd = state
         req.customized_info = {STEP_MAP: state.step_map, NFE: state.nfe_map}
         cls.requests[req.rid] = req
@@ -109,6 +127,53 @@ class UnmaskPolicyAlgorithm(DllmAlgorithm):
 
     def prepare_inputs(self, model_runner: Any, forward_batch: Any, states: list[BlockRow]) -> None:
         """Lay the rows out on the device, before the forward pass keeps it busy."""
+        try:
+            self._prepare(forward_batch, states)
+        except ANY_FAILURE as error:
+            self._give_up(self._failing(forward_batch, states), forward_batch, states, error)
+            self._prepare(forward_batch, states)
+
+    def _failing(self, forward_batch: Any, states: list[BlockRow]) -> list[int]:
+        """The rows that cannot begin, each tried alone; if none of them, all that are masked."""
+        failing = []
+        for index, row in enumerate(states):
+            if row.masked and row.place is None:
+                try:
+                    self._begin([index], states, forward_batch.input_ids)
+                except ANY_FAILURE:
+                    failing.append(index)
+                row.place = None
+        return failing or [index for index, row in enumerate(states) if row.masked]
+
+    def _give_up(
+        self,
+        indices: Sequence[int],
+        forward_batch: Any,
+        states: list[BlockRow],
+        error: BaseException,
+    ) -> None:
+        """The last guard: end the requests of these rows, and keep the server.
+
+        Their blocks are filled, so that SGLang takes them for finished and ends the requests with
+        the error.
+        """
+        said = f"the request cannot be decoded: {type(error).__name__}: {shown(str(error))[1:-1]}"
+        if said not in self._reported and len(self._reported) < 100:
+            self._reported.add(said)
+            logger.error("%s", said, exc_info=error)
+        filler = (self.settings.end_of_text.token_ids or (0,))[0]
+        blocks = forward_batch.input_ids.view(-1, self.block_size)
+        for index in indices:
+            row = states[index]
+            row.tokens = [*row.tokens[: row.start], *[filler] * (self.block_size - row.start)]
+            row.needed = [False] * self.block_size
+            row.place = None
+            blocks[index, row.start :] = filler
+            request = self.requests.get((forward_batch.rids or {index: None})[index])
+            if request is not None:
+                request.to_finish = FINISH_ABORT(said, HTTPStatus.INTERNAL_SERVER_ERROR)
+
+    def _prepare(self, forward_batch: Any, states: list[BlockRow]) -> None:
         self._block = self._positions = None
         if not any(row.masked for row in states):
             return
@@ -162,7 +227,12 @@ class UnmaskPolicyAlgorithm(DllmAlgorithm):
         """Take a denoising step; True for each row that had nothing left to commit before it."""
         done = [not row.masked for row in states]
         if self._block is not None:
-            self._denoise(self._block, forward_batch.input_ids, full_logits, states)
+            try:
+                self._denoise(self._block, forward_batch.input_ids, full_logits, states)
+            except ANY_FAILURE as error:
+                masked = [index for index, row in enumerate(states) if row.masked]
+                self._give_up(masked, forward_batch, states, error)
+                done = [True] * len(states)
         for row, is_done in zip(states, done, strict=True):
             if is_done:
                 row.finish()

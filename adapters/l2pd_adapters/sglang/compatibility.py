@@ -13,13 +13,19 @@ OPT_OUT = "L2PD_ANY_SGLANG"
 FIND_ALGORITHM = "sglang.srt.dllm.algorithm.get_algorithm_cls"
 READ_CONFIG = "sglang.srt.dllm.config.DllmConfig.from_server_args"
 REPORT = "sglang.srt.managers.tokenizer_manager.TokenizerManager.update_request_meta_info"
+INIT = "sglang.srt.managers.tokenizer_manager.TokenizerManager.__init__"
+GENERATE = "sglang.srt.managers.tokenizer_manager.TokenizerManager.generate_request"
 """What `plugin` hooks."""
+
+HTTP = "sglang.srt.entrypoints.http_server"
+"""Where a running HTTP server's module is; no other process imports it."""
 
 _BASE = "sglang.srt.dllm.algorithm.base.DllmAlgorithm"
 SIGNATURES = {
     FIND_ALGORITHM: ("name",),
     READ_CONFIG: ("server_args",),
     REPORT: ("self", "meta_info", "state", "customized_info", "index", "finish_reason"),
+    GENERATE: ("self", "obj", "request"),
     _BASE: ("config",),
     f"{_BASE}.validate_request": ("req",),
     f"{_BASE}._block_start_list": ("self", "forward_batch"),

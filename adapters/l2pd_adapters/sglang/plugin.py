@@ -7,7 +7,9 @@ nothing to do with it.
 
 from __future__ import annotations
 
+import functools
 import pkgutil
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,6 +18,9 @@ from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
 from l2pd_adapters.sglang.compatibility import (
     FIND_ALGORITHM,
+    GENERATE,
+    HTTP,
+    INIT,
     READ_CONFIG,
     REPORT,
     incompatibility,
@@ -35,7 +40,13 @@ def register() -> None:
         }
         hooks = {target: hook for target, hook in hooks.items() if _exists(target)}
     else:
-        hooks = {FIND_ALGORITHM: _find_algorithm, READ_CONFIG: _read_config, REPORT: _report}
+        hooks = {
+            FIND_ALGORITHM: _find_algorithm,
+            READ_CONFIG: _read_config,
+            REPORT: _report,
+            INIT: _read_settings,
+            GENERATE: _generate,
+        }
     for target, hook in hooks.items():
         HookRegistry.register(target, hook, HookType.AROUND)
 
@@ -64,6 +75,59 @@ def _read_config(original: Callable[[Any], Any], server_args: Any) -> Any:
     from l2pd_adapters.sglang.settings import complete_config
 
     return complete_config(config, server_args)
+
+
+def _read_settings(
+    original: Callable[..., None], manager: Any, server_args: Any, *args: Any, **kwargs: Any
+) -> None:
+    """Let the process that speaks HTTP know what requests may ask for."""
+    original(manager, server_args, *args, **kwargs)
+    from sglang.srt.dllm.config import DllmConfig
+
+    manager.l2pd = getattr(DllmConfig.from_server_args(server_args), "l2pd", None)
+    module = sys.modules.get(HTTP)
+    answer = getattr(module, "serve_generate_request", None)
+    if manager.l2pd is not None and answer is not None and not hasattr(answer, "_l2pd"):
+        ours = functools.wraps(answer)(functools.partial(_answer, module, manager, answer))
+        ours._l2pd = True  # type: ignore[attr-defined]
+        module.serve_generate_request = ours  # type: ignore[union-attr]
+
+
+def _generate(
+    original: Callable[..., Any], manager: Any, obj: Any, *args: Any, **kwargs: Any
+) -> Any:
+    """Refuse before anything is made of the request; SGLang answers a ValueError by HTTP 400."""
+    problem = _problem(manager, obj)
+    if problem is not None:
+        raise ValueError(problem)
+    return original(manager, obj, *args, **kwargs)
+
+
+async def _answer(
+    module: Any, manager: Any, original: Callable[..., Any], obj: Any, request: Any
+) -> Any:
+    """The same for /generate, which asks only after a stream has begun."""
+    problem = _problem(manager, obj)
+    if problem is not None:
+        return module._create_error_response(ValueError(problem))
+    return await original(obj, request)
+
+
+def _problem(manager: Any, obj: Any) -> str | None:
+    settings = getattr(manager, "l2pd", None)
+    if settings is None or not hasattr(obj, "return_logprob"):
+        return None
+    from l2pd_adapters.admission import ANY_FAILURE
+    from l2pd_adapters.sglang import admission
+    from l2pd_plugins.shown import shown
+
+    try:
+        admission.check(obj, settings)
+    except L2PDError as error:
+        return str(error)
+    except ANY_FAILURE as error:  # whatever a request has brought about is its own fault
+        return f"the request cannot be read: {type(error).__name__}: {shown(str(error))[1:-1]}"
+    return None
 
 
 def _report(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from l2pd_adapters import serving
 from l2pd_adapters.families import block_length_of, end_of_text_ids, mask_token_of
 from l2pd_plugins import ModelContext, UnmaskPolicy
 from l2pd_plugins.errors import L2PDError
+from l2pd_plugins.shown import shown
 
 logger = logging.getLogger(__name__)
 
@@ -23,18 +25,29 @@ _OF_SGLANG = ("block_size", "capture_input_preparation")
 _CHOICE = "unmask_policy"
 
 
+@dataclass(frozen=True)
 class ServerSettings(serving.ServerSettings):
     """The default policy and what holds for every request."""
 
-    def choose(self, custom_params: Mapping[str, Any] | None) -> UnmaskPolicy:
+    sampling_defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Sampling parameters of the checkpoint's own, which are no wish of a request's."""
+
+    def choose(self, custom_params: Any) -> UnmaskPolicy:
         """The policy that a request asks for: `unmask_policy` names it, everything else is an
         option of it.
 
         Raises L2PDError, which names the choices, for a request that cannot be served so.
         """
+        given = {} if custom_params is None else custom_params
+        if not isinstance(given, Mapping):
+            raise L2PDError(f"custom_params={shown(given)}: expected names and values")
         # SGLang passes parameters of its own in here, with two underscores.
-        asked = {k: v for k, v in (custom_params or {}).items() if not k.startswith("__")}
+        asked = {k: v for k, v in given.items() if not str(k).startswith("__")}
         return self.for_request(asked.pop(_CHOICE, None), asked)
+
+
+_completed: dict[str, tuple[ServerSettings, int, int]] = {}
+"""SGLang reads its config many times in a process; the policies read their files once."""
 
 
 def complete_config(config: Any, server_args: Any) -> Any:
@@ -46,6 +59,10 @@ def complete_config(config: Any, server_args: Any) -> Any:
     Raises L2PDError, which names the choices, if the default policy or an option is wrong.
     """
     view = resolving_view(server_args)
+    key = repr((view.model_path, view.revision, config))
+    if key in _completed:
+        config.l2pd, config.block_size, config.mask_id = _completed[key]
+        return config
     model_config = ModelConfig.from_server_args(
         server_args, model_path=view.model_path, model_revision=view.revision
     )
@@ -70,7 +87,11 @@ def complete_config(config: Any, server_args: Any) -> Any:
             vocab_size=model_config.vocab_size,
             path=path if Path(path).is_dir() else None,
         ),
+        canvas=-(-model_config.context_len // config.block_size) * config.block_size,
+        rows=config.max_running_requests,
+        sampling_defaults=model_config.get_default_sampling_params(),
     )
+    _completed[key] = config.l2pd, config.block_size, config.mask_id
     return config
 
 

@@ -168,7 +168,7 @@ class Canvases(ABC):
             shape = (len(self.start), self.max_model_len + self.block_length)
             self.reference = torch.zeros(shape, dtype=torch.int64, device=self.device)
         given: Any = getattr(policy, "reference", None) or ()
-        tokens = upload(given, self.device)[: self.max_model_len - prompt_length]
+        tokens = upload(given[: self.max_model_len - prompt_length], self.device, torch.int64)
         self.reference[slot].zero_()
         self.reference[slot, prompt_length : prompt_length + len(tokens)] = tokens
 

@@ -60,11 +60,17 @@ class DiffusionModel(VerifyAndUpdateConfig):
         diffusion = vllm_config.diffusion_config
         named = None if diffusion is None else diffusion.canvas_length
         with _errors_in_one_line():
-            settings = attach(vllm_config.model_config, asked, named)
+            cls.choose_rows(vllm_config)
+            rows = vllm_config.scheduler_config.max_num_seqs
+            settings = attach(vllm_config.model_config, asked, named, rows=rows)
         length = settings.model.block_length
         vllm_config.diffusion_config = DiffusionConfig(canvas_length=length)
         vllm_config.scheduler_config.enable_chunked_prefill = False
         cls.fit(vllm_config, length)
+
+    @staticmethod
+    def choose_rows(vllm_config: VllmConfig) -> None:
+        """Decide how many sequences are decoded together, where vLLM's choice is not the one."""
 
     @staticmethod
     def fit(vllm_config: VllmConfig, block_length: int) -> None:
@@ -111,10 +117,14 @@ class Bidirectional(DiffusionModel):
     """All of prompt and canvas is seen, and computed, at every step."""
 
     @staticmethod
-    def fit(vllm_config: VllmConfig, block_length: int) -> None:
+    def choose_rows(vllm_config: VllmConfig) -> None:
         scheduler = vllm_config.scheduler_config
         if scheduler.max_num_seqs >= SchedulerConfig.DEFAULT_MAX_NUM_SEQS:
             scheduler.max_num_seqs = _SEQUENCES
+
+    @staticmethod
+    def fit(vllm_config: VllmConfig, block_length: int) -> None:
+        scheduler = vllm_config.scheduler_config
         DiffusionModel._batch(
             scheduler, scheduler.max_num_seqs * vllm_config.model_config.max_model_len
         )
@@ -169,7 +179,12 @@ def with_policy_under(architecture: str, ours: str) -> type[VerifyAndUpdateConfi
             _check_installed(model_config, incompatibility_of_diffusion_gemma())
             assert vllm_config.diffusion_config is not None  # vLLM's adjustments make one
             with _errors_in_one_line():
-                attach_to_noise(model_config, asked, vllm_config.diffusion_config.canvas_length)
+                attach_to_noise(
+                    model_config,
+                    asked,
+                    vllm_config.diffusion_config.canvas_length,
+                    rows=vllm_config.scheduler_config.max_num_seqs,
+                )
             _go_on_as(ours, model_config)
 
     Adjustments.__name__ = stock.__name__

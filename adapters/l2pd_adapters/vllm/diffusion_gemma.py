@@ -23,8 +23,9 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
 
 from l2pd_adapters.families import NO_MASK_TOKEN
-from l2pd_adapters.serving import generator_of
+from l2pd_adapters.serving import generator_of, guarded
 from l2pd_adapters.vllm.settings import NoiseSettings, settings_of
+from l2pd_plugins import UnmaskPolicy
 from l2pd_plugins.denoising import denoising_step
 from l2pd_plugins.slots import BlockSlots, SlotBatch
 from l2pd_plugins.uploading import upload
@@ -67,15 +68,22 @@ class PolicyState(stock.DiffusionGemmaModelState):
         answer = min(
             params.max_tokens or self.max_model_len, self.max_model_len - new_req_data.prompt_len
         )
-        self.blocks.assign(
-            req_index,
-            self.settings.choose(params),
-            [NO_MASK_TOKEN] * length,
-            [True] * length,
-            block_index=(len(text) - new_req_data.prompt_len) // length,
-            canvas_length=-(-answer // length) * length,
-            # vLLM refuses requests with a seed.
-            generator=generator_of(f"{new_req_data.req_id}:{len(text)}", self.device),
+
+        def begin(policy: UnmaskPolicy) -> None:
+            self.blocks.assign(
+                req_index,
+                policy,
+                [NO_MASK_TOKEN] * length,
+                [True] * length,
+                block_index=(len(text) - new_req_data.prompt_len) // length,
+                canvas_length=-(-answer // length) * length,
+                # vLLM refuses requests with a seed.
+                generator=generator_of(f"{new_req_data.req_id}:{len(text)}", self.device),
+            )
+
+        guarded(
+            lambda: begin(self.settings.admitted(params)),
+            lambda: begin(self.settings.policy(None, {})),
         )
 
     def remove_request(self, req_id: str) -> None:

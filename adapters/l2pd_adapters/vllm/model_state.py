@@ -17,10 +17,11 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.model_states.interface import ModelState
 from vllm.v1.worker.gpu.states import RequestState
 
-from l2pd_adapters.serving import generator_of
+from l2pd_adapters.serving import generator_of, guarded
 from l2pd_adapters.vllm.canvases import BidirectionalCanvases, BlockCausalCanvases, Canvases
 from l2pd_adapters.vllm.sampler import UnmaskSampler
 from l2pd_adapters.vllm.settings import ServerSettings, settings_of
+from l2pd_plugins import UnmaskPolicy
 from l2pd_plugins.uploading import upload
 
 logger = init_logger(f"vllm.{__name__}")  # as vLLM's own are set up
@@ -60,14 +61,22 @@ class DiffusionState(ModelState):
         assert params is not None and text is not None
         self._slots[new_req_data.req_id] = req_index
         seed = new_req_data.req_id if params.seed is None else params.seed
-        self.canvases.assign(
-            req_index,
-            self.settings.choose(params),
-            text,
-            new_req_data.prompt_len,
-            params.max_tokens or self.max_model_len,
-            ignores_end=self.settings.ignores_end(params),
-            generator=generator_of(f"{seed}:{len(text)}", self.device),
+        ignores_end = self.settings.ignores_end(params)
+
+        def begin(policy: UnmaskPolicy) -> None:
+            self.canvases.assign(
+                req_index,
+                policy,
+                text,
+                new_req_data.prompt_len,
+                params.max_tokens or self.max_model_len,
+                ignores_end=ignores_end,
+                generator=generator_of(f"{seed}:{len(text)}", self.device),
+            )
+
+        guarded(
+            lambda: begin(self.settings.admitted(params)),
+            lambda: begin(self.settings.policy(None, {})),
         )
 
     def remove_request(self, req_id: str) -> None:

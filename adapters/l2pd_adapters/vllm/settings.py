@@ -31,7 +31,7 @@ _ATTRIBUTE = "_l2pd_settings"
 class ServerSettings(serving.ServerSettings):
     """The default policy and what holds for every request."""
 
-    logit_shift: int
+    logit_shift: int = 0
     """How far before a position the logits that predict it are."""
 
     def choose(self, params: Any) -> UnmaskPolicy:
@@ -39,19 +39,34 @@ class ServerSettings(serving.ServerSettings):
 
         Raises L2PDError, which names the choices, for a request that cannot be served so.
         """
-        asked = params.extra_args or {}
-        options = {
-            key.removeprefix(f"{KEY}."): value
-            for key, value in asked.items()
-            if key.startswith(f"{KEY}.")
-        }
-        return self.for_request(asked.get(KEY), options)
+        return self.for_request(*_asked(params))
+
+    def admitted(self, params: Any) -> UnmaskPolicy:
+        """As `choose`, in a worker: what was admitted is made again of the same words and of what
+        was read at launch. Nothing is judged a second time, and no file or hub is asked."""
+        return self.policy(*_asked(params))
+
+    @property
+    def _choices(self) -> int:
+        """Slots keep the state of a choice for all rows, and each row may make its own."""
+        return self.rows
 
     def ignores_end(self, params: Any) -> bool:
         """Whether an end of text is, to a request with these sampling parameters, a token like any
         other: where vLLM goes on."""
         stops = {params.eos_token_id, *(params.stop_token_ids or ())}
         return params.ignore_eos or not stops.issuperset(self.end_of_text.token_ids)
+
+
+def _asked(params: Any) -> tuple[Any, dict[str, Any]]:
+    """Name and options that a request's sampling parameters say."""
+    asked = params.extra_args or {}
+    options = {
+        key.removeprefix(f"{KEY}."): value
+        for key, value in asked.items()
+        if key.startswith(f"{KEY}.")
+    }
+    return asked.get(KEY), options
 
 
 @dataclass(frozen=True)
@@ -65,12 +80,15 @@ class NoiseSettings(ServerSettings):
         return policy
 
 
-def attach(model_config: Any, asked: Any, block_length: int | None) -> ServerSettings:
+def attach(
+    model_config: Any, asked: Any, block_length: int | None, *, rows: int = 1
+) -> ServerSettings:
     """Complete what `additional_config` says, and remember it with the model's config, which goes
     to every process of vLLM's.
 
     asked: the name of a policy, or a mapping with `name`, its options, and the settings
-    `block_length`, `end_of_text` and `suppress_mask`. block_length: where it names none.
+    `block_length`, `end_of_text` and `suppress_mask`, and what requests may set. block_length:
+    where it names none. rows: requests that are decoded together, at most.
 
     Raises L2PDError, which names the choices, for what is wrong.
     """
@@ -87,12 +105,14 @@ def attach(model_config: Any, asked: Any, block_length: int | None) -> ServerSet
         # Of the config as the checkpoint has it; vLLM's own needs may change it later.
         logit_shift=family_of(checkpoint).logit_shift,
         model=_context(model_config, length, mask_token_of(checkpoint)),
+        canvas=-(-model_config.max_model_len // length) * length,
+        rows=rows,
     )
     setattr(model_config, _ATTRIBUTE, settings)
     return settings
 
 
-def attach_to_noise(model_config: Any, asked: Any, canvas_length: int) -> None:
+def attach_to_noise(model_config: Any, asked: Any, canvas_length: int, *, rows: int = 1) -> None:
     """As `attach`, for DiffusionGemma, where vLLM itself has the settings that are not the
     policy's."""
     name, options = _name_and_options(asked)
@@ -108,6 +128,8 @@ def attach_to_noise(model_config: Any, asked: Any, canvas_length: int) -> None:
         end_tokens=(),
         logit_shift=0,
         model=_context(model_config, canvas_length, NO_MASK_TOKEN),
+        canvas=-(-model_config.max_model_len // canvas_length) * canvas_length,
+        rows=rows,
     )
     setattr(model_config, _ATTRIBUTE, settings)
 

@@ -187,7 +187,7 @@ class TestErrors:
             ),
             (
                 {"vllm_xargs": {"decoding_plugin": "learn2pd", "decoding_plugin.filter": "/no"}},
-                "no such folder",
+                "request_paths",
             ),
             ({"vllm_xargs": {"decoding_plugin": "oracle"}}, "needs a reference: its option"),
             ({"vllm_xargs": {"diffusion_canvas_length": 8}}, "diffusion_canvas_length"),

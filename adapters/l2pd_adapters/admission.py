@@ -1,0 +1,237 @@
+"""What requests may say about their policies: read at launch, held to at admission.
+
+A server talks to strangers. What they say about a policy is typed and bounded by what its options
+declare, before anything is made of it; what names a file, a folder or a hub id is the operator's.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from l2pd_plugins import ModelContext, PolicySpec, UnmaskPolicy, create_policy
+from l2pd_plugins.errors import L2PDError, PolicyOptionError
+from l2pd_plugins.options import Limits, Option, describe
+from l2pd_plugins.plugins import bind_policy, find_policy, list_policies, load_factory
+from l2pd_plugins.shown import LONGEST, shown
+
+logger = logging.getLogger(__name__)
+
+ANY_FAILURE = (Exception, SystemExit)
+"""What code of other people may raise where a server must go on."""
+
+MIB = 1 << 20
+
+KEYS = ("request_policies", "request_options", "request_paths", "request_state_mib")
+"""Settings of a server by which its operator says what requests may set."""
+
+
+@dataclass(frozen=True)
+class Admission:
+    """What requests may set.
+
+    Without these settings: every installed policy, and of its options those that are flags,
+    numbers, choices, or lists of them.
+    """
+
+    request_policies: tuple[str, ...] | None = None
+    """Names of the policies that requests may choose, besides the server's own; None for all."""
+    request_options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By a policy's name the options that requests may set, where that is said. Names also what
+    they may not set otherwise, such as an option that takes any text."""
+    request_paths: tuple[str, ...] = ()
+    """Files, folders and hub ids that requests may name, in just these words."""
+    request_state_mib: int = 1024
+    """MiB that the policies of requests may keep on the device, all requests together."""
+
+    @classmethod
+    def taken_from(cls, settings: dict[str, Any]) -> Admission:
+        """What these settings of a server say; takes the keys out of them.
+
+        Raises L2PDError, which names the key, for what is wrong.
+        """
+        given = {key: settings.pop(key) for key in KEYS if settings.get(key) is not None}
+        for key in KEYS:
+            settings.pop(key, None)
+        said: dict[str, Any] = {}
+        for key in ("request_policies", "request_paths"):
+            if key in given:
+                said[key] = _texts(key, given[key])
+        if "request_policies" in said:
+            said["request_policies"] = tuple(
+                _label(find_policy(n)) for n in said["request_policies"]
+            )
+        if "request_options" in given:
+            said["request_options"] = _options_by_policy(given["request_options"])
+        if "request_state_mib" in given:
+            budget = said["request_state_mib"] = given["request_state_mib"]
+            if type(budget) is not int or budget < 0:
+                raise L2PDError(
+                    f"request_state_mib={shown(budget)}: expected a whole number of MiB, 0 or more"
+                )
+        return cls(**said)
+
+    def policies(self) -> list[PolicySpec]:
+        """The installed policies that requests may choose."""
+        return [spec for spec in list_policies() if self.allows(spec)]
+
+    def allows(self, spec: PolicySpec) -> bool:
+        """Whether requests may choose this policy."""
+        return self.request_policies is None or _label(spec) in self.request_policies
+
+    def check_options(self, spec: PolicySpec, given: Mapping[str, Any], limits: Limits) -> None:
+        """Raise PolicyOptionError, which names the option, for one that no request may set so."""
+        declared = describe(load_factory(spec))
+        known = [option.name for option in (declared or {}).values() if self._open(spec, option)]
+        for name, value in given.items():
+            option = (declared or {}).get(name)
+            if option is None and declared is not None:
+                raise PolicyOptionError(
+                    f"policy {spec.name!r} has no option {shown(name)} (given {shown(value)}); "
+                    f"its options are: {', '.join(known) or 'none'}"
+                )
+            if option is None:
+                option = Option(name, frozenset({"other"}))
+            if "path" in option.kinds:
+                self._check_path(option, value)
+            elif not self._open(spec, option):
+                raise PolicyOptionError(
+                    f"policy {spec.name!r}: option {shown(name)} is not for requests to set; they "
+                    f"may set: {', '.join(known) or 'none'}"
+                )
+            else:
+                option.check(value, limits)
+
+    def _open(self, spec: PolicySpec, option: Option) -> bool:
+        if "path" in option.kinds:
+            return bool(self.request_paths)
+        listed = self.request_options.get(_label(spec))
+        return option.for_requests if listed is None else option.name in listed
+
+    def _check_path(self, option: Option, value: object) -> None:
+        """The same answer for a path that is not allowed and for one that is not there."""
+        if not isinstance(value, str) or value not in self.request_paths:
+            raise option.error(
+                value,
+                "names a file, a folder or a hub id that is not among this server's request_paths",
+            )
+
+    def describe(self) -> str:
+        """One line for the log of a server that begins."""
+        names = "all" if self.request_policies is None else ", ".join(self.request_policies)
+        options = "; ".join(
+            f"{k}: {', '.join(v) or 'none'}" for k, v in self.request_options.items()
+        )
+        return (
+            f"request_policies={names or 'none'}; request_options={options or 'those declared'}; "
+            f"request_paths={', '.join(self.request_paths) or 'none'}; "
+            f"request_state_mib={self.request_state_mib}"
+        )
+
+
+def check_plain(options: Mapping[Any, Any], *, names: int = 64) -> None:
+    """Raise PolicyOptionError unless these are a few options with short names."""
+    if len(options) > names:
+        raise PolicyOptionError(f"{len(options)} options; expected at most {names}")
+    for name in options:
+        if not isinstance(name, str) or len(name) > LONGEST:
+            raise PolicyOptionError(f"option {shown(name)}: expected a short name")
+
+
+def state_bytes(policy: UnmaskPolicy, block_length: int) -> int:
+    """Bytes of the policy's state of one block."""
+    try:
+        state = policy.init_state(1, block_length, torch.device("meta"))
+        tensors = list(state.values())
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    except ANY_FAILURE as error:  # the policy's own: what becomes of it in a step, the core decides
+        logger.debug("policy %s has no state to be counted: %s", policy.name, error)
+        return 0
+
+
+def load_for_requests(admission: Admission, model: ModelContext) -> None:
+    """Have every policy that requests may choose read what it reads: of the model's own, and of
+    each of `request_paths`. Called once, while `resources` are in use.
+
+    Raises L2PDError for a path that no policy can use.
+    """
+    reasons: dict[str, list[str]] = {path: [] for path in admission.request_paths}
+    useful: set[str] = set()
+    for spec in admission.policies():
+        try:
+            declared = describe(load_factory(spec)) or {}
+        except L2PDError as error:
+            logger.warning("%s", error)
+            continue
+        paths = [option.name for option in declared.values() if "path" in option.kinds]
+        if paths and not any(declared[name].required for name in paths):
+            _try(spec, {}, model)
+        for name in paths:
+            for path in admission.request_paths:
+                problem = _try(spec, {name: path}, model)
+                if problem is None:
+                    useful.add(path)
+                else:
+                    reasons[path].append(f"{spec.name}: {problem}")
+    for path in admission.request_paths:
+        if path not in useful:
+            raise L2PDError(
+                f"request_paths: {path!r} is of use to no policy: "
+                f"{'; '.join(reasons[path]) or 'none has an option that names a path'}"
+            )
+
+
+def _try(spec: PolicySpec, options: dict[str, Any], model: ModelContext) -> str | None:
+    try:
+        bind_policy(create_policy(_label(spec), **options), model)
+    except ANY_FAILURE as error:  # also of another kind of filter; such a policy is not to be had
+        return str(error) or type(error).__name__
+    return None
+
+
+def plain_key(name: str, options: Mapping[str, Any]) -> str:
+    """What tells choices apart. Raises PolicyOptionError for what is no plain value."""
+    try:
+        return json.dumps([name, dict(options)], sort_keys=True)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise PolicyOptionError(f"policy {name!r}: options are plain values: {error}") from None
+
+
+def mib(size: float) -> int:
+    """Bytes as whole MiB, rounded up."""
+    return math.ceil(size / MIB)
+
+
+def _texts(key: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
+        raise L2PDError(f"{key}={shown(value)}: expected a list of texts")
+    return tuple(value)
+
+
+def _options_by_policy(value: Any) -> dict[str, tuple[str, ...]]:
+    if not isinstance(value, Mapping):
+        raise L2PDError(
+            f'request_options={shown(value)}: expected a mapping like {{"klass": ["threshold"]}}'
+        )
+    made = {}
+    for name, listed in value.items():
+        spec = find_policy(name)
+        made[_label(spec)] = names = _texts(f"request_options[{name!r}]", listed)
+        declared = describe(load_factory(spec))
+        for option in names:
+            if declared is not None and option not in declared:
+                raise L2PDError(
+                    f"request_options: policy {spec.name!r} has no option {shown(option)}; "
+                    f"its options are: {', '.join(declared) or 'none'}"
+                )
+    return made
+
+
+def _label(spec: PolicySpec) -> str:
+    return f"{spec.origin.partition(':')[0]}:{spec.name}"

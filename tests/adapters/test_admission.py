@@ -1,0 +1,222 @@
+"""What a server lets requests say about their policies, whatever the engine."""
+
+from __future__ import annotations
+
+import gc
+import os
+import pickle
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from l2pd_adapters.serving import ServerSettings, guarded
+from l2pd_adapters.tiny_models import folder_of
+from l2pd_plugins import ModelContext
+from l2pd_plugins.errors import L2PDError
+from l2pd_plugins.policy import UnmaskPolicy
+
+MODEL = folder_of("tiny-sdar")
+FILTER = MODEL / "policies" / "learn2pd"
+BLOCK, MASK, VOCABULARY, CANVAS = 32, 39, 320, 512
+
+
+def launched(
+    policy: str = "confidence_threshold",
+    *,
+    vocabulary: int = VOCABULARY,
+    rows: int = 4,
+    **asked: Any,
+) -> ServerSettings:
+    return ServerSettings.at_launch(
+        policy,
+        asked,
+        end_tokens=(38,),
+        model=ModelContext("m", BLOCK, MASK, vocabulary, path=str(MODEL)),
+        canvas=CANVAS,
+        rows=rows,
+    )
+
+
+@pytest.fixture(scope="module")
+def settings() -> ServerSettings:
+    return launched()
+
+
+class TestValues:
+    @pytest.mark.parametrize(
+        ("name", "options", "said"),
+        [
+            (None, "s", "options 's'"),
+            (None, [1], "options"),
+            (5, {}, "policy 5"),
+            ("x" * 10**6, {}, "policy 'xxx"),
+            ("oracle", {"reference": [[1, 2], [3]]}, "'reference'"),
+            ("oracle", {"reference": [[]]}, "'reference'"),
+            ("oracle", {"reference": []}, "'reference'"),
+            ("oracle", {"reference": 2**63}, "'reference'"),
+            ("oracle", {"reference": [2**63]}, "'reference'.*vocabulary"),
+            ("oracle", {"reference": [2**64 - 1]}, "'reference'.*vocabulary"),
+            ("oracle", {"reference": [VOCABULARY]}, "'reference'.*vocabulary"),
+            ("oracle", {"reference": [-1]}, "'reference'"),
+            ("oracle", {"reference": [1] * (CANVAS + 1)}, "'reference'.*at most 512"),
+            ("oracle", {}, "needs a reference"),
+            ("local_leap", {"radius": 10**18}, "'radius'.*block"),
+            ("klass", {"history": BLOCK + 1}, "'history'.*block"),
+            ("fixed_schedule", {"steps": CANVAS + 1}, "'steps'.*canvas"),
+            ("confidence_threshold", {"threshold": [0.5] * 2_000_000}, "'threshold'"),
+            ("confidence_threshold", {"threshold": {"a": {"b": 1}}}, "'threshold'"),
+            ("confidence_threshold", {"threshold": float("nan")}, "'threshold'"),
+            ("confidence_threshold", {"x" * 10**6: 1}, "short name"),
+            ("confidence_threshold", {f"o{i}": 1 for i in range(100)}, "100 options"),
+            ("confidence_threshold", {"thresholds": 1}, "no option 'thresholds'.*threshold"),
+        ],
+    )
+    def test_refused_by_name_in_few_words(
+        self, settings: ServerSettings, name: Any, options: Any, said: str
+    ) -> None:
+        with pytest.raises(L2PDError) as caught:
+            settings.for_request(name, options)
+        assert re.search(said, str(caught.value))
+        assert len(str(caught.value)) < 600
+
+    def test_within_the_bounds(self, settings: ServerSettings) -> None:
+        for name, options in (
+            ("oracle", {"reference": [0, VOCABULARY - 1] * (CANVAS // 2)}),
+            ("local_leap", {"radius": BLOCK}),
+            ("fixed_schedule", {"steps": CANVAS}),
+            ("learn2pd", {"threshold": 0.5}),
+        ):
+            assert settings.for_request(name, options).name == name
+
+
+class TestPaths:
+    def test_a_request_names_none(self, settings: ServerSettings, tmp_path: Path) -> None:
+        """Neither one that is there nor one that is not; and the answers are the same."""
+        fifo = tmp_path / "fifo"
+        os.mkfifo(fifo)  # whoever opens it waits for ever
+        answers = set()
+        for name, option in (("learn2pd", "filter"), ("pc_sampler", "frequencies")):
+            for path in (str(FILTER), str(fifo), "/nowhere", "owner/name"):
+                with pytest.raises(L2PDError, match="request_paths") as caught:
+                    settings.for_request(name, {option: path})
+                answers.add(str(caught.value).replace(path, "PATH").replace(option, "OPTION"))
+        assert len(answers) == 1
+
+    def test_those_that_the_operator_allows_were_read_at_launch(self, tmp_path: Path) -> None:
+        folder = tmp_path / "filter"
+        shutil.copytree(FILTER, folder)
+        settings = launched(request_paths=[str(folder)])
+        shutil.rmtree(folder)  # or changes, or lies on a hub that does not answer
+        for each in (settings, pickle.loads(pickle.dumps(settings))):
+            policy = each.for_request("learn2pd", {"filter": str(folder), "threshold": 0.5})
+            policy.init_state(1, BLOCK, torch.device("cpu"))
+            with pytest.raises(L2PDError, match="request_paths"):
+                each.for_request("learn2pd", {"filter": f"{folder}/"})
+
+    def test_a_models_own_filter_is_read_at_launch(self, tmp_path: Path) -> None:
+        model = tmp_path / "model"
+        shutil.copytree(MODEL / "policies", model / "policies")
+        settings = ServerSettings.at_launch(
+            "confidence_threshold",
+            {},
+            end_tokens=(38,),
+            model=ModelContext("m", BLOCK, MASK, VOCABULARY, path=str(model)),
+        )
+        shutil.rmtree(model)
+        assert settings.for_request("learn2pd", {"threshold": 0.5}).fingerprint()
+
+    def test_a_path_of_use_to_no_policy_is_refused_at_launch(self, tmp_path: Path) -> None:
+        with pytest.raises(L2PDError, match=r"request_paths: .*no such folder"):
+            launched(request_paths=[str(tmp_path / "nowhere")])
+
+
+class TestOperatorsChoice:
+    def test_policies(self) -> None:
+        settings = launched("learn2pd", request_policies=["Fixed-Schedule"])
+        settings.for_request("fixed_schedule", {"steps": 4})
+        settings.for_request("learn2pd", {"threshold": 0.5})  # the server's own
+        with pytest.raises(L2PDError, match=r"'oracle' is not for requests.*fixed_schedule"):
+            settings.for_request("oracle", {"reference": [1]})
+
+    def test_options(self) -> None:
+        settings = launched(request_options={"confidence_threshold": [], "klass": ["threshold"]})
+        settings.for_request("klass", {"threshold": 0.5})
+        settings.for_request("fixed_schedule", {"steps": 4})
+        for name, options in (
+            ("confidence_threshold", {"threshold": 0.5}),
+            ("klass", {"history": 1}),
+        ):
+            with pytest.raises(L2PDError, match="not for requests to set"):
+                settings.for_request(name, options)
+
+    @pytest.mark.parametrize(
+        ("asked", "said"),
+        [
+            ({"request_policies": "klass"}, "request_policies='klass': expected a list"),
+            ({"request_policies": ["nope"]}, "no policy 'nope'"),
+            ({"request_options": ["klass"]}, "request_options="),
+            ({"request_options": {"klass": ["nope"]}}, "no option 'nope'"),
+            ({"request_paths": [5]}, "request_paths"),
+            ({"request_state_mib": "1"}, "request_state_mib='1'"),
+        ],
+    )
+    def test_what_is_wrong_is_said_at_launch(self, asked: dict[str, Any], said: str) -> None:
+        with pytest.raises(L2PDError, match=said.replace("(", r"\(")):
+            launched(**asked)
+
+    def test_said_in_the_log(self, caplog: pytest.LogCaptureFixture) -> None:
+        with caplog.at_level("INFO"):
+            launched(request_policies=["klass"], request_options={"klass": ["threshold"]})
+        assert "request_policies=l2pd-plugins:klass" in caplog.text
+        assert "l2pd-plugins:klass: threshold" in caplog.text
+        assert "request_paths=none" in caplog.text
+
+
+class TestMemory:
+    def test_a_policy_lives_as_long_as_its_requests(self, settings: ServerSettings) -> None:
+        options = {"reference": [5] * CANVAS}
+        one, two = (settings.for_request("oracle", options) for _ in range(2))
+        assert one is two
+        kept = len(settings._made)
+        del one, two
+        gc.collect()
+        assert len(settings._made) == kept - 1
+
+    def test_the_servers_own_stays(self, settings: ServerSettings) -> None:
+        assert settings.for_request(None, {}) is settings.for_request("ConfidenceThreshold", {})
+
+    def test_state_without_room_is_refused(self) -> None:
+        """klass keeps (block, vocabulary) float32 for each row."""
+        wide = launched(vocabulary=1 << 16, rows=16, request_state_mib=129)
+        assert wide.for_request("klass", {}).name == "klass"  # 16 times 8 MiB
+        narrow = launched(vocabulary=1 << 16, rows=17, request_state_mib=129)
+        with pytest.raises(L2PDError, match=r"klass.*9 MiB for each of 17 rows.*request_state_mib"):
+            narrow.for_request("klass", {})
+
+    def test_at_launch_too(self) -> None:
+        with pytest.raises(L2PDError, match="request_state_mib=129"):
+            launched("klass", vocabulary=1 << 16, rows=17, request_state_mib=129)
+
+
+class TestGuard:
+    def test_a_request_that_cannot_begin_goes_on_otherwise_and_is_logged_once(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        begun = []
+
+        def fails() -> None:
+            raise ValueError("raised on purpose in a guard")
+
+        for _ in range(3):
+            guarded(fails, lambda: begun.append(1))
+        assert len(begun) == 3
+        assert len(caplog.records) == 1
+        assert "raised on purpose in a guard" in caplog.text
+
+
+def test_what_is_made_is_a_policy(settings: ServerSettings) -> None:
+    assert isinstance(settings.for_request(None, {}), UnmaskPolicy)

@@ -1,0 +1,120 @@
+"""Requests that no server should get, and what to do while one gets them."""
+
+import itertools
+import json
+import os
+import threading
+import time
+
+import httpx
+
+from l2pd_plugins.options import describe
+from l2pd_plugins.plugins import list_policies, load_factory
+
+HUGE = 10**18
+LONG = "x" * 100_000
+DEEP = {"a": {"b": {"c": [1, [2, [3]]]}}}
+WRONG = ("text", LONG, True, [], [[1, 2], [3]], [[]], {}, DEEP, [None], HUGE, -HUGE, 1e300, 0.5)
+PATHS = ("/nowhere", "/dev/zero", "/proc/self/mem", "../..", "~", "", "l2pd/filter", "a/b/c", 5, [])
+
+
+def bad_options(folder):
+    """(policy, options) for every option of every installed policy, from what it declares; each is
+    one that no request may set so. folder: of a FIFO that nobody writes to."""
+    fifo = folder / "fifo"
+    os.mkfifo(fifo)
+    for spec in list_policies():
+        for option in describe(load_factory(spec)).values():
+            values = (*PATHS, str(fifo)) if "path" in option.kinds else _wrong_for(option)
+            for value in values:
+                yield spec.name, {option.name: value}
+        yield spec.name, {"no_such_option": 1}
+
+
+def _wrong_for(option):
+    """Of the wrong type, or beyond a bound."""
+    for value in WRONG:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        whole = isinstance(value, int) and number
+        if whole and "number" in option.kinds and option.at_most is option.below is None:
+            continue  # as large as it likes
+        if number and not whole and "number" in option.kinds:
+            continue
+        yield value
+    for bound, step in ((option.at_least, -1), (option.at_most, 1)):
+        if isinstance(bound, (int, float)):
+            yield bound + step
+    for bound in (option.above, option.below):
+        if isinstance(bound, (int, float)):
+            yield bound
+    if "list" in option.kinds:
+        yield from ([2**63], [2**64], [-1], [1.5], [True], ["1"], [1, None], [1] * 100_000)
+
+
+BAD_NAMES = ("nope", "", LONG, "a:b:c", "oracle", "../oracle", "learn2pd\n")
+
+
+class Watch:
+    """Asks a server for its health all the while. Use as a context manager."""
+
+    def __init__(self, url):
+        self.url, self.ended = url, threading.Event()
+        self.failures, self.slowest, self.count = [], 0.0, 0
+
+    def __enter__(self):
+        self.thread = threading.Thread(target=self._run)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.ended.set()
+        self.thread.join()
+
+    def _run(self):
+        with httpx.Client(timeout=60) as client:
+            while not self.ended.wait(0.05):
+                begin = time.monotonic()
+                try:
+                    status = client.get(f"{self.url}/health").status_code
+                except httpx.HTTPError as error:
+                    status = repr(error)
+                self.count += 1
+                self.slowest = max(self.slowest, time.monotonic() - begin)
+                if status != 200:
+                    self.failures.append(status)
+
+
+def attack(url, requests, ordinary, *, every=20):
+    """Send (path, body) one by one, an ordinary request after every so many.
+
+    Returns what was wrong: (seconds, path, body, status, answer) of those that were not answered by
+    4xx, or not within two seconds. ordinary: does one, and raises if its answer is not right.
+    """
+    wrong = []
+    with Watch(url) as watch, httpx.Client(base_url=url, timeout=60) as client:
+        for index, (path, body) in enumerate(requests):
+            begin = time.monotonic()
+            try:
+                answer = client.post(
+                    path,
+                    content=json.dumps(body),
+                    headers={"Content-Type": "application/json"},
+                )
+                status, text = answer.status_code, answer.text
+            except httpx.HTTPError as error:
+                status, text = 0, repr(error)
+            seconds = time.monotonic() - begin
+            if not 400 <= status < 500 or seconds > 2 or len(text) > 3000:
+                wrong.append((round(seconds, 2), path, json.dumps(body)[:300], status, text[:300]))
+            if index % every == 0:
+                ordinary()
+        ordinary()
+    assert watch.failures == []
+    assert watch.count > 3
+    assert watch.slowest < 2
+    return wrong
+
+
+def alternating(paths):
+    """(path, stream or not), turn by turn."""
+    return itertools.cycle([(path, stream) for path in paths for stream in (False, True)])

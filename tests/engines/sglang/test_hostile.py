@@ -1,0 +1,160 @@
+"""A stranger at a real server: whatever a request says, it is refused, and the server goes on."""
+
+import httpx
+import pytest
+
+from tests.engines.hostile import BAD_NAMES, DEEP, HUGE, LONG, alternating, attack, bad_options
+from tests.engines.sglang.server import Server
+
+PATHS = ("/generate", "/v1/chat/completions", "/v1/completions")
+PROMPT = "<|user|>Sort: ekvfinbhru<|assistant|>"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with Server(tmp_path_factory.mktemp("server")) as running:
+        yield running
+
+
+def body_of(path, stream, **params):
+    """A request that would be served, with these sampling parameters."""
+    if path == "/generate":
+        return {
+            "text": PROMPT,
+            "sampling_params": {"max_new_tokens": 8, **params},
+            "stream": stream,
+        }
+    prompt = {
+        "/v1/completions": {"prompt": PROMPT},
+        "/v1/chat/completions": {"messages": [{"role": "user", "content": "Sort: ekvfinbhru"}]},
+    }[path]
+    return {"model": "default", "max_tokens": 8, "stream": stream, **prompt, **params}
+
+
+def policies(folder):
+    turns = alternating(PATHS)
+    for name, options in bad_options(folder):
+        path, stream = next(turns)
+        yield path, body_of(path, stream, custom_params={"unmask_policy": name, **options})
+    for name in BAD_NAMES:
+        path, stream = next(turns)
+        yield path, body_of(path, stream, custom_params={"unmask_policy": name})
+    for name in (5, True, ["oracle"], DEEP):
+        yield "/generate", body_of("/generate", stream, custom_params={"unmask_policy": name})
+    for custom_params in (
+        "s",
+        5,
+        [1],
+        [[]],
+        True,
+        DEEP,
+        {LONG: 1},
+        {f"a{i}": 1 for i in range(99)},
+    ):
+        for path in PATHS:
+            yield path, body_of(path, False, custom_params=custom_params)
+
+
+NO_EFFECT = (
+    ("n", 2),
+    ("temperature", 0.7),
+    ("min_p", 0.1),
+    ("min_new_tokens", 3),
+    ("frequency_penalty", 0.5),
+    ("presence_penalty", 0.5),
+    ("repetition_penalty", 1.5),
+    ("logit_bias", {"5": 1.0}),
+    ("json_schema", "{}"),
+    ("regex", "a*"),
+    ("ebnf", 'root ::= "a"'),
+    ("structural_tag", "{}"),
+    ("beam_width", 2),
+)
+OF_A_REQUEST = (
+    ("return_logprob", True),
+    ("top_logprobs_num", 2),
+    ("token_ids_logprob", [1]),
+    ("custom_logit_processor", "x"),
+    ("return_sampling_mask", True),
+)
+WRONG_PARAMETERS = (
+    ("ignore_eos", "yes"),
+    ("max_new_tokens", "x"),
+    ("max_new_tokens", -1),
+    ("max_new_tokens", [HUGE]),
+    ("stop", 5),
+    ("stop_token_ids", [2**70]),
+    ("stop_token_ids", ["x"]),
+    ("sampling_seed", 2**70),
+    ("sampling_seed", "x"),
+    ("temperature", "hot"),
+    ("no_such_parameter", 1),
+    ("skip_special_tokens", 5),
+    ("logit_bias", [1]),
+)
+
+
+def parameters(folder):
+    for name, value in (*NO_EFFECT, *WRONG_PARAMETERS):
+        for stream in (False, True):
+            yield "/generate", body_of("/generate", stream, **{name: value})
+    for name, value in OF_A_REQUEST:
+        yield "/generate", {**body_of("/generate", False), name: value}
+    for sampling_params in ("s", 5, [5], ["s"]):
+        yield "/generate", {"text": PROMPT, "sampling_params": sampling_params}
+    for ids in ([5, 10**6], [-1], [2**63 - 1], [[5], [10**6]], [2**31]):
+        yield "/generate", {"input_ids": ids, "sampling_params": {"max_new_tokens": 8}}
+
+
+def million(folder):
+    params = {"unmask_policy": "confidence_threshold", "threshold": [0.5] * 2_000_000}
+    yield "/generate", body_of("/generate", False, custom_params=params)
+
+
+@pytest.fixture(scope="module")
+def ordinary(server):
+    def ask():
+        body = body_of("/generate", False, max_new_tokens=32)
+        return httpx.post(f"{server.url}/generate", json=body, timeout=60).json()["output_ids"]
+
+    first = ask()
+
+    def check():
+        assert ask() == first
+
+    return check
+
+
+@pytest.mark.parametrize("requests", [policies, parameters, million])
+def test_refused_at_once_and_the_server_goes_on(server, ordinary, requests, tmp_path):
+    wrong = attack(server.url, requests(tmp_path), ordinary)
+    assert wrong == []
+
+
+@pytest.mark.parametrize("name", [name for name, _ in NO_EFFECT])
+def test_what_has_no_effect_is_named(server, name):
+    value = dict(NO_EFFECT)[name]
+    answer = httpx.post(
+        f"{server.url}/generate", json=body_of("/generate", True, **{name: value}), timeout=60
+    )
+    assert answer.status_code == 400
+    assert f"{name}=" in answer.text
+
+
+def test_a_path_that_is_not_there_and_one_that_is_have_the_same_answer(server):
+    answers = []
+    for path in ("/nowhere", "/tmp"):
+        params = {"unmask_policy": "learn2pd", "filter": path}
+        body = body_of("/generate", False, custom_params=params)
+        answer = httpx.post(f"{server.url}/generate", json=body, timeout=60)
+        answers.append(answer.text.replace(path, "PATH"))
+    assert answers[0] == answers[1]
+    assert "request_paths" in answers[0]
+
+
+def test_no_traceback_in_the_log(server):
+    assert "Traceback" not in server.log
+
+
+def test_what_requests_may_set_is_in_the_log(server):
+    assert "request_policies=all" in server.log
