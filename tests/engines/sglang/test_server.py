@@ -156,7 +156,7 @@ class TestErrors:
         ("custom_params", "said"),
         [
             ({"unmask_policy": "nope"}, "no policy 'nope'.*policies: .*coin, confidence_threshold"),
-            ({"unmask_policy": "confidence_threshold", "threshold": 2}, "less than or equal to 1"),
+            ({"unmask_policy": "confidence_threshold", "threshold": 2}, "at most 1"),
             ({"unmask_policy": "fixed_schedule", "step": 2}, "its options are: steps"),
             ({"unmask_policy": "learn2pd", "filter": "/nowhere"}, "request_paths"),
         ],

@@ -99,9 +99,10 @@ def checkpoint(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def llm(checkpoint):
+def llm(checkpoint, filters):
     """A server's engine, whose default policy accepts as the entropy bound does."""
-    asked = {"name": "eb_sampler", "gamma": BOUND}
+    paths = list(filters.values())
+    asked = {"name": "eb_sampler", "gamma": BOUND, "request_paths": paths}
     return LLM(checkpoint[0], **ARGUMENTS | ENGINE, additional_config={"decoding_plugin": asked})
 
 
@@ -299,7 +300,7 @@ class TestRequests:
         ("asked", "said"),
         [
             (params("nope"), "no policy 'nope'"),
-            (params("confidence_threshold", {"threshold": 2}), "less than or equal to 1"),
+            (params("confidence_threshold", {"threshold": 2}), "at most 1"),
             (params("saber"), "'saber' does not work .* takes committed tokens back"),
             (params("llada2_edit"), "'llada2_edit' .* overwrites committed tokens"),
             (params("fixed_schedule"), "'fixed_schedule' .* every step begins anew"),

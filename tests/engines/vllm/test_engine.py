@@ -16,7 +16,7 @@ from vllm.plugins import load_general_plugins
 
 from l2pd_adapters.huggingface import load
 from l2pd_adapters.tiny_models import folder_of
-from l2pd_adapters.vllm import sampler
+from l2pd_adapters.vllm import admission, sampler
 from l2pd_adapters.vllm.compatibility import SUPPORTED_VLLM
 from l2pd_adapters.vllm.scheduler import BlockAsyncScheduler
 from tests.engines.checkpoints import causal_qwen3
@@ -192,12 +192,29 @@ class TestChoices:
         ((_, reason),) = engine([ids], max_tokens=64, stop=[text[-1]])
         assert reason == "stop"
 
-    def test_several_answers(self, engine):
+    def test_several_answers_are_refused(self, engine):
+        """They would be one, decoded so many times."""
+        with pytest.raises(VLLMValidationError, match="n=3: decoding is greedy"):
+            engine([engine.prompt("Sort: ekvfinbhru")], max_tokens=64, n=3)
+
+    @pytest.mark.parametrize(
+        "asked",
+        [
+            {"decoding_plugin": "oracle", "decoding_plugin.reference": [2**63]},
+            {"decoding_plugin": "oracle", "decoding_plugin.reference": [[1, 2], [3]]},
+            {"decoding_plugin": "nope"},
+            {"decoding_plugin": "learn2pd", "decoding_plugin.filter": "/nowhere"},
+        ],
+        ids=range(4),
+    )
+    def test_what_is_never_admitted_does_not_end_the_worker(self, engine, asked, monkeypatch):
+        """Its last guard: such a request goes on with the server's policy."""
         ids = engine.prompt("Sort: ekvfinbhru")
-        (output,) = engine.llm.generate(
-            [{"prompt_token_ids": ids}], SamplingParams(n=3, max_tokens=64), use_tqdm=False
-        )
-        assert len({tuple(answer.token_ids) for answer in output.outputs}) == 1
+        expected = engine([ids], max_tokens=64)
+        with monkeypatch.context() as patched:
+            patched.setattr(admission, "check", lambda *args: None)
+            assert engine([ids], max_tokens=64, extra_args=asked) == expected
+        assert engine([ids], max_tokens=64) == expected
 
 
 class Recorder:

@@ -180,7 +180,7 @@ class TestErrors:
                 {"vllm_xargs": {"decoding_plugin": "nope"}},
                 "no policy 'nope'.*policies: .*coin, confidence_threshold",
             ),
-            ({"vllm_xargs": {"decoding_plugin.threshold": 2}}, "less than or equal to 1"),
+            ({"vllm_xargs": {"decoding_plugin.threshold": 2}}, "at most 1"),
             (
                 {"vllm_xargs": {"decoding_plugin": "fixed_schedule", "decoding_plugin.step": 2}},
                 "its options are: steps",
