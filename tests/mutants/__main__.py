@@ -1,0 +1,104 @@
+"""Mutation tests: change one thing in a module, and see whether a test notices.
+
+    python -m tests.mutants --modules slots selection --out runs/mutants
+
+Prints a score for each module and writes the mutants that no test noticed, as diffs, into the folder.
+A mutant that changes nothing that could be seen is listed, with the reason, in `equivalent.txt`.
+`make mutants` runs all modules: about an hour on two cores.
+"""
+
+from __future__ import annotations
+
+import os
+
+# Before torch and Triton are imported: one thread, since forked children have no other, and Triton's
+# interpreter, which runs on the CPU.
+os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE", TRITON_INTERPRET="1")
+
+import argparse
+import difflib
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.mutants.equivalent import read_equivalent
+from tests.mutants.forks import Tree, count
+from tests.mutants.mutations import Mutation, mutations_of
+from tests.mutants.targets import TARGETS
+
+ROOT = Path(__file__).parents[2]
+
+
+def main() -> int:
+    """Run the mutants of the modules asked for; 1 if a score is below --least."""
+    parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
+    parser.add_argument("--modules", nargs="*", default=list(TARGETS), choices=list(TARGETS))
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "mutants")
+    parser.add_argument("--least", type=float, default=0.9, help="least score of a module")
+    parser.add_argument("--lines", help="only mutants of these lines, such as 120-180")
+    parser.add_argument("--share", type=float, default=1.0, help="a random share of the mutants")
+    asked = parser.parse_args()
+    asked.out.mkdir(parents=True, exist_ok=True)
+    worst = 1.0
+    with tempfile.TemporaryDirectory(prefix="l2pd-mutants-") as folder:
+        tree = Tree(ROOT, Path(folder))
+        for name in asked.modules:
+            worst = min(worst, score(tree, name, asked))
+    return int(worst < asked.least)
+
+
+def score(tree: Tree, name: str, asked: argparse.Namespace) -> float:
+    """Run the mutants of one module and report on them."""
+    target = TARGETS[name]
+    source = (ROOT / target.module).read_text()
+    began = time.perf_counter()
+    learned = tree.learn(target.module, target.tests)
+    if learned.failed:
+        raise SystemExit(f"{name}: tests fail without a mutation: {', '.join(learned.failed)}")
+    known = read_equivalent(target.module)
+    mutants = list(mutations_of(source))
+    if asked.lines:
+        first, last = map(int, asked.lines.split("-"))
+        mutants = [m for m in mutants if first <= m.line <= last]
+    if asked.share < 1:
+        mutants = random.Random(0).sample(mutants, round(len(mutants) * asked.share))
+    outcomes, survivors, unused = [], [], set(known)
+    for mutant in mutants:
+        key = mutant.key(source)
+        if key in known:
+            unused.discard(key)
+            outcomes.append("equivalent")
+            continue
+        tests = learned.tests_of(*mutant.lines)
+        limit = 20 + 5 * sum(learned.seconds[test] for test in tests)
+        outcome = tree.survives(target.module, mutant.source, tests, limit)
+        outcomes.append(outcome)
+        if outcome == "survived":
+            survivors.append(mutant)
+            print(f"  {target.module}:{mutant.line}: {mutant.before}  ->  {mutant.after}", flush=True)
+    found = count(outcomes)
+    tested = len(outcomes) - found["equivalent"]
+    rate = 1 - found["survived"] / max(1, tested)
+    print(
+        f"{name}: {rate:.1%} of {tested} mutants noticed ({found['killed']} by a failing test, "
+        f"{found['timeout']} by the time limit), {found['survived']} survived, "
+        f"{found['equivalent']} equivalent; {time.perf_counter() - began:.0f} s",
+        flush=True,
+    )
+    if not asked.lines and asked.share == 1:
+        for key in sorted(unused):
+            print(f"  equivalent.txt: {target.module}: no such mutant any more: {key}")
+    (asked.out / f"{name}.diff").write_text("".join(diff(target.module, source, m) for m in survivors))
+    return rate
+
+
+def diff(module: str, source: str, mutant: Mutation) -> str:
+    """A mutant as a unified diff."""
+    old, new = source.splitlines(keepends=True), mutant.source.splitlines(keepends=True)
+    return "".join(difflib.unified_diff(old, new, f"a/{module}", f"b/{module}", n=1))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,214 @@
+"""Runs the tests of one module in forked children of a process that has imported torch already.
+
+Each mutant is written into a copy of the tree, and a child of this process imports the package from
+there and runs pytest: about a second each, where a new process would take several.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import Phase, settings
+
+PATHS = ("", "policies", "adapters")
+MEMORY = 16 << 30
+"""Bytes of address space that a child may take beyond what it has."""
+ARGUMENTS = ["-q", "-x", "-p", "no:cacheprovider", "--no-header", "--tb=no"]
+
+
+@dataclass
+class Learned:
+    """What a run of the tests over the unchanged module has shown."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Of every test that passed."""
+    lines: dict[str, list[int]] = field(default_factory=dict)
+    """The module's lines that a test runs."""
+    failed: list[str] = field(default_factory=list)
+
+    def tests_of(self, first: int, last: int) -> list[str]:
+        """The tests that run one of these lines, the quickest first; all where none is seen to."""
+        found = [t for t, lines in self.lines.items() if any(first <= n <= last for n in lines)]
+        return sorted(found or self.seconds, key=lambda test: self.seconds[test])
+
+
+class Tree:
+    """A copy of the repository's files, in which modules are mutated."""
+
+    def __init__(self, origin: Path, copy: Path) -> None:
+        self.origin, self.copy = origin, copy
+        listed = subprocess.run(
+            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+            cwd=origin,
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for name in filter(None, listed.split("\0")):
+            if (origin / name).is_file():
+                (copy / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(origin / name, copy / name)
+
+    def learn(self, module: str, tests: list[str]) -> Learned:
+        """Run these test files over the unchanged module."""
+        report = self.copy / "learned.json"
+        report.unlink(missing_ok=True)
+        how = self._fork(lambda: self._learn(module, tests, report), seconds=1200)
+        if not report.exists():
+            raise SystemExit(f"{module}: its tests could not be run ({how})")
+        found = json.loads(report.read_text())
+        for name in found.pop("imported"):  # so that every child has them
+            with suppress(Exception):
+                importlib.import_module(name)
+        return Learned(**found)
+
+    def survives(self, module: str, source: str, tests: list[str], seconds: float) -> str:
+        """How the tests end over this source of the module: "survived", "killed" or "timeout"."""
+        path = self.copy / module
+        try:
+            path.write_text(source)
+            return self._fork(lambda: self._run(tests), seconds)
+        finally:
+            shutil.copy2(self.origin / module, path)
+
+    def _fork(self, work: Callable[[], int], seconds: float) -> str:
+        sys.stdout.flush()
+        child = os.fork()
+        if child == 0:
+            code = 70
+            try:
+                os.setsid()
+                signal.alarm(int(seconds) + 1)  # ends the process, whatever it is doing
+                self._enter()
+                code = work()
+            except BaseException:  # noqa: BLE001 - a child never returns into the parent's code
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        _, status = os.waitpid(child, 0)
+        with suppress(ProcessLookupError):  # what the tests have started
+            os.killpg(child, signal.SIGKILL)
+        if os.WIFSIGNALED(status):
+            return "timeout" if os.WTERMSIG(status) == signal.SIGALRM else "killed"
+        code = os.WEXITSTATUS(status)
+        return "survived" if code == 0 else "killed"
+
+    def _enter(self) -> None:
+        """Make the child a process that runs in the copy."""
+        log = os.open(self.copy / "child.log", os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
+        for descriptor in (1, 2):
+            os.dup2(log, descriptor)
+        room = _address_space() + MEMORY
+        resource.setrlimit(resource.RLIMIT_AS, (room, room))
+        roots = [str(self.copy / part).rstrip("/") for part in PATHS]
+        own = {str((self.origin / part).resolve()) for part in PATHS} | {""}
+        sys.path[:] = [*roots, *(p for p in sys.path if p not in own)]
+        os.environ["PYTHONPATH"] = os.pathsep.join(roots)
+        os.environ["NUMBA_CACHE_DIR"] = str(self.copy / "numba")
+        os.environ["TMPDIR"] = str(self.copy / "tmp")
+        (self.copy / "tmp").mkdir(exist_ok=True)
+        os.chdir(self.copy)
+
+    def _run(self, tests: list[str]) -> int:
+        sys.dont_write_bytecode = True
+        return int(pytest.main([*ARGUMENTS, *tests], plugins=[_Settings()]))
+
+    def _learn(self, module: str, tests: list[str], report: Path) -> int:
+        before = set(sys.modules)
+        watch = _Watch(str(self.copy / module))
+        arguments = [each for each in ARGUMENTS if each != "-x"]
+        code = int(pytest.main([*arguments, *tests], plugins=[_Settings(), watch]))
+        imported = [
+            name
+            for name in sys.modules
+            if name not in before and not name.startswith(("l2pd_", "tests", "test_", "conftest"))
+        ]
+        found = {
+            "seconds": watch.seconds,
+            "lines": {test: sorted(lines) for test, lines in watch.lines.items() if lines},
+            "failed": watch.failed,
+            "imported": imported,
+        }
+        report.write_text(json.dumps(found))
+        return code
+
+
+class _Settings:
+    """The same examples of every property in every run; a failing one is not made smaller."""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_pycollect_makemodule(self) -> None:
+        # After the conftest, whose profile it extends, and before the tests are decorated.
+        settings.register_profile(
+            "mutants",
+            settings(),
+            derandomize=True,
+            database=None,
+            phases=[Phase.explicit, Phase.generate],
+        )
+        settings.load_profile("mutants")
+
+
+class _Watch:
+    """Times every test and records which lines of a file it runs."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.seconds: dict[str, float] = {}
+        self.lines: dict[str, set[int]] = {}
+        self.failed: list[str] = []
+        self._current: set[int] = set()
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Any:
+        self._current = self.lines.setdefault(item.nodeid, set())
+        start = time.perf_counter()
+        self._trace(self._begin)
+        try:
+            return (yield)
+        finally:
+            self._trace(None)
+            self.seconds[item.nodeid] = time.perf_counter() - start
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self.failed.append(report.nodeid)
+
+    def _trace(self, function: Any) -> None:
+        sys.settrace(function)
+        threading.settrace(function)
+
+    def _begin(self, frame: Any, event: str, argument: Any) -> Any:
+        return self._line if frame.f_code.co_filename == self.file else None
+
+    def _line(self, frame: Any, event: str, argument: Any) -> Any:
+        if event == "line":
+            self._current.add(frame.f_lineno)
+        return self._line
+
+
+def _address_space() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    return pages * resource.getpagesize()
+
+
+def count(outcomes: Iterable[str]) -> Counter[str]:
+    """How many mutants ended in each way."""
+    return Counter(outcomes)

@@ -1,0 +1,176 @@
+"""What is changed in a module: one small mutation at a time.
+
+The operators are those of mutmut 3, less those whose mutants fail nearly always at once (a value or an
+argument becomes None, a positional argument is dropped) or say the same twice (a string in capitals),
+which would only raise the score, and less `+1` for `-1`, which names the same dimension of a matrix. Two are added, since many rules here are masks joined by `&` and `|`:
+an operand is dropped, and a statement that works in place is dropped. mutmut's own runner is not used:
+it leaves out every decorated function (class methods, compiled kernels) and all that stands outside of
+functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import libcst as cst
+from libcst.metadata import MetadataWrapper, ParentNodeProvider, PositionProvider
+from mutmut.mutation import mutators
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One mutation of one module."""
+
+    line: int
+    """Of the mutated node, from 1."""
+    lines: tuple[int, int]
+    """First and last line of the statement that holds it (of its header, for a block)."""
+    before: str
+    """The node's code."""
+    after: str
+    source: str
+    """The whole module, mutated."""
+
+    def key(self, source: str) -> str:
+        """Names the mutation by its line's text, so that other lines may be added or dropped."""
+        return f"{source.splitlines()[self.line - 1].strip()}  ::  {self.before}  ->  {self.after}"
+
+
+def _drop_operand(node: cst.BinaryOperation | cst.BooleanOperation) -> Iterable[cst.CSTNode]:
+    """`a & b` becomes `a`, and `b`; the same for `|`, `and`, `or`."""
+    if isinstance(node.operator, cst.BitAnd | cst.BitOr | cst.And | cst.Or):
+        yield node.left
+        yield node.right
+
+
+def _drop_statement(node: cst.SimpleStatementLine) -> Iterable[cst.CSTNode]:
+    """A call whose value is not used, or an assignment like `a &= b`, becomes `pass`."""
+    (only,) = node.body if len(node.body) == 1 else (None,)
+    call = isinstance(only, cst.Expr) and isinstance(only.value, cst.Call)
+    if call or isinstance(only, cst.AugAssign):
+        yield node.with_changes(body=[cst.Pass()])
+
+
+def _drop_keyword_argument(node: cst.Call) -> Iterable[cst.CSTNode]:
+    for i, argument in enumerate(node.args):
+        if argument.keyword is not None:
+            yield node.with_changes(args=[*node.args[:i], *node.args[i + 1 :]])
+
+
+def _other_string(node: cst.BaseString) -> Iterable[cst.CSTNode]:
+    yield from list(mutators.operator_string(node))[:1]
+
+
+def _swap_operator(node: cst.CSTNode) -> Iterable[cst.CSTNode]:
+    if not isinstance(node, cst.UnaryOperation):
+        yield from mutators.operator_swap_op(node)
+
+
+_REPLACED = (
+    mutators.operator_arg_removal,
+    mutators.operator_assignment,
+    mutators.operator_dict_arguments,
+    mutators.operator_string,
+    mutators.operator_swap_op,
+)
+_OPERATORS = [
+    *(each for each in mutators.mutation_operators if each[1] not in _REPLACED),
+    (cst.Call, _drop_keyword_argument),
+    (cst.BaseString, _other_string),
+    (cst.CSTNode, _swap_operator),
+    (cst.BinaryOperation, _drop_operand),
+    (cst.BooleanOperation, _drop_operand),
+    (cst.SimpleStatementLine, _drop_statement),
+]
+
+
+class _Visitor(cst.CSTVisitor):
+    METADATA_DEPENDENCIES = (PositionProvider, ParentNodeProvider)
+
+    def __init__(self) -> None:
+        self.found: list[tuple[cst.CSTNode, cst.CSTNode]] = []
+
+    def on_visit(self, node: cst.CSTNode) -> bool:
+        # Annotations and decorators say nothing that a test could see; an assert is there for the
+        # type checker.
+        if isinstance(node, cst.Annotation | cst.Decorator | cst.Assert | cst.Import | cst.ImportFrom):
+            return False
+        if isinstance(node, cst.Call) and _name(node.func) in ("len", "isinstance"):
+            return False
+        for kind, operator in _OPERATORS:
+            if isinstance(node, kind) and not (isinstance(node, cst.BaseString) and self._wording(node)):
+                self.found += [(node, mutated) for mutated in operator(node)]
+        return True
+
+    def _wording(self, node: cst.CSTNode) -> bool:
+        """Whether a string is part of a message: of an exception, a log line, or an f-string."""
+        while not isinstance(node, cst.BaseSmallStatement | cst.BaseCompoundStatement):
+            if isinstance(node, cst.ConcatenatedString | cst.FormattedString):
+                return True
+            if isinstance(node, cst.Call) and _name(node.func) in ("logger", "warnings"):
+                return True
+            parent = self.get_metadata(ParentNodeProvider, node, None)
+            if parent is None:
+                return False
+            node = parent
+        return isinstance(node, cst.Raise)
+
+
+def _name(node: cst.BaseExpression) -> str | None:
+    while isinstance(node, cst.Attribute):
+        node = node.value
+    return node.value if isinstance(node, cst.Name) else None
+
+
+def mutations_of(source: str) -> Iterator[Mutation]:
+    """Every mutation of a module's source that compiles, each once, from top to bottom."""
+    wrapper = MetadataWrapper(cst.parse_module(source))
+    module = wrapper.module
+    visitor = _Visitor()
+    wrapper.visit(visitor)
+    positions = wrapper.resolve(PositionProvider)
+    parents = wrapper.resolve(ParentNodeProvider)
+    seen = {source}
+    top = {part: i for i, part in enumerate(module.body)}
+    parts = [module.code_for_node(part) for part in module.body]
+    header = "".join(module.code_for_node(line) for line in module.header)
+    footer = "".join(module.code_for_node(line) for line in module.footer)
+    assert header + "".join(parts) + footer == source
+
+    def code_with(node: cst.CSTNode, mutated: cst.CSTNode) -> str:
+        part = node
+        while part not in top:
+            part = parents[part]
+        made = mutated if part is node else part.deep_replace(node, mutated)
+        at = top[part]
+        new = module.code_for_node(made)
+        return header + "".join([*parts[:at], new, *parts[at + 1 :]]) + footer
+
+    for node, mutated in visitor.found:
+        code = code_with(node, mutated)
+        if code in seen:
+            continue
+        seen.add(code)
+        try:
+            compile(code, "<mutation>", "exec")
+        except SyntaxError:
+            continue
+        statement = node
+        while not isinstance(statement, cst.SimpleStatementLine | cst.BaseCompoundStatement):
+            statement = parents[statement]
+        where = positions[statement]
+        last = where.end.line
+        if isinstance(statement, cst.BaseCompoundStatement):
+            last = positions[statement.body].start.line
+        yield Mutation(
+            positions[node].start.line,
+            (where.start.line, last),
+            _code(module, node),
+            _code(module, mutated),
+            code,
+        )
+
+
+def _code(module: cst.Module, node: cst.CSTNode) -> str:
+    return " ".join(module.code_for_node(node).split())

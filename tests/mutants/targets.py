@@ -1,0 +1,37 @@
+"""Which modules are mutated, and which tests are about each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Target:
+    """A module and the test files that are to notice what is changed in it."""
+
+    module: str
+    tests: list[str]
+
+
+_STATISTICS = ["tests/core/test_statistics.py"]
+_STEP = ["tests/core/test_denoising.py", "tests/core/test_slots.py"]
+
+TARGETS = {
+    "denoising": Target("l2pd_plugins/denoising.py", _STEP),
+    "end_of_text": Target("l2pd_plugins/end_of_text.py", _STEP),
+    "selection": Target("l2pd_plugins/selection.py", ["tests/core/test_selection.py"]),
+    "slots": Target("l2pd_plugins/slots.py", ["tests/core/test_slots.py"]),
+    "statistics": Target("l2pd_plugins/statistics/__init__.py", _STATISTICS),
+    "choice": Target("l2pd_plugins/statistics/choice.py", _STATISTICS),
+    "eager": Target("l2pd_plugins/statistics/eager.py", _STATISTICS),
+    "numba": Target("l2pd_plugins/statistics/numba_kernel.py", _STATISTICS),
+    "results": Target("l2pd_plugins/statistics/results.py", _STATISTICS),
+    "triton": Target("l2pd_plugins/statistics/triton_kernel.py", _STATISTICS),
+    "learned": Target(
+        "policies/l2pd_policies/learned/policy.py",
+        ["tests/policies/test_learn2pd.py", "tests/policies/test_settled.py"],
+    ),
+    "settled": Target(
+        "policies/l2pd_policies/settled/policy.py", ["tests/policies/test_settled.py"]
+    ),
+}
