@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,12 +50,43 @@ def test_ranks_are_a_permutation_with_candidates_first(case):
         assert sorted(found[row][candidates[row]].tolist()) == list(range(count))
 
 
+@given(st.integers(0, 99), st.integers(40, 300))
+def test_of_equal_scores_the_leftmost_comes_first_in_a_long_row(seed, length):
+    generator = torch.Generator().manual_seed(seed)
+    score = torch.randint(3, (2, length), generator=generator).float()
+    found = ranks(score, torch.ones(2, length, dtype=torch.bool))
+    for row in range(2):
+        wanted = sorted(range(length), key=lambda i: (-float(score[row, i]), i))
+        assert found[row].argsort().tolist() == wanted
+
+
+@pytest.mark.parametrize("lowest", [-torch.inf, torch.nan, torch.finfo(torch.float32).min])
+def test_the_lowest_score_is_still_before_what_is_no_candidate(lowest):
+    score = torch.tensor([[0.9, lowest, 0.8]])
+    candidates = torch.tensor([[False, True, False]])
+    assert ranks(score, candidates)[0, 1] == 0
+    assert top_1(score, candidates).tolist() == [[False, True, False]]
+    nobody = torch.zeros_like(candidates)
+    assert not top_1(score, nobody).any()
+
+
 def test_k_per_row():
     score = torch.tensor([[0.1, 0.9, 0.5], [0.1, 0.9, 0.5]])
     picked = top_k(score, torch.ones(2, 3, dtype=torch.bool), torch.tensor([1, 2]))
     assert picked.tolist() == [[False, True, False], [False, True, True]]
 
 
-def test_leftmost():
-    candidates = torch.tensor([[False, True, True], [False, False, False]])
-    assert leftmost(candidates).tolist() == [[False, True, False], [False, False, False]]
+@given(scores())
+def test_leftmost_is_the_first_candidate_alone(case):
+    _, candidates = case
+    for row, found in zip(candidates.tolist(), leftmost(candidates).tolist(), strict=True):
+        first = row.index(True) if True in row else -1
+        assert found == [i == first for i in range(len(row))]
+
+
+def test_nothing_leaves_the_device_of_the_scores():
+    score = torch.empty(2, 5, device="meta")
+    candidates = torch.empty(2, 5, dtype=torch.bool, device="meta")
+    k = torch.empty(2, dtype=torch.int64, device="meta")
+    for found in (top_k(score, candidates, k), top_1(score, candidates), leftmost(candidates)):
+        assert (found.device.type, found.shape) == ("meta", (2, 5))

@@ -71,13 +71,15 @@ def score(tree: Tree, name: str, asked: argparse.Namespace) -> float:
             unused.discard(key)
             outcomes.append("equivalent")
             continue
-        tests = learned.tests_of(*mutant.lines)
+        tests = learned.tests_of(mutant.lines, target.unseen, target.also)
         limit = 20 + 5 * sum(learned.seconds[test] for test in tests)
         outcome = tree.survives(target.module, mutant.source, tests, limit)
         outcomes.append(outcome)
         if outcome == "survived":
             survivors.append(mutant)
-            print(f"  {target.module}:{mutant.line}: {mutant.before}  ->  {mutant.after}", flush=True)
+            print(
+                f"  {target.module}:{mutant.line}: {mutant.before}  ->  {mutant.after}", flush=True
+            )
     found = count(outcomes)
     tested = len(outcomes) - found["equivalent"]
     rate = 1 - found["survived"] / max(1, tested)
@@ -90,7 +92,9 @@ def score(tree: Tree, name: str, asked: argparse.Namespace) -> float:
     if not asked.lines and asked.share == 1:
         for key in sorted(unused):
             print(f"  equivalent.txt: {target.module}: no such mutant any more: {key}")
-    (asked.out / f"{name}.diff").write_text("".join(diff(target.module, source, m) for m in survivors))
+    (asked.out / f"{name}.diff").write_text(
+        "".join(diff(target.module, source, m) for m in survivors)
+    )
     return rate
 
 

@@ -43,10 +43,15 @@ class Learned:
     """The module's lines that a test runs."""
     failed: list[str] = field(default_factory=list)
 
-    def tests_of(self, first: int, last: int) -> list[str]:
-        """The tests that run one of these lines, the quickest first; all where none is seen to."""
-        found = [t for t, lines in self.lines.items() if any(first <= n <= last for n in lines)]
-        return sorted(found or self.seconds, key=lambda test: self.seconds[test])
+    def tests_of(self, lines: tuple[int, int], unseen: str, also: tuple[str, ...]) -> list[str]:
+        """The tests that run one of these lines, the quickest first; where none is seen to, those
+        whose names hold `unseen`. Then those whose names hold a word of `also`."""
+        last = [test for test in self.seconds if any(word in test for word in also)]
+        first, end = lines
+        found = [t for t, seen in self.lines.items() if any(first <= n <= end for n in seen)]
+        found = found or [test for test in self.seconds if unseen in test]
+        found = [test for test in found if test not in last]
+        return sorted(found, key=lambda test: self.seconds[test]) + last
 
 
 class Tree:

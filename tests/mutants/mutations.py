@@ -94,12 +94,18 @@ class _Visitor(cst.CSTVisitor):
     def on_visit(self, node: cst.CSTNode) -> bool:
         # Annotations and decorators say nothing that a test could see; an assert is there for the
         # type checker.
-        if isinstance(node, cst.Annotation | cst.Decorator | cst.Assert | cst.Import | cst.ImportFrom):
+        if isinstance(
+            node, cst.Annotation | cst.Decorator | cst.Assert | cst.Import | cst.ImportFrom
+        ):
             return False
         if isinstance(node, cst.Call) and _name(node.func) in ("len", "isinstance"):
             return False
+        if isinstance(node, cst.Subscript) and _name(node.value) == "Literal":
+            return False
         for kind, operator in _OPERATORS:
-            if isinstance(node, kind) and not (isinstance(node, cst.BaseString) and self._wording(node)):
+            if isinstance(node, kind) and not (
+                isinstance(node, cst.BaseString) and self._wording(node)
+            ):
                 self.found += [(node, mutated) for mutated in operator(node)]
         return True
 

@@ -11,22 +11,32 @@ class Target:
 
     module: str
     tests: list[str]
+    unseen: str = ""
+    """What the names of the tests hold that run the lines that no tracer sees (compiled kernels)."""
+    also: tuple[str, ...] = ()
+    """Words in the names of tests that run the module in another process, which no tracer sees."""
 
 
-_STATISTICS = ["tests/core/test_statistics.py"]
-_STEP = ["tests/core/test_denoising.py", "tests/core/test_slots.py"]
+_DEVICES = "tests/core/test_devices.py"
+_STATISTICS = ["tests/core/test_statistics.py", _DEVICES]
+_STEP = ["tests/core/test_denoising.py", "tests/core/test_slots.py", _DEVICES]
 
 TARGETS = {
     "denoising": Target("l2pd_plugins/denoising.py", _STEP),
-    "end_of_text": Target("l2pd_plugins/end_of_text.py", _STEP),
-    "selection": Target("l2pd_plugins/selection.py", ["tests/core/test_selection.py"]),
-    "slots": Target("l2pd_plugins/slots.py", ["tests/core/test_slots.py"]),
+    "end_of_text": Target("l2pd_plugins/end_of_text.py", ["tests/core/test_end_of_text.py"]),
+    "selection": Target("l2pd_plugins/selection.py", ["tests/core/test_selection.py", _DEVICES]),
+    "slots": Target("l2pd_plugins/slots.py", ["tests/core/test_slots.py", _DEVICES]),
     "statistics": Target("l2pd_plugins/statistics/__init__.py", _STATISTICS),
     "choice": Target("l2pd_plugins/statistics/choice.py", _STATISTICS),
     "eager": Target("l2pd_plugins/statistics/eager.py", _STATISTICS),
-    "numba": Target("l2pd_plugins/statistics/numba_kernel.py", _STATISTICS),
+    "numba": Target(
+        "l2pd_plugins/statistics/numba_kernel.py",
+        _STATISTICS,
+        unseen="[numba",
+        also=("test_compilation_is", "test_a_forked"),
+    ),
     "results": Target("l2pd_plugins/statistics/results.py", _STATISTICS),
-    "triton": Target("l2pd_plugins/statistics/triton_kernel.py", _STATISTICS),
+    "triton": Target("l2pd_plugins/statistics/triton_kernel.py", _STATISTICS, unseen="[triton"),
     "learned": Target(
         "policies/l2pd_policies/learned/policy.py",
         ["tests/policies/test_learn2pd.py", "tests/policies/test_settled.py"],
