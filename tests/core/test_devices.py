@@ -1,7 +1,7 @@
 """Everything stays on the device of the tokens, and nothing is read back to the host.
 
-No accelerator is needed: PyTorch's fake tensors follow shapes and devices without values. An operation
-over two devices is an error there, and so is reading a value.
+No accelerator is needed: PyTorch's fake tensors follow shapes and devices without values. An
+operation over two devices is an error there, and so is reading a value.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
     python -m tests.mutants --modules slots selection --out runs/mutants
 
-Prints a score for each module and writes the mutants that no test noticed, as diffs, into the folder.
-A mutant that changes nothing that could be seen is listed, with the reason, in `equivalent.txt`.
+Prints a score for each module and writes the mutants that no test noticed, as diffs, into the
+folder. A mutant that changes nothing that could be seen is listed, with the reason, in
+`equivalent.txt`.
 `make mutants` runs all modules: about an hour on two cores.
 """
 
@@ -11,8 +12,8 @@ from __future__ import annotations
 
 import os
 
-# Before torch and Triton are imported: one thread, since forked children have no other, and Triton's
-# interpreter, which runs on the CPU.
+# Before torch and Triton are imported: one thread, since forked children have no other, and
+# Triton's interpreter, which runs on the CPU.
 os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE", TRITON_INTERPRET="1")
 
 import argparse

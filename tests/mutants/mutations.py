@@ -1,11 +1,13 @@
 """What is changed in a module: one small mutation at a time.
 
-The operators are those of mutmut 3, less those whose mutants fail nearly always at once (a value or an
-argument becomes None, a positional argument is dropped) or say the same twice (a string in capitals),
-which would only raise the score, and less `+1` for `-1`, which names the same dimension of a matrix. Two are added, since many rules here are masks joined by `&` and `|`:
-an operand is dropped, and a statement that works in place is dropped. mutmut's own runner is not used:
-it leaves out every decorated function (class methods, compiled kernels) and all that stands outside of
-functions.
+The operators are those of mutmut 3. Left out are those whose mutants nearly always fail at once (a
+value or an argument becomes None, a positional argument is dropped) or say the same twice (a string
+in capitals), which would only raise the score, and `+1` for `-1`, which is the same dimension of a
+matrix. Two are added, since many rules here are masks joined by `&` and `|`: an operand is dropped,
+and a statement that works in place is dropped.
+
+mutmut's own runner is not used: it leaves out every decorated function (class methods, compiled
+kernels) and all that stands outside of functions.
 """
 
 from __future__ import annotations

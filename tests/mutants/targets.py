@@ -12,7 +12,7 @@ class Target:
     module: str
     tests: list[str]
     unseen: str = ""
-    """What the names of the tests hold that run the lines that no tracer sees (compiled kernels)."""
+    """What the names of the tests hold that run lines that no tracer sees (compiled kernels)."""
     also: tuple[str, ...] = ()
     """Words in the names of tests that run the module in another process, which no tracer sees."""
 
