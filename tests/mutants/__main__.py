@@ -55,7 +55,7 @@ def score(tree: Tree, name: str, asked: argparse.Namespace) -> float:
     target = TARGETS[name]
     source = (ROOT / target.module).read_text()
     began = time.perf_counter()
-    learned = tree.learn(target.module, target.tests)
+    learned = tree.learn([each.module for each in TARGETS.values()], target.tests)
     if learned.failed:
         raise SystemExit(f"{name}: tests fail without a mutation: {', '.join(learned.failed)}")
     known = read_equivalent(target.module)
@@ -72,7 +72,7 @@ def score(tree: Tree, name: str, asked: argparse.Namespace) -> float:
             unused.discard(key)
             outcomes.append("equivalent")
             continue
-        tests = learned.tests_of(mutant.lines, target.unseen, target.also)
+        tests = learned.tests_of(target.module, mutant.lines, target.unseen, target.also)
         limit = 20 + 5 * sum(learned.seconds[test] for test in tests)
         outcome = tree.survives(target.module, mutant.source, tests, limit)
         outcomes.append(outcome)

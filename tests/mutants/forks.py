@@ -39,16 +39,22 @@ class Learned:
 
     seconds: dict[str, float] = field(default_factory=dict)
     """Of every test that passed."""
-    lines: dict[str, list[int]] = field(default_factory=dict)
-    """The module's lines that a test runs."""
+    lines: dict[str, dict[str, list[int]]] = field(default_factory=dict)
+    """The lines that a test runs, of each module by its path."""
     failed: list[str] = field(default_factory=list)
 
-    def tests_of(self, lines: tuple[int, int], unseen: str, also: tuple[str, ...]) -> list[str]:
+    def tests_of(
+        self, module: str, lines: tuple[int, int], unseen: str, also: tuple[str, ...]
+    ) -> list[str]:
         """The tests that run one of these lines, the quickest first; where none is seen to, those
         whose names hold `unseen`. Then those whose names hold a word of `also`."""
         last = [test for test in self.seconds if any(word in test for word in also)]
         first, end = lines
-        found = [t for t, seen in self.lines.items() if any(first <= n <= end for n in seen)]
+        found = [
+            test
+            for test, seen in self.lines.items()
+            if any(first <= n <= end for n in seen.get(module, ()))
+        ]
         found = found or [test for test in self.seconds if unseen in test]
         found = [test for test in found if test not in last]
         return sorted(found, key=lambda test: self.seconds[test]) + last
@@ -59,6 +65,7 @@ class Tree:
 
     def __init__(self, origin: Path, copy: Path) -> None:
         self.origin, self.copy = origin, copy
+        self._learned: dict[tuple[str, ...], Learned] = {}
         listed = subprocess.run(
             ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
             cwd=origin,
@@ -71,13 +78,18 @@ class Tree:
                 (copy / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(origin / name, copy / name)
 
-    def learn(self, module: str, tests: list[str]) -> Learned:
-        """Run these test files over the unchanged module."""
+    def learn(self, modules: list[str], tests: list[str]) -> Learned:
+        """Run these test files, once, over the unchanged modules."""
+        if tuple(tests) not in self._learned:
+            self._learned[tuple(tests)] = self._learn(modules, tests)
+        return self._learned[tuple(tests)]
+
+    def _learn(self, modules: list[str], tests: list[str]) -> Learned:
         report = self.copy / "learned.json"
         report.unlink(missing_ok=True)
-        how = self._fork(lambda: self._learn(module, tests, report), seconds=1200)
+        how = self._fork(lambda: self._watch(modules, tests, report), seconds=1200)
         if not report.exists():
-            raise SystemExit(f"{module}: its tests could not be run ({how})")
+            raise SystemExit(f"{' '.join(tests)} could not be run ({how})")
         found = json.loads(report.read_text())
         for name in found.pop("imported"):  # so that every child has them
             with suppress(Exception):
@@ -135,9 +147,9 @@ class Tree:
         sys.dont_write_bytecode = True
         return int(pytest.main([*ARGUMENTS, *tests], plugins=[_Settings()]))
 
-    def _learn(self, module: str, tests: list[str], report: Path) -> int:
+    def _watch(self, modules: list[str], tests: list[str], report: Path) -> int:
         before = set(sys.modules)
-        watch = _Watch(str(self.copy / module))
+        watch = _Watch({str(self.copy / module): module for module in modules})
         arguments = [each for each in ARGUMENTS if each != "-x"]
         code = int(pytest.main([*arguments, *tests], plugins=[_Settings(), watch]))
         imported = [
@@ -147,7 +159,10 @@ class Tree:
         ]
         found = {
             "seconds": watch.seconds,
-            "lines": {test: sorted(lines) for test, lines in watch.lines.items() if lines},
+            "lines": {
+                test: {module: sorted(lines) for module, lines in of_test.items()}
+                for test, of_test in watch.lines.items()
+            },
             "failed": watch.failed,
             "imported": imported,
         }
@@ -172,18 +187,18 @@ class _Settings:
 
 
 class _Watch:
-    """Times every test and records which lines of a file it runs."""
+    """Times every test and records which lines of some files it runs."""
 
-    def __init__(self, file: str) -> None:
-        self.file = file
+    def __init__(self, files: dict[str, str]) -> None:
         self.seconds: dict[str, float] = {}
-        self.lines: dict[str, set[int]] = {}
+        self.lines: dict[str, dict[str, set[int]]] = {}
         self.failed: list[str] = []
-        self._current: set[int] = set()
+        self._files = files
+        self._current: dict[str, set[int]] = {}
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Any:
-        self._current = self.lines.setdefault(item.nodeid, set())
+        self._current = self.lines.setdefault(item.nodeid, {})
         start = time.perf_counter()
         self._trace(self._begin)
         try:
@@ -201,11 +216,12 @@ class _Watch:
         threading.settrace(function)
 
     def _begin(self, frame: Any, event: str, argument: Any) -> Any:
-        return self._line if frame.f_code.co_filename == self.file else None
+        return self._line if frame.f_code.co_filename in self._files else None
 
     def _line(self, frame: Any, event: str, argument: Any) -> Any:
         if event == "line":
-            self._current.add(frame.f_lineno)
+            module = self._files[frame.f_code.co_filename]
+            self._current.setdefault(module, set()).add(frame.f_lineno)
         return self._line
 
 
