@@ -14,7 +14,7 @@ STAMP := $(VENV)/.installed
 EXAMPLES := $(wildcard examples/*/pyproject.toml)
 EDITABLE_EXAMPLES := $(foreach example,$(EXAMPLES),-e ./$(dir $(example)))
 
-.PHONY: demo test lint docs browser frontier sglang vllm filters clean
+.PHONY: demo test lint docs browser frontier fuzz mutants sglang vllm filters clean
 .DEFAULT_GOAL := test
 
 demo: $(STAMP)
@@ -44,6 +44,17 @@ browser: $(BROWSER_STAMP)
 frontier: $(STAMP)
 	$(BIN)/python benchmarks/frontier.py --out benchmarks/results/frontier
 	$(BIN)/python benchmarks/which_policy.py
+
+# Random batches, calls, files and plugins: make fuzz MINUTES=30 (of each part).
+MINUTES := 5
+fuzz: $(STAMP)
+	$(BIN)/python -m tests.fuzz --minutes $(MINUTES)
+
+# Whether the tests notice a change: make mutants MODULES="slots selection". All take an hour.
+MODULES :=
+MUTANTS_STAMP := $(VENV)/.mutants-installed
+mutants: $(MUTANTS_STAMP)
+	$(BIN)/python -m tests.mutants $(if $(MODULES),--modules $(MODULES)) --out runs/mutants
 
 # Real SGLang and real vLLM on a CPU, each in its own environment (tests/engines/README.md).
 RIGS := tests/engines
@@ -103,6 +114,11 @@ $(STAMP): pyproject.toml constraints.txt $(EXAMPLES)
 
 $(DOCS_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e ".[docs]"
+	@touch $@
+
+$(MUTANTS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints.txt \
+		-e ".[mutants]"
 	@touch $@
 
 $(BROWSER_STAMP): $(STAMP)

@@ -1,0 +1,379 @@
+"""Random batches of blocks through the denoising step.
+
+Rows come and go, begin new blocks, and change places. Some of them are followed alone as well, in
+a batch of one, and must come out the same to the bit, whatever runs beside them; and what happens
+to a row alone must be what plain Python makes of the policy's answers (`reference.py`).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from l2pd_plugins import UnmaskPolicy
+from l2pd_plugins.denoising import BlockBatch, StepOutcome, denoising_step
+from l2pd_plugins.end_of_text import EndOfText
+from l2pd_plugins.policy import RemaskingPolicy
+from l2pd_plugins.slots import BlockSlots
+from tests.fuzz import reference
+from tests.fuzz.making import Failing, random_logits, random_policy
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+EVERYTHING = frozenset({"committed", "entropy", "margin", "logits"})
+
+
+@dataclass
+class Case:
+    """What all blocks of one case have in common."""
+
+    rng: random.Random
+    length: int
+    vocabulary: int
+    mask: int
+    end_of_text: EndOfText
+    suppress: bool
+    dtype: Any
+    observe: frozenset[str]
+    sampled: bool
+    """Whether the predictions are drawn, or the argmax."""
+    policies: list[UnmaskPolicy] = field(default_factory=list)
+    steps: int = 0
+    """Steps taken, those of the rows alone included."""
+
+
+@dataclass
+class Line:
+    """A row of the batch, and the same row alone."""
+
+    policy: UnmaskPolicy
+    seed: int
+    tokens: list[int]
+    present: list[bool]
+    ignores_end: bool
+    reference: list[int]
+    draws: bool
+    time: int = 0
+    alone: BlockBatch | None = None
+    answers: dict[str, Tensor] = field(default_factory=dict)
+    rules: reference.Rules | None = None
+
+    def generator(self) -> torch.Generator | None:
+        """At the row's beginning."""
+        return torch.Generator().manual_seed(self.seed) if self.draws else None
+
+
+def try_one(rng: random.Random) -> int:
+    """One case; the number of steps that it took."""
+    case = _new_case(rng)
+    (_in_slots if rng.random() < 0.3 else _in_batches)(case)
+    return case.steps
+
+
+def _new_case(rng: random.Random) -> Case:
+    length = rng.choice([1, 2, 3, 4, 5, 7, 8, 9, 16, 17])
+    vocabulary = rng.choice([3, 5, 12, 40, 513])
+    mask = rng.choice([0, vocabulary - 1, rng.randrange(vocabulary)])
+    others = [token for token in range(vocabulary) if token != mask]
+    ends = tuple(rng.sample(others, rng.choice([1, 1, 2])))
+    rule = rng.choice(["block", "block", "predicted", "off"])
+    end_of_text = EndOfText(rule, ends if rule != "off" or rng.random() < 0.5 else ())
+    case = Case(
+        rng,
+        length,
+        vocabulary,
+        mask,
+        end_of_text,
+        suppress=rng.random() < 0.75,
+        dtype=rng.choice(DTYPES),
+        observe=EVERYTHING if rng.random() < 0.15 else frozenset(),
+        sampled=rng.random() < 0.15,
+    )
+    for _ in range(rng.randint(1, 3)):
+        case.policies.append(random_policy(rng, length, mask, vocabulary))
+    return case
+
+
+def _new_line(case: Case, followed: bool) -> Line:
+    rng, length = case.rng, case.length
+    others = [token for token in range(case.vocabulary) if token != case.mask]
+    policy = rng.choice(case.policies)
+    if not followed and rng.random() < 0.3:
+        policy = Failing(rng)
+    known = rng.choice([0, 0, rng.randint(0, length)])
+    tokens = [rng.choice(others) for _ in range(known)] + [case.mask] * (length - known)
+    present = [rng.random() < 0.8 or kept for kept in [rng.random() < 0.7] * length]
+    line = Line(
+        policy,
+        seed=rng.randrange(1 << 30),
+        tokens=tokens,
+        present=present,
+        ignores_end=rng.random() < 0.25,
+        reference=[rng.choice(others) for _ in range(length)],
+        draws=True,
+    )
+    if followed:
+        _follow(case, line)
+    return line
+
+
+def _follow(case: Case, line: Line) -> None:
+    """Begin the same row alone, and listen to what its policy answers."""
+    policy = copy.deepcopy(line.policy)
+    line.alone = BlockBatch.start(
+        torch.tensor([line.tokens]),
+        [policy],
+        **_start_of(case, [line]),
+        observe=case.observe if case.rng.random() < 0.5 else frozenset(),
+    )
+    line.rules = reference.Rules(
+        case.mask, case.end_of_text, line.ignores_end, policy.progress, policy.edits
+    )
+    for method in ("select", "remask"):
+        ask = getattr(policy, method, None)
+        if ask is not None:
+
+            def heard(step: Any, state: Any, ask: Any = ask, method: str = method) -> Tensor:
+                line.answers[method] = answer = ask(step, state)
+                return answer
+
+            policy.__dict__[method] = heard
+
+
+def _start_of(case: Case, lines: list[Line]) -> dict[str, Any]:
+    return {
+        "mask_token_id": case.mask,
+        "present": torch.tensor([line.present for line in lines]),
+        "ignores_end": torch.tensor([line.ignores_end for line in lines]),
+        "reference": torch.tensor([line.reference for line in lines]),
+        "generators": [line.generator() for line in lines],
+        "on_error": "progress",
+    }
+
+
+def _start(case: Case, lines: list[Line]) -> BlockBatch:
+    return BlockBatch.start(
+        torch.tensor([line.tokens for line in lines]),
+        [line.policy for line in lines],
+        **_start_of(case, lines),
+        observe=case.observe,
+    )
+
+
+def _in_batches(case: Case) -> None:
+    """Rows of several batches, gathered anew at random."""
+    rng = case.rng
+    lines = [_new_line(case, followed=i < 2) for i in range(rng.randint(1, 5))]
+    rng.shuffle(lines)
+    batch = _start(case, lines)
+    for _ in range(rng.randint(2, 2 * case.length + 3)):
+        _step(case, batch, lines)
+        full = [row for row in range(len(lines)) if not batch.masked[row].any()]
+        if full and rng.random() < 0.5:
+            _advance(case, batch, lines, full)
+        what = rng.random()
+        if what < 0.1:
+            more = [_new_line(case, followed=False) for _ in range(rng.randint(1, 2))]
+            new = _start(case, more)
+            rows = [(batch, at, line) for at, line in enumerate(lines) if rng.random() < 0.8]
+            rows += [(new, at, line) for at, line in enumerate(more)]
+            rng.shuffle(rows)
+            batch = BlockBatch.gather([(each, at) for each, at, _ in rows])
+            lines = [line for _, _, line in rows]
+        elif what < 0.2:
+            order = rng.sample(range(len(lines)), rng.randint(1, len(lines)))
+            batch.keep(order)
+            lines = [lines[row] for row in order]
+
+
+def _advance(case: Case, batch: BlockBatch, lines: list[Line], rows: list[int]) -> None:
+    """Begin the next block in these rows, and in the same rows alone."""
+    tokens, present, references = [], [], []
+    for row in rows:
+        next_one = _new_line(case, followed=False)
+        tokens.append(next_one.tokens)
+        present.append(next_one.present)
+        references.append(next_one.reference)
+        alone = lines[row].alone
+        if alone is not None:
+            alone.advance(
+                [0],
+                torch.tensor(tokens[-1:]),
+                present=torch.tensor(present[-1:]),
+                reference=torch.tensor(references[-1:]),
+            )
+    batch.advance(
+        rows,
+        torch.tensor(tokens),
+        present=torch.tensor(present),
+        reference=torch.tensor(references),
+    )
+
+
+def _in_slots(case: Case) -> None:
+    """Rows in slots that are taken in any order, renewed where they are full, and given anew."""
+    rng, count = case.rng, case.rng.randint(1, 5)
+    slots = BlockSlots(count, case.length, mask_token_id=case.mask, device=torch.device("cpu"))
+    lines: dict[int, Line] = {}
+    for _ in range(rng.randint(2, 2 * case.length + 3)):
+        for slot in range(count):
+            if slot not in lines or rng.random() < 0.05:
+                lines[slot] = line = _new_line(case, followed=rng.random() < 0.5)
+                slots.assign(
+                    slot,
+                    line.policy,
+                    line.tokens,
+                    line.present,
+                    ignores_end=line.ignores_end,
+                    generator=line.generator(),
+                )
+        chosen = rng.sample(range(count), rng.randint(1, count))
+        taken = [lines[slot] for slot in chosen]
+        references = torch.tensor([line.reference for line in taken])
+        batch = slots.take(np.array(chosen), reference=references)
+        _step(case, batch.block, taken)
+        next_one = _new_line(case, followed=False)
+        full = ~batch.block.masked.any(-1)
+        tokens = torch.tensor([next_one.tokens]).expand(len(chosen), -1)
+        present = torch.tensor([next_one.present]).expand(len(chosen), -1)
+        batch.renew(full, tokens, present)
+        for row, line in enumerate(taken):
+            if full[row] and line.alone is not None:
+                line.alone.advance(
+                    [0], tokens[:1], present=present[:1], reference=references[row : row + 1]
+                )
+        slots.put(batch)
+        for slot in [*lines]:
+            if rng.random() < 0.05:
+                slots.release(slot)
+                del lines[slot]
+
+
+def _step(case: Case, batch: BlockBatch, lines: list[Line]) -> None:
+    """One step of the batch, and of those of its rows that are followed."""
+    logits = torch.stack([_logits_of(case, line) for line in lines])
+    given = [_given_of(case, line) for line in lines]
+    x0 = None if all(each is None for each in given) else given
+    before, asked = batch.masked.sum(-1), batch.needed()
+    outcome = _denoise(case, batch, logits, x0)
+    assert bool((batch.masked & ~batch.present).any()) is False, "an absent position is masked"
+    wrong = (batch.tokens == case.mask) & ~batch.masked & batch.present
+    assert not wrong.any(), f"the mask token came out: {batch.tokens.tolist()}"
+    after = batch.masked.sum(-1)
+    must = before > 0 if case.suppress else (before > 0) & (batch.step_index > case.length)
+    assert bool((after < before)[must].all()), f"no progress: {before.tolist()} {after.tolist()}"
+    for row, line in enumerate(lines):
+        line.time += 1
+        if line.alone is not None:
+            one = [given[row]] if x0 is not None else None
+            _compare(case, batch, outcome, asked[row], row, line, logits[row], one)
+
+
+def _logits_of(case: Case, line: Line) -> Tensor:
+    return random_logits(line.seed + line.time, case.length, case.vocabulary, case.mask, case.dtype)
+
+
+def _given_of(case: Case, line: Line) -> list[int] | None:
+    """Sampled tokens for the row's positions, -1 for the argmax; None for no sampling."""
+    if not case.sampled:
+        return None
+    rng = random.Random(line.seed + line.time)
+    others = [token for token in range(case.vocabulary) if token != case.mask]
+    return [rng.choice([-1, rng.choice(others)]) for _ in range(case.length)]
+
+
+def _denoise(
+    case: Case, batch: BlockBatch, logits: Tensor, given: list[list[int] | None] | None
+) -> StepOutcome:
+    """The step, with the logits of all positions or of some, in any order."""
+    case.steps += 1
+    x0 = None if given is None else torch.tensor(given).flatten()
+    positions = None
+    if case.rng.random() < 0.5:
+        asked = batch.needed().flatten()
+        asked = asked | (torch.rand(len(asked), generator=_shuffler(case)) < 0.2)
+        positions = asked.nonzero().flatten()
+        positions = positions[torch.randperm(len(positions), generator=_shuffler(case))]
+        logits = logits.flatten(0, 1)[positions]
+        x0 = None if x0 is None else x0[positions]
+    return denoising_step(
+        batch,
+        logits,
+        positions,
+        end_of_text=case.end_of_text,
+        x0=x0,
+        suppress_mask=case.suppress,
+    )
+
+
+def _shuffler(case: Case) -> torch.Generator:
+    return torch.Generator().manual_seed(case.rng.randrange(1 << 30))
+
+
+def _compare(
+    case: Case,
+    batch: BlockBatch,
+    outcome: StepOutcome,
+    asked: Tensor,
+    row: int,
+    line: Line,
+    logits: Tensor,
+    given: list[list[int] | None] | None,
+) -> None:
+    """The row in its batch against the row alone, and that against plain Python. asked (L,): the
+    positions whose logits were read for the batch."""
+    alone, rules = line.alone, line.rules
+    assert alone is not None and rules is not None
+    began = reference.row_of(alone.tokens[0], alone.masked[0], alone.present[0])
+    needed = (alone.needed()[0] & asked).tolist()
+    suppressing = case.suppress or int(alone.step_index[0]) >= case.length
+    line.answers.clear()
+    single = _denoise(case, alone, logits[None], given)
+    about = f"{alone.policies[0].describe()} at step {line.time}"
+    for name in ("tokens", "masked", "present", "step_index", "block_index"):
+        left, right = getattr(batch, name)[row], getattr(alone, name)[0]
+        assert torch.equal(left, right), (
+            f"{about}: {name} is {left.tolist()}, alone {right.tolist()}"
+        )
+    for name in ("committed", "remasked", "behind", "ended"):
+        left, right = getattr(outcome, name)[row], getattr(single, name)[0]
+        assert torch.equal(left, right), (
+            f"{about}: {name} is {left.tolist()}, alone {right.tolist()}"
+        )
+    x0, confidence = single.step.x0[0].tolist(), single.step.confidence[0].tolist()
+    predictions = reference.statistics(
+        logits, case.mask if suppressing else None, None if given is None else given[0]
+    )
+    for i, needs in enumerate(needed):
+        if not needs:
+            continue
+        in_batch = float(outcome.step.confidence[row, i]), int(outcome.step.x0[row, i])
+        same = in_batch == (confidence[i], x0[i]) or (
+            math.isnan(in_batch[0]) and math.isnan(confidence[i]) and in_batch[1] == x0[i]
+        )
+        assert same, f"{about}: {in_batch} in the batch, alone {(confidence[i], x0[i])}"
+        token, probability = predictions[i]
+        assert token is None or token == x0[i], f"{about}: x0 is {x0[i]} at {i}, should be {token}"
+        assert not suppressing or x0[i] != case.mask, f"{about}: the mask is predicted at {i}"
+        assert math.isnan(probability) == math.isnan(confidence[i]), f"{about}: {confidence[i]}"
+        if not math.isnan(probability):
+            assert abs(probability - confidence[i]) < 2e-5, f"{about}: {confidence[i]} at {i}"
+    nothing = torch.zeros(1, case.length, dtype=torch.bool)
+    takes_back = isinstance(alone.policies[0], RemaskingPolicy)
+    wanted = reference.take_step(
+        began,
+        rules,
+        x0,
+        confidence,
+        line.answers.get("select", nothing)[0].tolist(),
+        line.answers.get("remask", nothing)[0].tolist() if takes_back else None,
+        may_stay_masked=not suppressing,
+    )
+    found = reference.row_of(alone.tokens[0], alone.masked[0], alone.present[0])
+    assert found == wanted, f"{about}: {found}, should be {wanted}, from {began}"
