@@ -364,6 +364,10 @@ def _compare(
         assert math.isnan(probability) == math.isnan(confidence[i]), f"{about}: {confidence[i]}"
         if not math.isnan(probability):
             assert abs(probability - confidence[i]) < 2e-5, f"{about}: {confidence[i]} at {i}"
+    if "committed" not in alone.policies[0].requires:  # what is observed is not what it sees
+        for i in range(case.length):
+            if not began.masked[i]:
+                x0[i], confidence[i] = began.tokens[i], float(began.present[i])
     nothing = torch.zeros(1, case.length, dtype=torch.bool)
     takes_back = isinstance(alone.policies[0], RemaskingPolicy)
     wanted = reference.take_step(

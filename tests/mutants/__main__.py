@@ -53,7 +53,7 @@ def main() -> int:
 def score(tree: Tree, name: str, asked: argparse.Namespace) -> float:
     """Run the mutants of one module and report on them."""
     target = TARGETS[name]
-    source = (ROOT / target.module).read_text()
+    source = (tree.copy / target.module).read_text()
     began = time.perf_counter()
     learned = tree.learn([each.module for each in TARGETS.values()], target.tests)
     if learned.failed:

@@ -14,7 +14,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 import traceback
 from collections import Counter
@@ -24,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import coverage
 import pytest
 from hypothesis import Phase, settings
 
@@ -99,11 +99,13 @@ class Tree:
     def survives(self, module: str, source: str, tests: list[str], seconds: float) -> str:
         """How the tests end over this source of the module: "survived", "killed" or "timeout"."""
         path = self.copy / module
+        kept = path.with_suffix(".kept")  # with its time stamp, by which Python knows its bytecode
+        os.replace(path, kept)
         try:
             path.write_text(source)
             return self._fork(lambda: self._run(tests), seconds)
         finally:
-            shutil.copy2(self.origin / module, path)
+            os.replace(kept, path)
 
     def _fork(self, work: Callable[[], int], seconds: float) -> str:
         sys.stdout.flush()
@@ -159,10 +161,7 @@ class Tree:
         ]
         found = {
             "seconds": watch.seconds,
-            "lines": {
-                test: {module: sorted(lines) for module, lines in of_test.items()}
-                for test, of_test in watch.lines.items()
-            },
+            "lines": watch.lines(),
             "failed": watch.failed,
             "imported": imported,
         }
@@ -191,38 +190,35 @@ class _Watch:
 
     def __init__(self, files: dict[str, str]) -> None:
         self.seconds: dict[str, float] = {}
-        self.lines: dict[str, dict[str, set[int]]] = {}
         self.failed: list[str] = []
         self._files = files
-        self._current: dict[str, set[int]] = {}
+        self._coverage = coverage.Coverage(data_file=None, include=list(files))
+        self._coverage.start()
+
+    def lines(self) -> dict[str, dict[str, list[int]]]:
+        """Of each test and module, when all have run."""
+        self._coverage.stop()
+        found: dict[str, dict[str, list[int]]] = {test: {} for test in self.seconds}
+        data = self._coverage.get_data()
+        for file, module in self._files.items():
+            for line, tests in data.contexts_by_lineno(file).items():
+                for test in filter(None, tests):
+                    found[test].setdefault(module, []).append(line)
+        return found
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Any:
-        self._current = self.lines.setdefault(item.nodeid, {})
         start = time.perf_counter()
-        self._trace(self._begin)
+        self._coverage.switch_context(item.nodeid)
         try:
             return (yield)
         finally:
-            self._trace(None)
+            self._coverage.switch_context("")
             self.seconds[item.nodeid] = time.perf_counter() - start
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
             self.failed.append(report.nodeid)
-
-    def _trace(self, function: Any) -> None:
-        sys.settrace(function)
-        threading.settrace(function)
-
-    def _begin(self, frame: Any, event: str, argument: Any) -> Any:
-        return self._line if frame.f_code.co_filename in self._files else None
-
-    def _line(self, frame: Any, event: str, argument: Any) -> Any:
-        if event == "line":
-            module = self._files[frame.f_code.co_filename]
-            self._current.setdefault(module, set()).add(frame.f_lineno)
-        return self._line
 
 
 def _address_space() -> int:

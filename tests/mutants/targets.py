@@ -18,14 +18,29 @@ class Target:
 
 
 _DEVICES = "tests/core/test_devices.py"
-_STATISTICS = ["tests/core/test_statistics.py", _DEVICES]
-_STEP = ["tests/core/test_denoising.py", "tests/core/test_slots.py", _DEVICES]
+_STATISTICS = [
+    "tests/core/test_statistics.py",
+    "tests/core/test_statistics_bad_rows.py",
+    _DEVICES,
+]
+_STEP = [
+    "tests/core/test_denoising.py",
+    "tests/core/test_editing.py",
+    "tests/core/test_looking_ahead.py",
+    "tests/core/test_misbehaving_policies.py",
+    "tests/core/test_predicted_masks.py",
+    "tests/core/test_slots.py",
+    "tests/core/test_step_corners.py",
+    "tests/fuzz/test_fuzz.py::test_nothing_is_found[core]",
+    _DEVICES,
+]
 
 TARGETS = {
     "denoising": Target("l2pd_plugins/denoising.py", _STEP),
+    "policy_calls": Target("l2pd_plugins/policy_calls.py", _STEP),
     "end_of_text": Target("l2pd_plugins/end_of_text.py", ["tests/core/test_end_of_text.py"]),
     "selection": Target("l2pd_plugins/selection.py", ["tests/core/test_selection.py", _DEVICES]),
-    "slots": Target("l2pd_plugins/slots.py", ["tests/core/test_slots.py", _DEVICES]),
+    "slots": Target("l2pd_plugins/slots.py", _STEP),
     "statistics": Target("l2pd_plugins/statistics/__init__.py", _STATISTICS),
     "choice": Target("l2pd_plugins/statistics/choice.py", _STATISTICS),
     "eager": Target("l2pd_plugins/statistics/eager.py", _STATISTICS),
