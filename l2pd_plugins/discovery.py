@@ -13,9 +13,10 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from importlib import metadata
-from typing import Literal
+from typing import Literal, TypeVar
 
 import pluggy
+from typing_extensions import TypeGuard
 
 from l2pd_plugins import hookspecs
 from l2pd_plugins.errors import ANY_FAILURE, describe_error, printable, safe_repr
@@ -23,6 +24,8 @@ from l2pd_plugins.policy import API_VERSION, PolicySpec, normalize_name
 
 DISABLE_VARIABLE = "L2PD_DISABLE_PLUGINS"
 """Environment variable: comma-separated distributions whose plugins are not loaded."""
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -168,11 +171,16 @@ def _imported(entry: metadata.EntryPoint) -> object:
         raise PluginRefused(reason) from error
 
 
+def _is(value: object, kind: type[T]) -> TypeGuard[T]:
+    """isinstance, by the type alone: the attribute `__class__` of a stranger's object may raise."""
+    return issubclass(type(value), kind)
+
+
 def _checked_specs(offered: object) -> tuple[PolicySpec, ...]:
-    if isinstance(offered, list):
+    if _is(offered, list):
         # Not by a method of a subclass, which may raise or never end.
         items: list[object] = [*list.__iter__(offered)]
-    elif isinstance(offered, tuple):
+    elif _is(offered, tuple):
         items = [*tuple.__iter__(offered)]
     else:
         kind = type(offered).__name__
@@ -188,7 +196,7 @@ def _checked_specs(offered: object) -> tuple[PolicySpec, ...]:
 
 def _checked_spec(given: object) -> PolicySpec:
     """A PolicySpec of plain text, since a subclass may raise whenever it is read."""
-    if not isinstance(given, PolicySpec):
+    if not _is(given, PolicySpec):
         kind = type(given).__name__
         raise PluginRefused(f"l2pd_policies() returned a list with {kind}, expected PolicySpec")
     values: dict[str, object] = {}
@@ -201,7 +209,7 @@ def _checked_spec(given: object) -> PolicySpec:
             reason = f"{attribute} of a PolicySpec cannot be read ({describe_error(error)})"
             raise PluginRefused(reason) from error
     name, factory, summary, version = values.values()
-    if not isinstance(name, str):
+    if not _is(name, str):
         raise PluginRefused(f"a policy's name must be a word without ':', got {safe_repr(name)}")
     name = str.__str__(name)
     if not normalize_name(name).strip() or ":" in name:
@@ -216,11 +224,11 @@ def _checked_spec(given: object) -> PolicySpec:
             f"policy {name!r} needs version {safe_repr(version)} of the plugin interface; "
             f"the installed l2pd-plugins has version {API_VERSION}"
         )
-    if not isinstance(factory, str) or not _FACTORY.fullmatch(str.__str__(factory)):
+    if not _is(factory, str) or not _FACTORY.fullmatch(str.__str__(factory)):
         raise PluginRefused(
             f"policy {name!r}: factory must read 'module:attribute', got {safe_repr(factory)}"
         )
-    if not isinstance(summary, str):
+    if not _is(summary, str):
         raise PluginRefused(f"policy {name!r}: summary must be text, got {safe_repr(summary)}")
     return PolicySpec(name, str.__str__(factory), str.__str__(summary), version)
 

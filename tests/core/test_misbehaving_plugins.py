@@ -58,6 +58,11 @@ class Endless(list):
         while True:
             yield PolicySpec("mine", "a:B")
 
+class Classless:
+    @property
+    def __class__(self):
+        raise Ending
+
 class Same:
     def __eq__(self, other):
         raise Ending
@@ -78,6 +83,10 @@ OFFERING = {
     "long": ("raise ValueError('x' * 10**6)", "xxx..."),
     "escapes": (r"raise ValueError('\ud800\x1b[31m\x00\nred')", r"\ud800\x1b[31m\x00 red"),
     "generator": ("return some()", "returned generator"),
+    "classless": ("return Classless()", "returned Classless"),
+    "classless policy": ("return [Classless()]", "a list with Classless"),
+    "classless name": ("return [PolicySpec(Classless(), 'a:B')]", "Classless"),
+    "classless summary": ("return [PolicySpec('mine', 'a:B', Classless())]", "must be text"),
     "text": ("return Text('mine')", "returned Text"),
     "name": ("return [spoilt('name')]", "name of a PolicySpec cannot be read (Ending: name)"),
     "factory": ("return [spoilt('factory')]", "factory of a PolicySpec cannot be read"),

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
 import json
 import shutil
-import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -21,18 +19,11 @@ from l2pd_plugins.trajectories import Manifest, Trajectories, save_references, w
 from l2pd_policies.learn2pd import UnmaskFilter
 from l2pd_policies.settled import SignalFilter
 from l2pd_policies.transformer_sampler import SamplerFilter
+from tests.fuzz.making import scratch
 from tests.hub_checkpoints import CHECKPOINTS, EOT, MASK, VOCABULARY, Dense, write
 
 FILTERS = {"learn2pd": UnmaskFilter, "settled": SignalFilter, "sampler": SamplerFilter}
 LENGTH, CANVAS, PER_SHARD, PROMPTS = 4, 8, 2, 3
-
-
-@cache
-def scratch() -> Path:
-    """A folder of this process, removed when it ends."""
-    folder = Path(tempfile.mkdtemp(prefix="l2pd-fuzz-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
 
 
 def _tokenizer(folder: Path) -> None:

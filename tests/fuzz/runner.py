@@ -8,13 +8,8 @@ import random
 import time
 import traceback
 from dataclasses import dataclass, field
-from pathlib import Path
 
-PARTS = tuple(
-    part
-    for part in ("core", "adapter", "files", "plugins")
-    if Path(__file__).with_name(f"{part}.py").exists()
-)
+PARTS = ("core", "adapter", "files", "plugins")
 """Each a module beside this one with ``try_one(random.Random) -> int | None``: one case, and how
 many steps it has taken if it counts them. It raises AssertionError, or anything, on a finding."""
 
