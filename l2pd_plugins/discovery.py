@@ -13,10 +13,9 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from importlib import metadata
-from typing import Literal, TypeVar
+from typing import Literal, TypeGuard, TypeVar
 
 import pluggy
-from typing_extensions import TypeGuard
 
 from l2pd_plugins import hookspecs
 from l2pd_plugins.errors import ANY_FAILURE, describe_error, printable, safe_repr

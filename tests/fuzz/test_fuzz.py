@@ -6,7 +6,7 @@ import pytest
 
 from tests.fuzz.runner import PARTS, run
 
-CASES = {"core": 40, "adapter": 8, "files": 60, "plugins": 25}
+CASES = {"core": 40, "adapter": 6, "files": 60, "plugins": 25}
 
 
 @pytest.mark.parametrize("part", PARTS)
