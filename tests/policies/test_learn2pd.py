@@ -88,6 +88,17 @@ def test_trajectories_that_hold_no_numbers_are_refused(name):
         train(UnmaskFilter, data, Recipe(epochs=1), block_length=4, base_model="m")
 
 
+def test_a_probability_at_the_threshold_does_not_exceed_it(make_step):
+    neutral = UnmaskFilter(block_length=8, threshold=0.5, base_model="m")
+    for weight in neutral.parameters():
+        weight.data.zero_()  # every logit is 0, every probability one half
+    step = make_step([[0.1] * 8])
+    for threshold, taken in ((0.5, False), (0.4999, True), (0.5001, False)):
+        policy = create_policy("learn2pd", threshold=threshold).use(neutral)
+        policy.init_state(1, 8, torch.device("cpu"))
+        assert policy.select(step, {}).tolist() == [[taken] * 8], threshold
+
+
 def test_threshold_and_progress_come_from_the_filter_unless_given(folder):
     policy = create_policy("learn2pd", filter=str(folder))
     assert (policy.threshold, policy.progress) == (0.6, "always_top1")
