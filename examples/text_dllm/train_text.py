@@ -196,7 +196,7 @@ def main() -> None:
             losses = F.cross_entropy(logits, targets[where], reduction="none")
             loss = (losses * weights[where]).sum() / weights.sum()
             (loss * len(tokens) / rows).backward()
-            loss_sum += float(loss) * len(tokens) / rows
+            loss_sum += loss.item() * len(tokens) / rows
             seen += tokens.numel()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         for optimizer, peak in zip(optimizers, PEAKS, strict=True):
