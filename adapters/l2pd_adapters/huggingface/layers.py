@@ -7,6 +7,7 @@ are left out. What a column gets is what the decoder's own forward gives it.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -31,7 +32,11 @@ _ATTENTIONS = ("sdpa", "eager")
 
 
 class Layers:
-    """The modules of a bidirectional Llama, Qwen2 or Qwen3 decoder, called one after another."""
+    """The modules of a bidirectional Llama, Qwen2 or Qwen3 decoder, called one after another.
+
+    The norms, projections and MLPs are called as modules, whatever has replaced them (LoRA, a
+    quantised layer); what combines them is done here, in the same order of operations.
+    """
 
     def __init__(self, decoder: Any) -> None:
         self.decoder = decoder
@@ -55,7 +60,7 @@ class Layers:
             or any(getattr(layer.self_attn, "sliding_window", None) for layer in layers)
         ):
             return None
-        if any(map(_changed, decoder.modules())) or any(_global_hooks()):
+        if any(map(_changed, _modules(decoder))) or any(_global_hooks()):
             return None
         return cls(decoder)
 
@@ -66,21 +71,18 @@ class Layers:
         (R, C) int64 of each row's own. Every column sees every other, those of the cache too."""
         hidden = self.decoder.embed_tokens(tokens)
         rotary = self._rotary_of(hidden, position_ids)
-        shared = {
-            "attention_mask": None,
-            "position_embeddings": rotary,
-            "position_ids": position_ids,
-            "past_key_values": cache,
-            "use_cache": cache is not None,
-            "is_causal": False,
-        }
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.decoder.config._attn_implementation, eager_attention_forward
+        )
         *others, last = self.decoder.layers
         for layer in others:
-            hidden = layer(hidden, **shared)
+            normed = layer.input_layernorm(hidden)
+            heads = _heads(layer.self_attn, normed, normed, rotary, rotary)
+            hidden = _layer(layer, hidden, *heads, cache, attend)
         normed = last.input_layernorm(hidden)
-        hidden = columns_of(hidden, wanted)
-        hidden = hidden + self._attention(last.self_attn, normed, wanted, rotary, cache)
-        hidden = hidden + last.mlp(last.post_attention_layernorm(hidden))
+        mine, of_mine = columns_of(normed, wanted), tuple(columns_of(e, wanted) for e in rotary)
+        heads = _heads(last.self_attn, mine, normed, of_mine, rotary)
+        hidden = _layer(last, columns_of(hidden, wanted), *heads, cache, attend)
         found: Tensor = self.decoder.norm(hidden)
         return found
 
@@ -90,45 +92,48 @@ class Layers:
             self._rotary = position_ids, self.decoder.rotary_emb(hidden, position_ids=position_ids)
         return self._rotary[1]
 
-    def _attention(
-        self,
-        attention: Any,
-        hidden: Tensor,
-        wanted: slice | Tensor,
-        rotary: tuple[Tensor, Tensor],
-        cache: Any,
-    ) -> Tensor:
-        """What the wanted columns (R, C) of hidden (R, T, D) get from all columns: (R, C, D)."""
-        rows, size = hidden.shape[0], attention.head_dim
 
-        def heads(projected: Tensor) -> Tensor:
-            return projected.view(rows, projected.shape[1], -1, size)
+def _layer(
+    layer: Any,
+    hidden: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cache: Any,
+    attend: Callable[..., Any],
+) -> Tensor:
+    """What a layer makes of hidden (R, C, D), whose queries are (R, heads, C, size)."""
+    attention = layer.self_attn
+    if cache is not None:
+        key, value = cache.update(key, value, attention.layer_idx)
+    seen, _ = attend(
+        attention, query, key, value, None, dropout=0.0, scaling=attention.scaling, is_causal=False
+    )
+    hidden = hidden + attention.o_proj(seen.reshape(*hidden.shape[:2], -1))
+    after: Tensor = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+    return after
 
-        mine = columns_of(hidden, wanted)
-        query, key = heads(attention.q_proj(mine)), heads(attention.k_proj(hidden))
-        if isinstance(attention, Qwen3Attention):
-            query, key = attention.q_norm(query), attention.k_norm(key)
-        cos, sin = rotary
-        query = _rotated(query.transpose(1, 2), columns_of(cos, wanted), columns_of(sin, wanted))
-        key = _rotated(key.transpose(1, 2), cos, sin)
-        value = heads(attention.v_proj(hidden)).transpose(1, 2)
-        if cache is not None:
-            key, value = cache.update(key, value, attention.layer_idx)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(
-            attention.config._attn_implementation, eager_attention_forward
-        )
-        seen, _ = attend(
-            attention,
-            query,
-            key,
-            value,
-            None,
-            dropout=0.0,
-            scaling=attention.scaling,
-            is_causal=False,
-        )
-        found: Tensor = attention.o_proj(seen.reshape(rows, mine.shape[1], -1))
-        return found
+
+def _heads(
+    attention: Any,
+    mine: Tensor,
+    every: Tensor,
+    rotation_of_mine: tuple[Tensor, ...],
+    rotation_of_every: tuple[Tensor, ...],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries of the columns `mine` (R, C, D), keys and values of `every` (R, T, D), each
+    (R, heads, columns, size)."""
+    size = attention.head_dim
+
+    def split(projected: Tensor) -> Tensor:
+        return projected.view(*projected.shape[:2], -1, size)
+
+    query, key = split(attention.q_proj(mine)), split(attention.k_proj(every))
+    if isinstance(attention, Qwen3Attention):
+        query, key = attention.q_norm(query), attention.k_norm(key)
+    value = split(attention.v_proj(every)).transpose(1, 2)
+    query = _rotated(query.transpose(1, 2), *rotation_of_mine)
+    return query, _rotated(key.transpose(1, 2), *rotation_of_every), value
 
 
 def columns_of(values: Tensor, wanted: slice | Tensor) -> Tensor:
@@ -140,7 +145,17 @@ def columns_of(values: Tensor, wanted: slice | Tensor) -> Tensor:
 
 def _rotated(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Queries or keys (R, heads, C, size) with the rotation (R, C, size) of their positions."""
-    return (heads * cos.unsqueeze(1)) + (rotate_half(heads) * sin.unsqueeze(1))
+    turned = rotate_half(heads).mul_(sin.unsqueeze(1))
+    return (heads * cos.unsqueeze(1)).add_(turned)
+
+
+def _modules(root: nn.Module) -> Iterator[nn.Module]:
+    """The module and all in it, as `modules`, in a fraction of its time."""
+    left = [root]
+    while left:
+        module = left.pop()
+        yield module
+        left += (child for child in module._modules.values() if child is not None)
 
 
 def _changed(module: nn.Module) -> bool:
