@@ -84,7 +84,9 @@ def _statistics(
     """x0, confidence, entropy and margin of z, (rows, width) float32, which is used up; each
     (rows, 1). Behind the vocabulary z is -inf. `powers` is room for the entropy, None without;
     `lowest` the first column that may be predicted."""
-    top, best = _maximum(z)
+    # Whole vectors, so that torch computes every element in its vector loop.
+    used = z[:, : -(-vocabulary // _VECTORS) * _VECTORS]
+    top, best = _maximum(z, used)
     if lowest:  # only in a row of nothing but -inf is the suppressed column 0 the first of equals
         best = best.clamp_(min=lowest)
     second = None
@@ -92,7 +94,7 @@ def _statistics(
         z.scatter_(1, best, -torch.inf)
         second = z.amax(-1, keepdim=True)
         z.scatter_(1, best, top)
-    z.sub_(top)
+    used.sub_(top)
     picked = best
     if x0 is not None:
         given = x0.unsqueeze(1).expand(len(z), 1)
@@ -100,7 +102,9 @@ def _statistics(
     logit = z.gather(1, picked)
     entropy = None
     if powers is None:
-        total = _exp_(z, vocabulary).sum(-1, keepdim=True)
+        used.exp_()
+        z[:, used.shape[1] :].zero_()  # exp(-inf)
+        total = z.sum(-1, keepdim=True)
     else:
         e = torch.exp(z, out=powers[: len(z)])
         total = e.sum(-1, keepdim=True)
@@ -112,28 +116,16 @@ def _statistics(
     return picked, confidence, entropy, difference
 
 
-def _maximum(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Maximum of each row and its first index, each (rows, 1).
+def _maximum(z: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
+    """Maximum of each row of z and its first index, each (rows, 1); it lies in `used`, the first
+    columns of z.
 
     Torch's argmax over a long row is many times slower than its vectorised amax, so the tile that
     holds the maximum is found first, and only that tile is searched.
     """
     if z.shape[1] == _TILE:
-        return z.amax(-1, keepdim=True), z.argmax(-1, keepdim=True)
+        return used.amax(-1, keepdim=True), used.argmax(-1, keepdim=True)
     tiles = z.view(len(z), -1, _TILE)
     top, tile = tiles.amax(-1).max(-1, keepdim=True)
     within = tiles.gather(1, tile.unsqueeze(-1).expand(-1, 1, _TILE)).squeeze(1).argmax(-1)
     return top, tile * _TILE + within.unsqueeze(1)
-
-
-def _exp_(z: Tensor, vocabulary: int) -> Tensor:
-    """exp of z (rows, width) in place, where everything behind the vocabulary is -inf.
-
-    In steps of whole vectors, so that torch computes every element in its vector loop.
-    """
-    end = -(-vocabulary // _VECTORS) * _VECTORS
-    if end < z.shape[1]:
-        z[:, :end].exp_()
-        z[:, end:].zero_()
-        return z
-    return z.exp_()

@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlamaModel, Qwen2Model, Qwen3Model
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import (
     LlamaAttention,
@@ -106,9 +108,12 @@ def _layer(
     attention = layer.self_attn
     if cache is not None:
         key, value = cache.update(key, value, attention.layer_idx)
-    seen, _ = attend(
-        attention, query, key, value, None, dropout=0.0, scaling=attention.scaling, is_causal=False
-    )
+    if attend is sdpa_attention_forward and key.shape[1] == query.shape[1]:  # all that it does then
+        seen = F.scaled_dot_product_attention(query, key, value, scale=attention.scaling)
+        seen = seen.transpose(1, 2)
+    else:
+        still = {"dropout": 0.0, "scaling": attention.scaling, "is_causal": False}
+        seen, _ = attend(attention, query, key, value, None, **still)
     hidden = hidden + attention.o_proj(seen.reshape(*hidden.shape[:2], -1))
     after: Tensor = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
     return after
