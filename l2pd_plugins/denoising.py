@@ -362,9 +362,11 @@ class BlockBatch:
                     failed.append(
                         (group, new, stand_in(policy, "init_state", error, self.on_error))
                     )
-        for group, local, state in fresh:
+        for group, local, new_state in fresh:
+            carries = group.runner.traits.carries
+            state = {name: value for name, value in new_state.items() if name not in carries}
             if len(local) == len(group.members):
-                group.state = state
+                group.state = {**group.state, **state}
                 continue
             at = upload(local, self.tokens.device)
             for name, value in state.items():

@@ -2,7 +2,8 @@
 
 Once an end-of-text token is committed, everything behind it is end-of-text: those positions leave
 the canvas and cost no more compute. Positions before it that are still masked go on. The authors'
-code has a second, aggressive rule, which does not wait for the commit; it is here by its own name.
+code has a second, aggressive rule, which does not wait for the commit; it is here by its own name,
+as their loops with a cache have it, which see one block.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ class EndOfText:
     """"block": a committed end-of-text token ends the row (the paper's rule).
     "predicted": where none is committed yet, a masked position of the block that merely predicts
     one ends the row too, the most confident of several; it stays masked itself and may still become
-    another token (the second rule of the authors' code).
+    another token. This is the second rule of the authors' code with a cache. Without one theirs
+    looks at every masked position of the canvas, and cuts at an end of text that a later block
+    predicts; that was worse (31 of 40 answers valid against 40), and is not here.
     "off": such a token is a token like any other, and the whole canvas is decoded."""
     token_ids: tuple[int, ...]
 

@@ -109,6 +109,10 @@ class UnmaskPolicy(ABC):
     """Whether the rule counts on what it selects staying: it shares a block out over the steps, a
     number of tokens for each. It cannot run where every step decides on the whole block anew."""
 
+    carries: ClassVar[frozenset[str]] = frozenset()
+    """Names in the state that stay when a row's next block begins: what the rule has learned of the
+    answer so far. All others begin anew."""
+
     def for_model(self, model: ModelContext) -> UnmaskPolicy:
         """Called once before a decode, with the model at hand; returns the policy to run.
 

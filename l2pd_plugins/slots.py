@@ -60,6 +60,8 @@ class SlotBatch:
         for resident, rows, state in zip(self.residents, self.rows, block.states, strict=True):
             begins = where.index_select(0, rows)
             for name, value in state.items():  # none, where something stands in for the policy
+                if name in resident.runner.traits.carries:
+                    continue
                 fresh = resident.fresh[name]
                 at = begins.view(-1, *[1] * (fresh.ndim - 1))
                 state[name] = torch.where(at, fresh, value)

@@ -23,6 +23,7 @@ class Traits:
     progress: str
     edits: bool
     remasks: bool
+    carries: frozenset[str] = frozenset()
 
 
 class TraitError(Exception):
@@ -45,12 +46,18 @@ def read_traits(policy: Any) -> Traits:
     edits = _read(policy, "edits")
     if not isinstance(edits, bool):
         raise TraitError("edits", f"edits = {safe_repr(edits)} must be True or False")
+    carries = _read(policy, "carries")
+    if not _guarded("carries", lambda: _is_set(carries) and all(type(n) is str for n in carries)):
+        raise TraitError(
+            "carries", f"carries = {safe_repr(carries)} must be a set of names in the state"
+        )
     return Traits(
         # The strings of this module, since the policy's may be of a subclass.
         requires=frozenset(name for name in STATISTICS if name in requires),
         progress=read_progress(policy),
         edits=edits,
         remasks=isinstance(policy, RemaskingPolicy),
+        carries=frozenset(carries),
     )
 
 

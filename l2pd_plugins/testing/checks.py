@@ -169,8 +169,10 @@ def forgets_requests(bench: Bench) -> None:
 
 
 def forgets_blocks(bench: Bench) -> None:
-    """The next block of a row starts from a new state."""
+    """The next block of a row starts from a new state, but for what the policy `carries`."""
     policy = bench.policy()
+    if policy.carries:  # its blocks are meant to show what was before them
+        return
     batch = bench.start(policy, 2)
     for step in range(bench.length):
         take_step(batch, bench.logits(2, step, seed=5))

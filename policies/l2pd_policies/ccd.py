@@ -21,7 +21,9 @@ class CCD(UnmaskPolicy):
     before too, with the same prediction, is committed.
 
     Source: Coherent Contextual Decoding, arXiv 2512.02044. Of its history buffer, which weighs
-    tokens by mutual information, this is the rule on two steps; 4 is a choice of this project.
+    tokens by mutual information, this is the rule on two steps; 4 is a choice of this project. The
+    authors' code has no blocks and ranks the whole canvas; here a block's first step has nothing to
+    agree with.
     """
 
     counts_commits = True

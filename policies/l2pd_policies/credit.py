@@ -10,7 +10,11 @@ from torch import Tensor
 
 from l2pd_plugins.options import options
 from l2pd_plugins.policy import DenoisingStep, UnmaskPolicy
+from l2pd_policies import exact
 from l2pd_policies.readings import probability_of
+
+_TIE = 1e-5
+"""How far below the best a position may be where none reaches the threshold."""
 
 
 @options
@@ -19,12 +23,14 @@ class Credit(UnmaskPolicy):
 
     Every step, all credits decay by `beta` and the predicted token earns p^`gamma`; the logit of a
     token with credit C rises by `alpha` log(1 + C). A position is taken if its prediction is still
-    the likeliest token then, with at least `threshold`.
+    the likeliest token then, with at least `threshold`; if none is, the likeliest of them, and what
+    comes within 1e-5 of it.
 
-    Source: CreditDecoding, arXiv 2510.06133, with dInfer's defaults (alpha 0.7, beta 0.8, gamma
-    0.2). There a token with more credit can replace the prediction; a policy chooses positions, so
-    here such a position waits until the model predicts it. The credit is kept for the tokens that
-    have any, not (B, L, V).
+    Source: CreditDecoding, arXiv 2510.06133, with dInfer's rule and defaults (alpha 0.7, beta 0.8,
+    gamma 0.2). There a token with more credit can replace the prediction; a policy chooses
+    positions, so here such a position waits until the model predicts it, and where all wait, the
+    most confident is taken. The credit is kept for the tokens that have any, not (B, L, V). As
+    there, it begins with the block.
     """
 
     requires = frozenset({"confidence", "logits"})
@@ -45,18 +51,26 @@ class Credit(UnmaskPolicy):
         }
 
     def select(self, step: DenoisingStep, state: dict[str, Tensor]) -> Tensor:
+        fused = self.fused(step, state)
+        limit = (fused.amax(-1, keepdim=True) - _TIE).clamp(max=self.threshold)
+        return fused.isfinite() & (fused >= limit)
+
+    def fused(self, step: DenoisingStep, state: dict[str, Tensor]) -> Tensor:
+        """(B, L): the probability of each masked position's prediction with its credit; -inf where
+        another token is likelier. The credit of this step goes into the state."""
         x0 = step.x0.unsqueeze(-1)
         known = state["tokens"] == x0
         free = torch.arange(known.shape[-1], device=x0.device) == step.step_index.view(-1, 1, 1)
         slot = torch.where(known.any(-1, keepdim=True), known, free)
         tokens = torch.where(slot, x0, state["tokens"])
-        earned = slot * step.confidence.unsqueeze(-1) ** self.gamma
+        earned = slot * exact.power(step.confidence, self.gamma).unsqueeze(-1)
         credit = self.beta * state["credit"] + earned
         state.update(tokens=tokens, credit=credit)
 
         p = probability_of(step, tokens)
-        raised = p * (1 + credit) ** self.alpha
+        raised = p * exact.power(1 + credit, self.alpha)
         whole = 1 + (raised - p).sum(-1)
         of_x0 = torch.where(slot, raised, 0).sum(-1)
-        likeliest = of_x0 >= raised.amax(-1)
-        return step.masked & likeliest & (of_x0 / whole >= self.threshold)
+        fused = of_x0 / whole
+        ready = step.masked & (of_x0 >= raised.amax(-1)) & ~fused.isnan()
+        return torch.where(ready, fused, -torch.inf)

@@ -11,23 +11,29 @@ from torch import Tensor
 from l2pd_plugins.options import UpTo, options
 from l2pd_plugins.policy import DenoisingStep, RemaskingPolicy
 from l2pd_plugins.selection import top_k
-from l2pd_policies.readings import probability_of
 
 
 @options
 class Saber(RemaskingPolicy):
     """Unmask what beats the tokens committed so far; mask again those that have lost most.
 
-    The threshold is the mean confidence that the block's committed tokens had when they were
-    committed. Of |D| tokens drafted by it, max(1, floor(|D| / `mu`)) earlier ones are masked again:
-    those whose probability fell most since the step before.
+    The threshold is the mean confidence that the answer's tokens had when they were committed last,
+    1 before the first; at least the `n` most confident positions are drafted. Of |D| tokens
+    drafted, max(floor(`n` / 2), ceil(|D| / `mu`)) committed ones, these among them, are masked
+    again, but fewer than |D|: those at which the probability of the likeliest token fell most since
+    the step before. The first step of a later block, which has no step before it, masks none again.
 
-    Source: Saber, arXiv 2510.18165. The default of `mu` is this project's. The core
-    masks fewer again than were committed, so that every block ends.
+    Source: Saber, arXiv 2510.18165; the rule and the defaults 2 and 8 are those of the authors'
+    code (`generate_with_saber`), which decodes an answer as one block. With several blocks it may
+    mask tokens of earlier blocks again; here a full block is final. Where fewer than `n` masks are
+    left it overwrites a committed token; here none. The paper's threshold is that of the code, its
+    number of tokens to mask again max(1, floor(|D| / mu)).
     """
 
-    requires = frozenset({"confidence", "logits", "committed"})
+    requires = frozenset({"confidence", "committed"})
+    carries = frozenset({"total", "count"})
 
+    n: Annotated[int, Field(ge=1), UpTo("block")] = 2
     mu: Annotated[int, Field(ge=1), UpTo("block")] = 8
 
     def init_state(
@@ -35,26 +41,38 @@ class Saber(RemaskingPolicy):
     ) -> dict[str, Tensor]:
         shape = (batch_size, block_length)
         return {
-            # NaN: not committed in this block.
+            # Of the positions that have been committed, in all blocks so far: the sum of their
+            # confidences, and their number. A position counts once, by its last commit.
+            "total": torch.zeros(batch_size, dtype=torch.float64, device=device),
+            "count": torch.zeros(batch_size, dtype=torch.int64, device=device),
+            # NaN: not committed yet.
             "at_commit": torch.full(shape, torch.nan, device=device),
-            "probability": torch.full(shape, torch.nan, device=device),
-            "drafted": torch.zeros(batch_size, dtype=torch.int64, device=device),
+            "open": torch.zeros(shape, dtype=torch.bool, device=device),
+            "likeliest": torch.zeros(shape, device=device),
         }
 
     def select(self, step: DenoisingStep, state: dict[str, Tensor]) -> Tensor:
-        at_commit = state["at_commit"].masked_fill(step.masked, torch.nan)
-        known = ~at_commit.isnan()
-        mean = at_commit.nan_to_num().sum(-1) / known.sum(-1)  # NaN, which nothing exceeds, if none
-        draft = step.masked & (step.confidence > mean.unsqueeze(-1))
-        state.update(at_commit=at_commit, drafted=draft.sum(-1))
-        return draft
+        count = state["count"]
+        mean = torch.where(count > 0, state["total"] / count.clamp(min=1), 1.0)
+        beats = step.masked & (step.confidence > mean.unsqueeze(-1))
+        state["open"] = step.masked
+        return beats | top_k(step.confidence, step.masked, self.n)
 
     def remask(self, step: DenoisingStep, state: dict[str, Tensor]) -> Tensor:
-        earlier = ~state["at_commit"].isnan()
-        now = probability_of(step, step.tokens.unsqueeze(-1)).squeeze(-1)
-        count = (state["drafted"] // self.mu).clamp(min=1)
-        back = top_k(state["probability"] - now, earlier, count)
-        new = ~step.masked & step.present & ~earlier & (step.x0 == step.tokens)
-        state["at_commit"] = torch.where(new, step.confidence, state["at_commit"])
-        state["probability"] = now
-        return back
+        drafted = state["open"] & ~step.masked
+        confidence = step.confidence.nan_to_num()
+        first_time = drafted & state["at_commit"].isnan()
+        gained = confidence.double() - state["at_commit"].nan_to_num().double()
+        risen = confidence - state["likeliest"]
+        state.update(
+            total=state["total"] + torch.where(drafted, gained, 0).sum(-1),
+            count=state["count"] + first_time.sum(-1),
+            at_commit=torch.where(drafted, confidence, state["at_commit"]),
+            likeliest=confidence,
+        )
+        size = drafted.sum(-1)
+        back = ((size + self.mu - 1) // self.mu).clamp(min=self.n // 2)
+        back = torch.minimum(back, size - 1)
+        known = (step.step_index > 0) | (step.block_index == 0)
+        back = torch.where(known & step.masked.any(-1), back, 0)
+        return top_k(-risen, ~step.masked & step.present, back)

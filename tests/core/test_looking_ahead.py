@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,6 +14,7 @@ from l2pd_plugins import UnmaskPolicy, policy_calls
 from l2pd_plugins.denoising import BlockBatch, denoising_step
 from l2pd_plugins.end_of_text import EndOfText
 from l2pd_plugins.errors import PolicyRuntimeError
+from l2pd_plugins.slots import BlockSlots
 
 LENGTH, VOCABULARY, MASK = 3, 6, 5
 OFF = EndOfText("off", ())
@@ -216,3 +218,40 @@ def test_a_failure_ahead_costs_its_own_rows_alone(caplog):
     assert MASK not in run.history[0][-1]
     assert len(caplog.records) == 1
     policy_calls._failed.clear()
+
+
+class Counts(UnmaskPolicy):
+    """Counts the steps of a row's answer and of its block."""
+
+    carries = frozenset({"answer"})
+
+    def init_state(self, batch_size, block_length, device):
+        zeros = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        return {"answer": zeros, "block": zeros.clone()}
+
+    def select(self, step, state):
+        state.update(answer=state["answer"] + 1, block=state["block"] + 1)
+        return torch.zeros_like(step.masked)
+
+
+def test_what_a_policy_carries_stays_when_the_next_block_begins():
+    run = Run([Counts()] * 2, [2, 2])
+    for _ in range(LENGTH):
+        run.step()  # one token a step: both rows have moved on
+    assert {name: value.tolist() for name, value in run.batch.states[0].items()} == {
+        "answer": [LENGTH] * 2,
+        "block": [0] * 2,
+    }
+    slots = BlockSlots(2, LENGTH, mask_token_id=MASK, device=torch.device("cpu"))
+    slots.assign(0, Counts(), [MASK] * LENGTH, [True] * LENGTH)
+    taken = slots.take(np.array([0]))
+    denoising_step(taken.block, torch.zeros(1, LENGTH, VOCABULARY), end_of_text=OFF)
+    taken.renew(
+        torch.tensor([True]),
+        torch.full((1, LENGTH), MASK),
+        torch.ones(1, LENGTH, dtype=torch.bool),
+    )
+    assert {name: value.tolist() for name, value in taken.block.states[0].items()} == {
+        "answer": [1],
+        "block": [0],
+    }

@@ -8,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from l2pd_plugins import L2PDError, create_policy
+from l2pd_plugins.denoising import BlockBatch, denoising_step
+from l2pd_plugins.end_of_text import EndOfText
 
 
 def places(selection):
@@ -119,3 +121,16 @@ def test_descriptions_name_policy_and_options():
     assert create_policy("confidence-threshold").describe() == "confidence_threshold(threshold=0.9)"
     assert create_policy("fixed_schedule").describe() == "fixed_schedule(tokens_per_step=1)"
     assert create_policy("oracle", reference=[1, 2]).describe() == "oracle()"
+
+
+def test_credit_takes_nothing_where_every_prediction_has_lost_to_one_with_credit():
+    batch = BlockBatch.start(torch.full((1, 5), 3), [create_policy("credit")], mask_token_id=3)
+    sure = torch.arange(1.0, 2.0, 0.2).view(1, 5, 1)
+    before = torch.tensor([1.0, 0.9, 0.0, 0.0]) * sure
+    for _ in range(2):
+        denoising_step(batch, before, end_of_text=EndOfText("off", ()))
+    waiting = batch.masked
+    # Token 1 is likelier now, but not beside the credit of token 0: all wait, progress takes one.
+    outcome = denoising_step(batch, before[..., [1, 0, 2, 3]], end_of_text=EndOfText("off", ()))
+    assert outcome.step.x0[waiting].tolist() == [1, 1, 1]
+    assert int(outcome.committed.sum()) == 1

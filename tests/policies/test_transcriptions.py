@@ -101,16 +101,17 @@ def klass(v):
 
 def credit(v):
     memory = v.memory.setdefault("C", [[0.0] * VOCABULARY for _ in range(LENGTH)])
-    chosen = []
+    fused = {}
     for i in v.M:
         memory[i] = [0.8 * old for old in memory[i]]
         memory[i][v.x0[i]] += v.p[i][v.x0[i]] ** 0.2
         raised = softmax(
             [z + 0.7 * math.log(1 + c) for z, c in zip(v.logits[i], memory[i], strict=True)]
         )
-        if raised[v.x0[i]] == max(raised) and max(raised) >= 0.9:
-            chosen.append(i)
-    return chosen
+        if raised[v.x0[i]] == max(raised):
+            fused[i] = max(raised)
+    limit = min(0.9, max(fused.values(), default=0) - 1e-5)
+    return [i for i, p in fused.items() if p >= limit]
 
 
 def cora(v):
@@ -173,27 +174,24 @@ def pc_sampler(v):
 
 def saber(v):
     at = v.memory.setdefault("at", {})
-    for i in v.M:
-        at.pop(i, None)
-    if not at:
-        v.memory["D"] = 0
-        return []
-    mean = sum(at.values()) / len(at)
+    mean = sum(at.values()) / len(at) if at else 1
     chosen = [i for i in v.M if v.c[i] > mean]
+    if len(chosen) < 2:
+        chosen = falling(v, v.c)[:2]
+    at.update({i: v.c[i] for i in chosen})
     v.memory["D"] = len(chosen)
     return chosen
 
 
 def saber_back(v):
     """v.tokens as they stand after the commits."""
-    at, before = v.memory["at"], v.memory.get("q", {})
-    now = {i: v.p[i][v.tokens[i]] for i in range(LENGTH) if v.tokens[i] != MASK}
-    order = sorted(at, key=lambda i: (now[i] - before[i], i))
-    back = order[: max(1, v.memory["D"] // 8)]
-    for i in now:
-        at.setdefault(i, v.c[i])
-    v.memory["q"] = now
-    return back
+    before = v.memory.get("c", [0.0] * LENGTH)
+    v.memory["c"] = v.c
+    if MASK not in v.tokens:
+        return []
+    committed = [i for i in range(LENGTH) if v.tokens[i] != MASK]
+    order = sorted(committed, key=lambda i: (v.c[i] - before[i], i))
+    return order[: min(max(1, math.ceil(v.memory["D"] / 8)), v.memory["D"] - 1)]
 
 
 def llada2_edit(v):

@@ -19,6 +19,7 @@ from l2pd_plugins.options import OperatorPath, options
 from l2pd_plugins.policy import DenoisingStep, ModelContext, UnmaskPolicy
 from l2pd_plugins.resources import load
 from l2pd_plugins.trajectories import fingerprint
+from l2pd_policies import exact
 from l2pd_policies.learned.filter import LearnedFilter, load_filter
 
 
@@ -101,7 +102,8 @@ class FilterPolicy(UnmaskPolicy):
         return {}
 
     def select(self, step: DenoisingStep, state: dict[str, Tensor]) -> Tensor:
-        return step.masked & self.accepts(self.scores(step, state).sigmoid(), step.masked)
+        probability = exact.sigmoid(self.scores(step, state))
+        return step.masked & self.accepts(probability, step.masked)
 
     def scores(self, step: DenoisingStep, state: dict[str, Tensor]) -> Tensor:
         """(B, L) float32, the filter's logits at this step."""

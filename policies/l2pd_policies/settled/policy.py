@@ -10,6 +10,7 @@ from torch import Tensor
 
 from l2pd_plugins.options import options
 from l2pd_plugins.policy import DenoisingStep
+from l2pd_policies import exact
 from l2pd_policies.learned.policy import FilterPolicy
 from l2pd_policies.settled.filter import SignalFilter
 from l2pd_policies.settled.signals import how_long, signals
@@ -86,5 +87,6 @@ class Settled(FilterPolicy):
 def _within(risk: float, doubt: Tensor, masked: Tensor) -> Tensor:
     """bool (B, L): the masked positions of least doubt, as many as sum to `risk` at most, with
     doubts and `risk` to `DOUBT_POWER`."""
-    ordered, places = torch.where(masked, doubt**DOUBT_POWER, torch.inf).sort(stable=True, dim=-1)
+    weighed = exact.power(doubt, DOUBT_POWER)
+    ordered, places = torch.where(masked, weighed, torch.inf).sort(stable=True, dim=-1)
     return torch.zeros_like(masked).scatter(-1, places, ordered.cumsum(-1) <= risk**DOUBT_POWER)

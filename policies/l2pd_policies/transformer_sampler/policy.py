@@ -12,6 +12,7 @@ from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.options import options
 from l2pd_plugins.policy import DenoisingStep
 from l2pd_plugins.selection import top_1
+from l2pd_policies import exact
 from l2pd_policies.learned.policy import FilterPolicy
 from l2pd_policies.transformer_sampler.filter import SamplerFilter, features
 
@@ -44,7 +45,7 @@ class TransformerSampler(FilterPolicy):
 
     def select(self, step: DenoisingStep, state: dict[str, Tensor]) -> Tensor:
         score = self.scores(step, state)
-        probability = (score / self.temperature).sigmoid()
+        probability = exact.sigmoid(score / self.temperature)
         chosen = step.masked & (probability > self._limits(step))
         best = top_1(score, step.masked)
         return torch.where(chosen.any(-1, keepdim=True), chosen, best)

@@ -102,7 +102,45 @@ def klass_loop(
     return x[len(prompt) :].tolist(), passes
 
 
-LOOPS = {"cora": cora_loop, "klass": klass_loop}
+@torch.no_grad()
+def saber_loop(model, prompt, *, n=2, mask=MASK, size=SIZE, block=BLOCK):
+    """`generate_with_saber`, which decodes an answer as one block. With several, only the tokens of
+    the present block are masked again here; where fewer than n masks are left, all are taken."""
+    x = torch.cat([prompt, torch.full((size,), mask)])
+    answer = x == mask
+    final = torch.full((len(x),), -torch.inf)
+    last, passes = torch.zeros(len(x)), 0
+    for start in range(len(prompt), len(x), block):
+        end = start + block
+        here = torch.zeros(len(x), dtype=torch.bool)
+        here[start:end] = True
+        while True:
+            _, pred, conf = predict(model, x, mask)
+            passes += 1
+            shown = torch.where(answer, conf, -torch.inf)
+            shown[end:] = -torch.inf
+            delta = shown - last
+            delta[~delta.isfinite()] = torch.inf
+            last = shown
+            open_ = here & (x == mask)
+            generated = final[final > -torch.inf].double()
+            limit = generated.mean() if len(generated) else 1
+            chosen = (open_ & (conf > limit)).nonzero().flatten()
+            if len(chosen) < n:
+                order = torch.where(open_, conf, -torch.inf).argsort(descending=True, stable=True)
+                chosen = order[: min(n, int(open_.sum()))]
+            x[chosen], final[chosen] = pred[chosen], conf[chosen]
+            if not (x[here] == mask).any():
+                break
+            delta[~here | (x == mask)] = torch.inf
+            count = min(max(n // 2, (len(chosen) + 7) // 8), len(chosen) - 1)
+            for place in delta.argsort(stable=True)[:count]:
+                if delta[place] < torch.inf:
+                    x[place] = mask
+    return x[len(prompt) :].tolist(), passes
+
+
+LOOPS = {"cora": cora_loop, "klass": klass_loop, "saber": saber_loop}
 
 
 def unpadded(prompts, row):
@@ -134,6 +172,24 @@ def test_answers_of_three_blocks_equal_the_authors_loop(model, prompts, name, op
     else:  # keys and values are old there, so it is not the authors' loop; but it looks ahead
         looks = [int(out.trace.ahead[0]) for out in decoded(cache)]
         assert all(looks)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+@pytest.mark.parametrize("block", [SIZE, BLOCK])
+def test_saber_equals_the_authors_loop_over_the_answer(model, prompts, n, block):
+    for row in range(5):
+        prompt = unpadded(prompts, row)
+        out = model.generate(
+            prompt[None],
+            max_new_tokens=SIZE,
+            block_length=block,
+            unmask_policy="saber",
+            unmask_options={"n": n},
+            end_of_text="off",
+            return_dict_in_generate=True,
+        )
+        wanted = saber_loop(model, prompt, n=n, block=block)
+        assert (out.sequences[0, -SIZE:].tolist(), int(out.nfe)) == wanted
 
 
 def test_what_begins_with_the_block_is_another_decode(model, prompts):
