@@ -148,7 +148,7 @@ def test_no_code_of_the_folder_is_run(folder, loaded):
 def test_dtype(folder):
     assert load(folder)[0].dtype == torch.float32
     assert load(folder, dtype="bfloat16")[0].dtype == torch.bfloat16
-    with pytest.raises(L2PDError, match=r"dtype='int8': the choices are auto, float32, bfloat16"):
+    with pytest.raises(L2PDError, match=r"dtype='int8': expected one of auto, float32, bfloat16"):
         load(folder, dtype="int8")
 
 
