@@ -6,6 +6,7 @@ policy, and nothing reads a value back to the host.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import accumulate
@@ -166,7 +167,11 @@ class BlockBatch:
         """
         if not rows:
             return
-        distance = [rows[: at + 1].count(row) for at, row in enumerate(rows)]
+        distance: list[int] = []
+        so_far: Counter[int] = Counter()
+        for row in rows:
+            so_far[row] += 1
+            distance.append(so_far[row])
         index = upload(rows, self.tokens.device)
         blocks = BlockBatch.start(
             tokens,
@@ -444,15 +449,15 @@ class BlockBatch:
             group.index = None if everything else upload(group.members, self.tokens.device)
 
 
-_PER_ROW = (
+_OF_THE_BLOCK = (
     "tokens",
     "masked",
     "present",
     "step_index",
     "block_index",
     "canvas_length",
-    "ignores_end",
 )
+_PER_ROW = (*_OF_THE_BLOCK, "ignores_end")
 
 
 def _generators(each: Sequence[torch.Generator | None]) -> list[torch.Generator | None] | None:
@@ -563,7 +568,10 @@ def denoising_step(
             answer = torch.zeros_like(seen.masked)
         candidates = _of(sound, group)
         selected = answer & candidates
-        selected = selected | _progress(group.runner.traits.progress, selected, seen, candidates)
+        # By the core's own tensors: a policy may have written to those that it was shown.
+        confidence, masked = _of(step.confidence, group), _of(block.masked, group)
+        rule = group.runner.traits.progress
+        selected = selected | _progress(rule, selected, confidence, masked, candidates)
         if group.runner.traits.edits:
             ignores_end = _of(block.ignores_end, group)
             selected = selected | (answer & _editable(seen, ignores_end, end_of_text))
@@ -747,7 +755,10 @@ def _seen_by(step: DenoisingStep, group: _Group, block: BlockBatch) -> Denoising
         changes["generator"] = tuple(generators)
     # A copy in any case, so that no policy holds the step that the core goes on with.
     seen = replace(step, **changes)
-    return seen if group.index is None else seen.select_rows(group.index, group.members)
+    if group.index is not None:
+        return seen.select_rows(group.index, group.members)
+    # Of all rows: the block's own tensors are copied, so that a write does not reach the block.
+    return replace(seen, **{name: getattr(seen, name).clone() for name in _OF_THE_BLOCK})
 
 
 def _of(values: Tensor, group: _Group) -> Tensor:
@@ -781,15 +792,17 @@ def _editable(step: DenoisingStep, ignores_end: Tensor, end_of_text: EndOfText) 
     return differs & ~step.confidence.isnan()
 
 
-def _progress(rule: str, selected: Tensor, step: DenoisingStep, sound: Tensor) -> Tensor:
+def _progress(
+    rule: str, selected: Tensor, confidence: Tensor, masked: Tensor, sound: Tensor
+) -> Tensor:
     """What a policy's progress rule commits besides the selection; sound (B, L): the masked
     positions whose confidence is a number."""
     if rule == "always_top1":
-        return top_1(step.confidence, step.masked)
+        return top_1(confidence, masked)
     empty = ~selected.any(-1, keepdim=True)
     if rule == "leftmost_if_empty":
-        return empty & leftmost(torch.where(sound.any(-1, True), sound, step.masked))
-    return empty & top_1(step.confidence, step.masked)
+        return empty & leftmost(torch.where(sound.any(-1, True), sound, masked))
+    return empty & top_1(confidence, masked)
 
 
 def _ask(

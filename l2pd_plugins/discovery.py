@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 _FACTORY = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 _LONGEST_NAME = 100
-"""Characters of a policy's name; longer ones are no names that anybody types."""
+"""Characters of a policy's name; longer names are refused."""
 
 
 @dataclass(frozen=True)

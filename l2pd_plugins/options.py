@@ -154,14 +154,31 @@ class Option:
             raise self.error(value, f"expected {self._expected}")
         if not of_a_list and self.kinds == {"list"}:
             raise self.error(value, "expected a list")
+        if isinstance(value, str) and len(value) > LONGEST:
+            raise self.error(value, f"expected at most {LONGEST} characters")
+        if not of_a_list and not self._takes(value):
+            raise self.error(value, f"expected {self._expected}")
         if isinstance(value, str):
-            if len(value) > LONGEST:
-                raise self.error(value, f"expected at most {LONGEST} characters")
             return
         if isinstance(value, float) and not math.isfinite(value):
             raise self.error(value, "expected a finite number")
         if not isinstance(value, bool):
             self._check_bounds(value, limits)
+
+    def _takes(self, value: bool | int | float | str) -> bool:
+        """Whether a value of this type is declared."""
+        if "other" in self.kinds:
+            return True
+        if any(type(value) is type(choice) and value == choice for choice in self.choices):
+            return True
+        fitting: set[Kind] = {"number"}
+        if isinstance(value, bool):
+            fitting = {"flag"}
+        elif isinstance(value, str):
+            fitting = {"text", "path"}
+        elif isinstance(value, int):
+            fitting = {"whole", "number"}
+        return bool(self.kinds & fitting)
 
     def _check_bounds(self, value: float, limits: Limits) -> None:
         most, below = self.at_most, self.below

@@ -29,7 +29,7 @@ _failed: set[str] = set()
 """The policies whose failure has been logged."""
 
 _MOST_REPORTS = 1000
-"""A name may be made up anew at each reading; neither the log nor `_failed` grows with it."""
+"""A policy's name may differ at every read; this bounds the log and `_failed`."""
 
 _TENSORS = (
     "tokens",
@@ -115,8 +115,7 @@ class Runner:
             value = state.get(name)
             if (
                 type(value) is not type(like)
-                or value.shape[1:] != shape
-                or value.shape[0] != len(like)
+                or value.shape != (len(like), *shape)
                 or value.dtype is not dtype
                 or value.device != device
                 or value.layout is not torch.strided
@@ -138,6 +137,9 @@ def prepare(
     try:
         traits = read_traits(policy)
         state = _new_state(policy, rows, like)
+        unknown = sorted(traits.carries - state.keys())
+        if unknown:
+            raise ContractError(f"gave no state {unknown[0]!r}, which `carries` names")
         return Runner(policy, traits, _form_of(state)), state
     except KeyboardInterrupt:
         raise

@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from l2pd_plugins.errors import L2PDError
+from l2pd_plugins.shown import shown
 
 R = TypeVar("R")
 
@@ -43,7 +44,9 @@ class Resources:
         key = (name, *(repr(arg) for arg in args))
         if key not in self._kept:
             if self.sealed:
-                raise L2PDError("this was not loaded when the server began")
+                raise L2PDError(
+                    f"{shown(args[-1]) if args else name}: not loaded when the server started"
+                )
             try:
                 self._kept[key] = loader(*args)
             except L2PDError as error:

@@ -10,7 +10,7 @@ def ranks(score: Tensor, candidates: Tensor) -> Tensor:
     """Rank of every position by falling score among the candidates of its row, from 0.
 
     score (B, L) float, candidates (B, L) bool -> (B, L) int64. Of equal scores the leftmost comes
-    first; NaN comes behind every number, and what is no candidate behind every candidate.
+    first; NaN comes behind every number; non-candidates rank last.
     """
     lowest = torch.finfo(score.dtype).min
     score = score.nan_to_num(nan=lowest, neginf=lowest).masked_fill(~candidates, -torch.inf)

@@ -38,26 +38,28 @@ class TraitError(Exception):
 def read_traits(policy: Any) -> Traits:
     """Raises TraitError, which names the attribute, its value and what is expected."""
     requires = _read(policy, "requires")
-    if not _guarded("requires", lambda: _is_set(requires) and frozenset(requires) <= STATISTICS):
+    needed = _guarded("requires", lambda: _set_of(requires))
+    if needed is None or not needed <= STATISTICS:
         choices = ", ".join(sorted(STATISTICS))
         raise TraitError(
             "requires", f"requires = {safe_repr(requires)} must be a set out of {choices}"
         )
     edits = _read(policy, "edits")
-    if not isinstance(edits, bool):
+    if type(edits) is not bool:
         raise TraitError("edits", f"edits = {safe_repr(edits)} must be True or False")
     carries = _read(policy, "carries")
-    if not _guarded("carries", lambda: _is_set(carries) and all(type(n) is str for n in carries)):
+    carried = _guarded("carries", lambda: _set_of(carries))
+    if carried is None or not all(type(name) is str for name in carried):
         raise TraitError(
             "carries", f"carries = {safe_repr(carries)} must be a set of names in the state"
         )
     return Traits(
         # The strings of this module, since the policy's may be of a subclass.
-        requires=frozenset(name for name in STATISTICS if name in requires),
+        requires=frozenset(name for name in STATISTICS if name in needed),
         progress=read_progress(policy),
         edits=edits,
-        remasks=isinstance(policy, RemaskingPolicy),
-        carries=frozenset(carries),
+        remasks=issubclass(type(policy), RemaskingPolicy),
+        carries=carried,
     )
 
 
@@ -70,8 +72,9 @@ def read_progress(policy: Any) -> str:
     return progress
 
 
-def _is_set(value: Any) -> bool:
-    return isinstance(value, AbstractSet)
+def _set_of(value: Any) -> frozenset[Any] | None:
+    """A plain set of the elements, which are read once; None if the value is no set."""
+    return frozenset(value) if isinstance(value, AbstractSet) else None
 
 
 def _read(policy: Any, attribute: str) -> Any:

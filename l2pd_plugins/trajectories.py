@@ -173,7 +173,7 @@ class Trajectories:
 
 def fingerprint(weights: Mapping[str, Tensor]) -> str:
     """A hash of some weights by names, shapes and a sample of values: quick for a model of any
-    size, and another one as good as always for other weights."""
+    size, and almost certainly different for different weights."""
     digest = hashlib.sha256()
     for name, tensor in sorted(weights.items()):
         values = tensor.detach().flatten()
@@ -326,8 +326,8 @@ _GREATEST = 2**31 - 1
 _FIELDS: dict[str, tuple[Callable[[object], bool], str]] = {
     "str": (lambda value: isinstance(value, str), "a text"),
     "int": (
-        lambda value: whole_number(value, 1, 2**31 - 1),
-        f"a whole number from 1 to {2**31 - 1}",
+        lambda value: whole_number(value, 1, _GREATEST),
+        f"a whole number from 1 to {_GREATEST}",
     ),
     "list[str]": (
         lambda value: (

@@ -41,7 +41,7 @@ def write_whole(path: Path, write: Callable[[Path], object], called: str | None 
     Raises L2PDError if it cannot be written; the file that was there stays.
     """
     called = str(path) if called is None else called
-    place = Path(os.path.realpath(path))
+    place = _place_of(path)
     temporary = place if _is_special(place) else temporary_of(place)
     try:
         try:
@@ -71,7 +71,7 @@ def require_writable(path: Path, called: str | None = None) -> None:
     What is there stays as it is.
     """
     called = str(path) if called is None else called
-    place = Path(os.path.realpath(path))
+    place = _place_of(path)
     if place.is_dir():
         raise L2PDError(f"{called} cannot be written: it is a folder, expected a file")
     if _is_special(place):
@@ -242,6 +242,12 @@ def _keep_others(place: Path, new: Path) -> None:
         if not (new / file.name).exists() and not _TEMPORARY.fullmatch(file.name):
             # The same file, not a copy: a log may be open.
             os.link(file, new / file.name, follow_symlinks=False)
+
+
+def _place_of(path: Path) -> Path:
+    """The file behind all links; a special file by the name given, since the link of a pipe
+    (/dev/stdout) leads to no name."""
+    return path if _is_special(path) else Path(os.path.realpath(path))
 
 
 def _is_special(path: Path) -> bool:

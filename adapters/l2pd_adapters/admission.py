@@ -43,12 +43,12 @@ class Admission:
     request_policies: tuple[str, ...] | None = None
     """Names of the policies that requests may choose, besides the server's own; None for all."""
     request_options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """By a policy's name the options that requests may set, where that is said. Names also what
-    they may not set otherwise, such as an option that takes any text."""
+    """By a policy's name the options that requests may set, where that is said. It may also open
+    options that are closed by default, such as one that takes any text."""
     request_paths: tuple[str, ...] = ()
     """Files, folders and hub ids that requests may name, in just these words."""
     request_state_mib: int = 1024
-    """MiB that the policies of requests may keep on the device, all requests together."""
+    """MiB that a policy which a request chooses may keep on the device, for all rows together."""
 
     @classmethod
     def taken_from(cls, settings: dict[str, Any]) -> Admission:
@@ -98,7 +98,7 @@ class Admission:
                 )
             if option is None:
                 option = Option(name, frozenset({"other"}))
-            if "path" in option.kinds:
+            if "path" in option.kinds and (not self.request_paths or self._open(spec, option)):
                 self._check_path(option, value)
             elif not self._open(spec, option):
                 raise PolicyOptionError(
@@ -109,9 +109,9 @@ class Admission:
                 option.check(value, limits)
 
     def _open(self, spec: PolicySpec, option: Option) -> bool:
-        if "path" in option.kinds:
-            return bool(self.request_paths)
         listed = self.request_options.get(_label(spec))
+        if "path" in option.kinds:
+            return bool(self.request_paths) and (listed is None or option.name in listed)
         return option.for_requests if listed is None else option.name in listed
 
     def _check_path(self, option: Option, value: object) -> None:
@@ -123,7 +123,7 @@ class Admission:
             )
 
     def describe(self) -> str:
-        """One line for the log of a server that begins."""
+        """One line for the log at launch."""
         names = "all" if self.request_policies is None else ", ".join(self.request_policies)
         options = "; ".join(
             f"{k}: {', '.join(v) or 'none'}" for k, v in self.request_options.items()

@@ -47,8 +47,7 @@ BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5}
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model", "vocab.txt")
-"""One of which a checkpoint has to have, and how much of each there may be is bounded by nothing
-but the disk."""
+"""A checkpoint needs one of these. Their size is not limited."""
 SETTINGS_FILES = (
     "config.json",
     "generation_config.json",

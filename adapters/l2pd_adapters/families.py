@@ -330,4 +330,5 @@ def end_of_text_ids(value: Any) -> tuple[int, ...]:
     if value is None:
         return ()
     found = value.tolist() if hasattr(value, "tolist") else value
-    return tuple(found) if isinstance(found, list | tuple) else (found,)
+    ids = found if isinstance(found, list | tuple) else (found,)
+    return tuple(each for each in ids if each != -1)  # some checkpoints say -1 for no such token

@@ -113,7 +113,7 @@ class ServerSettings:
         """
         name = self.policy_name if name is None else name
         if not isinstance(name, str) or len(name) > LONGEST:
-            raise L2PDError(f"policy {shown(name)}: wanted the name of a policy")
+            raise L2PDError(f"policy {shown(name)}: expected the name of a policy")
         spec = find_policy(name)
         is_default = spec == find_policy(self.policy_name)
         if is_default:
@@ -154,7 +154,7 @@ class ServerSettings:
                 f"policy {policy.name!r} needs a reference: its option 'reference' takes the "
                 "answer's token ids"
             )
-        if name is not None or options:
+        if not any(policy is own for own in self._default):  # that one was counted at launch
             self._check_state(policy, choices=self._choices)
         return policy
 
@@ -164,7 +164,7 @@ class ServerSettings:
             raise L2PDError(f"options {shown(options)}: expected names and values")
         name = self.policy_name if name is None else name
         if not isinstance(name, str) or len(name) > LONGEST:
-            raise L2PDError(f"policy {shown(name)}: wanted the name of a policy")
+            raise L2PDError(f"policy {shown(name)}: expected the name of a policy")
         check_plain(options)
         spec = find_policy(name)
         if not self.admission.allows(spec) and spec != find_policy(self.policy_name):

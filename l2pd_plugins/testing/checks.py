@@ -171,13 +171,13 @@ def forgets_requests(bench: Bench) -> None:
 def forgets_blocks(bench: Bench) -> None:
     """The next block of a row starts from a new state, but for what the policy `carries`."""
     policy = bench.policy()
-    if policy.carries:  # its blocks are meant to show what was before them
-        return
     batch = bench.start(policy, 2)
     for step in range(bench.length):
         take_step(batch, bench.logits(2, step, seed=5))
     batch.advance([0, 1], torch.full((2, bench.length), MASK))
     fresh = bench.start(policy, 2)
+    for name in policy.carries:
+        fresh.states[0][name] = batch.states[0][name].clone()
     fresh.block_index, fresh.canvas_length = batch.block_index, batch.canvas_length
     batch.generators, fresh.generators = [*generators(2, seed=0)], [*generators(2, seed=0)]
     for step in range(bench.length):

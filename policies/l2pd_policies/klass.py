@@ -66,7 +66,9 @@ class Klass(UnmaskPolicy):
             if size > memory_of(device):
                 raise MemoryError
             return torch.full((*shape, self._vocabulary), torch.nan, device=device)
-        except (MemoryError, RuntimeError) as error:  # torch's out of memory is a RuntimeError
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not _out_of_memory(error, device):
+                raise
             raise L2PDError(
                 f"klass: it remembers the distributions over {self._vocabulary} tokens of "
                 f"{shape[0]} blocks of {shape[1]} positions, {size / 2**30:.1f} GiB, which "
@@ -88,3 +90,8 @@ class Klass(UnmaskPolicy):
         enough = (step.step_index >= self.history - 1).unsqueeze(-1)
         settled = (stable >= self.history) & enough
         return step.masked & (step.confidence > self.threshold) & settled
+
+
+def _out_of_memory(error: RuntimeError, device: torch.device) -> bool:
+    """torch's allocator on the CPU raises a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError) or device.type == "cpu"

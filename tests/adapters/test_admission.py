@@ -117,6 +117,14 @@ class TestPaths:
             with pytest.raises(L2PDError, match="request_paths"):
                 each.for_request("learn2pd", {"filter": f"{folder}/"})
 
+    def test_request_options_say_which_paths_too(self) -> None:
+        settings = launched(
+            request_paths=[str(FILTER)], request_options={"learn2pd": ["threshold"]}
+        )
+        settings.for_request("learn2pd", {"threshold": 0.5})
+        with pytest.raises(L2PDError, match="'filter' is not for requests to set"):
+            settings.for_request("learn2pd", {"filter": str(FILTER)})
+
     def test_a_models_own_filter_is_read_at_launch(self, tmp_path: Path) -> None:
         model = tmp_path / "model"
         shutil.copytree(MODEL / "policies", model / "policies")
@@ -196,6 +204,24 @@ class TestMemory:
         narrow = launched(vocabulary=1 << 16, rows=17, request_state_mib=129)
         with pytest.raises(L2PDError, match=r"klass.*9 MiB for each of 17 rows.*request_state_mib"):
             narrow.for_request("klass", {})
+
+    def test_the_servers_own_was_counted_at_launch(self) -> None:
+        class Slots(ServerSettings):
+            """As vLLM's, where each choice of options takes room for every row."""
+
+            _choices = property(lambda self: self.rows)
+
+        server = Slots.at_launch(
+            "klass",
+            {"request_state_mib": 129},
+            end_tokens=(38,),
+            model=ModelContext("m", BLOCK, MASK, 1 << 16, path=str(MODEL)),
+            canvas=CANVAS,
+            rows=16,
+        )
+        assert server.for_request("klass", {}) is server.for_request(None, {})
+        with pytest.raises(L2PDError, match="16 choices of options"):
+            server.for_request("klass", {"threshold": 0.5})
 
     def test_at_launch_too(self) -> None:
         with pytest.raises(L2PDError, match="request_state_mib=129"):

@@ -134,6 +134,8 @@ INPUTS = {
     "x0 filled": _write("x0", lambda x0: x0.fill_(7)),
     "confidence": _write("confidence", lambda c: c.mul_(0.5)),
     "confidence resized": _write("confidence", lambda c: c.resize_(0)),
+    "masked": _write("masked", lambda masked: masked.zero_()),
+    "tokens": _write("tokens", lambda tokens: tokens.fill_(7)),
     "present": _write("present", lambda present: present.zero_()),
     "data": _write("confidence", lambda c: setattr(c, "data", torch.zeros(1))),
 }

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from l2pd_plugins.end_of_text import EndOfText, behind_end, is_end_of_text
+from l2pd_plugins.errors import L2PDError
 
 ENDS = (7, 9)
 RULES = ("block", "predicted", "off")
@@ -63,6 +64,9 @@ def test_the_rule_off_alone_needs_no_token(rule):
     assert EndOfText(rule, (0,)).token_ids == (0,)
     if rule == "off":
         assert EndOfText(rule, ()).token_ids == ()
+    else:
+        with pytest.raises(L2PDError, match="needs an end-of-text token"):
+            EndOfText(rule, ())
 
 
 def test_a_prediction_ends_only_the_rows_in_which_no_token_does():

@@ -63,6 +63,7 @@ def decode_blocks(
             for at, row in enumerate(order):
                 seen[row].append(batch.tokens[at].tolist())
         assert not batch.masked.any()
+        assert (batch.tokens != MASK).all()
         batch.keep(list(reversed(range(len(order)))))
         order.reverse()
     return seen
@@ -141,6 +142,29 @@ def test_nothing_has_moved_where_advancing_is_an_error():
         batch.advance([0, 1], torch.full((2, LENGTH), MASK))
     after = batch.tokens, batch.block_index, batch._groups[0].state["seen"]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+class Squeezing(Steady):
+    """Its count loses its only dimension where it has one row."""
+
+    def init_state(self, batch_size, block_length, device):
+        return {"steps": torch.zeros(batch_size, device=device)}
+
+    def select(self, step, state):
+        state["steps"].squeeze_()
+        return step.masked
+
+
+def test_a_count_without_a_dimension_costs_its_own_row_alone(undisturbed):
+    found = decode_blocks([Steady(), Squeezing(), Steady()], [0, 1, 2])
+    assert {row: found[row] for row in (0, 2)} == {row: undisturbed[row] for row in (0, 2)}
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_inference_mode_does_not_count_freezes_no_block(count):
+    policy = Misbehaving("input", FAULTS["input", "masked"])
+    with torch.inference_mode():
+        decode_blocks([policy, Steady()][:count], [0, 1][:count])
 
 
 def test_batches_that_began_with_other_states_meet(undisturbed):

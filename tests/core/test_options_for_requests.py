@@ -91,6 +91,15 @@ def test_what_is_within_the_bounds_passes(name: str, good: tuple[object, ...]) -
         ("tokens", 5, "expected a list"),
         ("plain", [0.5] * 33, "at most 32"),
         ("how", "a" * 1000, "at most 200 characters"),
+        ("how", "c", "expected 'a' or 'b'"),
+        ("how", True, "expected 'a' or 'b'"),
+        ("near", 1.0, "expected a whole number"),
+        ("near", True, "expected a whole number"),
+        ("near", "1", "expected a whole number"),
+        ("share", True, "expected a number"),
+        ("share", "0.5", "expected a number"),
+        ("flag", 1, "expected true or false"),
+        ("flag", "no", "expected true or false"),
     ],
 )
 def test_what_is_not_is_refused_by_name(name: str, value: object, said: str) -> None:
@@ -142,8 +151,8 @@ def test_a_list_is_refused_by_its_size_before_it_is_read() -> None:
 
     for name in ("tokens", "near"):
         with pytest.raises(PolicyOptionError):
-            check(name, Counting([1]) * 1 if name == "near" else Counting([1] * 10_000))
-    assert Counting.read <= 2  # by the message alone, which shows the first few
+            check(name, Counting([1] * 10_000))
+    assert Counting.read == 0
 
 
 values = st.recursive(

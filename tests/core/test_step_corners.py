@@ -185,14 +185,6 @@ def test_nothing_to_gather_is_refused():
         BlockBatch.gather([])
 
 
-def test_an_empty_batch_beside_another_is_left_out():
-    batch = BlockBatch.start(torch.full((2, LENGTH), MASK), [Steady()] * 2, mask_token_id=MASK)
-    empty = BlockBatch.start(torch.full((2, LENGTH), MASK), [Steady()] * 2, mask_token_id=MASK)
-    empty.keep([])
-    gathered = BlockBatch.gather([(batch, 1), *[(empty, row) for row in range(0)]])
-    assert gathered.tokens.shape == (1, LENGTH)
-
-
 @pytest.mark.parametrize("empty", [np.array([]), np.array([], dtype=np.int64)])
 def test_no_slots_are_taken(empty):
     slots = BlockSlots(2, LENGTH, mask_token_id=MASK, device=torch.device("cpu"))

@@ -50,7 +50,7 @@ def try_one(rng: random.Random) -> None:
         return
     settings["end_of_text"] = rng.choice(["block", "predicted", "off"])
     if dense.checkpoint.block:
-        settings["cache"] = rng.choice(["none", "prefix"])
+        settings["cache"] = rng.choice(["none", "block"])
     else:
         settings["cache"] = rng.choice(["none", "prefix", "dual"])
     policies = [random_policy(rng, block, MASK, VOCABULARY, wild=False) for _ in range(2)]

@@ -39,7 +39,7 @@ def write_custom_generate(folder: Path) -> list[Path]:
     }
     for path, text in texts.items():
         if is_there(path) and not (path.is_file() and path.read_bytes() == text.encode()):
-            raise L2PDError(f"{path} is there already, and is another; choose another folder")
+            raise L2PDError(f"{path} already exists with different content; choose another folder")
     try:
         for path, text in texts.items():
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from l2pd_adapters.families import Attention, ModelFamily
+from l2pd_adapters.families import Attention, ModelFamily, end_of_text_ids
 from l2pd_adapters.huggingface.checking import (
     DRAWING,
     GENERATE,
@@ -168,6 +168,7 @@ _WITHOUT_EFFECT = {
     "synced_gpus": False,
     "min_new_tokens": 0,
     "guidance_scale": 1.0,
+    "use_cache": False,
     # A prepared config (custom_generate) carries these defaults of assisted decoding.
     "num_assistant_tokens": 20,
     "num_assistant_tokens_schedule": "constant",
@@ -277,11 +278,16 @@ def refuse_unknown(keywords: Mapping[str, Any]) -> None:
     """
     known = {*OUR_KEYWORDS, *_SETTINGS, *_INPUTS, *_IGNORED}
     config_fields = set(GenerationConfig().__dict__) | set(_WITHOUT_EFFECT)
-    theirs = [name for name in keywords if name in _THEIR_WORDS or name in _NOT_HERE]
+    foreign = {*_THEIR_WORDS, *_NOT_HERE}
+    theirs = [
+        name
+        for name, value in keywords.items()
+        if name in foreign and value is not None and not _asks_for_nothing(name, value)
+    ]
     if theirs:
         raise L2PDError("; ".join(_in_our_words(name, keywords[name]) for name in theirs))
     for name, value in keywords.items():
-        if name in known or _asks_for_nothing(name, value):
+        if name in known or name in foreign or _asks_for_nothing(name, value):
             continue
         supported = ", ".join((*OUR_KEYWORDS, *_SETTINGS))
         if name in config_fields or name in _NOT_SUPPORTED:
@@ -323,6 +329,11 @@ def merged_config(
     for source in (own, given, keywords):
         values = source.to_dict() if isinstance(source, GenerationConfig) else source or {}
         named = {name: value for name, value in values.items() if value is not None}
+        if source is own:  # some checkpoints say -1 where they have no such token
+            for name in [n for n in named if n.endswith("_token_id")]:
+                ids = end_of_text_ids(named.pop(name))
+                if ids:
+                    named[name] = ids[0] if len(ids) == 1 else list(ids)
         for together in _TOGETHER:
             if any(name in named for name in together):
                 for name in together:

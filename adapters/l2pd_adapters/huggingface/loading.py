@@ -255,7 +255,7 @@ def _tokenizer(
             source, **{key: value for key, value in hub.items() if key in _OF_THE_HUB}
         )
         if "auto_map" in settings and family.decoder is not None:
-            # Its own class is remote code (Dream); the decoder's reads the same files.
+            # Dream's tokenizer class is remote code; Qwen2's reads the same files.
             native["tokenizer_type"] = family.decoder
         tokenizer = AutoTokenizer.from_pretrained(
             source, config=config, padding_side="left", **native, **hub

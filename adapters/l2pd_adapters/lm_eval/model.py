@@ -93,7 +93,7 @@ class DiffusionLM(LM):
         if not str(batch_size).isdigit() or int(batch_size) < 1 or max_batch_size is not None:
             raise L2PDError(
                 f"batch_size={batch_size!r}, max_batch_size={max_batch_size!r}: wanted a batch "
-                "size from 1; none is searched for"
+                "size from 1; automatic batch-size search is not supported"
             )
         check({"peft": Of(str, "a folder or a hub id")}, "peft", peft)
         for name, value in (("max_new_tokens", max_new_tokens), ("max_length", max_length)):

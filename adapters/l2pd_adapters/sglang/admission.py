@@ -1,8 +1,8 @@
 """What a request may ask for, said before it is queued.
 
 SGLang asks an algorithm about a request in the scheduler's process, where a stream has begun and
-everybody waits. So it is asked here first, in the process that speaks HTTP: whatever is wrong is an
-HTTP 400, also of a stream, and reaches the scheduler never.
+everybody waits. So requests are checked here first, in the process that speaks HTTP: a wrong request
+gets HTTP 400, for streams too, and never reaches the scheduler.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ _ASKS_FOR_NOTHING: dict[str, tuple[Any, ...]] = {
     "regex": (None, ""),
     "ebnf": (None, ""),
     "structural_tag": (None, ""),
+    "stop_regex": (None, "", []),
 }
-"""Sampling parameters that have no effect here, each with the values that ask for nothing."""
+"""Sampling parameters that are refused, each with the values that ask for nothing."""
 
 _OF_A_REQUEST = (
     "return_logprob",
@@ -51,6 +52,7 @@ _OF_A_REQUEST = (
 _ALLOWED = {
     "n": "decoding is greedy, so all answers are the same one; expected 1",
     "temperature": "decoding is greedy; expected 0, 1, or nothing",
+    "stop_regex": "the scheduler matches patterns, and a slow one stops every request; use stop",
 }
 
 

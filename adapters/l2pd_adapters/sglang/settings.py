@@ -30,7 +30,7 @@ class ServerSettings(serving.ServerSettings):
     """The default policy and what holds for every request."""
 
     sampling_defaults: Mapping[str, Any] = field(default_factory=dict)
-    """Sampling parameters of the checkpoint's own, which are no wish of a request's."""
+    """The checkpoint's own sampling parameters; values that equal them are not user requests."""
 
     def choose(self, custom_params: Any) -> UnmaskPolicy:
         """The policy that a request asks for: `unmask_policy` names it, everything else is an
@@ -59,7 +59,8 @@ def complete_config(config: Any, server_args: Any) -> Any:
     Raises L2PDError, which names the choices, if the default policy or an option is wrong.
     """
     view = resolving_view(server_args)
-    key = repr((view.model_path, view.revision, config))
+    # Not the config itself: its repr is an address, which another config may get later.
+    key = repr((view.model_path, view.revision, sorted(vars(config).items())))
     if key in _completed:
         config.l2pd, config.block_size, config.mask_id = _completed[key]
         return config

@@ -148,7 +148,7 @@ def _check_names_no_policy(params: SamplingParams, model_config: Any) -> None:
 
 
 def _check_sampling(params: SamplingParams, of_the_model: dict) -> None:
-    """Greedy decoding is all there is; the model's own defaults are nobody's wish."""
+    """Decoding is greedy; values that equal the model's own defaults are not user requests."""
     if params.n != 1:
         raise VLLMValidationError(
             f"n={shown(params.n)}: decoding is greedy, so all answers are the same one; expected 1"

@@ -126,7 +126,7 @@ def load_filter(kind: type[F], source: str | Path) -> F:
     """
     for _ in range(_SWAPS):
         folder = _folder(source)
-        before = folder.stat().st_ino
+        before = _inode(folder)
         try:
             found = _read(kind, source, folder)
         except L2PDError:

@@ -202,6 +202,23 @@ def test_extreme_sampling_never_gives_the_mask(make_model, sampling, mask):
         assert torch.equal(out, model.generate(IDS, max_new_tokens=16))  # as good as greedy
 
 
+@pytest.mark.parametrize(
+    "nothing", [{"use_cache": False}, {"use_cache": None}, {"steps": None, "threshold": None}]
+)
+def test_words_of_other_code_that_ask_for_nothing(model, nothing):
+    plain = model.generate(IDS, max_new_tokens=6)
+    assert torch.equal(plain, model.generate(IDS, max_new_tokens=6, **nothing))
+
+
+def test_a_checkpoint_that_says_minus_one_for_no_token(make_model):
+    model = make_model()
+    plain = model.generate(IDS, max_new_tokens=6, pad_token_id=EOT)
+    ends = model.generation_config.eos_token_id
+    model.generation_config.pad_token_id = -1
+    model.generation_config.eos_token_id = [*(ends if isinstance(ends, list) else [ends]), -1]
+    assert torch.equal(plain, model.generate(IDS, max_new_tokens=6))
+
+
 def test_numpy_numbers_are_numbers(model):
     plain = model.generate(IDS, max_new_tokens=6, block_length=4, pad_token_id=1, seed=2)
     got = model.generate(

@@ -70,6 +70,8 @@ NO_EFFECT = (
     ("ebnf", 'root ::= "a"'),
     ("structural_tag", "{}"),
     ("beam_width", 2),
+    ("stop_regex", "^(a|b|ab|[a-z])*x"),
+    ("stop_regex", "("),
 )
 OF_A_REQUEST = (
     ("return_logprob", True),
