@@ -558,13 +558,13 @@ def denoising_step(
     sound = block.masked & ~step.confidence.isnan()
     decided = []
     for group in block._groups:
-        seen = _seen_by(step, group, block)
+        seen = _seen_by(step, group, block, on_error)
         answer = _ask(group, "select", seen, block, on_error)
         if answer is None:
             # It may have written to what it was shown, which in a batch of its own is no copy.
             if group.index is None:
                 step = _observe(block, logits, positions, x0, suppress_mask)
-            seen = _seen_by(step, group, block)
+            seen = _seen_by(step, group, block, on_error)
             answer = torch.zeros_like(seen.masked)
         candidates = _of(sound, group)
         selected = answer & candidates
@@ -592,7 +592,7 @@ def denoising_step(
             open_to_it &= ~ends | block.ignores_end.unsqueeze(-1)
         for group in block._groups:
             if group.runner.traits.remasks:
-                seen = _seen_by(step, group, block)
+                seen = _seen_by(step, group, block, on_error)
                 after = replace(seen, tokens=_of(tokens, group), masked=_of(masked, group))
                 answer = _ask(group, "remask", after, block, on_error)
                 if answer is None:
@@ -636,7 +636,7 @@ def _look_ahead(
     blocks = block._later.blocks
     step = _observe(blocks, *logits, None, suppress_mask)
     for group in blocks._groups:
-        _ask(group, "select", _seen_by(step, group, blocks), blocks, on_error)
+        _ask(group, "select", _seen_by(step, group, blocks, on_error), blocks, on_error)
 
 
 def _observe(
@@ -735,7 +735,9 @@ def _suppressed_late(
     return RowStatistics(**{each.name: chosen(each.name) for each in fields(RowStatistics)})
 
 
-def _seen_by(step: DenoisingStep, group: _Group, block: BlockBatch) -> DenoisingStep:
+def _seen_by(
+    step: DenoisingStep, group: _Group, block: BlockBatch, on_error: OnError
+) -> DenoisingStep:
     """The group's rows of the step, with nothing that its policy did not require."""
     requires = group.runner.traits.requires
     changes: dict[str, Any] = {
@@ -757,6 +759,8 @@ def _seen_by(step: DenoisingStep, group: _Group, block: BlockBatch) -> Denoising
     seen = replace(step, **changes)
     if group.index is not None:
         return seen.select_rows(group.index, group.members)
+    if on_error == "raise":  # a policy that writes to them ends the decode
+        return seen
     # Of all rows: the block's own tensors are copied, so that a write does not reach the block.
     return replace(seen, **{name: getattr(seen, name).clone() for name in _OF_THE_BLOCK})
 

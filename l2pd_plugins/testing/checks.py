@@ -174,7 +174,7 @@ def forgets_blocks(bench: Bench) -> None:
     batch = bench.start(policy, 2)
     for step in range(bench.length):
         take_step(batch, bench.logits(2, step, seed=5))
-    batch.advance([0, 1], torch.full((2, bench.length), MASK))
+    batch.advance([0, 1], torch.full((2, bench.length), MASK), reference=batch.reference)
     fresh = bench.start(policy, 2)
     for name in policy.carries:
         fresh.states[0][name] = batch.states[0][name].clone()
@@ -212,7 +212,8 @@ def state_keeps_its_form(bench: Bench) -> None:
     for block in range(3):
         for step in range(min(2, bench.length)):
             take_step(batch, bench.logits(3, step, seed=block))
-        batch.advance([0, 1, 2], torch.full((3, bench.length), MASK))
+        tokens = torch.full((3, bench.length), MASK)
+        batch.advance([0, 1, 2], tokens, reference=batch.reference)
     for rows in (1, 3):
         state = policy.init_state(rows, bench.length, device)
         like = torch.zeros(rows, 1, dtype=torch.int64)
@@ -422,7 +423,8 @@ def _time(factory: Factory, block_lengths: tuple[int, ...]) -> float:
 
 def _step_of(bench: Bench, policy: UnmaskPolicy, rows: int) -> DenoisingStep:
     """A first step as this policy sees one."""
-    return take_step(bench.start(policy, rows), bench.logits(rows, 0)).step
+    step = take_step(bench.start(policy, rows), bench.logits(rows, 0)).step
+    return replace(step, generator=generators(rows, seed=0))  # the outcome's step has none
 
 
 def _methods(policy: UnmaskPolicy) -> list[str]:

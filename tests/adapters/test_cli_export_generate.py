@@ -108,7 +108,10 @@ def test_another_file_is_not_overwritten(l2pd, tmp_path) -> None:
     assert write_custom_generate(tmp_path) == written
     written[0].write_text("mine")
     ended = l2pd("export-generate", tmp_path)
-    assert ended.returncode == 2 and "generate.py is there already" in ended.stderr
+    assert (
+        ended.returncode == 2
+        and "generate.py already exists with different content" in ended.stderr
+    )
     assert written[0].read_text() == "mine"
 
 

@@ -43,6 +43,6 @@ def test_a_server_reads_once_and_nothing_once_sealed(tmp_path: Path) -> None:
             assert load(read, file) == "first"
             with pytest.raises(L2PDError, match="cannot be read"):
                 load(read, missing)
-            with pytest.raises(L2PDError, match="not loaded when the server began"):
+            with pytest.raises(L2PDError, match="not loaded when the server started"):
                 load(read, other)
     assert load(read, other) == "other"

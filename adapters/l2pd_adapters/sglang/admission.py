@@ -1,8 +1,8 @@
 """What a request may ask for, said before it is queued.
 
 SGLang asks an algorithm about a request in the scheduler's process, where a stream has begun and
-everybody waits. So requests are checked here first, in the process that speaks HTTP: a wrong request
-gets HTTP 400, for streams too, and never reaches the scheduler.
+everybody waits. So requests are checked here first, in the process that speaks HTTP: a wrong
+request gets HTTP 400, for streams too, and never reaches the scheduler.
 """
 
 from __future__ import annotations
