@@ -132,6 +132,15 @@ def read_config(checkpoint, algorithm="confidence_threshold", options=None):
 
 
 class TestChoices:
+    def test_equal_configs_share_one_reading(self, checkpoint, tmp_path):
+        other = tmp_path / "policy.yaml"
+        other.write_text("threshold: 0.5")
+        first, second, third = (
+            read_config(checkpoint, options=each) for each in (None, None, other)
+        )
+        assert first.l2pd is second.l2pd
+        assert third.l2pd is not first.l2pd
+
     def test_a_launch_with_a_bad_option(self, checkpoint, tmp_path):
         config = tmp_path / "policy.yaml"
         config.write_text("threshold: 2")
