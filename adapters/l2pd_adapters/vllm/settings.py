@@ -138,7 +138,7 @@ def _name_and_options(asked: Any) -> tuple[str, dict[str, Any]]:
     given = {"name": asked} if isinstance(asked, str) else asked
     if not isinstance(given, Mapping) or not isinstance(given.get("name"), str):
         raise L2PDError(
-            f'{KEY}={asked!r}: wanted the name of a policy, or {{"name": ..., an option: ...}}'
+            f'{KEY}={asked!r}: expected the name of a policy, or {{"name": ..., an option: ...}}'
         )
     options = dict(given)
     return options.pop("name"), options

@@ -419,7 +419,7 @@ class TestRequests:
         config = make_config("confidence_threshold", {"threshold": 0.4})
         for custom_params, said in (
             ({"unmask_policy": "nope"}, "no policy 'nope'.*policies: .*confidence_threshold"),
-            ({"unmask_policy": 3}, "policy 3: wanted the name of a policy"),
+            ({"unmask_policy": 3}, "policy 3: expected the name of a policy"),
             ({"threshold": 7}, "threshold.*7.*at most 1"),
             ({"thresold": 0.7}, "no option 'thresold'.*its options are: threshold"),
             ({"unmask_policy": "learn2pd"}, "no filter belongs to the model"),

@@ -357,7 +357,7 @@ class TestStartUp:
             (None, "", "choose its unmask policy with --decoding-plugin NAME"),
             ("nope", "", "no policy 'nope'; policies: ccd, coin"),
             ({"name": "fixed_schedule", "step": 1}, "", "its options are: steps"),
-            ({"threshold": 0.5}, "", "wanted the name of a policy"),
+            ({"threshold": 0.5}, "", "expected the name of a policy"),
             ({"name": "fixed_schedule", "block_length": 0}, "", "block_length=0"),
             ({"name": "fixed_schedule", "end_of_text": "x"}, "", "the rules are block"),
             (
