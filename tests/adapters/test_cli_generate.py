@@ -100,7 +100,7 @@ def test_trace_goes_to_stderr(l2pd, small_model, answers) -> None:
         (["x", "--policy", "learn2pd,threshold=much"], "threshold"),
         (["x", "--policy", "learn2pd,0.9"], "does not read key=value"),
         (["x", "--file", "y"], "exclude each other"),
-        (["--file", "missing.txt"], "missing.txt: No such file"),
+        (["--file", "missing.txt"], "missing.txt cannot be read: No such file"),
         (["x", "--model", "tiny-gpt"], "model 'tiny-gpt': no shipped model"),
         ([""], "the prompt is empty"),
         ([], "prompts stdin: there is no prompt"),
