@@ -7,7 +7,7 @@ policy, and nothing reads a value back to the host.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import accumulate
 from typing import Any, Literal
@@ -308,6 +308,30 @@ class BlockBatch:
         kept = BlockBatch._gathered([self], [(self, row) for row in rows])
         for each in fields(self):
             setattr(self, each.name, getattr(kept, each.name))
+
+    def carried(self, row: int) -> dict[str, Tensor]:
+        """What the row's policy `carries` to its next block, each (1, ...), for an engine that
+        begins every block by `start` (see `carry`)."""
+        for group in self._groups:
+            if group.runner.traits.carries and row in group.members:
+                at = group.members.index(row)
+                return {
+                    name: group.state[name][at : at + 1].clone()
+                    for name in sorted(group.runner.traits.carries)
+                }
+        return {}
+
+    def carry(self, carried: Sequence[Mapping[str, Tensor]]) -> None:
+        """Begin with what earlier blocks left: of each row what `carried` gave, or nothing."""
+        for group in self._groups:
+            for name in group.runner.traits.carries:
+                new = group.state[name]
+                group.state[name] = torch.cat(
+                    [
+                        carried[row].get(name, new[at : at + 1])
+                        for at, row in enumerate(group.members)
+                    ]
+                )
 
     def advance(
         self,

@@ -131,7 +131,10 @@ def test_the_demo_prints_everything(l2pd, settings) -> None:
         (policies("fixed_schedule,steps=0"), "steps"),
         (policies("fixed_schedule,tempo=3"), "no option 'tempo'"),
         ([*policies("oracle"), "--json-file", "no/such/folder.json"], "no/such/folder.json"),
-        ([*policies("oracle"), "--prompts", "missing.jsonl"], "missing.jsonl cannot be read: No such file"),
+        (
+            [*policies("oracle"), "--prompts", "missing.jsonl"],
+            "missing.jsonl cannot be read: No such file",
+        ),
         # The filter is for blocks of 8; the row before it must not have been decoded in vain.
         ([*policies("fixed_schedule", "learn2pd"), "--block-length", "4"], "filter"),
     ],

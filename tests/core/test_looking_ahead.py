@@ -255,3 +255,18 @@ def test_what_a_policy_carries_stays_when_the_next_block_begins():
         "answer": [1],
         "block": [0],
     }
+
+
+def test_an_engine_that_begins_every_block_hands_on_what_is_carried():
+    def started():
+        tokens = torch.full((3, LENGTH), MASK)
+        return BlockBatch.start(tokens, [first, other, first], mask_token_id=MASK)
+
+    first, other = Counts(), Counts()
+    before = started()
+    for _ in range(2):
+        denoising_step(before, torch.zeros(3, LENGTH, VOCABULARY), end_of_text=OFF)
+    after = started()
+    after.carry([before.carried(2), before.carried(1), {}])  # the last request has just come
+    assert [state["answer"].tolist() for state in after.states] == [[2, 0], [2]]
+    assert [state["block"].tolist() for state in after.states] == [[0, 0], [0]]

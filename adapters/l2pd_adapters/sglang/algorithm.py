@@ -169,7 +169,7 @@ class UnmaskPolicyAlgorithm(DllmAlgorithm):
             row.needed = [False] * self.block_size
             row.place = None
             # What is left of the request has to begin like any other.
-            row.request.policy = self.settings.policy(None, {})
+            row.request.policy, row.request.carried = self.settings.policy(None, {}), {}
             blocks[index, row.start :] = filler
             request = self.requests.get((forward_batch.rids or {index: None})[index])
             if request is not None:
@@ -222,6 +222,7 @@ class UnmaskPolicyAlgorithm(DllmAlgorithm):
             generators=[row.generator(device) for row in rows],
             on_error="progress",
         )
+        batch.carry([request.carried for request in requests])
         for at, row in enumerate(rows):
             row.place = batch, at
 

@@ -6,11 +6,12 @@ remembered here, so that nothing has to be read back from the device but the res
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from l2pd_adapters.serving import generator_of
 from l2pd_adapters.sglang.settings import ServerSettings
@@ -33,6 +34,8 @@ class RequestState:
     """Denoising steps taken."""
     nfe: int = 0
     """Forward passes taken, those that only write a finished block's keys and values included."""
+    carried: Mapping[str, Tensor] = field(default_factory=dict)
+    """What the policy carries from the last finished block to the next one."""
     step_map: list[int] = field(default_factory=list)
     """Denoising step, from 0, that committed each token of the answer."""
     nfe_map: list[int] = field(default_factory=list)
@@ -120,6 +123,9 @@ class BlockRow:
         if self.finished or self.start == len(self.tokens):  # a block of the prompt
             return
         self.finished = True
+        if self.place is not None:
+            batch, at = self.place
+            self.request.carried = batch.carried(at)
         self.request.nfe += 1
         self.request.step_map += self.committed_at[self.start :]
         self.request.nfe_map += [self.request.nfe] * (len(self.tokens) - self.start)
