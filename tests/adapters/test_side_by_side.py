@@ -173,9 +173,7 @@ def test_logits_that_are_no_numbers_leave_the_page_readable(
     monkeypatch.setattr(
         model.lm_head, "forward", lambda hidden: torch.full_like(head(hidden), math.nan)
     )
-    monkeypatch.setattr(
-        "l2pd_adapters.cli.compare.load_model", lambda *_: (model, tokenizer)
-    )
+    monkeypatch.setattr("l2pd_adapters.cli.compare.load_model", lambda *_: (model, tokenizer))
     file = tmp_path / "page.html"
     named = [word for policy in POLICIES for word in ("--policy", policy)]
     ended = l2pd(

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -38,26 +40,30 @@ def of_dead_process(path: Path, kind: str = "tmp") -> Path:
     return made.with_name(made.name.replace(f"-{os.getpid()}.", f"-{ended.pid}."))
 
 
-@pytest.fixture
-def full_disk():
-    """No file may grow over 100 bytes: writing more fails as on a full disk."""
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """No file may grow over 100 bytes: writing more fails as on a full disk. Not a fixture, under
+    which pytest would have to write its own report."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, ignored)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
 
 
-def test_a_full_disk_leaves_the_old_file(tmp_path: Path, full_disk) -> None:
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     write_text(path, "old")
-    with pytest.raises(L2PDError, match=r"^--json-file x cannot be written: File too large$"):
+    said = r"^--json-file x cannot be written: File too large$"
+    with full_disk(), pytest.raises(L2PDError, match=said):
         write_text(path, "new" * 100, "--json-file x")
     assert path.read_text() == "old" and names(tmp_path) == ["x.json"]
 
 
-def test_a_full_disk_leaves_the_old_folder(tmp_path: Path, full_disk) -> None:
+def test_a_full_disk_leaves_the_old_folder(tmp_path: Path) -> None:
     folder = tmp_path / "filter"
     write_folder(folder, lambda made: (made / "a").write_text("old"))
 
@@ -65,7 +71,8 @@ def test_a_full_disk_leaves_the_old_folder(tmp_path: Path, full_disk) -> None:
         (made / "a").write_text("new")
         (made / "b").write_text("new" * 100)
 
-    with pytest.raises(L2PDError, match=r"filter cannot be written: File too large$"):
+    said = r"filter cannot be written: File too large$"
+    with full_disk(), pytest.raises(L2PDError, match=said):
         write_folder(folder, write)
     assert names(tmp_path) == ["filter"] and names(folder) == ["a"]
     assert (folder / "a").read_text() == "old"
@@ -189,6 +196,8 @@ def test_leftovers_of_ended_processes_are_swept(tmp_path: Path) -> None:
 
 WRITER = """
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from l2pd_plugins import writing
 if sys.argv[2] == "moved":
