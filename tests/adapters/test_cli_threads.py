@@ -85,21 +85,3 @@ def test_what_make_starts_waits_passively(
     command = ["make", "--no-print-directory", "-C", str(ROOT), "-f", str(asking), "asked"]
     ended = subprocess.run(command, capture_output=True, text=True)
     assert ended.stdout.strip() == wanted, ended.stderr
-
-
-def test_an_engine_that_the_tests_launch_waits_passively(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    from tests.engines.launching import LaunchedServer
-
-    class Server(LaunchedServer):
-        @staticmethod
-        def documented_command(**flags):
-            return {"OMP_NUM_THREADS": "1"}, ["true"]
-
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    environment = Server(tmp_path).environment
-    assert environment["OMP_WAIT_POLICY"] == "PASSIVE"
-    assert environment["OMP_NUM_THREADS"] == "1"
-    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
-    assert Server(tmp_path).environment["OMP_WAIT_POLICY"] == "ACTIVE"

@@ -17,7 +17,7 @@ from l2pd_adapters.sglang import compatibility
 from l2pd_adapters.sglang.algorithm import UnmaskPolicyAlgorithm
 from l2pd_adapters.sglang.compatibility import SUPPORTED_SGLANG, incompatibility
 from l2pd_plugins.errors import L2PDError
-from tests.engines.launching import ROOT
+from tests.engines.launching import ROOT, LaunchedServer
 from tests.engines.sglang.loops import BLOCK
 from tests.engines.sglang.server import Server
 
@@ -195,3 +195,17 @@ class TestCheckpoint:
     def test_sglangs_own_algorithms_see_what_they_always_saw(self, checkpoint):
         config = read_config(checkpoint, "LowConfidence")
         assert (config.mask_id, config.block_size) == (151669, 4)
+
+
+def test_an_engine_that_the_tests_launch_waits_passively(monkeypatch, tmp_path):
+    class Launched(LaunchedServer):
+        @staticmethod
+        def documented_command(**flags):
+            return {"OMP_NUM_THREADS": "1"}, ["true"]
+
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    environment = Launched(tmp_path).environment
+    assert environment["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert environment["OMP_NUM_THREADS"] == "1"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert Launched(tmp_path).environment["OMP_WAIT_POLICY"] == "ACTIVE"
