@@ -232,7 +232,7 @@ class BlockBatch:
             return torch.cat(parts).index_select(0, index)
 
         per_row: dict[str, Any] = {
-            name: joined([getattr(batch, name) for batch in batches]) for name in _PER_ROW
+            name: joined([getattr(batch, name) for batch in batches]) for name in PER_ROW
         }
         gathered = cls(
             **per_row,
@@ -481,7 +481,8 @@ _OF_THE_BLOCK = (
     "block_index",
     "canvas_length",
 )
-_PER_ROW = (*_OF_THE_BLOCK, "ignores_end")
+PER_ROW = (*_OF_THE_BLOCK, "ignores_end")
+"""The tensors of a BlockBatch that have one entry per batch row."""
 
 
 def _generators(each: Sequence[torch.Generator | None]) -> list[torch.Generator | None] | None:

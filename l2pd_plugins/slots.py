@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from l2pd_plugins.denoising import BlockBatch
+from l2pd_plugins.denoising import PER_ROW, BlockBatch
 from l2pd_plugins.errors import ANY_FAILURE
 from l2pd_plugins.policy import UnmaskPolicy
 from l2pd_plugins.policy_calls import Runner, State, prepare, stand_in
@@ -67,15 +67,6 @@ class SlotBatch:
                 state[name] = torch.where(at, fresh, value)
 
 
-_PER_SLOT = (
-    "tokens",
-    "masked",
-    "present",
-    "step_index",
-    "block_index",
-    "canvas_length",
-    "ignores_end",
-)
 _CHANGED = ("tokens", "masked", "present", "step_index", "block_index")
 
 
@@ -184,7 +175,7 @@ class BlockSlots:
             groups.append((on_host.tolist(), resident.runner, state))
         block = BlockBatch.resume(
             groups,
-            **{name: getattr(self, name).index_select(0, index) for name in _PER_SLOT},
+            **{name: getattr(self, name).index_select(0, index) for name in PER_ROW},
             mask_token_id=self.mask_token_id,
             reference=reference,
             generators=generators.tolist() if any(kind % 2 for kind in kinds) else None,
