@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import random
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +24,7 @@ from l2pd_plugins.end_of_text import EndOfText
 from l2pd_plugins.policy import RemaskingPolicy
 from l2pd_plugins.slots import BlockSlots
 from tests.fuzz import reference
-from tests.fuzz.making import Failing, random_logits, random_policy
+from tests.fuzz.making import Failing, Wild, random_logits, random_policy
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 EVERYTHING = frozenset({"committed", "entropy", "margin", "logits"})
@@ -63,6 +64,11 @@ class Line:
     alone: BlockBatch | None = None
     answers: dict[str, Tensor] = field(default_factory=dict)
     rules: reference.Rules | None = None
+    later: list[Line] = field(default_factory=list)
+    """The row's next blocks, for which its policy keeps a state already; only their content counts,
+    and `time` and `calls` since then."""
+    calls: int = 0
+    """How often `Wild` has been asked, as its state has to say."""
 
     def generator(self) -> torch.Generator | None:
         """At the row's beginning."""
@@ -158,12 +164,36 @@ def _start_of(case: Case, lines: list[Line]) -> dict[str, Any]:
 
 
 def _start(case: Case, lines: list[Line]) -> BlockBatch:
-    return BlockBatch.start(
+    batch = BlockBatch.start(
         torch.tensor([line.tokens for line in lines]),
         [line.policy for line in lines],
         **_start_of(case, lines),
         observe=case.observe,
     )
+    _look_ahead(case, batch, lines)
+    return batch
+
+
+def _look_ahead(case: Case, batch: BlockBatch, lines: list[Line]) -> None:
+    """Let the policies that look ahead see some of the next blocks, here and alone."""
+    if case.rng.random() < 0.2:
+        return
+    owners = []
+    for row in batch.looking_ahead:
+        line, count = lines[row], case.rng.randint(0, 2)
+        line.later = [_new_line(case, followed=False) for _ in range(count)]
+        owners += [row] * count
+        if line.alone is not None:
+            line.alone.look_ahead([0] * count, **_content_of(line.later))
+    if owners:
+        content = _content_of([each for row in batch.looking_ahead for each in lines[row].later])
+        batch.look_ahead(owners, **content)
+
+
+def _content_of(blocks: list[Line]) -> dict[str, Tensor]:
+    """What blocks hold, as `advance` and `look_ahead` take it."""
+    names = ("tokens", "present", "reference")
+    return {name: torch.tensor([getattr(each, name) for each in blocks]) for name in names}
 
 
 def _in_batches(case: Case) -> None:
@@ -176,7 +206,9 @@ def _in_batches(case: Case) -> None:
         _step(case, batch, lines)
         full = [row for row in range(len(lines)) if not batch.masked[row].any()]
         if full and rng.random() < 0.5:
-            _advance(case, batch, lines, full)
+            batch = _advance(case, batch, lines, full)
+        elif lines and rng.random() < 0.05:
+            _forget_later(batch, lines, rng.randrange(len(lines)))
         what = rng.random()
         if what < 0.1:
             more = [_new_line(case, followed=False) for _ in range(rng.randint(1, 2))]
@@ -192,28 +224,53 @@ def _in_batches(case: Case) -> None:
             lines = [lines[row] for row in order]
 
 
-def _advance(case: Case, batch: BlockBatch, lines: list[Line], rows: list[int]) -> None:
-    """Begin the next block in these rows, and in the same rows alone."""
-    tokens, present, references = [], [], []
-    for row in rows:
-        next_one = _new_line(case, followed=False)
-        tokens.append(next_one.tokens)
-        present.append(next_one.present)
-        references.append(next_one.reference)
-        alone = lines[row].alone
-        if alone is not None:
-            alone.advance(
-                [0],
-                torch.tensor(tokens[-1:]),
-                present=torch.tensor(present[-1:]),
-                reference=torch.tensor(references[-1:]),
-            )
-    batch.advance(
-        rows,
-        torch.tensor(tokens),
-        present=torch.tensor(present),
-        reference=torch.tensor(references),
+def _advance(case: Case, batch: BlockBatch, lines: list[Line], rows: list[int]) -> BlockBatch:
+    """Begin the next block in these rows, and in the same rows alone; the batch that follows.
+
+    Some engines begin every block with `start`, and hand on what its policy carries.
+    """
+    anew = case.rng.random() < 0.2
+    carried = [batch.carried(row) for row in rows]
+    blocks = []
+    for line in (lines[row] for row in rows):
+        if anew:
+            line.later = []
+            if line.alone is not None:
+                line.alone.forget_later([0])
+        blocks.append(line.later.pop(0) if line.later else _new_line(case, followed=False))
+        if line.alone is not None:
+            line.alone.advance([0], **_content_of(blocks[-1:]))
+        _begin(line, blocks[-1])
+    if not anew:
+        batch.advance(rows, **_content_of(blocks))
+        return batch
+    moved, content = [lines[row] for row in rows], _content_of(blocks)
+    drawing = batch.generators or [None] * len(lines)
+    began = BlockBatch.start(
+        content.pop("tokens"),
+        [line.policy for line in moved],
+        **_start_of(case, moved) | content | {"generators": [drawing[row] for row in rows]},
+        block_index=batch.block_index[rows] + 1,
+        observe=case.observe,
     )
+    began.carry(carried)
+    _look_ahead(case, began, moved)
+    at = {row: (began, place) for place, row in enumerate(rows)}
+    return BlockBatch.gather([at.get(row, (batch, row)) for row in range(len(lines))])
+
+
+def _forget_later(batch: BlockBatch, lines: list[Line], row: int) -> None:
+    batch.forget_later([row])
+    lines[row].later = []
+    alone = lines[row].alone
+    if alone is not None:
+        alone.forget_later([0])
+
+
+def _begin(line: Line, block: Line) -> None:
+    """The row stands in this block now."""
+    if "calls" not in getattr(line.policy, "carries", ()):
+        line.calls = block.calls
 
 
 def _in_slots(case: Case) -> None:
@@ -244,7 +301,10 @@ def _in_slots(case: Case) -> None:
         present = torch.tensor([next_one.present]).expand(len(chosen), -1)
         batch.renew(full, tokens, present)
         for row, line in enumerate(taken):
-            if full[row] and line.alone is not None:
+            if not full[row]:
+                continue
+            _begin(line, next_one)
+            if line.alone is not None:
                 line.alone.advance(
                     [0], tokens[:1], present=present[:1], reference=references[row : row + 1]
                 )
@@ -261,7 +321,7 @@ def _step(case: Case, batch: BlockBatch, lines: list[Line]) -> None:
     given = [_given_of(case, line) for line in lines]
     x0 = None if all(each is None for each in given) else given
     before, asked = batch.masked.sum(-1), batch.needed()
-    outcome = _denoise(case, batch, logits, x0)
+    outcome = _denoise(case, batch, logits, x0, lines)
     assert bool((batch.masked & ~batch.present).any()) is False, "an absent position is masked"
     wrong = (batch.tokens == case.mask) & ~batch.masked & batch.present
     assert not wrong.any(), f"the mask token came out: {batch.tokens.tolist()}"
@@ -269,10 +329,13 @@ def _step(case: Case, batch: BlockBatch, lines: list[Line]) -> None:
     must = before > 0 if case.suppress else (before > 0) & (batch.step_index > case.length)
     assert bool((after < before)[must].all()), f"no progress: {before.tolist()} {after.tolist()}"
     for row, line in enumerate(lines):
-        line.time += 1
+        line.calls += 1
         if line.alone is not None:
             one = [given[row]] if x0 is not None else None
             _compare(case, batch, outcome, asked[row], row, line, logits[row], one)
+        line.time += 1
+        for block in line.later:
+            block.time, block.calls = block.time + 1, block.calls + 1
 
 
 def _logits_of(case: Case, line: Line) -> Tensor:
@@ -289,17 +352,18 @@ def _given_of(case: Case, line: Line) -> list[int] | None:
 
 
 def _denoise(
-    case: Case, batch: BlockBatch, logits: Tensor, given: list[list[int] | None] | None
+    case: Case,
+    batch: BlockBatch,
+    logits: Tensor,
+    given: list[list[int] | None] | None,
+    lines: list[Line],
 ) -> StepOutcome:
     """The step, with the logits of all positions or of some, in any order."""
     case.steps += 1
     x0 = None if given is None else torch.tensor(given).flatten()
     positions = None
     if case.rng.random() < 0.5:
-        asked = batch.needed().flatten()
-        asked = asked | (torch.rand(len(asked), generator=_shuffler(case)) < 0.2)
-        positions = asked.nonzero().flatten()
-        positions = positions[torch.randperm(len(positions), generator=_shuffler(case))]
+        positions = _some_positions(case, batch)
         logits = logits.flatten(0, 1)[positions]
         x0 = None if x0 is None else x0[positions]
     return denoising_step(
@@ -309,7 +373,31 @@ def _denoise(
         end_of_text=case.end_of_text,
         x0=x0,
         suppress_mask=case.suppress,
+        later=_later_logits(case, batch, lines),
     )
+
+
+def _later_logits(case: Case, batch: BlockBatch, lines: list[Line]) -> tuple[Tensor, Tensor] | None:
+    """Of the blocks that the policies look at ahead, and where each belongs."""
+    found: Counter[int] = Counter()
+    logits = []
+    for row in batch.later_rows:
+        logits.append(_logits_of(case, lines[row].later[found[row]]))
+        found[row] += 1
+    wanted = {row: len(line.later) for row, line in enumerate(lines) if line.later}
+    assert found == wanted, f"later blocks {dict(found)}, should be {wanted}"
+    if batch._later is None:
+        return None
+    positions = _some_positions(case, batch._later.blocks)
+    return torch.cat(logits)[positions], positions
+
+
+def _some_positions(case: Case, batch: BlockBatch) -> Tensor:
+    """Those whose logits are read, and some more, in any order."""
+    asked = batch.needed().flatten()
+    asked = asked | (torch.rand(len(asked), generator=_shuffler(case)) < 0.2)
+    positions = asked.nonzero().flatten()
+    return positions[torch.randperm(len(positions), generator=_shuffler(case))]
 
 
 def _shuffler(case: Case) -> torch.Generator:
@@ -334,8 +422,15 @@ def _compare(
     needed = (alone.needed()[0] & asked).tolist()
     suppressing = case.suppress or int(alone.step_index[0]) >= case.length
     line.answers.clear()
-    single = _denoise(case, alone, logits[None], given)
-    about = f"{alone.policies[0].describe()} at step {line.time}"
+    single = _denoise(case, alone, logits[None], given, [line])
+    about = f"{alone.policies[0].describe()} at step {line.time + 1}"
+    if isinstance(line.policy, Wild):
+        (group, place), states = batch._places()[row], alone.states[0]
+        asked_of = int(group.state["calls"][place]), int(states["calls"][0])
+        assert asked_of == (line.calls, line.calls), f"{about}: {asked_of}, not {line.calls} calls"
+        assert int(group.state["seen"][place]) == int(states["seen"][0]), f"{about}: other states"
+        moved = group.state["moved"][place] | states["moved"][0]
+        assert not moved, f"{about}: the state of another block"
     for name in ("tokens", "masked", "present", "step_index", "block_index"):
         left, right = getattr(batch, name)[row], getattr(alone, name)[0]
         assert torch.equal(left, right), (

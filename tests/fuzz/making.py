@@ -110,10 +110,13 @@ def _value(rng: random.Random, annotation: Any, bounds: typing.Sequence[Any]) ->
 
 
 class Wild(RemaskingPolicy):
-    """Selects, edits and takes back by a pattern of the row's own history alone."""
+    """Selects, edits and takes back by a pattern of the row's own history alone.
+
+    Its state counts the calls, and notes in "moved" that a block was shown the state of another.
+    """
 
     def __init__(self, rng: random.Random) -> None:
-        names = ("entropy", "margin", "logits", "committed", "reference")
+        names = ("entropy", "margin", "logits", "committed", "reference", "ahead")
         wanted = {name for name in names if rng.random() < 0.3}
         self.edits = rng.random() < 0.4
         self.requires = frozenset(
@@ -122,16 +125,22 @@ class Wild(RemaskingPolicy):
         self.progress = rng.choice(PROGRESS_RULES)
         self.salt = rng.randrange(1 << 20)
         self.share, self.back = rng.randint(0, 7), rng.choice([0, 0, 2, 7])
+        self.carries = frozenset(name for name in ("calls", "seen") if rng.random() < 0.2)
 
     def init_state(self, batch_size, block_length, device):
-        return {"calls": torch.zeros(batch_size, dtype=torch.int64, device=device)}
+        zeros = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        of_block = {"place": zeros - 1, "moved": zeros.clone()}
+        return {"calls": zeros, "seen": zeros.clone(), **of_block}
 
     def _pattern(self, step, state, share):
-        places = torch.arange(step.masked.shape[1]) + 131 * state["calls"].unsqueeze(-1)
-        return (places * 7919 + self.salt) % 7 < share
+        past = (131 * state["calls"] + 17 * state["seen"]).unsqueeze(-1)
+        return ((torch.arange(step.masked.shape[1]) + past) * 7919 + self.salt) % 7 < share
 
     def select(self, step, state):
         state["calls"] = state["calls"] + 1
+        state["moved"] |= (state["place"] >= 0) & (state["place"] != step.block_index)
+        state["place"] = step.block_index.clone()
+        state["seen"] = (state["seen"] * 31 + step.x0.sum(-1)) % 1009
         return self._pattern(step, state, self.share)
 
     def remask(self, step, state):
@@ -147,6 +156,8 @@ class Failing(UnmaskPolicy):
         self.way, self.after = rng.choice(self.ways), rng.randint(0, 3)
         self.calls = 0
         self._name = f"failing_{self.way}"
+        self.requires = frozenset({"confidence", rng.choice(["confidence", "ahead"])})
+        self.carries = frozenset({"n"} if rng.random() < 0.3 else ())
 
     def init_state(self, batch_size, block_length, device):
         if self.way == "begins":
