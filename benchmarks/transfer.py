@@ -282,7 +282,8 @@ def part(data: Path, folder: Path, kept: list[int], *, references_alone: bool = 
     shards that are there stay. `kept` are the prompts, in order."""
     manifest = read_manifest(data)
     stored = [
-        load_references(manifest.reference_path_of(data, shard)) for shard in range(manifest.shards)
+        load_references(manifest.reference_path_of(data, shard), manifest, shard)
+        for shard in range(manifest.shards)
     ]
     tokens = torch.cat([tokens for tokens, _ in stored])[kept]
     several = torch.cat([several for _, several in stored if several is not None])[kept]

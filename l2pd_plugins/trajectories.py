@@ -191,13 +191,36 @@ def save_references(path: Path, tokens: Tensor, several: Tensor | None = None) -
     write_whole(path, lambda temporary: save_file(made, temporary))
 
 
-def load_references(path: Path) -> tuple[Tensor, Tensor | None]:
-    """What `save_references` wrote. Raises L2PDError if the file holds no reference decodes."""
-    wanted = {"tokens": (torch.int64, "PG")}
-    if "several" in _stored(path, "reference decodes"):
-        wanted["several"] = (torch.bool, "P")
-    tensors = _loaded(path, wanted, {}, "reference decodes")
-    return tensors["tokens"], tensors.get("several")
+def load_references(
+    path: Path, manifest: Manifest | None = None, shard: int = 0, vocab_size: int | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """What `save_references` wrote: the tokens, and for which prompts other answers are as good,
+    None if that is not known.
+
+    With a manifest these are the reference decodes of one of its shards: as many prompts and tokens
+    as it says, the second tensor if its labels ask for it and only then, and a file that lies in
+    its folder.
+
+    Raises L2PDError if the file holds no reference decodes, or others than these, or tokens that
+    are outside the vocabulary.
+    """
+    sizes = {}
+    if manifest is not None:
+        path = path_inside(path.parent, path.name)
+        wanted = _references_of(manifest)
+        sizes = {"P": len(manifest.members(shard)), "G": manifest.max_new_tokens}
+    else:
+        wanted = {"tokens": (torch.int64, "PG")}
+        if "several" in _stored(path, "reference decodes"):
+            wanted["several"] = (torch.bool, "P")
+    tensors = _loaded(path, wanted, sizes, "reference decodes")
+    tokens, beyond = tensors["tokens"], _GREATEST if vocab_size is None else vocab_size
+    if tokens.numel() and not bool(((tokens >= 0) & (tokens < beyond)).all()):
+        raise L2PDError(
+            f"{path}: tokens has values from {int(tokens.min())} to {int(tokens.max())}; expected "
+            f"0 to {beyond - 1}"
+        )
+    return tokens, tensors["several"] if "several" in wanted else None
 
 
 _TENSORS: dict[str, tuple[torch.dtype, str]] = {

@@ -146,6 +146,43 @@ def test_references_of_another_length_are_not_done(folder: Path) -> None:
     assert not several.holds_references(folder, 0)
 
 
+@pytest.mark.parametrize(
+    ("tokens", "several", "words"),
+    [
+        (torch.zeros(3, 8), None, r"tokens is F32 of shape \(3, 8\); expected I64"),
+        (torch.zeros(3, 8).long(), None, r"shape \(3, 8\); expected P = 2 in \(P, G\)"),
+        (torch.zeros(2, 9).long(), None, r"shape \(2, 9\); expected G = 8 in \(P, G\)"),
+        (torch.zeros(2, 8).long() - 1, None, "values from -1 to -1; expected 0 to 9"),
+        (torch.zeros(2, 8).long() + 10, None, "values from 10 to 10; expected 0 to 9"),
+        (torch.zeros(2, 8).long(), torch.ones(3).bool(), "several has shape .3,.; expected P = 2"),
+    ],
+)
+def test_references_of_other_data(folder: Path, tokens, several, words: str) -> None:
+    path = MANIFEST.reference_path_of(folder, 0)
+    save_references(path, tokens, several)
+    said = dataclasses.replace(MANIFEST, labels="reference" if several is None else "consistent")
+    with pytest.raises(L2PDError, match=words):
+        load_references(path, said, 0, vocab_size=10)
+
+
+def test_references_are_what_the_manifest_says(folder: Path) -> None:
+    path = MANIFEST.reference_path_of(folder, 1)
+    save_references(path, torch.full((1, 8), 9), torch.tensor([True]))
+    tokens, several = load_references(path, MANIFEST, 1, vocab_size=10)
+    assert tokens.tolist() == [[9] * 8] and several is None  # labels="reference" ask for none
+    consistent = dataclasses.replace(MANIFEST, labels="consistent")
+    assert load_references(path, consistent, 1)[1].tolist() == [True]
+    with pytest.raises(L2PDError, match=r"shape \(1, 8\); expected P = 2"):
+        load_references(path, MANIFEST, 0)
+    save_references(path, tokens)
+    with pytest.raises(L2PDError, match="the tensor several is missing"):
+        load_references(path, consistent, 1)
+    shutil.move(path, folder.parent / "elsewhere")
+    path.symlink_to(folder.parent / "elsewhere")
+    with pytest.raises(L2PDError, match="is a link that leads out of the folder"):
+        load_references(path, MANIFEST, 1)
+
+
 def test_a_shard_elsewhere_is_not_read(folder: Path) -> None:
     path = MANIFEST.path_of(folder, 0)
     shutil.move(path, folder.parent / "elsewhere")

@@ -171,9 +171,13 @@ def _converter(rng: random.Random, folder: Path, outside: Path, done: list[str])
 def _trajectories(rng: random.Random, folder: Path, outside: Path, done: list[str]) -> None:
     _linked(bases.trajectories(), folder)
     _malform(rng, folder, outside, done)
-    _answer(read_manifest, folder)
-    for path in sorted(folder.glob("reference-*")):
-        _answer(load_references, path)
+    said = _answer(read_manifest, folder)
+    for shard, path in enumerate(sorted(folder.glob("reference-*"))):
+        references = _answer(load_references, path, said, shard)
+        if references is not None and said is not None:
+            shape = (len(said.members(shard)), said.max_new_tokens)
+            if references[0].shape != shape:
+                raise Finding(f"references {tuple(references[0].shape)}; expected {shape}")
     found = _answer(read_trajectories, folder)
     if found is not None:
         manifest, data = found

@@ -202,7 +202,7 @@ def _references(
                 )
         own = theirs.reference_path_of(elsewhere, shard)
     if elsewhere is not None or manifest.holds_references(out, shard):
-        return load_references(own)
+        return load_references(own, manifest, shard, model.config.vocab_size)
     first = min(min(rows) for rows in batches)
     filler = end_of_text_ids(model.generation_config.eos_token_id)[0]
     count = sum(map(len, batches))

@@ -11,7 +11,7 @@ from l2pd_adapters.huggingface.consistency import States, accepted, answers_hold
 from l2pd_adapters.huggingface.evaluation import encode_prompts, left_padded, read_prompts
 from l2pd_adapters.tiny_models import heldout_prompts
 from l2pd_plugins.errors import L2PDError
-from l2pd_plugins.trajectories import load_references, read_trajectories
+from l2pd_plugins.trajectories import load_references, read_trajectories, save_references
 
 LENGTH, CANVAS = 32, 64
 
@@ -148,3 +148,22 @@ def test_labels_of_trajectories(tiny, of_family, tmp_path):
 def test_unknown_labels(tiny, of_family, tmp_path):
     with pytest.raises(L2PDError, match="labels='best': the choices are reference, consistent"):
         collect(*tiny, of_family("walk", 2), tmp_path, labels="best")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda tokens: tokens[:, :-1], "expected G = 32"),
+        (lambda tokens: tokens[:1], "expected P = 2"),
+        (lambda tokens: tokens + 10**6, "tokens has values from 10000"),
+    ],
+)
+def test_references_of_others_are_what_they_say(tiny, of_family, tmp_path, change, words):
+    """Else rows of too many steps would be labelled by whatever stands there."""
+    prompts, theirs = of_family("walk", 2), tmp_path / "theirs"
+    manifest = collect(*tiny, prompts, theirs, policies=["fixed_schedule"], max_new_tokens=32)
+    path = manifest.reference_path_of(theirs, 0)
+    save_references(path, change(load_references(path)[0]))
+    with pytest.raises(L2PDError, match=words) as raised:
+        collect(*tiny, prompts, tmp_path / "o", max_new_tokens=32, references_from=theirs)
+    assert str(path) in str(raised.value)
