@@ -18,8 +18,9 @@ from typing import Literal, TypeGuard, TypeVar
 import pluggy
 
 from l2pd_plugins import hookspecs
-from l2pd_plugins.errors import ANY_FAILURE, describe_error, printable, safe_repr
+from l2pd_plugins.errors import ANY_FAILURE, describe_error, printable
 from l2pd_plugins.policy import API_VERSION, PolicySpec, normalize_name
+from l2pd_plugins.shown import shown
 
 DISABLE_VARIABLE = "L2PD_DISABLE_PLUGINS"
 """Environment variable: comma-separated distributions whose plugins are not loaded."""
@@ -209,26 +210,26 @@ def _checked_spec(given: object) -> PolicySpec:
             raise PluginRefused(reason) from error
     name, factory, summary, version = values.values()
     if not _is(name, str):
-        raise PluginRefused(f"a policy's name must be a word without ':', got {safe_repr(name)}")
+        raise PluginRefused(f"a policy's name must be a word without ':', got {shown(name)}")
     name = str.__str__(name)
     if not normalize_name(name).strip() or ":" in name:
-        raise PluginRefused(f"a policy's name must be a word without ':', got {safe_repr(name)}")
+        raise PluginRefused(f"a policy's name must be a word without ':', got {shown(name)}")
     if not name.isprintable() or len(name) > _LONGEST_NAME:
         raise PluginRefused(
             f"a policy's name must be printable and of {_LONGEST_NAME} characters at most, got "
-            f"{safe_repr(name)}"
+            f"{shown(name)}"
         )
     if type(version) is not int or version != API_VERSION:
         raise PluginRefused(
-            f"policy {name!r} needs version {safe_repr(version)} of the plugin interface; "
+            f"policy {name!r} needs version {shown(version)} of the plugin interface; "
             f"the installed l2pd-plugins has version {API_VERSION}"
         )
     if not _is(factory, str) or not _FACTORY.fullmatch(str.__str__(factory)):
         raise PluginRefused(
-            f"policy {name!r}: factory must read 'module:attribute', got {safe_repr(factory)}"
+            f"policy {name!r}: factory must read 'module:attribute', got {shown(factory)}"
         )
     if not _is(summary, str):
-        raise PluginRefused(f"policy {name!r}: summary must be text, got {safe_repr(summary)}")
+        raise PluginRefused(f"policy {name!r}: summary must be text, got {shown(summary)}")
     return PolicySpec(name, str.__str__(factory), str.__str__(summary), version)
 
 

@@ -19,7 +19,6 @@ from l2pd_plugins.errors import (
     PolicyRuntimeError,
     UnknownPolicyError,
     describe_error,
-    safe_repr,
 )
 from l2pd_plugins.policy import ModelContext, PolicySpec, UnmaskPolicy, normalize_name
 from l2pd_plugins.shown import shown
@@ -180,18 +179,18 @@ def bind_policy(policy: UnmaskPolicy, model: ModelContext) -> UnmaskPolicy:
         raise
     except ANY_FAILURE as error:
         raise PolicyRuntimeError(
-            f"policy {safe_repr(name_of(policy))}: for_model failed: {describe_error(error)}"
+            f"policy {shown(name_of(policy))}: for_model failed: {describe_error(error)}"
         ) from error
     if not isinstance(bound, UnmaskPolicy):
         raise PolicyRuntimeError(
-            f"policy {safe_repr(name_of(policy))}: for_model returned {type(bound).__name__}; "
+            f"policy {shown(name_of(policy))}: for_model returned {type(bound).__name__}; "
             "expected an UnmaskPolicy"
         )
     try:
         read_traits(bound)
     except TraitError as error:
         raise PolicyRuntimeError(
-            f"policy {safe_repr(name_of(policy))}: {error.attribute} failed: {error.problem}"
+            f"policy {shown(name_of(policy))}: {error.attribute} failed: {error.problem}"
         ) from error
     return bound
 

@@ -2,29 +2,148 @@
 
 from __future__ import annotations
 
-import reprlib
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import PurePath
+from types import BuiltinFunctionType, FunctionType
+from typing import Any
 
 from l2pd_plugins.errors import ANY_FAILURE, printable
 
 LONGEST = 200
 """Characters of a value that a message repeats."""
-
-_REPR = reprlib.Repr()
-_REPR.maxlist = _REPR.maxtuple = _REPR.maxset = _REPR.maxfrozenset = _REPR.maxdict = 8
-_REPR.maxlevel = 3
-_REPR.maxstring = _REPR.maxother = _REPR.maxlong = LONGEST
+_MOST_ITEMS = 8
+_DEEPEST = 3
+_LONGEST_NUMBER = 4 * LONGEST
+"""Bits."""
+_SHORT = (type(None), type(...), type(NotImplemented), complex, FunctionType, BuiltinFunctionType)
+"""Types of Python's own whose repr is short."""
+_OF_LIBRARIES = {
+    "torch": ("dtype", "device", "layout"),
+    "numpy": ("bool", "bool_", "int8", "int16", "int32", "int64", "uint8", "float16", "float32"),
+}
+"""Types of libraries whose repr is short."""
 
 
 def shown(value: object) -> str:
     """The value as a message repeats it: at most 200 characters, the middle or the end left out.
 
-    The cost does not grow with the value: of a list of millions only the first few are looked at.
+    The cost does not grow with the value: of a list of millions only the first few are looked at,
+    of a long text or of bytes only the beginning and the end. No code of the value's own is run:
+    numbers, texts, collections and paths, of subclasses too, are shown as Python's own show
+    theirs, and any other value by the name of its type.
     """
     try:
-        text = _REPR.repr(value)
+        text = _shown(value, _DEEPEST)
     except KeyboardInterrupt:
         raise
-    except ANY_FAILURE:  # somebody else's, or more digits than Python prints
-        text = f"<{type(value).__name__}>"
+    except ANY_FAILURE:  # it was changed meanwhile, or is broken inside
+        text = _named(value)
     text = printable(text, LONGEST)
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
+
+
+def _named(value: object) -> str:
+    return f"<{_type_name(value)}>"
+
+
+def _type_name(value: object) -> str:
+    """Of the type itself, whatever its metaclass says."""
+    name: str = type.__dict__["__name__"].__get__(type(value))
+    return name[:LONGEST]
+
+
+def _shown(value: object, deeper: int) -> str:
+    for kind, show in _KINDS:
+        if issubclass(type(value), kind):
+            return show(value, deeper)
+    found = type(value)
+    names = _OF_LIBRARIES.get(found.__module__, ()) if type(found) is type else ()
+    if found in _SHORT or _type_name(value) in names:
+        return repr(value)
+    if found is type:
+        return f"<class {_text(value.__name__)}>"  # type: ignore[attr-defined]
+    return _named(value)
+
+
+def _text(value: Any) -> str:
+    """A str or bytes, of which only what is shown is looked at."""
+    kind = str if isinstance(value, str) else bytes if isinstance(value, bytes) else bytearray
+    if kind.__len__(value) <= LONGEST:
+        return kind.__repr__(kind.__getitem__(value, slice(None)))
+    half = LONGEST // 2 - 4
+    begin, end = (kind.__getitem__(value, s) for s in (slice(half), slice(-half, None)))
+    return f"{kind.__repr__(begin)[:half]}...{kind.__repr__(end)[-half:]}"
+
+
+def _whole(value: Any) -> str:
+    bits = int.bit_length(value)
+    return int.__repr__(value) if bits <= _LONGEST_NUMBER else f"<a whole number of {bits} bits>"
+
+
+def _items(begin: str, parts: Iterable[str], count: int, end: str) -> str:
+    """The parts, of which there are no more than are shown."""
+    return f"{begin}{', '.join([*parts, *['...'] * (count > _MOST_ITEMS)])}{end}"
+
+
+def _few(each: Iterator[Any], deeper: int) -> list[str]:
+    return [_shown(item, deeper - 1) for item in islice(each, _MOST_ITEMS)]
+
+
+def _list(value: Any, deeper: int) -> str:
+    if not deeper and list.__len__(value):
+        return "[...]"
+    return _items("[", _few(list.__iter__(value), deeper), list.__len__(value), "]")
+
+
+def _tuple(value: Any, deeper: int) -> str:
+    count = tuple.__len__(value)
+    if not deeper and count:
+        return "(...)"
+    return _items("(", _few(tuple.__iter__(value), deeper), count, ",)" if count == 1 else ")")
+
+
+def _set(value: Any, deeper: int) -> str:
+    kind = set if isinstance(value, set) else frozenset
+    count = kind.__len__(value)
+    begin, end = ("{", "}") if kind is set else ("frozenset({", "})")
+    if not count:
+        return f"{kind.__name__}()"
+    if not deeper:
+        return f"{begin}...{end}"
+    return _items(begin, sorted(_few(kind.__iter__(value), deeper)), count, end)
+
+
+def _dict(value: Any, deeper: int) -> str:
+    count = dict.__len__(value)
+    if not deeper and count:
+        return "{...}"
+    some = islice(iter(dict.items(value)), _MOST_ITEMS)
+    parts = (f"{_shown(key, deeper - 1)}: {_shown(item, deeper - 1)}" for key, item in some)
+    return _items("{", parts, count, "}")
+
+
+def _path(value: Any, deeper: int) -> str:
+    if not type(value).__module__.startswith("pathlib"):
+        return _named(value)
+    return f"{_type_name(value)}({_text(str(value))})"
+
+
+def _range(value: Any, deeper: int) -> str:
+    step = (value.step,) * (value.step != 1)
+    return f"range({', '.join(map(_whole, (value.start, value.stop, *step)))})"
+
+
+_KINDS: tuple[tuple[Any, Any], ...] = (
+    ((str, bytes, bytearray), lambda value, deeper: _text(value)),
+    (bool, lambda value, deeper: repr(value)),
+    (int, lambda value, deeper: _whole(value)),
+    (float, lambda value, deeper: float.__repr__(value)),
+    (list, _list),
+    (tuple, _tuple),
+    ((set, frozenset), _set),
+    (dict, _dict),
+    (range, _range),
+    (PurePath, _path),
+)
+"""How each kind of value is shown."""

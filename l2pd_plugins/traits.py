@@ -7,8 +7,9 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
-from l2pd_plugins.errors import ANY_FAILURE, describe_error, safe_repr
+from l2pd_plugins.errors import ANY_FAILURE, describe_error
 from l2pd_plugins.policy import PROGRESS_RULES, STATISTICS, RemaskingPolicy
+from l2pd_plugins.shown import shown
 
 
 @dataclass(frozen=True)
@@ -41,17 +42,15 @@ def read_traits(policy: Any) -> Traits:
     needed = _guarded("requires", lambda: _set_of(requires))
     if needed is None or not needed <= STATISTICS:
         choices = ", ".join(sorted(STATISTICS))
-        raise TraitError(
-            "requires", f"requires = {safe_repr(requires)} must be a set out of {choices}"
-        )
+        raise TraitError("requires", f"requires = {shown(requires)} must be a set out of {choices}")
     edits = _read(policy, "edits")
     if type(edits) is not bool:
-        raise TraitError("edits", f"edits = {safe_repr(edits)} must be True or False")
+        raise TraitError("edits", f"edits = {shown(edits)} must be True or False")
     carries = _read(policy, "carries")
     carried = _guarded("carries", lambda: _set_of(carries))
     if carried is None or not all(type(name) is str for name in carried):
         raise TraitError(
-            "carries", f"carries = {safe_repr(carries)} must be a set of names in the state"
+            "carries", f"carries = {shown(carries)} must be a set of names in the state"
         )
     return Traits(
         # The strings of this module, since the policy's may be of a subclass.
@@ -68,7 +67,7 @@ def read_progress(policy: Any) -> str:
     progress = _read(policy, "progress")
     if type(progress) is not str or progress not in PROGRESS_RULES:
         choices = ", ".join(PROGRESS_RULES)
-        raise TraitError("progress", f"progress = {safe_repr(progress)} must be one of {choices}")
+        raise TraitError("progress", f"progress = {shown(progress)} must be one of {choices}")
     return progress
 
 

@@ -21,6 +21,9 @@ from l2pd_plugins.files import reason_of
 _HOST = re.sub(r"[^A-Za-z0-9]", "_", socket.gethostname()) or "localhost"
 _TEMPORARY = re.compile(rf"\..+\.{_HOST}-(\d+)\.(tmp|old)(\.[^.]*)?")
 """Of this host: a process of another one, on a shared disk, may well be alive."""
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+"""How a file system says that it does not know a call."""
+_NO_LINKS = (*_NO_SYNC, errno.EPERM, errno.EXDEV, errno.EMLINK)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
@@ -240,8 +243,21 @@ def _keep_others(place: Path, new: Path) -> None:
         return
     for file in place.iterdir():
         if not (new / file.name).exists() and not _TEMPORARY.fullmatch(file.name):
-            # The same file, not a copy: a log may be open.
-            os.link(file, new / file.name, follow_symlinks=False)
+            _link(file, new / file.name)
+
+
+def _link(file: Path, other: Path) -> None:
+    """The same file under another name, not a copy, since a log may be open. A disk without hard
+    links (FAT, some that are shared) gets a copy: the old folder has to stay whole until the swap.
+    """
+    try:
+        os.link(file, other, follow_symlinks=False)
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno not in _NO_LINKS:
+            raise
+        shutil.copy2(file, other, follow_symlinks=False)
+        if not other.is_symlink():
+            _to_disk(other)
 
 
 def _place_of(path: Path) -> Path:
@@ -271,6 +287,9 @@ def _to_disk(file: Path) -> None:
     descriptor = os.open(file, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
     finally:
         os.close(descriptor)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
@@ -194,3 +197,72 @@ class TestShown:
         assert "Bad" in shown(Bad())
         assert len(shown(10**10_000)) <= 200
         assert len(shown("\u202e\n" * 1000)) <= 200
+
+    @pytest.mark.parametrize(
+        "value",
+        [
+            [0] * 10**7,
+            type("Listed", (list,), {})([0] * 10**7),
+            dict.fromkeys(range(10**6)),
+            set(range(10**6)),
+            bytes(2**30),
+            bytearray(2**28),
+            type("Named", (str,), {})("x" * 2**26),
+            1 << 10**7,
+            {"a": dict.fromkeys(range(10**6)).keys()},
+        ],
+        ids=lambda value: type(value).__name__,
+    )
+    def test_the_cost_does_not_grow_with_the_value(self, value: object) -> None:
+        calls: list[str] = []
+        tracemalloc.start()
+        sys.setprofile(lambda frame, event, argument: calls.append(event))
+        try:
+            text = shown(value)
+        finally:
+            sys.setprofile(None)
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        assert 0 < len(text) <= 200 and text.isprintable()
+        assert len(calls) < 1000 and peak < 100_000
+
+    def test_no_code_of_the_value_is_run(self) -> None:
+        def never(*args: object, **keywords: object) -> object:
+            raise AssertionError("was called")
+
+        methods = ("__repr__", "__str__", "__len__", "__iter__", "__getitem__", "items", "keys")
+        for kind, made in ((list, [1]), (dict, {1: 2}), (str, "a"), (bytes, b"a"), (tuple, (1,))):
+            value = type("Bad", (kind,), dict.fromkeys(methods, never))(made)
+            assert shown(value) == repr(made) and shown([value]) == repr([made])
+        for kind, made in ((int, 3), (float, 0.5)):
+            assert shown(type("Bad", (kind,), dict.fromkeys(methods, never))(made)) == repr(made)
+        meta = type("Meta", (type,), {"__name__": property(never), "__repr__": never})
+        other = meta("Bad", (), dict.fromkeys(("__class__", "__repr__"), property(never)))
+        assert shown(other()) == "<Bad>" and shown(other) == "<Meta>"
+
+    def test_deep_nesting_and_circles(self) -> None:
+        deep: list[object] = []
+        for _ in range(10**5):
+            deep = [deep]
+        assert shown(deep) == "[[[[...]]]]"
+        deep[0] = deep
+        assert shown(deep) == "[[[[...]]]]"
+        broad: object = 1
+        for _ in range(4):
+            broad = [broad] * 100
+        assert len(shown(broad)) <= 200
+
+    @pytest.mark.parametrize(
+        "value",
+        [None, True, 1.5, -7, "it's", b"a\x00", (1,), (), {1, 2}, {"a": [1]}, frozenset({3}), 1j,
+         range(3), range(0, 9, 2), set(), [float("inf")], Path("a"), torch.float16, torch.device("cpu")],
+        ids=repr,
+    )  # fmt: skip
+    def test_what_is_small_is_shown_as_python_does(self, value: object) -> None:
+        assert shown(value) == repr(value)
+
+    def test_the_middle_of_a_long_text_is_left_out(self) -> None:
+        text = shown("a" * 500 + "b" * 500)
+        assert text.startswith("'aaa") and text.endswith("bbb'")
+        assert shown(list(range(9))) == "[0, 1, 2, 3, 4, 5, 6, 7, ...]"
+        assert shown(list(range(8))) == "[0, 1, 2, 3, 4, 5, 6, 7]"

@@ -1,5 +1,6 @@
 """Files and folders appear whole or not at all, however the writer ends."""
 
+import errno
 import os
 import re
 import resource
@@ -150,6 +151,50 @@ def test_a_folder_is_swapped_whole(tmp_path: Path, monkeypatch, exchange: bool) 
     assert names(tmp_path) == ["filter.v2"] and names(folder) == ["a", "log"]
     assert (folder / "a").read_text() == "2"
     assert (folder / "log").stat().st_ino == inode[0] and folder.stat().st_ino != inode[1]
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, None])
+def test_a_disk_without_hard_links(tmp_path: Path, monkeypatch, code: int | None) -> None:
+    """What the old folder has besides is copied, with its time and mode; links stay links."""
+
+    def link(*args: object, **keywords: object) -> None:
+        raise OSError(code, os.strerror(code)) if code else NotImplementedError
+
+    monkeypatch.setattr(os, "link", link)
+    folder = tmp_path / "filter"
+    write_folder(folder, lambda made: (made / "a").write_text("1"))
+    (folder / "log").write_text("mine")
+    os.utime(folder / "log", (5, 5))
+    (folder / "log").chmod(0o600)
+    (folder / "latest").symlink_to("log")
+    write_folder(folder, lambda made: (made / "a").write_text("2"))
+    assert names(tmp_path) == ["filter"] and names(folder) == ["a", "latest", "log"]
+    assert (folder / "a").read_text() == "2" and (folder / "latest").read_text() == "mine"
+    assert os.readlink(folder / "latest") == "log"
+    assert ((folder / "log").stat().st_mtime, (folder / "log").stat().st_mode & 0o777) == (5, 0o600)
+
+
+@pytest.mark.parametrize("name", ["link", "fsync"])
+def test_a_disk_that_fails_keeps_the_old_folder(tmp_path: Path, monkeypatch, name: str) -> None:
+    def fail(*args: object, **keywords: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    folder = tmp_path / "filter"
+    write_folder(folder, lambda made: (made / "a").write_text("1"))
+    (folder / "log").write_text("mine")
+    monkeypatch.setattr(os, name, fail)
+    with pytest.raises(L2PDError, match=r"filter cannot be (replaced|written): Input/output error"):
+        write_folder(folder, lambda made: (made / "a").write_text("2"))
+    assert names(folder) == ["a", "log"] and (folder / "a").read_text() == "1"
+
+
+def test_a_disk_that_cannot_sync(tmp_path: Path, monkeypatch) -> None:
+    def fsync(descriptor: int) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_text(tmp_path / "a", "1")
+    assert (tmp_path / "a").read_text() == "1"
 
 
 def test_what_was_made_is_told_where_it_cannot_be_put(tmp_path: Path, monkeypatch) -> None:

@@ -22,6 +22,7 @@ from transformers import GenerationConfig
 from l2pd_plugins import UnmaskPolicy
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.policy import STATISTICS
+from l2pd_plugins.shown import shown
 
 MOST_POSITIONS = 2**20
 """No canvas and no block is longer, whatever a model's config says: they are allocated whole."""
@@ -360,10 +361,7 @@ def checked(table: Mapping[str, Kind], values: Mapping[str, Any]) -> dict[str, A
 
 def short(value: object) -> str:
     """The value as an error message shows it, in one line."""
-    try:
-        text = repr(value)
-    except Exception:  # noqa: BLE001  (an object that cannot be printed is named by its type)
-        text = "\n"
+    text = shown(value)
     if len(text) <= 60 and text.isprintable():
         return text
     return f"{type(value).__name__} object"
