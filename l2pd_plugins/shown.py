@@ -56,7 +56,8 @@ def _type_name(value: object) -> str:
 def _shown(value: object, deeper: int) -> str:
     for kind, show in _KINDS:
         if issubclass(type(value), kind):
-            return show(value, deeper)
+            text: str = show(value, deeper)
+            return text
     found = type(value)
     names = _OF_LIBRARIES.get(found.__module__, ()) if type(found) is type else ()
     if found in _SHORT or _type_name(value) in names:

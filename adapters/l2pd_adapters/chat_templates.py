@@ -1,13 +1,23 @@
 """Chat templates of checkpoints: programs in Jinja, which anybody may have written.
 
 transformers renders them in Jinja's sandbox, which keeps them from Python's objects, and not from
-running for ever. So they are looked at before they are used, and counted while they run.
+running for ever or filling the memory (`'%999999999d' | format(1)`, a text that `~` doubles in a
+loop). So they are looked at before they are used, counted while they run, and run in a process of
+their own, which may take little memory and time.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import selectors
+import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -21,6 +31,12 @@ GREATEST_NUMBER = 100_000
 """In a template: it could be the length of a text that is made of it."""
 MOST_LINES = 300_000
 """Lines of a template that may run for one conversation: a few hundred in all that are known."""
+MOST_MEMORY = 512 * 2**20
+"""Bytes that a template may take for all conversations that are rendered at once."""
+MOST_CHARACTERS = 2**22
+"""Of a conversation as it is rendered."""
+MOST_SECONDS = 60.0
+"""For all conversations that are rendered at once."""
 _NOT_ALONE = "its 'default' is missing"
 
 
@@ -85,19 +101,115 @@ def _problem_of(template: str) -> str:
 
 
 def rendered(tokenizer: Any, messages: Sequence[Mapping[str, str]], **settings: Any) -> str:
-    """A conversation as the tokenizer's chat template writes it.
+    """A conversation as the tokenizer's chat template writes it; see `all_rendered`."""
+    return all_rendered(tokenizer, [messages], **settings)[0]
 
-    Raises L2PDError if the template cannot be read, raises, or runs over `MOST_LINES`.
+
+def all_rendered(
+    tokenizer: Any, conversations: Sequence[Sequence[Mapping[str, str]]], **settings: Any
+) -> list[str]:
+    """Conversations as the tokenizer's chat template writes them.
+
+    Raises L2PDError if the template cannot be read, raises, runs over `MOST_LINES` or
+    `MOST_SECONDS`, writes more than `MOST_CHARACTERS`, or takes more than `MOST_MEMORY` (the last
+    on Linux alone).
     """
     what = "the tokenizer's chat template"
     problem = template_problem(getattr(tokenizer, "chat_template", None))
     if problem:
         raise L2PDError(f"{what}: {problem}")
-    with reading(what), _counted(what):
-        text = tokenizer.apply_chat_template(messages, tokenize=False, **settings)
-    if not isinstance(text, str):
-        raise L2PDError(f"{what} gives {type(text).__name__}; expected a text")
-    return text
+
+    def write() -> list[str]:
+        texts = []
+        for messages in conversations:
+            with reading(what), _counted(what):
+                text = tokenizer.apply_chat_template(messages, tokenize=False, **settings)
+            if not isinstance(text, str):
+                raise L2PDError(f"{what} gives {type(text).__name__}; expected a text")
+            if len(text) > MOST_CHARACTERS:
+                raise L2PDError(f"{what} writes more than {MOST_CHARACTERS} characters")
+            texts.append(text)
+        return texts
+
+    return _limited(what, write) if hasattr(os, "fork") else write()
+
+
+def _limited(what: str, write: Callable[[], list[str]]) -> list[str]:
+    """What `write` returns in a child of this process, whose memory and time are limited. Raises
+    the L2PDError that it raises."""
+    read, written = os.pipe()
+    with warnings.catch_warnings():
+        # Other threads of ours are not in the child, which runs nothing but the template.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if not child:
+        try:
+            os.close(read)
+            _write_answer(write, written)
+        except Exception:  # noqa: BLE001  (a mistake of ours)
+            traceback.print_exc()
+        finally:
+            os._exit(0)
+    os.close(written)
+    try:
+        answer = _read_all(read, time.monotonic() + MOST_SECONDS)
+    finally:
+        os.close(read)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    if answer is None:
+        raise L2PDError(f"{what} runs for more than {MOST_SECONDS:g} seconds")
+    try:
+        found = json.loads(answer)
+    except ValueError:  # the child has ended in the midst
+        raise L2PDError(f"{what} takes more than {MOST_MEMORY >> 20} MiB") from None
+    if isinstance(found, str):
+        raise L2PDError(found)
+    texts: list[str] = found
+    return texts
+
+
+def _write_answer(write: Callable[[], list[str]], written: int) -> None:
+    """In the child: the texts as JSON, or what is wrong as one text."""
+    try:
+        _limit_memory()
+        answer = json.dumps(write())
+    except MemoryError:
+        answer = ""
+    except L2PDError as error:
+        answer = "" if isinstance(error.__cause__, MemoryError) else json.dumps(str(error))
+    with open(written, "wb") as pipe:
+        pipe.write(answer.encode())
+
+
+def _limit_memory() -> None:
+    """Of this process, to what it has and `MOST_MEMORY`."""
+    if not sys.platform.startswith("linux"):
+        return
+    import resource
+
+    with open("/proc/self/statm") as file:
+        pages = int(file.read().split()[0])
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = pages * resource.getpagesize() + MOST_MEMORY
+    if hard != resource.RLIM_INFINITY:
+        limit = min(limit, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _read_all(pipe: int, until: float) -> bytes | None:
+    """What comes out of a pipe, up to its end; None if it does not end in time."""
+    parts: list[bytes] = []
+    with selectors.DefaultSelector() as selector:
+        selector.register(pipe, selectors.EVENT_READ)
+        while selector.select(max(0.0, until - time.monotonic())):
+            part = os.read(pipe, 2**20)
+            if not part:
+                return b"".join(parts)
+            parts.append(part)
+    return None
 
 
 @contextmanager

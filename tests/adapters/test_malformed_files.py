@@ -1,15 +1,19 @@
 """A checkpoint from anybody: one line that says what is wrong, whatever it is."""
 
+import copy
 import json
 import os
+import resource
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from l2pd_adapters.chat_templates import MOST_LINES, rendered, template_problem
+from l2pd_adapters import chat_templates
+from l2pd_adapters.chat_templates import MOST_LINES, all_rendered, rendered, template_problem
 from l2pd_adapters.checkpoints import INDEX, find_checkpoint
 from l2pd_adapters.config_checks import wrong_settings
 from l2pd_adapters.huggingface import load
@@ -196,6 +200,67 @@ def test_a_template_that_fails_when_it_is_used(folder: Path, template: str, word
     _, tokenizer = load(folder)
     with pytest.raises(L2PDError, match=f"^the tokenizer's chat template.*{words}"):
         encode_prompts(tokenizer, parse_prompts(["Hello"], "here"))
+
+
+DOUBLED = "{% set x = x ~ x %}" * 40
+HUNGRY = {
+    "doubled": "{% set x = 'abc' %}" + DOUBLED,
+    "doubled in a loop": "{% set n = namespace(x='abc') %}{% for i in range(60) %}"
+    "{% set n.x = n.x ~ n.x %}{% endfor %}",
+    "sum": "{% set x = 'abc' %}" + DOUBLED.replace("~", "+"),
+    "lists": "{% set x = ['abc'] %}" + DOUBLED.replace("~", "+"),
+    "format filter": "{{ '%999999999d' | format(1) }}",
+    "format operator": "{{ '%999999999d' % 1 }}",
+    "format method": "{{ '{:999999999}'.format(1) }}",
+    "product": "{% set n = 99999 %}{{ messages[0].content * n * n }}",
+    "product of a list": "{% set n = 99999 %}{{ [1] * n * 99 * 99 }}",
+    "range": "{% set x = (range(99999) | list) * 9999 %}",
+    "padded": "{% set n = '999999999' | int %}{{ 'x'.ljust(n) }}",
+    "centred": "{{ 'x' | center('999999999' | int) }}",
+    "replaced": "{% set x = 'ab' * 50000 %}{{ x.replace('a', x) }}",
+    "joined": "{% set x = 'ab' * 50000 %}{{ x.join(range(99999) | map('string')) }}",
+    "indented": "{{ ('a\n' * 50000) | indent(99999) }}",
+    "tabs": "{{ ('\t' * 50000).expandtabs(99999) }}",
+    "printed": "{% for i in range(90000) %}{{ messages[0].content * 99 }}{% endfor %}",
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux alone")
+@pytest.mark.parametrize("template", HUNGRY.values(), ids=HUNGRY)
+def test_a_template_does_not_fill_the_memory(tokenizer, template: str) -> None:
+    tokenizer.chat_template = template
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(L2PDError, match=r"^the tokenizer's chat template") as raised:
+        rendered(tokenizer, [{"role": "user", "content": "Hello " * 20}])
+    assert str(raised.value).isprintable()
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert after - before < 64 * 2**10  # of KiB
+    tokenizer.chat_template = "{{ messages[0].content }}"  # and the next one is rendered
+    assert rendered(tokenizer, [{"role": "user", "content": "Hi"}]) == "Hi"
+
+
+def test_a_template_that_does_not_end(tokenizer, monkeypatch) -> None:
+    monkeypatch.setattr(chat_templates, "MOST_SECONDS", 0.2)
+    tokenizer.chat_template = "{{ range(99999) | map('string') | join | length }}" * 5000
+    with pytest.raises(L2PDError, match=r"chat template runs for more than 0\.2 seconds"):
+        rendered(tokenizer, [{"role": "user", "content": "Hello"}])
+
+
+def test_a_text_that_is_too_long(tokenizer) -> None:
+    tokenizer.chat_template = "{{ messages[0].content * 99999 }}"
+    with pytest.raises(L2PDError, match="writes more than 4194304 characters"):
+        rendered(tokenizer, [{"role": "user", "content": "x" * 50}])
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    text = "\ud800 and " + "\u00e4" * (2**22 - 6)
+    assert rendered(tokenizer, [{"role": "user", "content": text}]) == text
+    texts = [[{"role": "user", "content": str(i)}] for i in range(300)]
+    assert all_rendered(tokenizer, texts) == [str(i) for i in range(300)]
+    assert all_rendered(tokenizer, []) == []
+
+
+@pytest.fixture
+def tokenizer():
+    return copy.deepcopy(load("tiny-llada")[1])
 
 
 def test_templates_that_are_right(folder: Path) -> None:

@@ -255,7 +255,8 @@ class TestShown:
     @pytest.mark.parametrize(
         "value",
         [None, True, 1.5, -7, "it's", b"a\x00", (1,), (), {1, 2}, {"a": [1]}, frozenset({3}), 1j,
-         range(3), range(0, 9, 2), set(), [float("inf")], Path("a"), torch.float16, torch.device("cpu")],
+         range(3), range(0, 9, 2), set(), [float("inf")], Path("a"), torch.float16,
+         torch.device("cpu")],
         ids=repr,
     )  # fmt: skip
     def test_what_is_small_is_shown_as_python_does(self, value: object) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from l2pd_adapters.chat_templates import rendered
+from l2pd_adapters.chat_templates import all_rendered
 from l2pd_adapters.families import end_of_text_ids
 from l2pd_adapters.huggingface.arguments import (
     DecodeSettings,
@@ -466,10 +466,8 @@ def encode_prompts(tokenizer: Any, prompts: Sequence[Prompt]) -> list[torch.Tens
     texts = [prompt.text for prompt in prompts]
     templated = bool(getattr(tokenizer, "chat_template", None))
     if templated:
-        texts = [
-            rendered(tokenizer, [{"role": "user", "content": text}], add_generation_prompt=True)
-            for text in texts
-        ]
+        conversations = [[{"role": "user", "content": text}] for text in texts]
+        texts = all_rendered(tokenizer, conversations, add_generation_prompt=True)
     # A template writes the special tokens itself.
     with reading("the tokenizer cannot encode the prompts"):
         encoded = [tokenizer(text, add_special_tokens=not templated).input_ids for text in texts]
