@@ -26,7 +26,7 @@ from l2pd_adapters.families import (
     family_of,
     mask_token_of,
 )
-from l2pd_adapters.sources import source_of
+from l2pd_adapters.sources import SMALL_FILES, snapshot_of, source_of
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.files import (
     is_there,
@@ -62,7 +62,6 @@ SETTINGS_FILES = (
 TEMPLATE = "chat_template.jinja"
 TEMPLATES = "additional_chat_templates"
 _FLOATS = ("F64", "F32", "F16", "BF16")
-_SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.py", "tokenizer.model", "policies/*"]
 _HEADERS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1}
 """Bytes of an element, by what safetensors calls its type; those of float8 have one."""
 
@@ -553,13 +552,5 @@ def find_checkpoint(name: str) -> Checkpoint:
         if not is_there(Path(source) / "config.json"):
             raise L2PDError(f"model {name!r}: the folder has no config.json, it is no checkpoint")
         return Checkpoint(Path(source))
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        folder = Path(snapshot_download(name, allow_patterns=_SMALL_FILES))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise L2PDError(
-            f"model {name!r} is neither here nor given by the hub: {reason_of(error)}"
-        ) from error
+    folder = snapshot_of(name, SMALL_FILES)
     return Checkpoint(folder, hub_id=name)

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from l2pd_adapters.tiny_models import folder_of, shipped_models
 from l2pd_plugins.errors import L2PDError
+from l2pd_plugins.files import reason_of
+
+SMALL_FILES = (
+    "*.json",
+    "*.jinja",
+    "*.txt",
+    "*.py",
+    "tokenizer.model",
+    "additional_chat_templates/*",
+    "policies/*",
+)
+"""Patterns of what a checkpoint has besides its weights."""
 
 
 def source_of(name: str | Path) -> str:
@@ -26,3 +41,25 @@ def source_of(name: str | Path) -> str:
             "no folder, and no hub id (owner/name)"
         )
     return text
+
+
+def snapshot_of(hub_id: str, patterns: Iterable[str], **hub: Any) -> Path:
+    """The folder of a hub id in the hub's cache, with its files of these patterns. hub: keywords of
+    `snapshot_download`.
+
+    Raises L2PDError if they are neither there nor given by the hub.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=list(patterns), **hub))
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        raise L2PDError(
+            f"model {hub_id!r} is neither here nor given by the hub: {reason_of(error)}"
+        ) from error
+
+
+def commit_of(snapshot: Path) -> str | None:
+    """The commit that a folder of the hub's cache is of; None where its name is none."""
+    return snapshot.name if re.fullmatch(r"[0-9a-f]{40}", snapshot.name) else None

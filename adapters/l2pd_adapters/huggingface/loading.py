@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import glob
 from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
@@ -25,6 +26,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from l2pd_adapters.chat_templates import template_problem
 from l2pd_adapters.checkpoints import (
     INDEX,
+    WEIGHTS,
     StoredTensor,
     check_files,
     stored_tensors,
@@ -44,7 +46,7 @@ from l2pd_adapters.huggingface.checking import LOAD, check, close_to, short
 from l2pd_adapters.huggingface.enabling import enable
 from l2pd_adapters.huggingface.lora import add_adapter
 from l2pd_adapters.huggingface.models import MODELS
-from l2pd_adapters.sources import source_of
+from l2pd_adapters.sources import SMALL_FILES, commit_of, snapshot_of, source_of
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.files import is_there, one_line, path_inside, read_object, reading
 
@@ -106,6 +108,8 @@ def load(
     device_here(device)  # before anything is read
     hub = {key: kwargs[key] for key in _OF_THE_HUB if key in kwargs} | {"trust_remote_code": False}
     try:
+        if not Path(source).is_dir():
+            source = _downloaded(source, hub, kwargs)
         values = _values(source, hub)
         tensors = _check_folder(Path(source), values)
         weights: dict[str, Any] = {
@@ -148,11 +152,29 @@ def load(
     return model, tokenizer
 
 
+def _downloaded(hub_id: str, hub: Mapping[str, Any], kwargs: Mapping[str, Any]) -> str:
+    """The folder of a hub id in the hub's cache, which is then loaded as any other folder. The
+    small files come, and are looked at, before the weights.
+
+    Raises L2PDError if the hub does not give it, or a small file is not what it has to be.
+    """
+    names = (*(name for name in _OF_THE_HUB if name in hub), "force_download")
+    known = {name: value for name, value in {**kwargs, **hub}.items() if name in names}
+    folder = snapshot_of(hub_id, SMALL_FILES, **known)
+    _values(str(folder), hub)
+    check_files(folder)
+    files = [path.relative_to(folder).as_posix() for path in weight_files(folder)]
+    wanted = [glob.escape(name) for name in files or [WEIGHTS]]
+    if "variant" in kwargs:
+        wanted = ["*.safetensors"]
+    commit = commit_of(folder)
+    return str(snapshot_of(hub_id, wanted, **known | ({"revision": commit} if commit else {})))
+
+
 def _values(source: str, hub: Mapping[str, Any]) -> dict[str, Any]:
     """What the checkpoint's config.json holds. Raises L2PDError if it is none, or a setting that
     this package reads, or a library allocates memory by, is not what it has to be."""
-    if Path(source).is_dir():
-        read_object(path_inside(Path(source), "config.json"), "config.json")
+    read_object(path_inside(Path(source), "config.json"), "config.json")
     values: dict[str, Any]
     with reading(_FAILED):
         values, _ = PreTrainedConfig.get_config_dict(source, **hub)
@@ -164,14 +186,11 @@ def _values(source: str, hub: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_folder(folder: Path, values: Mapping[str, Any]) -> dict[str, StoredTensor]:
-    """The tensors that a folder's files of weights hold; none for a hub id, which is no folder, of
-    which the download says what is missing.
+    """The tensors that a folder's files of weights hold.
 
     Raises L2PDError if a file that is read is missing, cannot be read, or is not in the folder, or
     if the weights are no floating-point numbers.
     """
-    if not folder.is_dir():
-        return {}
     check_files(folder)
     if is_there(folder / "generation_config.json"):
         settings = read_object(path_inside(folder, "generation_config.json"))
