@@ -74,7 +74,13 @@ def require_writable(path: Path, called: str | None = None) -> None:
     What is there stays as it is.
     """
     called = str(path) if called is None else called
-    place = _place_of(path)
+    try:
+        _require_writable(_place_of(path), called)
+    except OSError as error:
+        raise L2PDError(f"{called} cannot be written: {reason_of(error)}") from error
+
+
+def _require_writable(place: Path, called: str) -> None:
     if place.is_dir():
         raise L2PDError(f"{called} cannot be written: it is a folder, expected a file")
     if _is_special(place):
@@ -84,11 +90,8 @@ def require_writable(path: Path, called: str | None = None) -> None:
     if not place.parent.is_dir():
         raise L2PDError(f"{called}: there is no folder for such a file")
     temporary = temporary_of(place)
-    try:
-        temporary.touch()
-        temporary.unlink()
-    except OSError as error:
-        raise L2PDError(f"{called} cannot be written: {reason_of(error)}") from error
+    temporary.touch()
+    temporary.unlink()
 
 
 def require_place(path: Path, called: str | None = None) -> None:
@@ -101,6 +104,18 @@ def require_place(path: Path, called: str | None = None) -> None:
         require_writable(place / "probe", called)
     elif place != Path(os.path.realpath(path)):
         raise L2PDError(f"{called or path} cannot be written: {place} is no folder")
+
+
+def require_place_for_folder(folder: Path, called: str | None = None) -> None:
+    """Raise L2PDError if no files can be written into a folder that may not be there yet, nor those
+    above it. Nothing is made."""
+    called = str(folder) if called is None else called
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise L2PDError(f"{called} cannot be written: it is a file, expected a folder")
+        require_place(folder, called)
+    except OSError as error:  # of a name that is too long
+        raise L2PDError(f"{called} cannot be written: {reason_of(error)}") from error
 
 
 def require_writable_folder(folder: Path, called: str | None = None) -> None:

@@ -21,23 +21,31 @@ SMALL_FILES = (
     "policies/*",
 )
 """Patterns of what a checkpoint has besides its weights."""
+HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[\w.-]+", re.ASCII)
 
 
-def source_of(name: str | Path) -> str:
+def source_of(name: str | Path, called: str | None = None) -> str:
     """The folder of a shipped model or of a path, else the hub id. A shipped name wins over a hub
     id.
 
-    Raises L2PDError if it is none of them.
+    Raises L2PDError, which begins with `called`, if it is none of them.
     """
     text = str(name)
     if text in shipped_models():
         return str(folder_of(text))
-    folder = Path(text).expanduser()
-    if folder.is_dir():
-        return str(folder)
-    if isinstance(name, Path) or text.startswith((".", "/", "~")) or text.count("/") != 1:
+    called = f"model {text!r}" if called is None else called
+    try:
+        folder = Path(text).expanduser()
+        if folder.is_dir():
+            return str(folder)
+        is_file = folder.exists()
+    except (OSError, RuntimeError) as error:  # a name that is too long, a user who is not known
+        raise L2PDError(f"{called}: {reason_of(error)}") from error
+    if is_file:
+        raise L2PDError(f"{called}: it is a file, expected a folder")
+    if isinstance(name, Path) or not HUB_ID.fullmatch(text):
         raise L2PDError(
-            f"model {text!r}: no shipped model (those are {', '.join(shipped_models())}), "
+            f"{called}: no shipped model (those are {', '.join(shipped_models())}), "
             "no folder, and no hub id (owner/name)"
         )
     return text

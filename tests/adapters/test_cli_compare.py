@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from l2pd_adapters.cli.arguments import CacheKind, EndOfText
+from l2pd_adapters.cli import arguments
 from l2pd_adapters.cli.compare import DEMO_POLICIES
 from l2pd_adapters.huggingface.arguments import CACHES
 from l2pd_adapters.huggingface.evaluation import evaluate, read_prompts, validity_difference
@@ -177,9 +177,9 @@ def test_as_a_process(site: PluginSite, settings: list[str]) -> None:
 
 
 def test_the_choices_are_those_of_generate() -> None:
-    assert [choice.value for choice in EndOfText] == list(RULES)
+    assert list(arguments.END_OF_TEXT_RULES) == list(RULES)
     known = {choice for choices in CACHES.values() for choice in choices}
-    assert {choice.value for choice in CacheKind} == known
+    assert set(arguments.CACHES) == known
 
 
 @pytest.mark.skipif(

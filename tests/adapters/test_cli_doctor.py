@@ -188,6 +188,7 @@ def test_filters(l2pd, llada: Path, tmp_path: Path) -> None:
     (other / "config.json").write_text(json.dumps({**config, "block_length": 16}))
     shutil.copytree(source, llada / "policies")
     given = ["--filter", other, "--filter", tmp_path / "none"]
+    (tmp_path / "none").mkdir()
     found = {Path(f["folder"]).name: f["problem"] for f in examined(l2pd, llada, *given)["filters"]}
     assert found["learn2pd"] == found["settled"] == ""
     assert found["other"] == "it is for blocks of 16 positions, the model's have 32"

@@ -6,9 +6,10 @@ what its signature needs; torch, engines and rich are imported inside the comman
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -23,6 +24,8 @@ from l2pd_adapters.cli import (
     plugins,
     tune,
 )
+from l2pd_adapters.cli.kinds import Whole, examined
+from l2pd_adapters.cli.usage import Commands, UsageError, usage_message
 from l2pd_plugins import L2PDError, __version__
 
 HELP = """Unmask policies of diffusion language models, as plugins.
@@ -33,6 +36,7 @@ each other sleep, unless OMP_WAIT_POLICY says otherwise.
 """
 
 app = typer.Typer(
+    cls=Commands,
     help=HELP,
     no_args_is_help=True,
     add_completion=False,
@@ -40,16 +44,16 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-app.command()(generate.generate)
-app.command()(compare.compare)
-app.command()(tune.tune)
-app.command()(demo.demo)
+app.command()(examined(generate.generate))
+app.command()(examined(compare.compare))
+app.command()(examined(tune.tune))
+app.command()(examined(demo.demo))
 app.add_typer(learn2pd.app, name="learn2pd")
-app.command()(doctor.doctor)
-app.command()(plugins.policies)
-app.command()(plugins.plugins)
-app.command()(new_policy.new_policy)
-app.command()(export_generate.export_generate)
+app.command()(examined(doctor.doctor))
+app.command()(examined(plugins.policies))
+app.command()(examined(plugins.plugins))
+app.command()(examined(new_policy.new_policy))
+app.command()(examined(export_generate.export_generate))
 
 
 def _print_version(wanted: bool) -> None:
@@ -69,7 +73,10 @@ def _root(
     threads: Annotated[
         int | None,
         typer.Option(
-            min=1, help="CPU threads to compute with.", show_default="OMP_NUM_THREADS, or all cores"
+            parser=Whole(1, 1024),
+            metavar=Whole.metavar,
+            help="CPU threads to compute with.",
+            show_default="OMP_NUM_THREADS, or all cores",
         ),
     ] = None,
 ) -> None:
@@ -82,13 +89,32 @@ def _root(
         torch.set_num_threads(threads)
 
 
+@functools.cache
+def _command() -> Any:
+    return typer.main.get_command(app)
+
+
 def main() -> None:
-    """Run the command line. An L2PDError is one red line on stderr and exit code 2."""
+    """Run the command line. What is wrong with it, and an L2PDError, is one red line on stderr and
+    exit code 2."""
     # Threads that spin while they wait stand in the way of those they wait for, where other
     # processes hold the cores. It is read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        app()
+        code = _command()(prog_name="l2pd", standalone_mode=False)
     except L2PDError as error:
-        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
-        sys.exit(2)
+        _fail(str(error))
+    except UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # which shows the help
+            error.show()
+            sys.exit(2)
+        _fail(usage_message(error))
+    except typer.Abort:  # Ctrl+C, with some versions of typer
+        sys.exit(130)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str) -> NoReturn:
+    line = "".join(c if c.isprintable() else " " for c in " ".join(message.split()))
+    typer.secho(f"error: {line}", fg=typer.colors.RED, err=True)
+    sys.exit(2)

@@ -5,61 +5,98 @@ from __future__ import annotations
 import json
 import os
 import sys
-from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from l2pd_adapters.cli.kinds import Adapter, Device, InFile, Model, OneOf, OutFile, Whole
 from l2pd_plugins import L2PDError, writing
 
-
-class EndOfText(str, Enum):
-    """The end-of-text rules, spelled out here because the core's module imports torch."""
-
-    block = "block"
-    predicted = "predicted"
-    off = "off"
-
-
-class CacheKind(str, Enum):
-    """The caches, spelled out here because the engine's module imports the engine."""
-
-    none = "none"
-    prefix = "prefix"
-    dual = "dual"
-    block = "block"
-
+END_OF_TEXT_RULES = ("block", "predicted", "off")
+"""Spelled out here because the core's module imports torch."""
+CACHES = ("none", "prefix", "dual", "block")
+"""Likewise, because the engine's module imports the engine."""
+MOST_POSITIONS = 2**20
+MOST_ROWS = 2**16
+MOST_PROMPTS = 10**9
+SEEDS_BELOW = 2**63
+TEMPERATURES = (1e-30, 1e30)
+"""Bounds of `l2pd_adapters.huggingface.checking`, and of what is counted."""
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ModelName = Annotated[
-    str, typer.Option("--model", help="A shipped model, a folder, or a hub id (owner/name).")
+    str,
+    typer.Option("--model", parser=Model(), help="A shipped model, a folder, or a hub id."),
 ]
-Adapter = Annotated[
-    str | None, typer.Option(help="A LoRA adapter for the model: a folder, or a hub id.")
+AdapterName = Annotated[
+    str | None,
+    typer.Option(
+        "--adapter",
+        parser=Adapter(),
+        help="A LoRA adapter for the model: a folder, or a hub id.",
+    ),
 ]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N, or auto.")]
-MaxNewTokens = Annotated[int, typer.Option(min=1, help="Length of the canvas, in tokens.")]
+DeviceName = Annotated[
+    str, typer.Option("--device", parser=Device(), help="cpu, cuda, cuda:N, or auto.")
+]
+MaxNewTokens = Annotated[
+    int,
+    typer.Option(
+        parser=Whole(1, MOST_POSITIONS),
+        metavar=Whole.metavar,
+        help="Length of the canvas, in tokens.",
+    ),
+]
 BlockLength = Annotated[
-    int | None, typer.Option(min=1, help="Positions per block.", show_default="the model's")
+    int | None,
+    typer.Option(
+        parser=Whole(1, MOST_POSITIONS),
+        metavar=Whole.metavar,
+        help="Positions per block.",
+        show_default="the model's",
+    ),
 ]
 EndOfTextRule = Annotated[
-    EndOfText,
-    typer.Option(help="What ends a text: a committed end-of-text token, a predicted one, nothing."),
+    str,
+    typer.Option(
+        parser=OneOf(END_OF_TEXT_RULES),
+        metavar=OneOf(END_OF_TEXT_RULES).metavar,
+        help="What ends a text: a committed end-of-text token, a predicted one, nothing.",
+    ),
 ]
 Cache = Annotated[
-    CacheKind | None,
-    typer.Option(help="Which keys and values are kept.", show_default="the model's"),
+    str | None,
+    typer.Option(
+        parser=OneOf(CACHES),
+        metavar=OneOf(CACHES).metavar,
+        help="Which keys and values are kept.",
+        show_default="the model's",
+    ),
 ]
-BatchSize = Annotated[int, typer.Option(min=1, help="Prompts that are decoded together.")]
+BatchSize = Annotated[
+    int,
+    typer.Option(
+        parser=Whole(1, MOST_ROWS),
+        metavar=Whole.metavar,
+        help="Prompts that are decoded together.",
+    ),
+]
 PromptFile = Annotated[
     Path | None,
     typer.Option(
+        parser=InFile(),
+        metavar=InFile.metavar,
         help="One per line, or .jsonl objects with a 'prompt'.",
         show_default="the small world's held-out prompts",
     ),
 ]
-JsonFile = Annotated[Path | None, typer.Option(help="Write the figures there as JSON, too.")]
+JsonFile = Annotated[
+    Path | None,
+    typer.Option(
+        parser=OutFile(), metavar=OutFile.metavar, help="Write the figures there as JSON, too."
+    ),
+]
 
 POLICY_HELP = "NAME[,key=value...], as in confidence_threshold,threshold=0.9."
 
@@ -70,15 +107,25 @@ def parse_policy(text: str) -> dict[str, Any]:
     Raises L2PDError for what does not read so. Whether there is such a policy, and such an
     option, is for `create_policy` to say.
     """
+    try:
+        return read_policy(text)
+    except ValueError as error:
+        raise L2PDError(f"policy {text!r}: {error}") from None
+
+
+def read_policy(text: str) -> dict[str, Any]:
+    """What `parse_policy` returns. Raises ValueError, which does not name the text."""
     name, *pairs = text.split(",")
     config: dict[str, Any] = {"name": name.strip()}
+    if not config["name"]:
+        raise ValueError("there is no name; expected NAME[,key=value...]")
     for pair in pairs:
         key, equals, value = (part.strip() for part in pair.partition("="))
         if not (key and equals and value):
-            raise L2PDError(f"policy {text!r}: {pair!r} does not read key=value")
+            raise ValueError(f"{pair!r} does not read key=value")
         if key in config:
-            raise L2PDError(f"policy {text!r}: {key!r} is given twice")
-        config[key] = _scalar(value, f"policy {text!r}: the value of {pair!r}")
+            raise ValueError(f"{key!r} is given twice")
+        config[key] = _scalar(value, repr(pair))
     return config
 
 
@@ -91,7 +138,10 @@ def parse_values(text: str) -> tuple[str, list[Any]]:
     parts = [value.strip() for value in values.split(",")]
     if not (key and equals and all(parts)):
         raise L2PDError(f"{text!r} does not read key=value,value,...")
-    return key, [_scalar(value, f"{text!r}: {value!r}") for value in parts]
+    try:
+        return key, [_scalar(value, repr(value)) for value in parts]
+    except ValueError as error:
+        raise L2PDError(f"{text!r}: {error}") from None
 
 
 def _scalar(text: str, what: str) -> Any:
@@ -99,19 +149,15 @@ def _scalar(text: str, what: str) -> Any:
 
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise L2PDError(f"{what} is no YAML scalar") from None
+    except (yaml.YAMLError, ValueError):  # the latter for a date that is none, or too many digits
+        raise ValueError(f"{what} is no YAML scalar") from None
+    if isinstance(value, list | dict | set | tuple):
+        raise ValueError(f"{what} is no YAML scalar")
     try:
         # YAML 1.1 takes 1e-3 for a text; nobody who writes it means one.
         return float(value) if isinstance(value, str) else value
     except ValueError:
         return value
-
-
-def require_writable(option: str, file: Path | None) -> None:
-    """Raise L2PDError, naming the option, if the file could not be written afterwards."""
-    if file is not None:
-        writing.require_writable(file, f"{option} {file}")
 
 
 def write_json(file: Path | None, figures: Any) -> None:

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from l2pd_adapters.cli.arguments import (
+    MOST_PROMPTS,
     POLICY_HELP,
-    Adapter,
+    AdapterName,
     AsJson,
     BatchSize,
     BlockLength,
     Cache,
-    Device,
-    EndOfText,
+    DeviceName,
     EndOfTextRule,
     JsonFile,
     MaxNewTokens,
@@ -25,9 +25,9 @@ from l2pd_adapters.cli.arguments import (
     PromptFile,
     load_model,
     parse_policy,
-    require_writable,
     write_json,
 )
+from l2pd_adapters.cli.kinds import OutFile, PolicyText, Whole
 from l2pd_adapters.cli.running import Row, percent, run_policies
 from l2pd_adapters.tiny_models import heldout_prompts
 from l2pd_plugins import L2PDError, create_policy
@@ -51,23 +51,25 @@ DEMO_PROMPTS = 120
 
 def compare(
     policy: Annotated[
-        list[str] | None, typer.Option(help=f"{POLICY_HELP} Give it several times.")
+        list[str] | None,
+        typer.Option(parser=PolicyText(), help=f"{POLICY_HELP} Give it several times."),
     ] = None,
     model: ModelName = "tiny-llada",
-    adapter: Adapter = None,
-    device: Device = "auto",
+    adapter: AdapterName = None,
+    device: DeviceName = "auto",
     prompts: PromptFile = None,
     limit: Annotated[
         int | None,
         typer.Option(
-            min=1,
+            parser=Whole(1, MOST_PROMPTS),
+            metavar=Whole.metavar,
             help="Only the first prompts.",
             show_default=f"all; {DEMO_PROMPTS} in --demo",
         ),
     ] = None,
     max_new_tokens: MaxNewTokens = 128,
     block_length: BlockLength = None,
-    end_of_text: EndOfTextRule = EndOfText.block,
+    end_of_text: EndOfTextRule = "block",
     cache: Cache = None,
     batch_size: BatchSize = 16,
     by_family: Annotated[
@@ -85,8 +87,10 @@ def compare(
     html: Annotated[
         Path | None,
         typer.Option(
+            parser=OutFile(),
+            metavar=OutFile.metavar,
             help="Write a page that plays two policies side by side, step by step, on the first "
-            "prompts."
+            "prompts.",
         ),
     ] = None,
 ) -> None:
@@ -100,8 +104,6 @@ def compare(
     if not specs:
         raise L2PDError("name the policies to compare with --policy, or see --demo")
     policies = [create_policy(parse_policy(spec)) for spec in specs]
-    require_writable("--json-file", json_file)
-    require_writable("--html", html)
     if html is not None and len(policies) != 2:
         raise L2PDError(f"--html {html} plays two policies side by side, {len(policies)} are named")
 
@@ -117,8 +119,8 @@ def compare(
     settings = {
         "max_new_tokens": max_new_tokens,
         "block_length": block_length,
-        "end_of_text": end_of_text.value,
-        "cache": cache and cache.value,
+        "end_of_text": end_of_text,
+        "cache": cache,
     }
     for made in policies:
         configuration_of(loaded, unmask_policy=made, **settings)

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from l2pd_adapters.cli.arguments import Device
+from l2pd_adapters.cli.arguments import AdapterName, DeviceName
+from l2pd_adapters.cli.kinds import Line, Model, Whole, quoted
 from l2pd_adapters.tiny_models import shipped_models
 from l2pd_plugins import L2PDError
 
@@ -16,13 +17,23 @@ def demo(
     model: Annotated[
         list[str] | None,
         typer.Option(
+            parser=Model(),
             help="A model to choose from; give it several times. A folder, or a hub id.",
             show_default="the shipped models",
         ),
     ] = None,
-    device: Device = "auto",
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 7860,
+    adapter: AdapterName = None,
+    device: DeviceName = "auto",
+    host: Annotated[
+        str,
+        typer.Option(
+            parser=Line("a name or an address", spaces=False), help="Address to listen on."
+        ),
+    ] = "127.0.0.1",
+    port: Annotated[
+        int,
+        typer.Option(parser=Whole(1, 65535), metavar=Whole.metavar, help="Port to listen on."),
+    ] = 7860,
 ) -> None:
     """Serve a page where two policies decode side by side.
 
@@ -33,4 +44,10 @@ def demo(
         raise L2PDError("l2pd demo needs gradio: pip install 'l2pd-plugins[demo]'")
     from l2pd_adapters.cli.demo_page import serve
 
-    serve(model or shipped_models(), device=device, host=host, port=port)
+    models = model or shipped_models()
+    if adapter is not None and len(models) != 1:
+        raise L2PDError(
+            f"--adapter {quoted(adapter)}: an adapter belongs to one model, here are "
+            f"{', '.join(models)}; name it with --model"
+        )
+    serve(models, adapter=adapter, device=device, host=host, port=port)

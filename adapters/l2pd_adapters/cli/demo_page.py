@@ -42,14 +42,16 @@ _NOWHERE_ELSE = (
 Load = Callable[[str], tuple[Any, Any]]
 
 
-def serve(models: Sequence[str], *, device: str, host: str, port: int) -> None:
+def serve(
+    models: Sequence[str], *, adapter: str | None = None, device: str, host: str, port: int
+) -> None:
     """Serve the page until interrupted.
 
     Raises L2PDError if a model cannot be loaded, or the address cannot be listened on.
     """
-    load = functools.cache(lambda name: load_model(name, device))
-    load(models[0])  # what is wrong with it is said here and not in the page
+    load = functools.cache(lambda name: load_model(name, device, adapter))
     _require_free(host, port)
+    load(models[0])  # what is wrong with it is said here and not in the page
     typer.echo(f"l2pd demo: http://{host}:{port} (Ctrl+C ends it)", err=True)
     page(models, load).queue(default_concurrency_limit=1).launch(
         server_name=host,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from l2pd_adapters.cli.arguments import AsJson
+from l2pd_adapters.cli.kinds import InFolder, Model
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.files import one_line, path_inside, read_object, whole_number
 
@@ -47,10 +48,17 @@ class FoundEngine:
 
 
 def doctor(
-    model: Annotated[str, typer.Argument(help="A shipped model, a folder, or a hub id.")],
+    model: Annotated[
+        str, typer.Argument(parser=Model(), help="A shipped model, a folder, or a hub id.")
+    ],
     filters: Annotated[
         list[Path] | None,
-        typer.Option("--filter", help="Folder of a filter. Give it several times."),
+        typer.Option(
+            "--filter",
+            parser=InFolder(),
+            metavar=InFolder.metavar,
+            help="Folder of a filter. Give it several times.",
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
+from l2pd_adapters.cli.kinds import OutFolder
 from l2pd_plugins import L2PDError
 from l2pd_plugins.files import is_there, reason_of
-from l2pd_plugins.writing import write_text
+from l2pd_plugins.writing import require_place_for_folder, require_writable, write_text
 
 _TEMPLATE = Path(__file__).with_name("generate_template")
 _FILES = {
@@ -20,7 +21,10 @@ _FILES = {
 
 def export_generate(
     folder: Annotated[
-        Path, typer.Argument(help="A new folder, or that of a model, which then carries it.")
+        Path,
+        typer.Argument(
+            parser=OutFolder(), help="A new folder, or that of a model, which then carries it."
+        ),
     ],
 ) -> None:
     """Write a custom_generate folder, by which stock transformers tools decode with policies."""
@@ -40,6 +44,10 @@ def write_custom_generate(folder: Path) -> list[Path]:
     for path, text in texts.items():
         if is_there(path) and not (path.is_file() and path.read_bytes() == text.encode()):
             raise L2PDError(f"{path} already exists with different content; choose another folder")
+    for path in texts:
+        require_place_for_folder(path.parent, str(folder))
+        if path.parent.is_dir():
+            require_writable(path)
     try:
         for path, text in texts.items():
             path.parent.mkdir(parents=True, exist_ok=True)

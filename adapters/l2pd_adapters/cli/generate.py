@@ -12,19 +12,21 @@ import typer
 
 from l2pd_adapters.cli.arguments import (
     POLICY_HELP,
-    Adapter,
+    SEEDS_BELOW,
+    TEMPERATURES,
+    AdapterName,
     AsJson,
     BatchSize,
     BlockLength,
     Cache,
-    Device,
-    EndOfText,
+    DeviceName,
     EndOfTextRule,
     MaxNewTokens,
     ModelName,
     load_model,
     parse_policy,
 )
+from l2pd_adapters.cli.kinds import InFile, Number, PolicyText, PromptText, Whole
 from l2pd_plugins import L2PDError, create_policy
 
 if TYPE_CHECKING:
@@ -36,27 +38,47 @@ _FREE_SEEDS = 2**31
 PACE = 0.1
 """Seconds that a watched step is shown, where nobody says otherwise."""
 
+LONGEST_PACE = 3600.0
+"""Seconds; a longer look at each step would not be told from a command that hangs."""
+
 
 def generate(
     prompt: Annotated[
-        str | None, typer.Argument(help="The prompt.", show_default="one per line of stdin")
+        str | None,
+        typer.Argument(
+            parser=PromptText(), help="The prompt.", show_default="one per line of stdin"
+        ),
     ] = None,
     file: Annotated[
         Path | None,
-        typer.Option(help="Prompts: one per line, or .jsonl objects with a 'prompt'; - is stdin."),
+        typer.Option(
+            parser=InFile(dash=True),
+            metavar=InFile.metavar,
+            help="Prompts: one per line, or .jsonl objects with a 'prompt'; - is stdin.",
+        ),
     ] = None,
     model: ModelName = "tiny-llada",
-    adapter: Adapter = None,
-    device: Device = "auto",
-    policy: Annotated[str, typer.Option(help=POLICY_HELP)] = "fixed_schedule",
+    adapter: AdapterName = None,
+    device: DeviceName = "auto",
+    policy: Annotated[str, typer.Option(parser=PolicyText(), help=POLICY_HELP)] = "fixed_schedule",
     max_new_tokens: MaxNewTokens = 128,
     block_length: BlockLength = None,
-    end_of_text: EndOfTextRule = EndOfText.block,
-    temperature: Annotated[float, typer.Option(min=0, help="Of sampling; 0 is greedy.")] = 0.0,
+    end_of_text: EndOfTextRule = "block",
+    temperature: Annotated[
+        float,
+        typer.Option(
+            parser=Number(*TEMPERATURES, or_zero=True),
+            metavar=Number.metavar,
+            help="Of sampling; 0 is greedy.",
+        ),
+    ] = 0.0,
     seed: Annotated[
         int | None,
         typer.Option(
-            min=0, help="Of sampling; prompt i draws with seed + i.", show_default="a fresh one"
+            parser=Whole(0, SEEDS_BELOW - 1),
+            metavar=Whole.metavar,
+            help="Of sampling; prompt i draws with seed + i.",
+            show_default="a fresh one",
         ),
     ] = None,
     cache: Cache = None,
@@ -74,7 +96,8 @@ def generate(
     pace: Annotated[
         float | None,
         typer.Option(
-            min=0,
+            parser=Number(0, LONGEST_PACE),
+            metavar=Number.metavar,
             help="Seconds that --watch shows each step at least.",
             show_default=f"{PACE}",
         ),
@@ -101,13 +124,18 @@ def generate(
 
     console = watching.terminal() if watch else None
     prompts = _prompts(prompt, file)
+    if seed is not None and seed + len(prompts) > SEEDS_BELOW:
+        raise L2PDError(
+            f"--seed {seed}: prompt i draws with seed + i; expected at most "
+            f"{SEEDS_BELOW - len(prompts)} for {len(prompts)} prompts"
+        )
     loaded, tokenizer = load_model(model, device, adapter)
     settings: dict[str, Any] = {
         "policy": made,
         "max_new_tokens": max_new_tokens,
         "block_length": block_length,
-        "end_of_text": end_of_text.value,
-        "cache": cache and cache.value,
+        "end_of_text": end_of_text,
+        "cache": cache,
         "temperature": temperature,
         "seed": seed,
     }
@@ -135,8 +163,6 @@ def _prompts(prompt: str | None, file: Path | None) -> list[Prompt]:
     from l2pd_adapters.huggingface.evaluation import Prompt, parse_prompts, read_prompts
 
     if prompt is not None:
-        if not prompt:
-            raise L2PDError("the prompt is empty")
         return [Prompt(prompt, "1")]
     if file is None or str(file) == "-":
         try:

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from l2pd_adapters.cli.arguments import (
+    MOST_PROMPTS,
     POLICY_HELP,
+    SEEDS_BELOW,
+    AdapterName,
     BatchSize,
-    Device,
+    DeviceName,
     MaxNewTokens,
     ModelName,
     load_model,
     parse_policy,
 )
+from l2pd_adapters.cli.kinds import (
+    InFile,
+    InFolder,
+    Line,
+    Number,
+    OneOf,
+    OutFolder,
+    PolicyText,
+    Whole,
+    examined,
+)
 from l2pd_adapters.cli.progress import progress
+from l2pd_adapters.cli.usage import Commands
 from l2pd_plugins import L2PDError
 from l2pd_plugins.policy import normalize_name
 from l2pd_plugins.writing import require_writable_folder, write_folder
@@ -27,55 +41,97 @@ if TYPE_CHECKING:
     from l2pd_plugins.trajectories import Trajectories
     from l2pd_policies.learned.training import Trained
 
-app = typer.Typer(help="Collect trajectories and train filters.", no_args_is_help=True)
+app = typer.Typer(
+    cls=Commands, help="Collect trajectories and train filters.", no_args_is_help=True
+)
 
 STARTING_POLICIES = ("oracle", "confidence_threshold,threshold=0.7", "confidence_threshold")
 """Whose states the first round is trained on."""
-COLLECTING = ("model", "device", "prompts", "limit", "max_new_tokens", "batch_size", "labels")
+COLLECTING = (
+    "model",
+    "adapter",
+    "device",
+    "prompts",
+    "limit",
+    "max_new_tokens",
+    "batch_size",
+    "labels",
+)
 """Arguments of training that say how its rounds collect trajectories."""
 Prompts = Annotated[
     Path | None,
     typer.Option(
+        parser=InFile(),
+        metavar=InFile.metavar,
         help="Prompt file, with prompts like those that you will serve.",
         show_default="the shipped training prompts",
     ),
 ]
 
 
-class Labels(str, Enum):
-    """`l2pd_plugins.trajectories.LABELS`."""
-
-    reference = "reference"
-    consistent = "consistent"
-
+LABELS = ("reference", "consistent")
+"""`l2pd_plugins.trajectories.LABELS`, spelled out here because that module imports torch."""
+PROGRESS = ("argmax_if_empty", "always_top1", "leftmost_if_empty")
+"""`l2pd_plugins.policy.PROGRESS_RULES`, likewise."""
+TRAINABLE = ("learn2pd", "settled")
+"""The policies that have a filter, see `_recipes`."""
+MOST_EPOCHS = 10**6
+MOST_ROUNDS = 1000
+LARGEST_SHARD = 2**31 - 1
+"""As the manifest has it."""
 
 LabelRule = Annotated[
-    Labels,
+    str,
     typer.Option(
+        parser=OneOf(LABELS),
+        metavar=OneOf(LABELS).metavar,
         help="What a right prediction is: the reference decode's token, or, where the model holds "
-        "several answers for as good, one that goes together with the surer ones."
+        "several answers for as good, one that goes together with the surer ones.",
     ),
 ]
-Limit = Annotated[int | None, typer.Option(min=2, help="Use the first so many prompts.")]
+Limit = Annotated[
+    int | None,
+    typer.Option(
+        parser=Whole(2, MOST_PROMPTS),
+        metavar=Whole.metavar,
+        help="Use the first so many prompts.",
+    ),
+]
 
 
 @app.command()
+@examined
 def collect(
-    out: Annotated[Path, typer.Option(help="Folder for the trajectories.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            parser=OutFolder(), metavar=OutFolder.metavar, help="Folder for the trajectories."
+        ),
+    ],
     model: ModelName = "tiny-llada",
-    device: Device = "auto",
+    adapter: AdapterName = None,
+    device: DeviceName = "auto",
     prompts: Prompts = None,
     limit: Limit = None,
     policy: Annotated[
         list[str] | None,
-        typer.Option(help=f"Whose states to record: {POLICY_HELP}", show_default="oracle"),
+        typer.Option(
+            parser=PolicyText(),
+            help=f"Whose states to record: {POLICY_HELP}",
+            show_default="oracle",
+        ),
     ] = None,
     max_new_tokens: MaxNewTokens = 128,
     batch_size: BatchSize = 16,
     prompts_per_shard: Annotated[
-        int, typer.Option(min=1, help="A run that is stopped loses at most one shard's work.")
+        int,
+        typer.Option(
+            parser=Whole(1, LARGEST_SHARD),
+            metavar=Whole.metavar,
+            help="A run that is stopped loses at most one shard's work.",
+        ),
     ] = 64,
-    labels: LabelRule = Labels.reference,
+    labels: LabelRule = "reference",
 ) -> None:
     """Record reference decodes and the states that policies reach.
 
@@ -87,7 +143,7 @@ def collect(
 
     policies = [parse_policy(text) for text in policy or ["oracle"]]
     source, chosen = _prompts(prompts, limit)
-    loaded = load_model(model, device)
+    loaded = load_model(model, device, adapter)
     with progress(share_of_prompts(len(chosen), prompts_per_shard)) as start:
         run(
             *loaded,
@@ -103,30 +159,58 @@ def collect(
         )
 
 
+FilterFolder = Annotated[
+    Path,
+    typer.Option(parser=OutFolder(), metavar=OutFolder.metavar, help="Folder for the filter."),
+]
+
+
 @app.command()
+@examined
 def train(
     context: typer.Context,
-    out: Annotated[Path, typer.Option(help="Folder for the filter.")],
+    out: FilterFolder,
     data: Annotated[
-        Path, typer.Option(help="Folder of trajectories; with --rounds, they are made there.")
+        Path,
+        typer.Option(
+            parser=InFolder(there=False),
+            metavar=InFolder.metavar,
+            help="Folder of trajectories; with --rounds, they are made there.",
+        ),
     ],
-    policy: Annotated[str, typer.Option(help="learn2pd or settled.")] = "learn2pd",
+    policy: Annotated[
+        str,
+        typer.Option(parser=OneOf(TRAINABLE, loosely=True), help="learn2pd or settled."),
+    ] = "learn2pd",
     rounds: Annotated[
-        int, typer.Option(min=0, help="Rounds of decoding with the filter and training anew.")
+        int,
+        typer.Option(
+            parser=Whole(0, MOST_ROUNDS),
+            metavar=Whole.metavar,
+            help="Rounds of decoding with the filter and training anew.",
+        ),
     ] = 0,
     model: ModelName = "tiny-llada",
-    device: Device = "auto",
+    adapter: AdapterName = None,
+    device: DeviceName = "auto",
     prompts: Prompts = None,
     limit: Limit = None,
     max_new_tokens: MaxNewTokens = 128,
     batch_size: BatchSize = 16,
-    epochs: Annotated[int | None, typer.Option(min=1, show_default="by policy")] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(parser=Whole(1, MOST_EPOCHS), metavar=Whole.metavar, show_default="by policy"),
+    ] = None,
     false_positive_rate: Annotated[
         float,
-        typer.Option(min=0.0, max=1.0, help="Wrong predictions that the threshold may accept."),
+        typer.Option(
+            parser=Number(0, 1),
+            metavar=Number.metavar,
+            help="Share of wrong predictions that the threshold may accept.",
+        ),
     ] = 0.01,
-    labels: LabelRule = Labels.reference,
-    seed: int = 0,
+    labels: LabelRule = "reference",
+    seed: Annotated[int, typer.Option(parser=Whole(0, SEEDS_BELOW - 1), metavar=Whole.metavar)] = 0,
 ) -> None:
     """Train a filter on trajectories; with --rounds N, on the states of its own decisions too.
 
@@ -144,6 +228,7 @@ def train(
         policy=policy,
         rounds=rounds,
         model=model,
+        adapter=adapter,
         device=device,
         prompts=prompts,
         limit=limit,
@@ -151,7 +236,7 @@ def train(
         batch_size=batch_size,
         epochs=epochs,
         false_positive_rate=false_positive_rate,
-        labels=labels.value,
+        labels=labels,
         seed=seed,
     )
     figures = ", ".join(f"{name} {value:.4g}" for name, value in trained.metrics.items())
@@ -159,21 +244,28 @@ def train(
 
 
 @app.command()
+@examined
 def convert(
-    file: Annotated[Path, typer.Argument(help="The authors' .pth file.")],
-    out: Annotated[Path, typer.Option(help="Folder for the filter.")],
-    threshold: Annotated[float, typer.Option(help="As in the authors' LLaDA script.")] = 0.96,
-    progress: Annotated[str, typer.Option(help="As in the authors' code.")] = "always_top1",
-    base_model: str = "GSAI-ML/LLaDA-8B-Instruct",
+    file: Annotated[Path, typer.Argument(parser=InFile(), help="The authors' .pth file.")],
+    out: FilterFolder,
+    threshold: Annotated[
+        float,
+        typer.Option(
+            parser=Number(0, 1, open=True),
+            metavar=Number.metavar,
+            help="As in the authors' LLaDA script.",
+        ),
+    ] = 0.96,
+    progress: Annotated[
+        str, typer.Option(parser=OneOf(PROGRESS), help="As in the authors' code.")
+    ] = "always_top1",
+    base_model: Annotated[
+        str, typer.Option(parser=Line("a model's name"), help="The model that it is for.")
+    ] = "GSAI-ML/LLaDA-8B-Instruct",
 ) -> None:
     """Turn the authors' released filter into a filter folder. No code of the file is run."""
-    from l2pd_plugins.policy import PROGRESS_RULES
     from l2pd_policies.learn2pd.convert import convert as read
 
-    if not 0 < threshold < 1:
-        raise L2PDError(f"threshold={threshold}: wanted a number between 0 and 1")
-    if progress not in PROGRESS_RULES:
-        raise L2PDError(f"progress={progress!r}: the choices are {', '.join(PROGRESS_RULES)}")
     require_writable_folder(out, f"--out {out}")
     made = read(file, threshold=threshold, progress=progress, base_model=base_model)
     write_folder(out, made.save_pretrained, f"--out {out}")
@@ -187,6 +279,7 @@ def train_filter(
     policy: str = "learn2pd",
     rounds: int = 0,
     model: str = "tiny-llada",
+    adapter: str | None = None,
     device: str = "auto",
     prompts: Path | None = None,
     limit: int | None = None,
@@ -254,7 +347,7 @@ def train_filter(
         source, chosen = _prompts(prompts, limit)
         require_writable_folder(out, f"--out {out}")
         require_writable_folder(data / "filter-0", f"--data {data}")
-        loaded = load_model(model, device)
+        loaded = load_model(model, device, adapter)
         parts: list[Trajectories] = []
         policies: list[Any] = [parse_policy(text) for text in STARTING_POLICIES]
         for number in range(rounds + 1):

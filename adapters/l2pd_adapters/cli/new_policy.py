@@ -10,11 +10,12 @@ from typing import Annotated
 
 import typer
 
+from l2pd_adapters.cli.kinds import Line, OutFolder
 from l2pd_plugins import L2PDError
 from l2pd_plugins.files import reason_of
 from l2pd_plugins.plugins import list_policies
 from l2pd_plugins.policy import normalize_name
-from l2pd_plugins.writing import write_text
+from l2pd_plugins.writing import require_place_for_folder, write_text
 
 _TEMPLATE = Path(__file__).with_name("policy_template")
 _FILES = {
@@ -27,9 +28,20 @@ _FILES = {
 
 
 def new_policy(
-    name: Annotated[str, typer.Argument(help="The policy's name, in snake case.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            parser=Line("a name in snake case"), help="The policy's name, in snake case."
+        ),
+    ],
     folder: Annotated[
-        Path | None, typer.Option(help="Where it is written.", show_default="./NAME")
+        Path | None,
+        typer.Option(
+            parser=OutFolder(),
+            metavar=OutFolder.metavar,
+            help="Where it is written.",
+            show_default="./NAME",
+        ),
     ] = None,
 ) -> None:
     """Write a distribution with a policy of your own: code, entry point, tests, README."""
@@ -62,6 +74,7 @@ def write_distribution(name: str, folder: Path) -> list[Path]:
         "module": f"l2pd_policy_{name}",
         "class_name": "".join(part.capitalize() for part in name.split("_")),
     }
+    require_place_for_folder(folder)
     written = []
     for source, target in _FILES.items():
         path = folder / Template(target).substitute(words)

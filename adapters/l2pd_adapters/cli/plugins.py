@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from l2pd_adapters.cli.arguments import AsJson
+from l2pd_adapters.cli.kinds import Line
 from l2pd_plugins.errors import ANY_FAILURE, printable, safe_repr
 from l2pd_plugins.plugins import (
     find_policy,
@@ -63,7 +64,10 @@ def plugins(as_json: AsJson = False) -> None:
 
 def policies(
     name: Annotated[
-        str | None, typer.Argument(help="Show this policy's description and options.")
+        str | None,
+        typer.Argument(
+            parser=Line("a policy's name"), help="Show this policy's description and options."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

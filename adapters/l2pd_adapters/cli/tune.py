@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from l2pd_adapters.cli.arguments import (
+    MOST_PROMPTS,
     POLICY_HELP,
-    Adapter,
+    AdapterName,
     AsJson,
     BatchSize,
     BlockLength,
     Cache,
-    Device,
-    EndOfText,
+    DeviceName,
     EndOfTextRule,
     JsonFile,
     MaxNewTokens,
@@ -28,9 +28,9 @@ from l2pd_adapters.cli.arguments import (
     load_model,
     parse_policy,
     parse_values,
-    require_writable,
     write_json,
 )
+from l2pd_adapters.cli.kinds import Number, OutFile, PolicyText, Sweep, Whole, quoted
 from l2pd_adapters.cli.running import one_token_per_step, percent, run_policies
 from l2pd_adapters.tiny_models import heldout_prompts
 from l2pd_plugins import L2PDError, UnmaskPolicy, create_policy
@@ -42,11 +42,12 @@ if TYPE_CHECKING:
 
 
 def tune(
-    policy: Annotated[str, typer.Argument(help=POLICY_HELP)],
+    policy: Annotated[str, typer.Argument(parser=PolicyText(alone=False), help=POLICY_HELP)],
     values: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
+            parser=Sweep(),
             metavar="OPTION=VALUE,VALUE,...",
             help="Values to try; several times for a grid.",
             show_default="by the option's bounds",
@@ -54,22 +55,37 @@ def tune(
     ] = None,
     lose: Annotated[
         float,
-        typer.Option(min=0, max=100, help="Points that may be lost against one token per step."),
+        typer.Option(
+            parser=Number(0, 100),
+            metavar=Number.metavar,
+            help="Points that may be lost against one token per step.",
+        ),
     ] = 0.5,
     model: ModelName = "tiny-llada",
-    adapter: Adapter = None,
-    device: Device = "auto",
+    adapter: AdapterName = None,
+    device: DeviceName = "auto",
     prompts: PromptFile = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Only the first prompts.", show_default="all")
+        int | None,
+        typer.Option(
+            parser=Whole(1, MOST_PROMPTS),
+            metavar=Whole.metavar,
+            help="Only the first prompts.",
+            show_default="all",
+        ),
     ] = None,
     max_new_tokens: MaxNewTokens = 128,
     block_length: BlockLength = None,
-    end_of_text: EndOfTextRule = EndOfText.block,
+    end_of_text: EndOfTextRule = "block",
     cache: Cache = None,
     batch_size: BatchSize = 16,
     plot: Annotated[
-        Path | None, typer.Option(help="Draw the points there (.png, .pdf, .svg).")
+        Path | None,
+        typer.Option(
+            parser=OutFile(),
+            metavar=OutFile.metavar,
+            help="Draw the points there (.png, .pdf, .svg).",
+        ),
     ] = None,
     as_json: AsJson = False,
     json_file: JsonFile = None,
@@ -81,7 +97,6 @@ def tune(
     beats in both quality and tokens per forward.
     """
     policies = grid(policy, values or [])
-    require_writable("--json-file", json_file)
 
     from rich.console import Console
 
@@ -89,16 +104,15 @@ def tune(
     from l2pd_adapters.huggingface.frontier import Point, draw, fastest_within, require_drawable
 
     if plot is not None:
-        require_writable("--plot", plot)
-        require_drawable(plot)
+        require_drawable(plot, f"--plot {quoted(plot)}")
     source = heldout_prompts() if prompts is None else prompts
     asked = read_prompts(source, limit)
     loaded, tokenizer = load_model(model, device, adapter)
     settings = {
         "max_new_tokens": max_new_tokens,
         "block_length": block_length,
-        "end_of_text": end_of_text.value,
-        "cache": cache and cache.value,
+        "end_of_text": end_of_text,
+        "cache": cache,
     }
     for made in policies:
         configuration_of(loaded, unmask_policy=made, **settings)
@@ -146,12 +160,16 @@ def grid(policy: str, values: Sequence[str]) -> list[UnmaskPolicy]:
         if option in swept or option in config:
             raise L2PDError(f"--set {text}: option {option!r} is given twice")
         swept[option] = tried
-    if not swept:
-        swept = default_sweep(create_policy(config), fixed=config)
-    return [
-        create_policy(config, **dict(zip(swept, combination, strict=True)))
-        for combination in itertools.product(*swept.values())
-    ]
+    try:
+        if not swept:
+            swept = default_sweep(create_policy(config), fixed=config)
+        return [
+            create_policy(config, **dict(zip(swept, combination, strict=True)))
+            for combination in itertools.product(*swept.values())
+        ]
+    except L2PDError as error:
+        given = " ".join(f"--set {quoted(text)}" for text in values)
+        raise L2PDError(f"policy {quoted(policy)} {given}".rstrip() + f": {error}") from error
 
 
 def _print_table(console: Console, reference: Point, swept: Sequence[Point]) -> None:

@@ -109,7 +109,7 @@ def collect(
     encoded = encode_for(model, tokenizer, prompts, max_new_tokens)
     token_ids = json.dumps([ids.tolist() for ids in encoded])
     manifest = Manifest(
-        model=model.generate.name,
+        model=_name_of(model),
         model_fingerprint=fingerprint(model.state_dict()),
         prompts=source,
         prompts_sha256=hashlib.sha256(token_ids.encode()).hexdigest(),
@@ -159,6 +159,12 @@ def share_of_prompts(prompts: int, prompts_per_shard: int) -> int:
     """How many of the prompts `collect` does in this process."""
     rank, world_size = place_among_processes()
     return sum(i // prompts_per_shard % world_size == rank for i in range(prompts))
+
+
+def _name_of(model: Any) -> str:
+    adapter = getattr(model, ADAPTER, None)
+    name: str = model.generate.name
+    return name if adapter is None else f"{name} with the adapter {adapter}"
 
 
 def _identity(policy: UnmaskPolicy) -> str:

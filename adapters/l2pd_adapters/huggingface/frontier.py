@@ -112,7 +112,7 @@ def require_matplotlib() -> None:
         raise L2PDError("the picture is drawn by matplotlib: pip install matplotlib") from error
 
 
-def require_drawable(path: Path) -> None:
+def require_drawable(path: Path, called: str | None = None) -> None:
     """Raise L2PDError if `draw` could not draw to the file, before anything is measured."""
     require_matplotlib()
     from matplotlib.figure import Figure
@@ -120,9 +120,10 @@ def require_drawable(path: Path) -> None:
     known = sorted(Figure().canvas.get_supported_filetypes())
     if path.suffix.removeprefix(".").lower() not in known:
         raise L2PDError(
-            f"{path}: no kind of picture; expected a name that ends in .{', .'.join(known)}"
+            f"{called or path}: no kind of picture; expected a name that ends in "
+            f".{', .'.join(known)}"
         )
-    require_writable(path)
+    require_writable(path, called)
 
 
 def draw(panels: Mapping[str, Sequence[Point]], path: str | Path) -> None:

@@ -44,7 +44,7 @@ from l2pd_adapters.families import (
 from l2pd_adapters.huggingface import diffusion_gemma
 from l2pd_adapters.huggingface.checking import LOAD, check, close_to, short
 from l2pd_adapters.huggingface.enabling import enable
-from l2pd_adapters.huggingface.lora import add_adapter
+from l2pd_adapters.huggingface.lora import add_adapter, require_adapter
 from l2pd_adapters.huggingface.models import MODELS
 from l2pd_adapters.sources import SMALL_FILES, commit_of, snapshot_of, source_of
 from l2pd_plugins.errors import L2PDError
@@ -106,6 +106,8 @@ def load(
         )
     source = source_of(name)
     device_here(device)  # before anything is read
+    if adapter is not None:
+        require_adapter(adapter)
     hub = {key: kwargs[key] for key in _OF_THE_HUB if key in kwargs} | {"trust_remote_code": False}
     try:
         if not Path(source).is_dir():

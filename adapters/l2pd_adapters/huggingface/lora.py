@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from torch import Tensor, nn
 
 from l2pd_adapters.families import ModelFamily
 from l2pd_adapters.huggingface.checking import Number, check, short
+from l2pd_adapters.sources import HUB_ID
 from l2pd_plugins.errors import L2PDError
-from l2pd_plugins.files import read_object
+from l2pd_plugins.files import read_object, reason_of
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 ADAPTER = "l2pd_adapter"
@@ -73,19 +75,15 @@ def add_adapter(
         family: whose table translates the names of layers.
         hub: keywords of the hub (revision excepted, which is the model's).
 
-    Raises L2PDError, before the model is changed, if PEFT is missing, a file cannot be read, the
-    adapter is of a kind that is not supported, or one of its weights has no place in the model.
+    Raises L2PDError, before the model is changed, for what `require_adapter` refuses, or if one of
+    the adapter's weights has no place in the model.
     """
-    try:
-        import peft
-    except ImportError as error:
-        raise L2PDError(
-            f"adapter={str(adapter)!r} needs PEFT ({error}): pip install 'l2pd-plugins[peft]'"
-        ) from error
+    require_adapter(adapter)
+    import peft
+
     what = f"adapter {str(adapter)!r}"
     config_file, weights_file = _files(adapter, hub)
-    settings = read_object(config_file)
-    _refuse_unsupported(settings, what)
+    settings = _settings(config_file, what)
     try:
         stored = load_file(weights_file)
     except Exception as error:  # safetensors' own error, OSError, or a header that is none
@@ -122,17 +120,57 @@ def add_adapter(
     return merged
 
 
+def require_adapter(adapter: str | Path, called: str | None = None) -> None:
+    """Raise L2PDError, which begins with `called`, if PEFT is missing, an adapter in a folder
+    cannot be read, or it is of a kind that is not supported: before the model is loaded. Of one on
+    the hub only the name is looked at."""
+    called = f"adapter {str(adapter)!r}" if called is None else called
+    if find_spec("peft") is None:
+        raise L2PDError(f"{called} needs PEFT: pip install 'l2pd-plugins[peft]'")
+    folder = _folder(adapter, called)
+    if folder is not None:
+        _settings(_config_and_weights(folder, called)[0], called)
+
+
+def _settings(config_file: Path, what: str) -> dict[str, Any]:
+    try:
+        settings = read_object(config_file)
+    except L2PDError as error:
+        raise L2PDError(f"{what}: {error}") from error
+    _refuse_unsupported(settings, what)
+    return settings
+
+
+def _folder(adapter: str | Path, what: str) -> Path | None:
+    """The adapter's folder; None for one on the hub."""
+    text = str(adapter)
+    try:
+        folder = Path(text).expanduser()
+        if folder.is_dir():
+            return folder
+        is_file = folder.exists()
+    except (OSError, RuntimeError) as error:  # a name that is too long, a user who is not known
+        raise L2PDError(f"{what}: {reason_of(error)}") from error
+    if is_file:
+        raise L2PDError(f"{what}: it is a file, expected a folder")
+    if isinstance(adapter, Path) or not HUB_ID.fullmatch(text):
+        raise L2PDError(f"{what}: no folder, and no hub id (owner/name)")
+    return None
+
+
+def _config_and_weights(folder: Path, what: str) -> tuple[Path, Path]:
+    if not (folder / WEIGHTS).is_file():
+        pickle = f"; {PICKLE} is a pickle, which can run code" * (folder / PICKLE).exists()
+        raise L2PDError(f"{what}: there is no {WEIGHTS}{pickle}")
+    return folder / CONFIG, folder / WEIGHTS
+
+
 def _files(adapter: str | Path, hub: Mapping[str, Any]) -> tuple[Path, Path]:
     """The adapter's two files."""
-    folder = Path(adapter).expanduser()
-    if folder.is_dir():
-        if not (folder / WEIGHTS).is_file():
-            pickle = f"; {PICKLE} is a pickle, which can run code" * (folder / PICKLE).exists()
-            raise L2PDError(f"adapter {str(adapter)!r}: there is no {WEIGHTS}{pickle}")
-        return folder / CONFIG, folder / WEIGHTS
     text = str(adapter)
-    if isinstance(adapter, Path) or text.startswith((".", "/", "~")) or text.count("/") != 1:
-        raise L2PDError(f"adapter {text!r}: no folder, and no hub id (owner/name)")
+    folder = _folder(adapter, f"adapter {text!r}")
+    if folder is not None:
+        return _config_and_weights(folder, f"adapter {text!r}")
     known = {name: hub[name] for name in ("token", "cache_dir", "local_files_only") if name in hub}
     try:
         config, weights = (Path(hf_hub_download(text, name, **known)) for name in (CONFIG, WEIGHTS))
