@@ -30,6 +30,7 @@ from l2pd_adapters.huggingface.evaluation import (
     settings_of,
     with_reference,
 )
+from l2pd_adapters.huggingface.lora import ADAPTER
 from l2pd_plugins import UnmaskPolicy, create_policy
 from l2pd_plugins.denoising import StepOutcome
 from l2pd_plugins.errors import L2PDError
