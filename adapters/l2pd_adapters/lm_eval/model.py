@@ -8,6 +8,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -21,17 +22,69 @@ from tqdm import tqdm
 from l2pd_adapters.chat_templates import rendered
 from l2pd_adapters.huggingface import load
 from l2pd_adapters.huggingface.arguments import check_room, refuse_masks
-from l2pd_adapters.huggingface.checking import Of, Whole, check
+from l2pd_adapters.huggingface.checking import (
+    GENERATE,
+    LOAD,
+    MOST_SEQUENCES,
+    SEEDS_BELOW,
+    Flag,
+    Kind,
+    Of,
+    OneOf,
+    Whole,
+    checked,
+    close_to,
+    short,
+)
 from l2pd_adapters.huggingface.described import mask_token_of
 from l2pd_adapters.huggingface.evaluation import configuration_of, left_padded
+from l2pd_adapters.huggingface.loading import device_here
 from l2pd_adapters.lm_eval.figures import Figures, summary
 from l2pd_adapters.lm_eval.harness import GENERATES, refuse, refuse_tasks_first
-from l2pd_plugins import L2PDError, create_policy
+from l2pd_plugins import L2PDError, UnmaskPolicy, create_policy
+from l2pd_plugins.errors import PolicyOptionError
 
 logger = logging.getLogger(f"lm_eval.{__name__}")  # as the harness's own are set up
 
 DEFAULT_CANVAS = 256
 """Length of the canvas where neither the arguments nor the task say one; as in the harness."""
+
+
+@dataclass(frozen=True)
+class _BatchSize(Whole):
+    """As `Whole`; a text, as "auto", gets the reason."""
+
+    @property
+    def expected(self) -> str:
+        return f"{super().expected}; automatic batch-size search is not supported"
+
+
+@dataclass(frozen=True)
+class _Nothing:
+    """No value at all."""
+
+    expected: str = "nothing; automatic batch-size search is not supported"
+
+    def take(self, value: Any) -> Any:
+        raise ValueError
+
+
+ARGUMENTS: dict[str, Kind] = {
+    **{name: GENERATE[name] for name in ("max_new_tokens", "block_length", "end_of_text")},
+    "pretrained": Of(str, "a shipped model, a folder, or a hub id"),
+    "unmask_policy": Of((str, Mapping), "a policy's name, or its config"),
+    "unmask_options": GENERATE["unmask_options"],
+    "cache": OneOf(("none", "prefix", "dual", "block")),
+    "seed": Whole(0, SEEDS_BELOW - 1),
+    **{name: LOAD[name] for name in ("dtype", "device_map")},
+    "device": Of(str, "a device, as cpu or cuda"),
+    "peft": Of(str, "a folder or a hub id"),
+    "max_length": GENERATE["max_length"],
+    "batch_size": _BatchSize(1, MOST_SEQUENCES),
+    "max_batch_size": _Nothing(),
+    "trust_remote_code": Flag(),
+}
+"""What each of the model's arguments may be."""
 
 
 class _Draw(NamedTuple):
@@ -88,21 +141,38 @@ class DiffusionLM(LM):
         **options: Any,
     ) -> None:
         super().__init__()
+        if isinstance(batch_size, str) and batch_size.isascii() and batch_size.isdecimal():
+            batch_size = int(batch_size[:20])
+        given = {
+            "pretrained": pretrained,
+            "unmask_policy": unmask_policy,
+            "unmask_options": unmask_options,
+            "max_new_tokens": max_new_tokens,
+            "block_length": block_length,
+            "cache": cache,
+            "end_of_text": end_of_text,
+            "seed": seed,
+            "dtype": dtype,
+            "device": device,
+            "device_map": device_map,
+            "peft": peft,
+            "max_length": max_length,
+            "batch_size": batch_size,
+            "max_batch_size": max_batch_size,
+            "trust_remote_code": trust_remote_code,
+        }
+        checked(ARGUMENTS, given)
         if trust_remote_code:
             raise L2PDError("trust_remote_code=True: no code of a checkpoint is ever run")
-        if not str(batch_size).isdigit() or int(batch_size) < 1 or max_batch_size is not None:
+        twice = sorted({*(unmask_options or {})} & {*options})
+        if twice:
             raise L2PDError(
-                f"batch_size={batch_size!r}, max_batch_size={max_batch_size!r}: wanted a batch "
-                "size from 1; automatic batch-size search is not supported"
+                f"{twice[0]}={short(options[twice[0]])}: unmask_options gives it, too; expected one"
             )
-        check({"peft": Of(str, "a folder or a hub id")}, "peft", peft)
-        for name, value in (("max_new_tokens", max_new_tokens), ("max_length", max_length)):
-            check({name: Whole(1)}, name, value)
-        check({"seed": Whole(0)}, "seed", seed)
         self.batch_size = int(batch_size)
         self.seed, self.max_new_tokens = seed, max_new_tokens
         self.settings = {
-            "unmask_policy": create_policy(unmask_policy, **{**(unmask_options or {}), **options}),
+            "unmask_policy": _policy(unmask_policy, {**(unmask_options or {}), **options}, given),
             "block_length": block_length,
             "cache": cache,
             "end_of_text": end_of_text,
@@ -110,6 +180,7 @@ class DiffusionLM(LM):
         place: dict[str, Any] = {"device_map": device_map}
         if not device_map:
             place = {"device": own_device(device)}
+            device_here(place["device"])
             if place["device"].startswith("cuda:"):
                 torch.cuda.set_device(place["device"])  # collectives use the current one
         self._join_processes()
@@ -333,6 +404,18 @@ def _alike(requests: Sequence[Instance], draws: Sequence[_Draw]) -> dict[str, li
         kwargs = json.dumps(requests[draw.row].args[1], sort_keys=True)
         groups.setdefault(kwargs, []).append(draw)
     return groups
+
+
+def _policy(policy: Any, options: Mapping[str, Any], known: Mapping[str, Any]) -> UnmaskPolicy:
+    """The policy. An argument that neither it nor the model has may be a misspelt one."""
+    try:
+        return create_policy(policy, **options)
+    except PolicyOptionError as error:
+        for name in options:
+            hint = close_to(name, known)
+            if f"{name!r}" in str(error) and hint:
+                raise L2PDError(f"{name}={short(options[name])}: {error}{hint}") from error
+        raise
 
 
 def own_device(named: str | None = None) -> str:
