@@ -481,6 +481,7 @@ _OF_THE_BLOCK = (
     "block_index",
     "canvas_length",
 )
+_OF_LOGITS = ("x0", "confidence", "entropy", "margin")
 PER_ROW = (*_OF_THE_BLOCK, "ignores_end")
 """The tensors of a BlockBatch that have one entry per batch row."""
 
@@ -584,10 +585,12 @@ def denoising_step(
     decided = []
     for group in block._groups:
         seen = _seen_by(step, group, block, on_error)
+        has_logits = seen.logits is not None
         answer = _ask(group, "select", seen, block, on_error)
         if answer is None:
-            # It may have written to what it was shown, which in a batch of its own is no copy.
-            if group.index is None:
+            # It may have written to what it was shown, which in a batch of its own is no copy;
+            # where it was shown the logits, which are read no second time, the rest was one.
+            if group.index is None and not has_logits:
                 step = _observe(block, logits, positions, x0, suppress_mask)
             seen = _seen_by(step, group, block, on_error)
             answer = torch.zeros_like(seen.masked)
@@ -787,7 +790,11 @@ def _seen_by(
     if on_error == "raise":  # a policy that writes to them ends the decode
         return seen
     # Of all rows: the block's own tensors are copied, so that a write does not reach the block.
-    return replace(seen, **{name: getattr(seen, name).clone() for name in _OF_THE_BLOCK})
+    # Of a policy that may write to the logits, all that was made of them is.
+    names = [*_OF_THE_BLOCK]
+    if seen.logits is not None:
+        names += [name for name in _OF_LOGITS if getattr(seen, name) is not None]
+    return replace(seen, **{name: getattr(seen, name).clone() for name in names})
 
 
 def _of(values: Tensor, group: _Group) -> Tensor:

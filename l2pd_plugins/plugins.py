@@ -22,7 +22,7 @@ from l2pd_plugins.errors import (
 )
 from l2pd_plugins.policy import ModelContext, PolicySpec, UnmaskPolicy, normalize_name
 from l2pd_plugins.shown import shown
-from l2pd_plugins.traits import TraitError, name_of, read_traits
+from l2pd_plugins.traits import TraitError, description_of, name_of, read_traits
 
 __all__ = [
     "PluginInfo",
@@ -143,7 +143,7 @@ def create_policy(
     if isinstance(name_or_config, UnmaskPolicy):
         if options:
             raise PolicyOptionError(
-                f"{name_or_config.describe()} is made already and takes no options, got "
+                f"{description_of(name_or_config)} is made already and takes no options, got "
                 f"{_listed(options)}"
             )
         return name_or_config

@@ -1,13 +1,17 @@
-"""What a policy says of itself, read once and checked. Imports no torch."""
+"""What a policy says of itself, read once and checked. Imports no torch.
+
+A policy is code of somebody else's: what it says of itself may raise, or be anything.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
-from l2pd_plugins.errors import ANY_FAILURE, describe_error
+from l2pd_plugins.errors import ANY_FAILURE, PolicyRuntimeError, describe_error, printable
 from l2pd_plugins.policy import PROGRESS_RULES, STATISTICS, RemaskingPolicy
 from l2pd_plugins.shown import shown
 
@@ -100,3 +104,70 @@ def name_of(policy: Any) -> str:
     except ANY_FAILURE:
         return type(policy).__name__
     return type(policy).__name__
+
+
+_LONGEST = 1000
+_MOST_OPTIONS = 100
+
+
+def printable_name_of(policy: Any) -> str:
+    """As `name_of`, in one line that can be printed."""
+    return printable(name_of(policy))
+
+
+def description_of(policy: Any) -> str:
+    """What the policy `describe`s itself as, in one line of 1000 characters at most; its name where
+    it fails, or gives no text."""
+    try:
+        text = policy.describe()
+        if isinstance(text, str):
+            return printable(text, _LONGEST)
+    except KeyboardInterrupt:
+        raise
+    except ANY_FAILURE:
+        pass
+    return f"{printable_name_of(policy)}(...)"
+
+
+def options_of(policy: Any) -> dict[str, Any]:
+    """The policy's `options`, in plain values that JSON can hold; others as a message shows them.
+    None where it fails, or gives no mapping."""
+    try:
+        given = policy.options()
+        if not isinstance(given, Mapping):
+            return {}
+        pairs = [(name, given[name]) for name in list(given)[:_MOST_OPTIONS]]
+    except KeyboardInterrupt:
+        raise
+    except ANY_FAILURE:
+        return {}
+    return {printable(name): _plain(value) for name, value in pairs if isinstance(name, str)}
+
+
+def fingerprint_of(policy: Any) -> str:
+    """The policy's `fingerprint`: what was made with one of its weights is not mixed with what was
+    made with others. So one that cannot be had is an error.
+
+    Raises PolicyRuntimeError, with the policy's name, if it fails or gives no text.
+    """
+    what = f"policy {shown(name_of(policy))}: fingerprint failed"
+    try:
+        given = policy.fingerprint()
+    except KeyboardInterrupt:
+        raise
+    except ANY_FAILURE as error:
+        raise PolicyRuntimeError(f"{what}: {describe_error(error)}") from error
+    if not isinstance(given, str):
+        raise PolicyRuntimeError(f"{what}: returned {shown(given)}; expected a text")
+    return printable(given, _LONGEST)
+
+
+def _plain(value: Any, deeper: int = 3) -> Any:
+    """The value, if JSON can hold it; else a text."""
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if type(value) in (list, tuple) and deeper and len(value) <= _LONGEST:
+        return [_plain(each, deeper - 1) for each in value]
+    if isinstance(value, PurePath):
+        return str(value)
+    return shown(value)

@@ -14,12 +14,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 from l2pd_plugins import ModelContext, PolicySpec, UnmaskPolicy, create_policy
 from l2pd_plugins.errors import L2PDError, PolicyOptionError
 from l2pd_plugins.options import Limits, Option, describe
 from l2pd_plugins.plugins import bind_policy, find_policy, list_policies, load_factory
 from l2pd_plugins.shown import LONGEST, shown
+from l2pd_plugins.traits import name_of
 
 logger = logging.getLogger(__name__)
 
@@ -144,15 +148,69 @@ def check_plain(options: Mapping[Any, Any], *, names: int = 64) -> None:
             raise PolicyOptionError(f"option {shown(name)}: expected a short name")
 
 
-def state_bytes(policy: UnmaskPolicy, block_length: int) -> int:
-    """Bytes of the policy's state of one block."""
+def state_bytes(policy: UnmaskPolicy, block_length: int, most: int = 1024 * MIB) -> int:
+    """Bytes of the policy's state of one block.
+
+    Without memory where its `init_state` runs without; else it is made on the CPU, where no tensor
+    over `most` bytes is made: the size of the first one is the answer then.
+    """
     try:
-        state = policy.init_state(1, block_length, torch.device("meta"))
-        tensors = list(state.values())
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return _bytes_of(policy.init_state(1, block_length, torch.device("meta")))
+    except ANY_FAILURE as error:
+        logger.debug("policy %s reads its state's values: %s", name_of(policy), error)
+    try:
+        with _Bounded(most):
+            state = policy.init_state(1, block_length, torch.device("cpu"))
+        return _bytes_of(state)
+    except _TooLarge as error:
+        return error.size
     except ANY_FAILURE as error:  # the policy's own: what becomes of it in a step, the core decides
-        logger.debug("policy %s has no state to be counted: %s", policy.name, error)
+        logger.debug("policy %s has no state to be counted: %s", name_of(policy), error)
         return 0
+
+
+def _bytes_of(state: Any) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in list(state.values()))
+
+
+class _TooLarge(Exception):
+    def __init__(self, size: int) -> None:
+        super().__init__(f"a tensor of {size} bytes")
+        self.size = size
+
+
+class _Bounded(TorchDispatchMode):
+    """Raises _TooLarge before a tensor of more bytes is made."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        size = _size_of_result(func, args, kwargs)
+        if size > self.most:
+            raise _TooLarge(size)
+        return func(*args, **kwargs)
+
+
+def _size_of_result(func: Any, args: Any, kwargs: Any) -> int:
+    """Bytes of what an operator returns, by its run on tensors without memory; of one that has no
+    such run, by the shape that it is given, if any."""
+
+    def on_meta(value: Any) -> Any:
+        return value.to("meta") if isinstance(value, Tensor) else value
+
+    named = tree_map(on_meta, kwargs)
+    named |= {name: None for name in ("generator", "pin_memory") if name in named}
+    if "device" in named:
+        named["device"] = torch.device("meta")
+    try:
+        made = tree_leaves(func(*tree_map(on_meta, args), **named))
+    except (RuntimeError, NotImplementedError, TypeError, ValueError):
+        shape = args[0] if args and isinstance(args[0], (list, tuple)) else ()
+        return 8 * math.prod(each for each in shape if isinstance(each, int))
+    return sum(t.numel() * t.element_size() for t in made if isinstance(t, Tensor))
 
 
 def load_for_requests(admission: Admission, model: ModelContext) -> None:

@@ -16,6 +16,7 @@ import torch
 from l2pd_adapters.admission import (
     ANY_FAILURE,
     KEYS,
+    MIB,
     Admission,
     check_plain,
     load_for_requests,
@@ -30,6 +31,7 @@ from l2pd_plugins.options import Limits
 from l2pd_plugins.plugins import bind_policy, find_policy
 from l2pd_plugins.resources import Resources
 from l2pd_plugins.shown import LONGEST, shown
+from l2pd_plugins.traits import description_of, name_of
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +102,7 @@ class ServerSettings:
         with made.resources.in_use():
             load_for_requests(admission, made.model)
         made.resources.sealed = True
-        logger.info("unmask policy %s; %s", policy.describe(), admission.describe())
+        logger.info("unmask policy %s; %s", description_of(policy), admission.describe())
         return made
 
     def policy(self, name: Any, options: Mapping[str, Any]) -> UnmaskPolicy:
@@ -151,7 +153,7 @@ class ServerSettings:
             ) from error
         if "reference" in policy.requires and getattr(policy, "reference", None) is None:
             raise L2PDError(
-                f"policy {policy.name!r} needs a reference: its option 'reference' takes the "
+                f"policy {name_of(policy)!r} needs a reference: its option 'reference' takes the "
                 "answer's token ids"
             )
         if not any(policy is own for own in self._default):  # that one was counted at launch
@@ -183,12 +185,13 @@ class ServerSettings:
 
     def _check_state(self, policy: UnmaskPolicy, choices: int) -> None:
         """Raise L2PDError if what the policy would keep for all rows has no room."""
-        each = state_bytes(policy, self.model.block_length)
+        most = max(self.admission.request_state_mib, 1)
+        each = state_bytes(policy, self.model.block_length, most * MIB)
         wanted = each * self.rows * choices
-        if mib(wanted) > max(self.admission.request_state_mib, 1):
+        if mib(wanted) > most:
             times = f" and {choices} choices of options" if choices > 1 else ""
             raise L2PDError(
-                f"policy {policy.name!r} keeps {mib(each)} MiB for each of {self.rows} rows"
+                f"policy {name_of(policy)!r} keeps {mib(each)} MiB for each of {self.rows} rows"
                 f"{times}, {mib(wanted)} MiB in all; "
                 f"request_state_mib={self.admission.request_state_mib}"
             )

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from l2pd_plugins import L2PDError, UnmaskPolicy
 from l2pd_plugins.plugins import find_policy, load_factory, option_parameters
+from l2pd_plugins.traits import description_of, name_of, options_of
 
 SHARES = (0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
 """Of the range of an option with two bounds: more of them near the upper end, where thresholds
@@ -28,16 +29,16 @@ def default_sweep(policy: UnmaskPolicy, fixed: Collection[str] = ()) -> dict[str
 
     Raises L2PDError if no option of the policy can be swept.
     """
-    factory = load_factory(find_policy(policy.name))
+    factory = load_factory(find_policy(name_of(policy)))
     hints = typing.get_type_hints(factory, include_extras=True)
     names = [parameter.name for parameter in option_parameters(factory) or ()]
     free = [name for name in names if name not in fixed]
     for name in sorted(free, key=lambda name: name != "threshold"):
-        values = _values(hints.get(name), policy.options().get(name))
+        values = _values(hints.get(name), options_of(policy).get(name))
         if values:
             return {name: values}
     raise L2PDError(
-        f"{policy.describe()} has no option to sweep by itself; its options are: "
+        f"{description_of(policy)} has no option to sweep by itself; its options are: "
         f"{', '.join(names) or 'none'}; name one with --set OPTION=VALUE,VALUE,..."
     )
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import pickle
 import re
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from l2pd_adapters.admission import MIB, state_bytes
 from l2pd_adapters.serving import ServerSettings, guarded
 from l2pd_adapters.tiny_models import folder_of
 from l2pd_plugins import ModelContext
@@ -246,3 +249,48 @@ class TestGuard:
 
 def test_what_is_made_is_a_policy(settings: ServerSettings) -> None:
     assert isinstance(settings.for_request(None, {}), UnmaskPolicy)
+
+
+class ReadsItsState(UnmaskPolicy):
+    """Begins with what it has looked at, or drawn: no state without values."""
+
+    def __init__(self, shape: tuple[int, ...] = (), way: str = "item") -> None:
+        self.shape, self.way = shape, way
+
+    def init_state(self, batch_size, block_length, device):
+        shape = (batch_size, block_length, *self.shape)
+        if self.way == "generator":
+            drawn = torch.Generator(device).manual_seed(0)
+            return {"a": torch.randn(shape, generator=drawn, device=device)}
+        if self.way == "repeated":
+            one = torch.ones(batch_size, block_length, device=device)
+            assert one.sum().item() > 0
+            return {"a": one.view(*one.shape, *[1] * len(self.shape)).repeat(1, 1, *self.shape)}
+        if self.way == "numpy":
+            torch.ones(1, device=device).numpy()
+        assert torch.ones(1, device=device).item() == 1
+        return {"a": torch.zeros(shape, device=device), "n": torch.zeros(batch_size, dtype=bool)}
+
+    def select(self, step, state):
+        return step.masked
+
+
+@pytest.mark.parametrize("way", ["item", "generator", "numpy", "repeated"])
+def test_a_state_that_needs_its_values_is_counted(way: str) -> None:
+    extra = way in ("item", "numpy")
+    assert state_bytes(ReadsItsState((3,), way), BLOCK) == 4 * BLOCK * 3 + extra
+    for shape, most in (((10**9,), MIB), ((1 << 15,), MIB), ((10**6, 10**6), 1024 * MIB)):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        wanted = 4 * BLOCK * math.prod(shape)
+        assert state_bytes(ReadsItsState(shape, way), BLOCK, most) == wanted > most
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32 * 2**10
+
+
+def test_a_state_without_room_is_refused_where_it_needs_its_values(settings) -> None:
+    with pytest.raises(L2PDError, match=r"reads_its_state.* keeps 122071 MiB for each of 4 rows"):
+        settings._check_state(ReadsItsState((10**9,)), choices=1)
+    settings._check_state(ReadsItsState((3,)), choices=1)
+
+
+def test_a_state_that_cannot_be_made_takes_no_room() -> None:
+    assert state_bytes(ReadsItsState((-5,)), BLOCK) == 0

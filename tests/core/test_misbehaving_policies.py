@@ -269,3 +269,42 @@ def test_any_mixture_of_misbehaviour_leaves_good_rows_alone(data):
     kept = [row for row in rows if policies[row] is good]
     wanted = decode_blocks([good] * len(kept), kept, blocks=2)
     assert {row: found[row] for row in kept} == wanted
+
+
+class WritesToLogits(Steady):
+    """Puts another token on top, in place, when it is asked for the second time."""
+
+    requires = frozenset({"confidence", "entropy", "margin", "logits"})
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def select(self, step, state):
+        self.calls += 1
+        if self.calls == 2:
+            step.logits.zero_()
+            step.logits[..., 0] = 99.0
+        return torch.zeros_like(step.masked)
+
+
+class OnlyProgress(Steady):
+    def select(self, step, state):
+        return torch.zeros_like(step.masked)
+
+
+@pytest.mark.parametrize("rows", [[0], [0, 1]])
+def test_a_write_to_the_logits_is_found_and_changes_no_answer(rows):
+    def decoded(policy):
+        batch = start([policy] * len(rows), "progress")
+        while batch.masked.any():
+            take_step(batch, rows, int(batch.step_index.max()))
+        return batch.tokens.tolist()
+
+    batch = start([WritesToLogits()] * len(rows), "raise")
+    take_step(batch, rows, 0)
+    with pytest.raises(PolicyRuntimeError, match=r"select failed: changed step\.logits in place"):
+        take_step(batch, rows, 1)
+    wanted = decoded(OnlyProgress())
+    assert decoded(WritesToLogits()) == wanted
+    with torch.inference_mode():  # where torch counts no writes
+        assert decoded(WritesToLogits()) == wanted

@@ -31,6 +31,7 @@ from l2pd_adapters.cli.kinds import OutFile, PolicyText, Whole
 from l2pd_adapters.cli.running import Row, percent, run_policies
 from l2pd_adapters.tiny_models import heldout_prompts
 from l2pd_plugins import L2PDError, create_policy
+from l2pd_plugins.traits import name_of, printable_name_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -194,7 +195,9 @@ def _print_configurations(console: Console, rows: Sequence[Row], file: str) -> N
                 soft_wrap=True,
             )
     if any("reference" in row.policy.requires for row in rows):
-        names = ", ".join(row.policy.name for row in rows if "reference" in row.policy.requires)
+        names = ", ".join(
+            printable_name_of(row.policy) for row in rows if "reference" in row.policy.requires
+        )
         console.print(
             f"{names} is shown the answers at one token per step, whose cost is not counted.",
             soft_wrap=True,
@@ -223,7 +226,7 @@ def _print_example(console: Console, rows: Sequence[Row], tokenizer: Any) -> Non
     """The first mixed prompt's answer, step by step, under the first policy and learn2pd."""
     from l2pd_adapters.cli.steps import LEGEND, annotated
 
-    learned = next((row for row in rows if row.policy.name == "learn2pd"), rows[-1])
+    learned = next((row for row in rows if name_of(row.policy) == "learn2pd"), rows[-1])
     shown = [rows[0]] if learned is rows[0] else [rows[0], learned]
     kinds = [answer.prompt.kind for answer in rows[0].result.answers]
     index = kinds.index("mixed") if "mixed" in kinds else 0

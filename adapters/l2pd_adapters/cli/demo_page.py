@@ -28,6 +28,7 @@ from l2pd_adapters.tiny_models import heldout_prompts
 from l2pd_plugins import L2PDError, create_policy, list_policies
 from l2pd_plugins.plugins import find_policy, load_factory, option_parameters
 from l2pd_plugins.recording import Canvas
+from l2pd_plugins.traits import description_of
 
 EXAMPLES = 15
 """Prompts to choose from: one of each family of the small world."""
@@ -150,7 +151,7 @@ def race(
             )
             stack.enter_context(closing(decode))
             ends = end_of_text_ids(loaded.generation_config.eos_token_id)
-            lanes.append(Lane(policy.describe(), decode, Canvas(tokens), texts, ends))
+            lanes.append(Lane(description_of(policy), decode, Canvas(tokens), texts, ends))
         while sum(lane.advance() for lane in lanes):  # all of them, not up to the first
             first, second = (lane.drawn() for lane in lanes)
             yield first, second

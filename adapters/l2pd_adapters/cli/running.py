@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from l2pd_adapters.cli.progress import progress
 from l2pd_plugins import UnmaskPolicy, create_policy
+from l2pd_plugins.traits import description_of, name_of, options_of, printable_name_of
 
 if TYPE_CHECKING:
     from l2pd_adapters.huggingface.evaluation import Evaluation, Prompt
@@ -23,13 +24,13 @@ class Row:
     @property
     def label(self) -> str:
         """The policy and its options, as one word."""
-        return self.policy.describe()
+        return description_of(self.policy)
 
     @property
     def label_in_lines(self) -> str:
         """The policy's name, and its options below it: for narrow tables."""
-        options = [f"{k}={v}" for k, v in self.policy.options().items() if v is not None]
-        return "\n ".join([self.policy.name, *options])
+        options = [f"{k}={v}" for k, v in options_of(self.policy).items() if v is not None]
+        return "\n ".join([printable_name_of(self.policy), *options])
 
 
 def run_policies(
@@ -52,7 +53,7 @@ def run_policies(
     with progress(runs * len(prompts)) as start:
 
         def run(policy: UnmaskPolicy, **given: Any) -> Evaluation:
-            advance = start(f"decoding: {policy.describe()}")
+            advance = start(f"decoding: {description_of(policy)}")
             arguments = {"policy": policy, "progress": advance, **settings, **given}
             return evaluate(model, tokenizer, prompts, **arguments)
 
@@ -67,7 +68,7 @@ def run_policies(
 
 def one_token_per_step(policy: UnmaskPolicy) -> bool:
     """Whether this is the decode that the others are compared with."""
-    return policy.name == "fixed_schedule" and policy.options().get("tokens_per_step") == 1
+    return name_of(policy) == "fixed_schedule" and options_of(policy).get("tokens_per_step") == 1
 
 
 def percent(share: float | None) -> str:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from l2pd_adapters.cli.token_text import TokenTexts
 from l2pd_adapters.huggingface.evaluation import Answer, Prompt, evaluate
 from l2pd_plugins.recording import Frame, Recorder
+from l2pd_plugins.traits import printable_name_of
 from l2pd_plugins.writing import write_text
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ def write_page(
         settings: those of `evaluate`, the same as of the rows, without the batch size.
     """
     first, second = rows
-    title = f"{first.policy.name} and {second.policy.name} on {model.generate.name}"
+    names = " and ".join(printable_name_of(row.policy) for row in (first, second))
+    title = f"{names} on {model.generate.name}"
     page = rendered(title, page_data(model, tokenizer, rows, source=source, settings=settings))
     write_text(file, page, f"--html {file}")
 

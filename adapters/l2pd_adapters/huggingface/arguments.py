@@ -46,6 +46,7 @@ from l2pd_plugins.denoising import StepOutcome
 from l2pd_plugins.end_of_text import EndOfText
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.plugins import bind_policy
+from l2pd_plugins.traits import description_of
 
 logger = logging.getLogger(__name__)
 
@@ -240,7 +241,7 @@ class DecodeSettings:
 
     def describe(self, model: Any) -> str:
         """Everything that the result depends on, in one line."""
-        policies = list(dict.fromkeys(policy.describe() for policy in self.policies))
+        policies = list(dict.fromkeys(description_of(policy) for policy in self.policies))
         progress = list(dict.fromkeys(policy.progress for policy in self.policies))
         parts: dict[str, Any] = {
             "model": self.model_name,

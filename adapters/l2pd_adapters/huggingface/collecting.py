@@ -34,6 +34,7 @@ from l2pd_adapters.huggingface.lora import ADAPTER
 from l2pd_plugins import UnmaskPolicy, create_policy
 from l2pd_plugins.denoising import StepOutcome
 from l2pd_plugins.errors import L2PDError
+from l2pd_plugins.traits import description_of, fingerprint_of, options_of, printable_name_of
 from l2pd_plugins.trajectories import (
     LABELS,
     Manifest,
@@ -171,11 +172,12 @@ def _name_of(model: Any) -> str:
 def _identity(policy: UnmaskPolicy) -> str:
     """The policy as one word, and the fingerprint of its weights if it has any; where they lie is
     no part of it."""
-    weights = policy.fingerprint()
+    weights = fingerprint_of(policy)
     if not weights:
-        return policy.describe()
-    options = {k: v for k, v in policy.options().items() if k != "filter" and v is not None}
-    return f"{policy.name}({', '.join(f'{k}={v}' for k, v in options.items())}) {weights}"
+        return description_of(policy)
+    options = {k: v for k, v in options_of(policy).items() if k != "filter" and v is not None}
+    told = ", ".join(f"{k}={v}" for k, v in options.items())
+    return f"{printable_name_of(policy)}({told}) {weights}"
 
 
 def _settings(manifest: Manifest) -> dict[str, Any]:

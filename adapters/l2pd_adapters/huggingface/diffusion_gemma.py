@@ -31,6 +31,7 @@ from l2pd_plugins import ModelContext, UnmaskPolicy
 from l2pd_plugins.denoising import BlockBatch, denoising_step
 from l2pd_plugins.end_of_text import EndOfText, is_end_of_text
 from l2pd_plugins.errors import L2PDError
+from l2pd_plugins.traits import description_of
 
 _POLICY = ("unmask_policy", "unmask_options")
 _INPUTS = (
@@ -281,7 +282,7 @@ def _describe(
     model: Any, name: str, policies: tuple[UnmaskPolicy, ...] | None, settings: Any
 ) -> str:
     """Everything that the result depends on but torch's generator, in one line."""
-    rules = dict.fromkeys(policy.describe() for policy in policies or ())
+    rules = dict.fromkeys(description_of(policy) for policy in policies or ())
     if policies is None:
         rules = dict.fromkeys([f"entropy_bound({settings.sampler_config.entropy_bound})"])
     parts = {

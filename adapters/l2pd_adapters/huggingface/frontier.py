@@ -16,6 +16,7 @@ from typing import Any
 
 from l2pd_adapters.huggingface.evaluation import Evaluation, validity_difference
 from l2pd_plugins import L2PDError, UnmaskPolicy
+from l2pd_plugins.traits import description_of, options_of, printable_name_of
 from l2pd_plugins.writing import require_writable, write_whole
 
 _ROUNDING = 1e-9
@@ -56,10 +57,10 @@ class Point:
         difference = validity_difference(result, slow)
         agreement = 1.0 if result is slow else result.agreement
         if agreement is None:
-            raise L2PDError(f"{policy.describe()} was decoded without reference answers")
+            raise L2PDError(f"{description_of(policy)} was decoded without reference answers")
         return cls(
-            policy=policy.name,
-            options={k: v for k, v in policy.options().items() if v is not None},
+            policy=printable_name_of(policy),
+            options={k: v for k, v in options_of(policy).items() if v is not None},
             prompts=len(result.answers),
             validity=result.validity,
             agreement=agreement,

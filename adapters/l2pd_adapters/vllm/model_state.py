@@ -22,6 +22,7 @@ from l2pd_adapters.vllm.canvases import BidirectionalCanvases, BlockCausalCanvas
 from l2pd_adapters.vllm.sampler import UnmaskSampler
 from l2pd_adapters.vllm.settings import ServerSettings, settings_of
 from l2pd_plugins import UnmaskPolicy
+from l2pd_plugins.traits import description_of
 from l2pd_plugins.uploading import upload
 
 logger = init_logger(f"vllm.{__name__}")  # as vLLM's own are set up
@@ -85,7 +86,7 @@ class DiffusionState(ModelState):
             return
         if logger.isEnabledFor(logging.DEBUG):  # reads the device
             nfe, tokens = int(self.canvases.nfe[slot]), int(self.canvases.given_out[slot])
-            policy = self.canvases.blocks.policy_of(slot).describe()
+            policy = description_of(self.canvases.blocks.policy_of(slot))
             per_forward = tokens / nfe if nfe else 0.0
             logger.debug(
                 "request %s: policy=%s nfe=%d tokens=%d tokens_per_forward=%.2f",
