@@ -112,7 +112,13 @@ def add_adapter(
         found: Any = peft.set_peft_model_state_dict(wrapped, named)
         missing = [name for name in found.missing_keys if ".lora_" in name]
         if missing or found.unexpected_keys:
-            raise L2PDError(f"{what}: {_some([*missing, *found.unexpected_keys])} do not fit")
+            for names, problem in ((missing, "is missing"), (found.unexpected_keys, "has no use")):
+                if names:
+                    raise L2PDError(
+                        f"{what}: its settings (use_dora={config.use_dora}, "
+                        f"lora_bias={config.lora_bias}) do not fit its weights: "
+                        f"{names[0].removeprefix(_PREFIX)} {problem}"
+                    )
         merged = wrapped.merge_and_unload(safe_merge=True)
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise L2PDError(f"{what}: PEFT cannot add it to the model: {error}") from error
@@ -270,6 +276,12 @@ def _check_shapes(layer: str, parts: Mapping[str, Tensor], module: Any, what: st
         raise L2PDError(f"{what}: {layer} has {_some(sorted(parts))}; expected {_some(names)}")
     first, second = (tuple(parts[name].shape) for name in names)
     inner, outer = module.in_features, module.out_features
+    lengths = parts.get("lora_magnitude_vector", parts.get("lora_magnitude_vector.weight"))
+    if lengths is not None and lengths.shape != (outer,):
+        raise L2PDError(
+            f"{what}: {layer} has lora_magnitude_vector of {tuple(lengths.shape)}; expected "
+            f"({outer},)"
+        )
     fits = len(first) == len(second) == 2 and first[0] == second[1] > 0
     if not (fits and first[1] == inner and second[0] == outer):
         raise L2PDError(

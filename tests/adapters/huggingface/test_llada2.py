@@ -412,3 +412,42 @@ def test_the_hub_s_config_gives_blocks_of_32():
     config = LLaDA2MoeConfig()
     assert (config.block_length, config.mask_token_id) == (32, 156895)
     assert config.rope_parameters["partial_rotary_factor"] == 0.5
+
+
+def test_an_adapter_of_its_fused_layers_is_the_update_added_by_hand(folder, tmp_path):
+    """Queries, keys and values are one layer here and in the authors' code."""
+    peft = pytest.importorskip("peft")
+    layers = [
+        f"model.layers.{i}.attention.{n}" for i in (0, 2) for n in ("query_key_value", "dense")
+    ]
+    layers += [
+        "model.layers.0.mlp.up_proj",
+        "model.layers.1.mlp.shared_experts.down_proj",
+        "lm_head",
+    ]
+    plain = dict(load(folder)[0].named_parameters())
+    generator, rank, stored = torch.Generator().manual_seed(3), 2, {}
+    for layer in layers:
+        outer, inner = plain[f"{layer}.weight"].shape
+        for part, shape in (("A", (rank, inner)), ("B", (outer, rank))):
+            name = f"base_model.model.{layer}.lora_{part}.weight"
+            stored[name] = torch.randn(shape, generator=generator)
+    config = peft.LoraConfig(r=rank, lora_alpha=3, target_modules=["query_key_value"]).to_dict()
+    config["target_modules"] = sorted(config["target_modules"])
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    save_file(stored, tmp_path / "adapter_model.safetensors", {"format": "pt"})
+    found = dict(load(folder, adapter=tmp_path)[0].named_parameters())
+    assert found.keys() == plain.keys()
+    for name, weight in plain.items():
+        layer = name.removesuffix(".weight")
+        wanted = weight
+        if layer in layers:
+            first, second = (stored[f"base_model.model.{layer}.lora_{p}.weight"] for p in "AB")
+            wanted = weight + 3 / rank * second @ first
+            assert not torch.equal(found[name], weight)
+        torch.testing.assert_close(found[name], wanted)
+    # Of a single expert, whose layers are stored together here, there is no place for an update.
+    expert = {n.replace("0.mlp", "1.mlp.experts.0"): w for n, w in stored.items() if "0.mlp" in n}
+    save_file(expert, tmp_path / "adapter_model.safetensors", {"format": "pt"})
+    with pytest.raises(L2PDError, match=r"none of its 2 weights has a place in LLaDA2"):
+        load(folder, adapter=tmp_path)

@@ -118,6 +118,38 @@ def test_scales_of_single_layers_and_of_rank_stabilised_lora(checkpoint, tmp_pat
     assert answers(folder, 6, adapter=adapter) == expected
 
 
+def test_dora_gives_each_row_of_a_weight_its_own_length(checkpoint, tmp_path):
+    dense, folder = checkpoint("LLaDA")
+    layers = hub_layers("LLaDA")
+    stored = update(dense, layers, seed=2)
+    lengths = {}
+    for number, layer in enumerate(layers):
+        generator = torch.Generator().manual_seed(number)
+        outer = len(dense.weights[f"{layer}.weight"])
+        lengths[layer] = 0.2 + torch.rand(outer, generator=generator) * 2
+        stored[f"base_model.model.{layer}.lora_magnitude_vector"] = lengths[layer]
+    adapter = store(tmp_path / "dora", stored, use_dora=True)
+    merged = added(dense, stored, dict.fromkeys(layers, 6 / RANK))
+    for layer in layers:
+        weight = merged.weights[f"{layer}.weight"]
+        by = lengths[layer] / weight.norm(dim=1)
+        merged.weights[f"{layer}.weight"] = weight * by.unsqueeze(-1)
+    expected = by_hand(merged, 6)
+    assert expected != by_hand(added(dense, stored, dict.fromkeys(layers, 6 / RANK)), 6)
+    assert answers(folder, 6, adapter=adapter) == expected
+    # Lengths of a DoRA that its settings do not name, or that are missing or of another size.
+    one = f"base_model.model.{layers[0]}.lora_magnitude_vector"
+    shorter = {**stored, one: stored[one][:-1]}
+    without = {name: weight for name, weight in stored.items() if name != one}
+    for changed, used, words in (
+        (stored, False, r"use_dora=False.* magnitude_vector\.weight has no use"),
+        (without, True, r"use_dora=True.* q_proj\.lora_magnitude_vector\.weight is missing"),
+        (shorter, True, r"q_proj has lora_magnitude_vector of \(63,\); expected \(64,\)"),
+    ):
+        with pytest.raises(L2PDError, match=words.replace(".* ", ".*")):
+            load(folder, adapter=store(tmp_path / "dora", changed, use_dora=used))
+
+
 def test_the_configuration_names_the_adapter(checkpoint, tmp_path):
     dense, folder = checkpoint("LLaDA")
     model, _ = load(folder, adapter=store(tmp_path / "mine", update(dense, hub_layers("LLaDA"))))
