@@ -142,11 +142,11 @@ def test_dora_gives_each_row_of_a_weight_its_own_length(checkpoint, tmp_path):
     shorter = {**stored, one: stored[one][:-1]}
     without = {name: weight for name, weight in stored.items() if name != one}
     for changed, used, words in (
-        (stored, False, r"use_dora=False.* magnitude_vector\.weight has no use"),
-        (without, True, r"use_dora=True.* q_proj\.lora_magnitude_vector\.weight is missing"),
+        (stored, False, r"use_dora=False.*magnitude_vector\S* has no use"),
+        (without, True, r"use_dora=True.*q_proj\.lora_magnitude_vector\S* is missing"),
         (shorter, True, r"q_proj has lora_magnitude_vector of \(63,\); expected \(64,\)"),
     ):
-        with pytest.raises(L2PDError, match=words.replace(".* ", ".*")):
+        with pytest.raises(L2PDError, match=words):
             load(folder, adapter=store(tmp_path / "dora", changed, use_dora=used))
 
 
