@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import device_of, environment, positive, run_script
+from measuring import amount, device_of, environment, output, positive, run_script
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 from safetensors.torch import save_file
@@ -112,16 +112,18 @@ def main() -> None:
     which.add_argument("--policy", action="append", choices=list(SWEEPS), help="these alone")
     which.add_argument("--setting", action="append", help="NAME,key=value,...: these instead")
     parser.add_argument("--prompts", type=Path, default=heldout_prompts())
-    parser.add_argument("--limit", type=int, default=2000, help="only the first prompts")
-    parser.add_argument("--max-new-tokens", type=int, default=128)
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--limit", type=positive, default=2000, help="only the first prompts")
+    parser.add_argument("--max-new-tokens", type=positive, default=128)
+    parser.add_argument("--batch-size", type=positive, default=16)
     parser.add_argument(
         "--workers",
         type=positive,
         help="processes, of one thread and with weights of their own each; 2 on the CPU, else 1",
     )
-    parser.add_argument("--minutes", type=float, default=26.0, help="begin nothing new after these")
-    parser.add_argument("--out", type=Path, required=True, help="path without a suffix")
+    parser.add_argument(
+        "--minutes", type=amount, default=26.0, help="begin nothing new after these"
+    )
+    parser.add_argument("--out", type=output, required=True, help="path without a suffix")
     arguments = parser.parse_args()
 
     require_matplotlib()

@@ -22,11 +22,10 @@ import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import device_of, environment, positive, run_script, timed, write
+from measuring import device_of, environment, output, positive, run_script, timed, write
 from plain import Rule, above_threshold, fixed_number, plain_loop, published_loop
 
 from l2pd_adapters.cli.arguments import load_model
@@ -165,9 +164,11 @@ def main() -> None:
     parser.add_argument(
         "--end-of-text", nargs="+", choices=["block", "off"], default=["block", "off"]
     )
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16, 64])
-    parser.add_argument("--lengths", type=int, nargs="+", default=[128, 256, 512, 1024])
-    parser.add_argument("--prompts", type=int, default=64, help="the same for every batch size")
+    parser.add_argument("--batches", type=positive, nargs="+", default=[1, 4, 16, 64])
+    parser.add_argument("--lengths", type=positive, nargs="+", default=[128, 256, 512, 1024])
+    parser.add_argument(
+        "--prompts", type=positive, default=64, help="the same for every batch size"
+    )
     parser.add_argument("--cache", choices=["none", "prefix", "dual"], default="none")
     parser.add_argument(
         "--plain", choices=LOOPS, default="plain", help="which loop to compare with, see plain.py"
@@ -177,7 +178,7 @@ def main() -> None:
         "--cpu-time", action="store_true", help="seconds of the processor, not of the clock"
     )
     parser.add_argument("--threads", type=positive, help="torch's threads")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=output)
     arguments = parser.parse_args()
 
     if arguments.threads is not None:

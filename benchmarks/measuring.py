@@ -3,6 +3,7 @@ spread; the device and what else the figures depend on; results as JSON."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import shlex
@@ -18,9 +19,10 @@ import torch
 import transformers
 
 from l2pd_adapters.cli.arguments import resolve_device
+from l2pd_adapters.cli.kinds import Kind, Line, Number, Whole, quoted
 from l2pd_adapters.huggingface.loading import device_here
 from l2pd_plugins import L2PDError
-from l2pd_plugins.writing import write_text
+from l2pd_plugins.writing import require_place_for_folder, require_writable, write_text
 
 
 @dataclass(frozen=True)
@@ -108,9 +110,32 @@ def device_of(name: str) -> torch.device:
 
 def positive(text: str) -> int:
     """An argument that is a whole number from 1."""
-    if int(text) < 1:
-        raise ValueError
-    return int(text)
+    return int(_taken(Whole(1, 10**9), text))
+
+
+def amount(text: str) -> float:
+    """An argument that is a number from 0."""
+    return float(_taken(Number(0, 1e6), text))
+
+
+def output(text: str) -> Path:
+    """An argument that names a file to be written: refused before the work if it cannot be."""
+    path = Path(str(_taken(Line("a file's name"), text)))
+    try:
+        require_place_for_folder(path.parent, text)
+        if path.parent.is_dir():
+            require_writable(path, text)
+    except L2PDError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return path
+
+
+def _taken(kind: Kind, text: str) -> Any:
+    try:
+        return kind.read(text)
+    except ValueError as error:
+        said = str(error) or f"expected {kind.expected}"
+        raise argparse.ArgumentTypeError(f"{quoted(text)}: {said}") from error
 
 
 def run_script(main: Callable[[], None]) -> None:

@@ -28,7 +28,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from measuring import Times, device_of, positive, run_script, write
+from measuring import Times, device_of, output, positive, run_script, write
 from rich.console import Console
 
 from l2pd_adapters.cli.arguments import load_model, parse_policy
@@ -55,14 +55,18 @@ def main() -> None:
     parser.add_argument("--model", default="tiny-llada")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N, or auto")
     parser.add_argument("--prompts", type=Path, default=heldout_prompts())
-    parser.add_argument("--limit", type=int, default=12, help="prompts that are timed, one by one")
+    parser.add_argument(
+        "--limit", type=positive, default=12, help="prompts that are timed, one by one"
+    )
     parser.add_argument("--repeats", type=positive, default=3, help="turns of the clock")
-    parser.add_argument("--checked", type=int, default=300, help="prompts whose answers are scored")
+    parser.add_argument(
+        "--checked", type=positive, default=300, help="prompts whose answers are scored"
+    )
     parser.add_argument("--policy", action="append", default=None)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[128, 256, 512, 1024])
+    parser.add_argument("--lengths", type=positive, nargs="+", default=[128, 256, 512, 1024])
     parser.add_argument("--caches", nargs="+", help="default: all that the model has")
     parser.add_argument("--score-baseline", metavar="CACHE", help="default: it is not scored")
-    parser.add_argument("--out", type=Path, required=True, help="path without a suffix")
+    parser.add_argument("--out", type=output, required=True, help="path without a suffix")
     arguments = parser.parse_args()
 
     policies = [create_policy(parse_policy(text)) for text in arguments.policy or ["learn2pd"]]

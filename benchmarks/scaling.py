@@ -21,7 +21,7 @@ import matplotlib as mpl
 import torch
 from loop import Comparison
 from matplotlib import pyplot as plt
-from measuring import device_of, timed, write
+from measuring import device_of, output, positive, timed, write
 
 from l2pd_adapters.cli.arguments import load_model
 from l2pd_adapters.huggingface.evaluation import read_prompts
@@ -104,15 +104,18 @@ def draw(panels: dict[str, Curves], path: Path) -> None:
 def main() -> None:
     """Measure, print, draw and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, nargs="+", default=[32, 64, 128, 256, 512, 1024])
+    parser.add_argument("--rows", type=positive, nargs="+", default=[32, 64, 128, 256, 512, 1024])
     parser.add_argument(
-        "--vocabularies", type=int, nargs="+", default=[8192, 16384, 32768, 65536, 126464, 157184]
+        "--vocabularies",
+        type=positive,
+        nargs="+",
+        default=[8192, 16384, 32768, 65536, 126464, 157184],
     )
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
-    parser.add_argument("--lengths", type=int, nargs="+", default=[64, 128, 256, 512, 1024])
-    parser.add_argument("--prompts", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--out", type=Path, required=True, help="path without a suffix")
+    parser.add_argument("--batches", type=positive, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
+    parser.add_argument("--lengths", type=positive, nargs="+", default=[64, 128, 256, 512, 1024])
+    parser.add_argument("--prompts", type=positive, default=64)
+    parser.add_argument("--repeats", type=positive, default=7)
+    parser.add_argument("--out", type=output, required=True, help="path without a suffix")
     arguments = parser.parse_args()
 
     mpl.use("Agg")

@@ -15,11 +15,10 @@ from __future__ import annotations
 import argparse
 import weakref
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import device_of, environment, timed, write
+from measuring import amount, device_of, environment, output, positive, timed, write
 from plain import low_confidence_step, softmax_gather
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -195,10 +194,10 @@ def random_step(rows: int) -> DenoisingStep:
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, nargs="+", default=[32, 256, 1024, 4096])
+    parser.add_argument("--rows", type=positive, nargs="+", default=[32, 256, 1024, 4096])
     parser.add_argument(
         "--vocabularies",
-        type=int,
+        type=positive,
         nargs="+",
         default=[126464, 151936, 157184],
         help="those of LLaDA; of Dream and SDAR; of LLaDA2",
@@ -210,10 +209,10 @@ def main() -> None:
         default=["bfloat16", "float32"],
     )
     parser.add_argument(
-        "--gigabytes", type=float, default=12, help="sizes whose baselines take more are left out"
+        "--gigabytes", type=amount, default=12, help="sizes whose baselines take more are left out"
     )
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--repeats", type=positive, default=7)
+    parser.add_argument("--json", type=output)
     arguments = parser.parse_args()
     for rows in arguments.rows:
         if rows % BLOCK:

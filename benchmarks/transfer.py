@@ -31,7 +31,7 @@ from typing import Any
 
 import torch
 from frontier import CACHES, REFERENCE
-from measuring import run_script
+from measuring import amount, output, positive, run_script
 from transfer_table import render
 
 from l2pd_adapters.cli.arguments import load_model, parse_policy
@@ -356,14 +356,16 @@ def main() -> None:
     """Measure, train and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, help="folder of the filters and their trajectories")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="the rows; the table lies beside")
-    parser.add_argument("--only", action="append", default=[], help="cases with this in the name")
-    parser.add_argument("--limit", type=int, default=600, help="held-out prompts of all tasks")
-    parser.add_argument("--train-prompts", type=int, default=1000)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument(
-        "--minutes", type=float, default=600.0, help="begin nothing new after these"
+        "--out", type=output, default=RESULTS, help="the rows; the table lies beside"
+    )
+    parser.add_argument("--only", action="append", default=[], help="cases with this in the name")
+    parser.add_argument("--limit", type=positive, default=600, help="held-out prompts of all tasks")
+    parser.add_argument("--train-prompts", type=positive, default=1000)
+    parser.add_argument("--rounds", type=positive, default=3)
+    parser.add_argument("--batch-size", type=positive, default=32)
+    parser.add_argument(
+        "--minutes", type=amount, default=600.0, help="begin nothing new after these"
     )
     parser.add_argument("--render", action="store_true", help="make the table, and nothing else")
     parser.add_argument("--quick", action="store_true", help="few settings, 32 tokens, few epochs")

@@ -26,7 +26,7 @@ from typing import Any
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine runs in this process
 
 import torch
-from measuring import Times, timed, write
+from measuring import Times, output, positive, timed, write
 from transformers import Qwen3Config
 from vllm import LLM, SamplingParams
 
@@ -134,23 +134,23 @@ def watched(seconds: Seconds, beside_vllm: bool) -> Iterator[Callable[[Any], Non
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--vocabulary", type=int, default=8192)
-    parser.add_argument("--hidden", type=int, default=512)
-    parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--block-length", type=int, default=32)
+    parser.add_argument("--batches", type=positive, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--vocabulary", type=positive, default=8192)
+    parser.add_argument("--hidden", type=positive, default=512)
+    parser.add_argument("--layers", type=positive, default=8)
+    parser.add_argument("--block-length", type=positive, default=32)
     parser.add_argument("--policy", default="confidence_threshold")
     parser.add_argument(
-        "--steps", type=int, default=24, help="denoising steps that are timed, at most"
+        "--steps", type=positive, default=24, help="denoising steps that are timed, at most"
     )
     parser.add_argument(
         "--rows",
-        type=int,
+        type=positive,
         default=12288,
         help="rows of logits in the timed steps of a batch, about; three steps are timed anyway",
     )
     parser.add_argument("--without-vllm", action="store_true")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=output)
     args = parser.parse_args()
     seconds = Seconds()
     results = []

@@ -3,6 +3,7 @@ they compare with does what it says: the same policy, the same tokens."""
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import re
@@ -232,7 +233,7 @@ def test_the_frontier_of_any_model_and_of_prompts_without_checkers(unchecked, tm
         ("protocol --policy setled", "setled"),
         ("protocol --policy settled,risks=0.1", "risks"),
         ("protocol --policy learn2pd,filter=nowhere", "nowhere"),
-        ("protocol --lengths 64 0", "max_new_tokens=0"),
+        ("protocol --lengths 64 0", "--lengths: 0: expected a whole number from 1"),
         ("protocol --model tiny-lada", "model 'tiny-lada'"),
         ("protocol --prompts nowhere.txt", "nowhere.txt"),
         ("protocol --device cud", "--device cud"),
@@ -299,3 +300,28 @@ def test_what_was_measured_outlives_a_failure_at_the_end(script, monkeypatch, tm
         step.main()
     (size,) = json.loads(path.read_text())["results"]["sizes"]
     assert size["vocabulary"] == 64
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "1.5", "", "x", str(10**20)])
+def test_a_count_that_is_none_is_refused(script, text):
+    with pytest.raises(argparse.ArgumentTypeError, match="expected a whole number from 1"):
+        script("measuring").positive(text)
+
+
+@pytest.mark.parametrize("text", ["", "FOLDER", "FILE/below", "/proc/there", "a" * 5000])
+def test_an_output_that_cannot_be_written_is_refused(script, text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "FILE").write_text("mine")
+    (tmp_path / "FOLDER").mkdir()
+    with pytest.raises(argparse.ArgumentTypeError):
+        script("measuring").output(text)
+    assert script("measuring").output("new/there.json") == Path("new/there.json")
+    assert script("measuring").output("FILE") == Path("FILE")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["FILE", "FOLDER"]
+
+
+@pytest.mark.parametrize("file", sorted(BENCHMARKS.glob("*.py")), ids=lambda path: path.stem)
+def test_every_count_and_every_output_of_a_benchmark_is_checked(file):
+    source = file.read_text(encoding="utf-8")
+    assert "type=int" not in source and "type=float" not in source
+    assert not re.search(r'"--(json|out)", type=Path', source)
