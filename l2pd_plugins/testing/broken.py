@@ -242,12 +242,47 @@ class StateChangesLater(_Threshold):
         return step.masked & (state["best"] > 0.7)
 
 
+class WritingToLogits(_Threshold):
+    """Works in place on the model's own logits."""
+
+    requires = frozenset({"confidence", "logits"})
+
+    def select(self, step: DenoisingStep, state: State) -> Tensor:
+        assert step.logits is not None
+        return step.masked & (step.logits.div_(2.0).softmax(-1).amax(-1) > 0.5)
+
+
+class Undescribed(_Threshold):
+    """Says nothing of itself."""
+
+    def describe(self) -> str:
+        raise RuntimeError("not a word")
+
+
+class OddOptions(_Threshold):
+    """Counts an object among its options."""
+
+    def options(self) -> dict[str, object]:
+        return {"device": torch.device("cpu")}
+
+
+class FingerprintOfNumbers(_Threshold):
+    """Tells its weights by a number."""
+
+    def fingerprint(self) -> str:
+        return 5  # type: ignore[return-value]
+
+
 CAUGHT_BY: dict[type[UnmaskPolicy], str] = {
     Stuck: "makes_progress",
     Overwriting: "selects_only_masked",
     LeakingBetweenRows: "keeps_rows_apart",
     RememberingRequests: "forgets_requests",
     ChangingItsInput: "leaves_its_input",
+    WritingToLogits: "leaves_its_input",
+    Undescribed: "describes_itself",
+    OddOptions: "describes_itself",
+    FingerprintOfNumbers: "describes_itself",
     NonDeterministic: "is_deterministic",
     StateWithoutRows: "state_is_per_row",
     Unpicklable: "can_be_copied",

@@ -6,12 +6,14 @@ A check's name is what users read, and the first line of its docstring what it h
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
+from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -195,6 +197,23 @@ def names_itself(bench: Bench) -> None:
         assert 0 < len(name) <= 100, f"its name has {len(name)} characters; expected 1 to 100"
 
 
+def describes_itself(bench: Bench) -> None:
+    """`describe` and `fingerprint` give printable text, `options` a dict that JSON can hold."""
+    for policy in (bench.factory(), bench.policy()):
+        for method in ("describe", "fingerprint"):
+            text: Any = getattr(policy, method)()
+            assert isinstance(text, str), f"{method} returned {type(text).__name__}; expected text"
+            assert text.isprintable(), f"{method} returned {text!r}, which cannot be printed"
+        given: Any = policy.options()
+        assert isinstance(given, dict), f"options returned {type(given).__name__}; expected a dict"
+        try:
+            json.dumps(
+                {name: str(v) if isinstance(v, PurePath) else v for name, v in given.items()}
+            )
+        except (TypeError, ValueError) as error:
+            raise AssertionError(f"options: a value is none that JSON can hold: {error}") from error
+
+
 def says_what_it_needs(bench: Bench) -> None:
     """`requires`, `progress` and `edits` can be read, and hold what the contract knows."""
     for policy in (bench.factory(), bench.policy()):
@@ -315,6 +334,7 @@ CHECKS: dict[str, Callable[[Bench], None]] = {
     check.__name__: check
     for check in (
         names_itself,
+        describes_itself,
         says_what_it_needs,
         answers_bool,
         selects_only_masked,
@@ -391,6 +411,7 @@ def lengths_of(name: str, block_lengths: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(n for n in block_lengths if 4 <= n <= 32)
     whole = (
         "names_itself",
+        "describes_itself",
         "says_what_it_needs",
         "answers_bool",
         "ends",
