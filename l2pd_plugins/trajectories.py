@@ -23,7 +23,6 @@ from torch import Tensor
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.files import (
     is_there,
-    one_line,
     path_inside,
     read_object,
     reading,
@@ -31,6 +30,7 @@ from l2pd_plugins.files import (
     require_file,
     whole_number,
 )
+from l2pd_plugins.shown import shown
 from l2pd_plugins.writing import require_writable, sweep, write_text, write_whole
 
 LABELS = ("reference", "consistent")
@@ -306,8 +306,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         for name, value in wanted.items():
             if there[name] != value:
                 raise L2PDError(
-                    f"{folder} holds trajectories with {name}={there[name]!r}, this run has "
-                    f"{value!r}; name another folder or remove that one"
+                    f"{folder} holds trajectories with {name}={shown(there[name])}, this run has "
+                    f"{shown(value)}; name another folder or remove that one"
                 )
         return
     text = json.dumps(asdict(manifest), indent=2) + "\n"
@@ -325,12 +325,12 @@ def read_manifest(folder: Path) -> Manifest:
         raise L2PDError(f"{folder} holds no trajectories: there is no {MANIFEST}")
     content = read_object(path_inside(folder, MANIFEST), str(path))
     if content.get("schema_version") != SCHEMA_VERSION:
-        version = one_line(repr(content.get("schema_version")))
+        version = shown(content.get("schema_version"))
         raise L2PDError(f"{path}: schema_version {version}, this version reads {SCHEMA_VERSION}")
     known = {field.name: field for field in fields(Manifest)}
     unknown = sorted(set(content) - set(known))
     if unknown:
-        raise L2PDError(f"{path}: unknown field {one_line(repr(unknown[0]))}")
+        raise L2PDError(f"{path}: unknown field {shown(unknown[0])}")
     for name, field in known.items():
         if name not in content:
             if field.default is MISSING:
@@ -338,10 +338,11 @@ def read_manifest(folder: Path) -> Manifest:
             continue
         expected = _FIELDS[str(field.type)]
         if not expected[0](content[name]):
-            shown = one_line(repr(content[name]))
-            raise L2PDError(f"{path}: {name} = {shown}; expected {expected[1]}")
+            raise L2PDError(f"{path}: {name} = {shown(content[name])}; expected {expected[1]}")
     if content.get("labels", LABELS[0]) not in LABELS:
-        raise L2PDError(f"{path}: labels = {content['labels']!r}; expected {' or '.join(LABELS)}")
+        raise L2PDError(
+            f"{path}: labels = {shown(content['labels'])}; expected {' or '.join(LABELS)}"
+        )
     return Manifest(**content)
 
 

@@ -70,6 +70,9 @@ def folder(tmp_path: Path) -> Path:
         ({"policies": [5]}, "policies = .*expected a list of texts"),
         ({"model": None}, "model = None; expected a text"),
         ({"labels": "mine"}, "labels = 'mine'; expected reference or consistent"),
+        ({"labels": "x" * 10**5}, "labels = 'xxx.*; expected reference or consistent"),
+        ({"model": ["y" * 10**5] * 9}, "model = .*; expected a text"),
+        ({"z" * 10**5: 1}, "unknown field 'zzz"),
         ({"labels": ["reference"]}, "labels = .*expected a text"),
         ({"schema_version": [1]}, "schema_version .1., this version reads 1"),
         ({"\x1b[2J": 1}, r"unknown field '\\x1b\[2J'"),
@@ -81,7 +84,14 @@ def test_a_manifest_that_is_none(folder: Path, values: dict, words: str) -> None
     (folder / "manifest.json").write_text(json.dumps({**there, **values}))
     with pytest.raises(L2PDError, match=words) as raised:
         read_trajectories(folder)
-    assert str(raised.value).isprintable()
+    assert str(raised.value).isprintable() and len(str(raised.value)) < 1000
+
+
+def test_long_values_of_another_run_are_cut(folder: Path) -> None:
+    long = dataclasses.replace(MANIFEST, prompts="p" * 10**5)
+    with pytest.raises(L2PDError, match=r"prompts='p\.txt', this run has 'ppp") as raised:
+        write_manifest(folder, long)
+    assert len(str(raised.value)) < 1000
 
 
 def test_a_manifest_without_a_field(folder: Path) -> None:

@@ -34,6 +34,7 @@ from l2pd_adapters.huggingface.lora import ADAPTER
 from l2pd_plugins import UnmaskPolicy, create_policy
 from l2pd_plugins.denoising import StepOutcome
 from l2pd_plugins.errors import L2PDError
+from l2pd_plugins.shown import shown
 from l2pd_plugins.traits import description_of, fingerprint_of, options_of, printable_name_of
 from l2pd_plugins.trajectories import (
     LABELS,
@@ -206,8 +207,8 @@ def _references(
         for name, value in asdict(manifest).items():
             if name != "policies" and getattr(theirs, name) != value:
                 raise L2PDError(
-                    f"the reference decodes in {elsewhere} have {name}={getattr(theirs, name)!r}, "
-                    f"this run has {value!r}"
+                    f"the reference decodes in {elsewhere} have "
+                    f"{name}={shown(getattr(theirs, name))}, this run has {shown(value)}"
                 )
         own = theirs.reference_path_of(elsewhere, shard)
     if elsewhere is not None or manifest.holds_references(out, shard):
