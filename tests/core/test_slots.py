@@ -126,6 +126,25 @@ def test_what_nobody_runs_is_forgotten() -> None:
     assert (len(slots), slots.policies) == (0, [])
 
 
+def test_a_slot_that_gets_another_policy_forgets_the_one_before() -> None:
+    slots, policy = slots_of(), Persistent()
+    slots.assign(3, policy, [MASK] * LENGTH, [True] * LENGTH)
+    other = create_policy("fixed_schedule")
+    slots.assign(3, other, [MASK] * LENGTH, [True] * LENGTH)
+    assert (len(slots), slots.policies, slots.policy_of(3)) == (1, [other], other)
+
+
+def test_a_slot_heeds_the_end_of_text_unless_told_otherwise() -> None:
+    slots, policy = slots_of(), create_policy("fixed_schedule", tokens_per_step=1)
+    slots.assign(0, policy, [MASK] * LENGTH, [True] * LENGTH)
+    slots.assign(1, policy, [MASK] * LENGTH, [True] * LENGTH, ignores_end=True)
+    batch = slots.take(np.array([0, 1]))
+    logits = torch.zeros(2, LENGTH, VOCABULARY)
+    logits[:, 1, EOT] = 9.0
+    outcome = denoising_step(batch.block, logits, end_of_text=END)
+    assert outcome.ended.tolist() == [True, False]
+
+
 def test_a_reused_slot_begins_anew() -> None:
     slots, policy = slots_of(), Persistent()
     results = []

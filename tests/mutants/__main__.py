@@ -3,8 +3,8 @@
     python -m tests.mutants --modules slots selection --out runs/mutants
 
 Prints a score for each module and writes the mutants that no test noticed, as diffs, into the
-folder. A mutant that changes nothing that could be seen is listed, with the reason, in
-`equivalent.txt`.
+folder; `--again` runs those alone. A mutant that changes nothing that could be seen is listed, with
+the reason, in `equivalent.txt`.
 `make mutants` runs all modules: about an hour on two cores.
 """
 
@@ -38,6 +38,13 @@ def main() -> int:
     parser.add_argument("--modules", nargs="*", default=list(TARGETS), choices=list(TARGETS))
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "mutants")
     parser.add_argument("--least", type=float, default=0.9, help="least score of a module")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=12,
+        help="for each mutant, only tests that take so long together: the score is a lower bound",
+    )
+    parser.add_argument("--again", action="store_true", help="only what survived the last time")
     parser.add_argument("--lines", help="only mutants of these lines, such as 120-180")
     parser.add_argument("--share", type=float, default=1.0, help="a random share of the mutants")
     asked = parser.parse_args()
@@ -63,6 +70,10 @@ def score(tree: Tree, name: str, asked: argparse.Namespace) -> float:
     if asked.lines:
         first, last = map(int, asked.lines.split("-"))
         mutants = [m for m in mutants if first <= m.line <= last]
+    survived = asked.out / f"{name}.survived"
+    if asked.again:
+        keys = survived.read_text().splitlines()
+        mutants = [m for m in mutants if m.key(source) in keys]
     if asked.share < 1:
         mutants = random.Random(0).sample(mutants, round(len(mutants) * asked.share))
     outcomes, survivors, unused = [], [], set(known)
@@ -73,8 +84,11 @@ def score(tree: Tree, name: str, asked: argparse.Namespace) -> float:
             outcomes.append("equivalent")
             continue
         tests = learned.tests_of(target.module, mutant.lines, target.unseen, target.also)
-        limit = 20 + 5 * sum(learned.seconds[test] for test in tests)
-        outcome = tree.survives(target.module, mutant.source, tests, limit)
+        tests = learned.within(tests, asked.seconds)
+        limit = 15 + 8 * sum(learned.seconds[test] for test in tests)
+        outcome, noticed = tree.survives(target.module, mutant.source, tests, limit)
+        if noticed is not None:
+            learned.killers[noticed] += 1
         outcomes.append(outcome)
         if outcome == "survived":
             survivors.append(mutant)
@@ -90,9 +104,11 @@ def score(tree: Tree, name: str, asked: argparse.Namespace) -> float:
         f"{found['equivalent']} equivalent; {time.perf_counter() - began:.0f} s",
         flush=True,
     )
-    if not asked.lines and asked.share == 1:
+    whole = not (asked.lines or asked.again or asked.share < 1)
+    if whole:
         for key in sorted(unused):
             print(f"  equivalent.txt: {target.module}: no such mutant any more: {key}")
+    survived.write_text("".join(f"{m.key(source)}\n" for m in survivors))
     (asked.out / f"{name}.diff").write_text(
         "".join(diff(target.module, source, m) for m in survivors)
     )

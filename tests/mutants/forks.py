@@ -6,6 +6,7 @@ there and runs pytest: about a second each, where a new process would take sever
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -14,12 +15,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,14 @@ import pytest
 from hypothesis import Phase, settings
 
 PATHS = ("", "policies", "adapters")
+FIRST = 4
+"""Tests that run by themselves before the others."""
 MEMORY = 16 << 30
 """Bytes of address space that a child may take beyond what it has."""
-ARGUMENTS = ["-q", "-x", "-p", "no:cacheprovider", "--no-header", "--tb=no"]
+ARGUMENTS = ["-q", "-x", "--no-header", "--tb=no"]
+for _plugin in ("cacheprovider", "unraisableexception", "threadexception"):
+    # The last two collect garbage several times, which takes as long as the tests of most mutants.
+    ARGUMENTS += ["-p", f"no:{_plugin}"]
 
 
 @dataclass
@@ -38,16 +44,22 @@ class Learned:
     """What a run of the tests over the unchanged module has shown."""
 
     seconds: dict[str, float] = field(default_factory=dict)
-    """Of every test that passed."""
+    """Of every test, on a processor, those of its child processes too."""
     lines: dict[str, dict[str, list[int]]] = field(default_factory=dict)
     """The lines that a test runs, of each module by its path."""
     failed: list[str] = field(default_factory=list)
+    killers: Counter[str] = field(default_factory=Counter)
+    """How many mutants each test was the first to notice."""
 
     def tests_of(
         self, module: str, lines: tuple[int, int], unseen: str, also: tuple[str, ...]
     ) -> list[str]:
-        """The tests that run one of these lines, the quickest first; where none is seen to, those
-        whose names hold `unseen`. Then those whose names hold a word of `also`."""
+        """The tests that run one of these lines; where none is seen to, those whose names hold
+        `unseen`. Then those whose names hold a word of `also`.
+
+        First come the tests that have noticed most mutants. The others are ordered so that one case
+        of every test comes before a second of any, and the quickest first among them.
+        """
         last = [test for test in self.seconds if any(word in test for word in also)]
         first, end = lines
         found = [
@@ -56,8 +68,24 @@ class Learned:
             if any(first <= n <= end for n in seen.get(module, ()))
         ]
         found = found or [test for test in self.seconds if unseen in test]
-        found = [test for test in found if test not in last]
-        return sorted(found, key=lambda test: self.seconds[test]) + last
+        found = sorted(set(found) - set(last), key=lambda test: (self.seconds[test], test))
+        cases: Counter[str] = Counter()
+        turn = {}
+        for test in found:
+            function = test.partition("[")[0]
+            turn[test] = cases[function]
+            cases[function] += 1
+        # The sort is stable: within a turn the quickest stays first.
+        return sorted(found, key=lambda test: (-self.killers[test], turn[test])) + last
+
+    def within(self, tests: list[str], seconds: float) -> list[str]:
+        """As many of these tests, from the first on, as take so long together; at least one."""
+        spent = accumulate(self.seconds[test] for test in tests)
+        return [
+            test
+            for i, (test, at) in enumerate(zip(tests, spent, strict=True))
+            if not i or at <= seconds
+        ]
 
 
 class Tree:
@@ -94,18 +122,26 @@ class Tree:
         for name in found.pop("imported"):  # so that every child has them
             with suppress(Exception):
                 importlib.import_module(name)
+        gc.collect()
+        gc.freeze()  # so that no child looks through what it has from here
         return Learned(**found)
 
-    def survives(self, module: str, source: str, tests: list[str], seconds: float) -> str:
-        """How the tests end over this source of the module: "survived", "killed" or "timeout"."""
+    def survives(
+        self, module: str, source: str, tests: list[str], seconds: float
+    ) -> tuple[str, str | None]:
+        """How the tests end over this source of the module: "survived", "killed" or "timeout"; and
+        the first test that failed."""
+        noticed = self.copy / "noticed.txt"
+        noticed.unlink(missing_ok=True)
         path = self.copy / module
         kept = path.with_suffix(".kept")  # with its time stamp, by which Python knows its bytecode
         os.replace(path, kept)
         try:
             path.write_text(source)
-            return self._fork(lambda: self._run(tests), seconds)
+            how = self._fork(lambda: self._run(tests, noticed), seconds)
         finally:
             os.replace(kept, path)
+        return how, noticed.read_text() if noticed.exists() else None
 
     def _fork(self, work: Callable[[], int], seconds: float) -> str:
         sys.stdout.flush()
@@ -145,9 +181,14 @@ class Tree:
         (self.copy / "tmp").mkdir(exist_ok=True)
         os.chdir(self.copy)
 
-    def _run(self, tests: list[str]) -> int:
+    def _run(self, tests: list[str], noticed: Path) -> int:
         sys.dont_write_bytecode = True
-        return int(pytest.main([*ARGUMENTS, *tests], plugins=[_Settings()]))
+        # The first few by themselves: only their files are collected.
+        for part in filter(None, (tests[:FIRST], tests[FIRST:])):
+            code = int(pytest.main([*ARGUMENTS, *part], plugins=[_Settings(), _Noticed(noticed)]))
+            if code:
+                return code
+        return 0
 
     def _watch(self, modules: list[str], tests: list[str], report: Path) -> int:
         before = set(sys.modules)
@@ -185,6 +226,18 @@ class _Settings:
         settings.load_profile("mutants")
 
 
+class _Noticed:
+    """Writes down which test has failed, and ends the process there."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self._file.write_text(report.nodeid)
+            os._exit(1)
+
+
 class _Watch:
     """Times every test and records which lines of some files it runs."""
 
@@ -208,13 +261,13 @@ class _Watch:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Any:
-        start = time.perf_counter()
+        start = sum(os.times()[:4])
         self._coverage.switch_context(item.nodeid)
         try:
             return (yield)
         finally:
             self._coverage.switch_context("")
-            self.seconds[item.nodeid] = time.perf_counter() - start
+            self.seconds[item.nodeid] = sum(os.times()[:4]) - start
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
