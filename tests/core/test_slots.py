@@ -145,6 +145,70 @@ def test_a_slot_heeds_the_end_of_text_unless_told_otherwise() -> None:
     assert outcome.ended.tolist() == [True, False]
 
 
+def test_a_slot_lies_in_a_canvas_of_its_own_block_unless_told_otherwise() -> None:
+    slots, policy = slots_of(), Persistent()
+    slots.assign(0, policy, [MASK] * LENGTH, [True] * LENGTH)
+    slots.assign(1, policy, [MASK] * LENGTH, [True] * LENGTH, canvas_length=3 * LENGTH)
+    batch = slots.take(np.array([1, 0]))
+    assert batch.block.canvas_length.tolist() == [3 * LENGTH, LENGTH]
+
+
+class Knowing(UnmaskPolicy):
+    requires = frozenset({"confidence", "reference"})
+
+    def select(self, step, state):
+        return step.masked & (step.reference == 1)
+
+
+def test_the_reference_reaches_the_policy() -> None:
+    slots = slots_of()
+    slots.assign(2, Knowing(), [MASK] * LENGTH, [True] * LENGTH)
+    batch = slots.take(np.array([2]), reference=torch.tensor([[0, 1, 0, 1, 1]]))
+    denoising_step(batch.block, logits_of(2, 0)[None], end_of_text=EndOfText("off", ()))
+    assert batch.block.masked.tolist() == [[True, False, True, False, False]]
+
+
+def test_a_batch_has_generators_only_where_one_of_its_slots_has() -> None:
+    slots = slots_of()
+    for slot in range(4):  # four policies
+        generator = torch.Generator().manual_seed(slot) if slot == 1 else None
+        slots.assign(slot, Persistent(), [MASK] * LENGTH, [True] * LENGTH, generator=generator)
+    assert slots.take(np.array([0, 2, 3])).block.generators is None
+    alone, both = (slots.take(np.array(chosen)).block.generators for chosen in ([1], [2, 1]))
+    assert alone is not None and [each.initial_seed() for each in alone if each] == [1]
+    assert both is not None and [each is None for each in both] == [True, False]
+
+
+def test_what_fails_in_a_slot_is_left_to_the_progress_rule() -> None:
+    slots = slots_of()
+    slots.assign(0, Persistent(), [MASK] * LENGTH, [True] * LENGTH)
+    assert slots.take(np.array([0])).block.on_error == "progress"
+
+
+class Vast(UnmaskPolicy):
+    """Its state has no room anywhere, though it was made without taking any."""
+
+    def init_state(self, batch_size, block_length, device):
+        return {"vast": torch.zeros(batch_size, 1).expand(batch_size, 2**58)}
+
+    def select(self, step, state):
+        return step.masked
+
+
+def test_a_policy_whose_state_finds_no_room_leaves_its_slots_to_the_progress_rule(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(policy_calls, "_failed", set())
+    slots = slots_of()
+    slots.assign(0, Vast(), [MASK] * LENGTH, [True] * LENGTH)
+    batch = slots.take(np.array([0]))
+    denoising_step(batch.block, logits_of(0, 0)[None], end_of_text=EndOfText("off", ()))
+    assert batch.block.masked.sum() == LENGTH - 1
+    assert [record.getMessage().partition(";")[0] for record in caplog.records] == [
+        "policy 'vast': init_state failed"
+    ]
+
+
 def test_a_reused_slot_begins_anew() -> None:
     slots, policy = slots_of(), Persistent()
     results = []

@@ -44,6 +44,7 @@ def main() -> int:
         default=12,
         help="for each mutant, only tests that take so long together: the score is a lower bound",
     )
+    parser.add_argument("--tests", nargs="*", help="only these files of tests")
     parser.add_argument("--again", action="store_true", help="only what survived the last time")
     parser.add_argument("--lines", help="only mutants of these lines, such as 120-180")
     parser.add_argument("--share", type=float, default=1.0, help="a random share of the mutants")
@@ -62,7 +63,8 @@ def score(tree: Tree, name: str, asked: argparse.Namespace) -> float:
     target = TARGETS[name]
     source = (tree.copy / target.module).read_text()
     began = time.perf_counter()
-    learned = tree.learn([each.module for each in TARGETS.values()], target.tests)
+    tests_of_it = asked.tests or target.tests
+    learned = tree.learn([each.module for each in TARGETS.values()], tests_of_it)
     if learned.failed:
         raise SystemExit(f"{name}: tests fail without a mutation: {', '.join(learned.failed)}")
     known = read_equivalent(target.module)

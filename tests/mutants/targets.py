@@ -34,6 +34,7 @@ _STEP = [
     "tests/fuzz/test_fuzz.py::test_nothing_is_found[core]",
     _DEVICES,
 ]
+_FILTERS = ["tests/policies/test_filter_policy.py", "tests/policies/test_exact.py"]
 
 TARGETS = {
     "denoising": Target("l2pd_plugins/denoising.py", _STEP),
@@ -54,9 +55,9 @@ TARGETS = {
     "triton": Target("l2pd_plugins/statistics/triton_kernel.py", _STATISTICS, unseen="[triton"),
     "learned": Target(
         "policies/l2pd_policies/learned/policy.py",
-        ["tests/policies/test_learn2pd.py", "tests/policies/test_settled.py"],
+        [*_FILTERS, "tests/policies/test_learn2pd.py", "tests/policies/test_settled.py"],
     ),
     "settled": Target(
-        "policies/l2pd_policies/settled/policy.py", ["tests/policies/test_settled.py"]
+        "policies/l2pd_policies/settled/policy.py", [*_FILTERS, "tests/policies/test_settled.py"]
     ),
 }
