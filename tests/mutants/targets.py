@@ -24,10 +24,12 @@ _STATISTICS = [
     _DEVICES,
 ]
 _STEP = [
+    "tests/core/test_block_batch.py",
     "tests/core/test_denoising.py",
     "tests/core/test_editing.py",
     "tests/core/test_looking_ahead.py",
     "tests/core/test_misbehaving_policies.py",
+    "tests/core/test_policy_calls.py",
     "tests/core/test_predicted_masks.py",
     "tests/core/test_slots.py",
     "tests/core/test_step_corners.py",
