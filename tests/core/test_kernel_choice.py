@@ -1,0 +1,120 @@
+"""Which kernel computes the statistics, at every edge of the choice."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+
+import pytest
+import torch
+
+from l2pd_plugins.errors import L2PDError
+from l2pd_plugins.statistics import choice, row_statistics
+from l2pd_plugins.statistics.results import empty_results
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+VARIABLE = "L2PD_STATISTICS"
+
+
+@pytest.fixture(autouse=True)
+def everything_installed(monkeypatch):
+    for name in (VARIABLE, "TRITON_INTERPRET"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(choice, "_INSTALLED", {"numba": True, "triton": True})
+    choice._announce.cache_clear()
+
+
+def test_numba_is_chosen_from_8192_columns_on():
+    chosen = [choice.choose(CPU, torch.float32, columns) for columns in (8191, 8192, 8193)]
+    assert chosen == ["eager", "numba", "numba"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("device", [CPU, CUDA])
+def test_the_fused_kernels_read_all_dtypes_of_logits(dtype, device):
+    assert choice.choose(device, dtype, 9000) == {"cpu": "numba", "cuda": "triton"}[device.type]
+
+
+def test_whoever_asks_by_argument_is_heard_before_the_environment(monkeypatch):
+    monkeypatch.setenv(VARIABLE, "eager")
+    assert choice.choose(CPU, torch.float32, 9000) == "eager"
+    assert choice.choose(CPU, torch.float32, 9000, "numba") == "numba"
+    monkeypatch.setenv(VARIABLE, "")
+    assert choice.choose(CPU, torch.float32, 9000) == "numba"
+
+
+def test_a_kernel_that_cannot_be_had_says_why(monkeypatch):
+    def refused(kernel, device=CPU, dtype=torch.float32):
+        with pytest.raises(L2PDError) as got:
+            choice.choose(device, dtype, 9000, kernel)
+        return str(got.value)
+
+    assert refused("quick") == "statistics kernel 'quick': the kernels are triton, numba, eager"
+    assert refused("numba", CUDA) == "statistics kernel 'numba': it runs on cpu, not on cuda"
+    assert refused("triton") == "statistics kernel 'triton': it runs on cuda, not on cpu"
+    assert refused("numba", dtype=torch.float64).endswith(
+        "it reads bfloat16, float16 and float32, not torch.float64"
+    )
+    monkeypatch.setattr(choice, "_INSTALLED", {"numba": False, "triton": False})
+    assert refused("numba").endswith("numba is not installed; pip install 'l2pd-plugins[cpu]'")
+    assert refused("triton").endswith("triton is not installed; pip install triton")
+
+
+def test_triton_runs_on_the_cpu_in_its_interpreter_alone(monkeypatch):
+    for value, device in (("0", CPU), ("1", torch.device("meta"))):
+        monkeypatch.setenv("TRITON_INTERPRET", value)
+        with pytest.raises(L2PDError, match="it runs on cuda"):
+            choice.choose(device, torch.float32, 9000, "triton")
+    assert choice.choose(CPU, torch.float32, 9000, "triton") == "triton"
+    assert choice.choose(CPU, torch.float32, 9000) == "numba"
+    assert choice.choose(CUDA, torch.float32, 9000, "triton") == "triton"
+
+
+def test_what_is_installed_is_found_out():
+    spec = importlib.util.spec_from_file_location("fresh_choice", choice.__file__)
+    fresh = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fresh)
+    found = fresh._INSTALLED
+    assert found.keys() == {"triton", "numba"}
+    assert all(there == (importlib.util.find_spec(n) is not None) for n, there in found.items())
+
+
+def test_the_slower_kernel_is_announced_once_and_never_to_a_compiler(caplog, monkeypatch):
+    caplog.set_level(logging.WARNING)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert choice.choose(CPU, torch.float64, 9000) == "eager"
+    assert not caplog.records
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: False)
+    for _ in range(2):
+        assert choice.choose(CPU, torch.float64, 9000) == "eager"
+    assert [record.getMessage() for record in caplog.records] == [
+        "statistics of the logits: the slower eager kernel, since 'numba' cannot be had: it reads "
+        "bfloat16, float16 and float32, not torch.float64"
+    ]
+
+
+def test_eager_reads_what_no_other_kernel_does():
+    logits = torch.tensor([[0.0, 2.0, 1.0]], dtype=torch.float64)
+    for kernel in ("eager", None):
+        found = row_statistics(logits, frozenset({"margin"}), kernel=kernel)
+        assert found.x0.tolist() == [1]
+        assert found.confidence.item() == pytest.approx(0.6652409)
+        assert found.margin.item() == pytest.approx(0.6652409 - 0.2447285)
+        assert found.entropy is None
+
+
+@pytest.mark.parametrize("entropy", [False, True])
+@pytest.mark.parametrize("margin", [False, True])
+def test_there_is_room_for_what_is_asked_for_and_no_more(entropy, margin):
+    logits = torch.empty(5, 7, dtype=torch.bfloat16)
+    for rows, count in ((None, 5), (torch.zeros(3, dtype=torch.int64), 3)):
+        found = empty_results(logits, rows, entropy, margin)
+        assert [each.shape for each in found] == [
+            (count,),
+            (count,),
+            (count if entropy else 0,),
+            (count if margin else 0,),
+        ]
+        assert [each.dtype for each in found] == [torch.int64, *[torch.float32] * 3]
+    there = empty_results(logits.to("meta"), None, entropy, margin)
+    assert {each.device.type for each in there} == {"meta"}
