@@ -118,3 +118,11 @@ def test_there_is_room_for_what_is_asked_for_and_no_more(entropy, margin):
         assert [each.dtype for each in found] == [torch.int64, *[torch.float32] * 3]
     there = empty_results(logits.to("meta"), None, entropy, margin)
     assert {each.device.type for each in there} == {"meta"}
+
+
+def test_the_module_exports_what_it_says():
+    found: dict = {}
+    exec("from l2pd_plugins.statistics import *", found)
+    assert found["row_statistics"] is row_statistics
+    assert (found["KERNELS"], found["ENVIRONMENT"]) == (choice.KERNELS, VARIABLE)
+    assert "RowStatistics" in found

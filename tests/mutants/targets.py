@@ -19,6 +19,7 @@ class Target:
 
 _DEVICES = "tests/core/test_devices.py"
 _STATISTICS = [
+    "tests/core/test_eager_kernel.py",
     "tests/core/test_kernel_choice.py",
     "tests/core/test_statistics.py",
     "tests/core/test_statistics_bad_rows.py",
