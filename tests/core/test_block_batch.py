@@ -271,3 +271,316 @@ def test_full_blocks_need_no_logits():
     assert batch.reads_committed
     assert batch.needed().tolist() == [[False] * LENGTH, [True] * LENGTH]
     assert not BlockBatch.start(tokens, [Noting()] * 2, mask_token_id=MASK).reads_committed
+
+
+class Ahead(Noting):
+    def __init__(self, *requires: str, fails: bool = False) -> None:
+        super().__init__("ahead", *requires)
+        self.fails = fails
+
+    def init_state(self, batch_size, block_length, device):
+        return {"calls": torch.zeros(batch_size, dtype=torch.int64, device=device)}
+
+    def select(self, step, state):
+        if self.fails and bool((step.block_index > 0).all()):
+            raise ValueError("too far ahead")
+        state["calls"] = state["calls"] + 1
+        return super().select(step, state)
+
+
+def test_later_blocks_have_the_fields_of_their_rows():
+    policy = Ahead("reference")
+    generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
+    batch = BlockBatch.start(
+        masks(2),
+        [policy] * 2,
+        mask_token_id=MASK,
+        block_index=torch.tensor([5, 1]),
+        canvas_length=torch.tensor([40, 20]),
+        reference=torch.zeros(2, LENGTH, dtype=torch.int64),
+        generators=generators,
+    )
+    assert batch.looking_ahead == [0, 1]
+    present = torch.tensor([[True] * 4, [True, True, False, False], [True] * 4])
+    reference = torch.arange(3 * LENGTH).view(3, LENGTH)
+    batch.look_ahead([1, 1, 0], masks(3), present=present, reference=reference)
+    assert batch.later_rows == [1, 1, 0]
+    later = (logits_of(3, 1).flatten(0, 1), torch.arange(3 * LENGTH))
+    denoising_step(batch, logits_of(2), end_of_text=OFF, later=later)
+    seen = next(step for step in policy.seen if len(step.masked) == 3)
+    assert seen.block_index.tolist() == [2, 3, 6]
+    assert seen.canvas_length.tolist() == [20, 20, 40]
+    assert seen.present.tolist() == seen.masked.tolist() == present.tolist()
+    assert torch.equal(seen.reference, reference)
+    assert seen.generator == (generators[1], generators[1], generators[0])
+    # What was kept for the next block of row 1 is what that block begins with.
+    batch.advance([1], masks(1), reference=reference[:1])
+    assert batch.states[0]["calls"].tolist() == [1, 1]
+    assert batch.later_rows == [1, 0]
+    batch.forget_later([1])
+    assert batch.later_rows == [0]
+
+
+def test_no_later_blocks_are_none():
+    batch = BlockBatch.start(masks(1), [Ahead()], mask_token_id=MASK)
+    batch.look_ahead([], masks(0))
+    assert batch.later_rows == []
+    denoising_step(batch, logits_of(1), end_of_text=OFF)
+
+
+@pytest.mark.parametrize(
+    ("of_batch", "of_blocks", "raises"),
+    [("raise", None, True), ("progress", None, False), ("raise", "progress", False)],
+)
+def test_later_blocks_begin_under_the_rule_of_the_batch_unless_told_otherwise(
+    of_batch, of_blocks, raises
+):
+    class Unready(Ahead):
+        begun = False
+
+        def init_state(self, batch_size, block_length, device):
+            if self.begun:
+                raise ValueError("not again")
+            self.begun = True
+            return super().init_state(batch_size, block_length, device)
+
+    batch = BlockBatch.start(masks(1), [Unready()], mask_token_id=MASK, on_error=of_batch)
+    if raises:
+        with pytest.raises(PolicyRuntimeError, match="not again"):
+            batch.look_ahead([0], masks(1), on_error=of_blocks)
+        return
+    batch.look_ahead([0], masks(1), on_error=of_blocks)
+    assert batch.later_rows == [0]
+
+
+def test_the_next_block_has_what_is_given_for_it():
+    policies = [Noting("reference"), Noting()]
+    batch = BlockBatch.start(masks(2), policies, mask_token_id=MASK)
+    present = torch.tensor([[True, True, False, True]])
+    tokens = torch.tensor([[1, MASK, MASK, MASK]])
+    batch.advance([0], tokens, present=present, reference=torch.tensor([[4, 5, 6, 7]]))
+    assert batch.masked.tolist() == [[False, True, False, True], [True] * LENGTH]
+    assert batch.present.tolist() == [present[0].tolist(), [True] * LENGTH]
+    assert batch.reference is not None
+    assert batch.reference[0].tolist() == [4, 5, 6, 7]
+    denoising_step(batch, logits_of(2), end_of_text=OFF)
+    assert policies[0].seen[0].reference.tolist() == [[4, 5, 6, 7]]
+    assert policies[1].seen[0].reference is None
+    batch.advance([0], masks(1), reference=torch.tensor([[3, 3, 3, 3]]))
+    assert batch.reference[0].tolist() == [3, 3, 3, 3]
+    assert batch.present[0].all()
+    assert batch.masked[0].all()
+
+
+def test_a_reference_that_nobody_reads_need_not_go_on():
+    reference = torch.zeros(1, LENGTH, dtype=torch.int64)
+    batch = BlockBatch.start(masks(1), [Noting()], mask_token_id=MASK, reference=reference)
+    batch.advance([0], masks(1))
+    assert batch.block_index.tolist() == [1]
+    without = BlockBatch.start(masks(1), [Noting("reference")], mask_token_id=MASK)
+    without.advance([0], masks(1))
+    assert without.reference is None
+
+
+class Counting(UnmaskPolicy):
+    def init_state(self, batch_size, block_length, device):
+        return {"calls": torch.zeros(batch_size, dtype=torch.int64)}
+
+    def select(self, step, state):
+        state["calls"] = state["calls"] + 1
+        return torch.zeros_like(step.masked)
+
+
+@pytest.mark.parametrize(
+    ("moving", "wanted"),
+    [
+        ([3], [[1, 1], [1, 0]]),
+        ([0, 2], [[0, 0], [1, 1]]),
+        ([0, 1, 2], [[0, 0], [0, 1]]),
+        ([2, 3], [[1, 0], [1, 0]]),
+        ([0, 1, 2, 3], [[0, 0], [0, 0]]),
+        ([], [[1, 1], [1, 1]]),
+    ],
+)
+def test_the_rows_that_move_begin_anew_and_no_others(moving, wanted):
+    first, second, plain = Counting(), Counting(), Noting()
+    for policies in ([first, second, first, second], [first, second, first, second, plain]):
+        batch = BlockBatch.start(masks(len(policies)), policies, mask_token_id=MASK)
+        denoising_step(batch, logits_of(len(policies)), end_of_text=OFF)
+        batch.advance(moving, masks(len(moving)))
+        states = [state["calls"].tolist() for state in batch.states if state]
+        assert states == wanted
+
+
+def test_an_edit_is_no_commit_that_may_be_taken_back():
+    """Of one commit and three edits none may be masked again: the block would not end."""
+
+    class Wavering(RemaskingPolicy):
+        edits = True
+        requires = frozenset({"confidence", "committed"})
+
+        def select(self, step, state):
+            return torch.ones_like(step.masked)
+
+        def remask(self, step, state):
+            return torch.ones_like(step.masked)
+
+    logits = torch.zeros(1, LENGTH, VOCABULARY)
+    logits[..., 3] = 5.0
+    batch = BlockBatch.start(torch.tensor([[1, MASK, 1, 1]]), [Wavering()], mask_token_id=MASK)
+    outcome = denoising_step(batch, logits, end_of_text=OFF)
+    assert outcome.committed.all()
+    assert not outcome.remasked.any()
+    assert batch.tokens.tolist() == [[3] * LENGTH]
+
+
+def test_nothing_is_behind_the_end_where_nothing_is():
+    present = torch.tensor([[True, True, True, False]])
+    batch = BlockBatch.start(masks(1), [Noting(answer=True)], mask_token_id=MASK, present=present)
+    logits = torch.zeros(1, LENGTH, VOCABULARY)
+    logits[0, :, 3] = 2.0
+    logits[0, 1, EOT] = 9.0
+    outcome = denoising_step(batch, logits, end_of_text=END)
+    assert outcome.behind.tolist() == [[False, False, True, False]]
+    assert outcome.committed.tolist() == [[True, True, False, False]]
+    assert batch.present.tolist() == [[True, True, False, False]]
+    assert batch.tokens.tolist() == [[3, EOT, EOT, MASK]]
+
+
+def test_what_is_behind_the_end_was_not_masked_again():
+    class Wavering(RemaskingPolicy):
+        def select(self, step, state):
+            return step.masked
+
+        def remask(self, step, state):
+            return torch.arange(LENGTH).expand_as(step.masked) >= 2
+
+    logits = torch.zeros(1, LENGTH, VOCABULARY)
+    logits[0, :, 3] = 2.0
+    logits[0, 1, EOT] = 9.0
+    batch = BlockBatch.start(masks(1), [Wavering()], mask_token_id=MASK)
+    outcome = denoising_step(batch, logits, end_of_text=END)
+    assert not outcome.remasked.any()
+    assert not batch.masked.any()
+    assert batch.tokens.tolist() == [[3, EOT, EOT, EOT]]
+
+
+def test_only_what_is_required_is_computed():
+    outcome = denoising_step(
+        BlockBatch.start(masks(1), [Noting()], mask_token_id=MASK), logits_of(1), end_of_text=OFF
+    )
+    step = outcome.step
+    assert (step.entropy, step.margin, step.logits, step.reference) == (None,) * 4
+    with_entropy = BlockBatch.start(masks(1), [Noting("entropy")], mask_token_id=MASK)
+    step = denoising_step(with_entropy, logits_of(1), end_of_text=OFF).step
+    assert step.entropy is not None
+    assert step.margin is None
+
+
+def test_tokens_that_were_drawn_are_what_is_predicted():
+    for some in (False, True):
+        batch = BlockBatch.start(masks(2), [Noting(answer=True)] * 2, mask_token_id=MASK)
+        logits, positions = logits_of(2), None
+        drawn = torch.arange(2 * LENGTH) % 7
+        if some:
+            logits, positions = logits.flatten(0, 1), torch.arange(2 * LENGTH)
+        outcome = denoising_step(batch, logits, positions, end_of_text=OFF, x0=drawn)
+        assert batch.tokens.flatten().tolist() == drawn.tolist()
+        p = logits_of(2).index_fill(-1, torch.tensor(MASK), -torch.inf).softmax(-1)
+        wanted = p.gather(-1, drawn.view(2, LENGTH, 1)).squeeze(-1)
+        assert torch.allclose(outcome.step.confidence, wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("position", [None, torch.arange(3)])
+def test_too_few_logits_are_refused_only_where_no_positions_are_given(position):
+    batch = BlockBatch.start(torch.tensor([[MASK, MASK, MASK, 1]]), [Noting()], mask_token_id=MASK)
+    logits = logits_of(1).flatten(0, 1)[:3]
+    if position is None:
+        with pytest.raises(ValueError, match="logits of 3 rows for 1 blocks of 4 positions"):
+            denoising_step(batch, logits, end_of_text=OFF)
+    else:
+        assert denoising_step(batch, logits, position, end_of_text=OFF).committed.sum() == 1
+
+
+class Spoiling(Noting):
+    """Writes to what it is shown, and fails."""
+
+    def select(self, step, state):
+        step.tokens.zero_()
+        step.masked.zero_()
+        step.confidence.zero_()
+        step.block_index.add_(5)
+        return super().select(step, state)
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_what_a_policy_writes_reaches_neither_the_block_nor_the_step(beside):
+    def started(policy):
+        policies = [policy, Steady()] if beside else [policy]
+        return BlockBatch.start(
+            masks(len(policies)), policies, mask_token_id=MASK, on_error="progress"
+        )
+
+    bad, good = started(Spoiling()), started(Noting())
+    for seed in range(LENGTH):
+        logits = logits_of(len(bad.tokens), seed)
+        spoilt = denoising_step(bad, logits, end_of_text=OFF)
+        sound = denoising_step(good, logits, end_of_text=OFF)
+        assert torch.equal(bad.tokens, good.tokens)
+        assert torch.equal(bad.block_index, good.block_index)
+        assert torch.equal(spoilt.step.confidence, sound.step.confidence)
+        assert torch.equal(spoilt.committed, sound.committed)
+    assert not bad.masked.any()
+    # It is not asked again.
+    assert len(bad.policies) == len(good.policies)
+    assert bad.policies[0].name == "spoiling"
+    assert not isinstance(bad.policies[0], Spoiling)
+
+
+def test_a_policy_that_raises_is_asked_again():
+    policy = Failing()
+    batch = BlockBatch.start(masks(1), [policy], mask_token_id=MASK, on_error="progress")
+    denoising_step(batch, logits_of(1), end_of_text=OFF)
+    assert batch.policies == [policy]
+
+
+def test_each_row_hands_on_what_its_own_policy_carries():
+    class Carrying(Counting):
+        carries = frozenset({"calls"})
+
+        def init_state(self, batch_size, block_length, device):
+            return {"calls": torch.arange(batch_size) * 10}
+
+    plain, first, second = Counting(), Carrying(), Carrying()
+    batch = BlockBatch.start(masks(5), [plain, first, second, first, second], mask_token_id=MASK)
+    carried = [batch.carried(row) for row in range(5)]
+    assert [{name: each.tolist() for name, each in row.items()} for row in carried] == [
+        {},
+        {"calls": [0]},
+        {"calls": [0]},
+        {"calls": [10]},
+        {"calls": [10]},
+    ]
+    denoising_step(batch, logits_of(5), end_of_text=OFF)
+    assert carried[3]["calls"].tolist() == [10]
+    batch.carry([{}, {"calls": torch.tensor([7])}, {}, {}, {"calls": torch.tensor([9])}])
+    assert [state["calls"].tolist() for state in batch.states] == [[1], [7, 11], [1, 9]]
+
+
+def test_rows_that_are_gathered_keep_their_later_blocks():
+    policy = Ahead()
+    batches = []
+    for rows in (2, 1):
+        batch = BlockBatch.start(masks(rows), [policy] * rows, mask_token_id=MASK)
+        batch.look_ahead([0, 0, *range(1, rows)], masks(rows + 1))
+        batches.append(batch)
+    first, second = batches
+    joined = BlockBatch.gather([(second, 0), (first, 1), (first, 0)])
+    assert joined.later_rows == [0, 0, 1, 2, 2]
+    assert joined.policies == [policy] * 3
+    first.keep([1])
+    assert first.later_rows == [0]
+    later = (logits_of(1, 3).flatten(0, 1), torch.arange(LENGTH))
+    denoising_step(first, logits_of(1), end_of_text=OFF, later=later)
+    first.keep([])
+    assert first.later_rows == []
