@@ -57,7 +57,7 @@ BAD_STATES = {
     "another class": (GOOD.as_subclass(Own), "Own"),
     "another device": (GOOD.to("meta"), r"on meta"),
     "sparse": (GOOD.to_sparse(), "sparse"),
-    "requires grad": (GOOD.clone().requires_grad_(), "requires grad"),
+    "requires grad": (GOOD.clone().requires_grad_(), "on cpu, requires grad"),
     "fewer rows": (GOOD[:1], r"\(1, 4\)"),
     "no rows": (torch.tensor(0.0), r"\(\)"),
 }

@@ -209,6 +209,76 @@ def test_a_policy_whose_state_finds_no_room_leaves_its_slots_to_the_progress_rul
     ]
 
 
+class Counting(UnmaskPolicy):
+    """Counts its steps, in states of one, two and three dimensions."""
+
+    def init_state(self, batch_size, block_length, device):
+        return {
+            "plain": torch.full((batch_size,), 10),
+            "wide": torch.full((batch_size, block_length), 20),
+            "cube": torch.full((batch_size, 2, 3), 30),
+        }
+
+    def select(self, step, state):
+        state.update({name: value + 1 for name, value in state.items()})
+        return torch.zeros_like(step.masked)
+
+
+def test_the_next_block_begins_in_the_rows_that_are_named_and_nowhere_else() -> None:
+    slots, policy = slots_of(), Counting()
+    present = [True] * 4 + [False]
+    for slot in (0, 3, 5):
+        slots.assign(slot, policy, [1, *[MASK] * 4], present)
+    assert slots.masked[[0, 3, 5]].tolist() == [[False, True, True, True, False]] * 3
+    assert slots.block_index.tolist() == [0] * SLOTS
+    batch = slots.take(np.array([3, 0, 5]))
+    logits = torch.stack([logits_of(slot, 0) for slot in (3, 0, 5)])
+    denoising_step(batch.block, logits, end_of_text=EndOfText("off", ()))
+    before = batch.block.tokens.clone(), batch.block.masked.clone()
+    tokens = torch.tensor([[MASK, 7, MASK, MASK, MASK]]).expand(3, -1)
+    there = torch.tensor([[True, True, True, False, True]]).expand(3, -1)
+    batch.renew(torch.tensor([False, True, False]), tokens, there)
+    slots.put(batch)
+    assert slots.tokens[0].tolist() == [MASK, 7, MASK, MASK, MASK]
+    assert slots.masked[0].tolist() == [True, False, True, False, True]
+    assert slots.present[0].tolist() == there[0].tolist()
+    for slot, row in ((3, 0), (5, 2)):
+        assert slots.tokens[slot].tolist() == before[0][row].tolist()
+        assert slots.masked[slot].tolist() == before[1][row].tolist()
+        assert slots.present[slot].tolist() == present
+    assert slots.step_index.tolist() == [0, 0, 0, 1, 0, 1]
+    assert slots.block_index.tolist() == [1, 0, 0, 0, 0, 0]
+    (state,) = slots.take(np.array([0, 3, 5])).block.states
+    assert state["plain"].tolist() == [10, 11, 11]
+    assert state["wide"].tolist() == [[20] * LENGTH, [21] * LENGTH, [21] * LENGTH]
+    assert state["cube"].flatten(1).tolist() == [[30] * 6, [31] * 6, [31] * 6]
+
+
+def test_many_policies_in_many_slots_are_told_apart() -> None:
+    slots, policies = slots_of(), [Counting() for _ in range(SLOTS)]
+    for slot, policy in enumerate(policies):
+        generator = torch.Generator() if slot % 2 else None
+        slots.assign(slot, policy, [MASK] * LENGTH, [True] * LENGTH, generator=generator)
+    batch = slots.take(np.array([4, 1, 5, 0, 3, 2]))
+    assert batch.block.policies == [policies[slot] for slot in (4, 1, 5, 0, 3, 2)]
+    assert [slots.policy_of(slot) for slot in range(SLOTS)] == policies
+
+
+def test_a_policy_may_keep_and_change_the_state_that_it_gave() -> None:
+    class Keeping(Counting):
+        def init_state(self, batch_size, block_length, device):
+            self.kept = super().init_state(batch_size, block_length, device)
+            return self.kept
+
+    slots, policy = slots_of(), Keeping()
+    slots.assign(0, policy, [MASK] * LENGTH, [True] * LENGTH)
+    for value in policy.kept.values():
+        value.zero_()
+    slots.assign(1, policy, [MASK] * LENGTH, [True] * LENGTH)
+    (state,) = slots.take(np.array([0, 1])).block.states
+    assert state["plain"].tolist() == [10, 10]
+
+
 def test_a_reused_slot_begins_anew() -> None:
     slots, policy = slots_of(), Persistent()
     results = []

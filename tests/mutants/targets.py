@@ -51,7 +51,7 @@ TARGETS = {
     "eager": Target("l2pd_plugins/statistics/eager.py", _STATISTICS),
     "numba": Target(
         "l2pd_plugins/statistics/numba_kernel.py",
-        _STATISTICS,
+        ["tests/core/test_numba_interpreted.py", *_STATISTICS],
         unseen="[numba",
         also=("test_compilation_is", "test_a_forked"),
     ),

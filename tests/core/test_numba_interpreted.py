@@ -1,0 +1,216 @@
+"""The Numba kernel's own code, run by Python: every line of it on small rows, without compiling."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+
+import pytest
+import torch
+
+numba = pytest.importorskip("numba")
+np = pytest.importorskip("numpy")
+
+from l2pd_plugins.statistics import numba_kernel as compiled  # noqa: E402
+
+INFINITY, NAN = float("inf"), float("nan")
+FLOATS = {np.dtype(np.int16): np.float16, np.dtype(np.int32): np.float32}
+
+
+def wide(bits):
+    if bits.dtype == np.uint16:
+        return (np.uint32(bits) << np.uint32(16)).view(np.float32)
+    return np.float32(bits.view(FLOATS[bits.dtype]))
+
+
+@pytest.fixture
+def module(monkeypatch):
+    """The kernel's module with plain functions; what speaks to the compiler is replaced."""
+    monkeypatch.setattr(numba.config, "DISABLE_JIT", True)
+    spec = importlib.util.spec_from_file_location("interpreted_kernel", compiled.__file__)
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    made._wide = wide
+    made._float_of = lambda bits: np.int32(bits).view(np.float32)
+    made._bits_of = lambda value: np.float32(value).view(np.int32)
+    with np.errstate(all="ignore"):
+        yield made
+
+
+def logits_of(rows: int, vocabulary: int, dtype=torch.float32) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(vocabulary)
+    return (torch.randn(rows, vocabulary, generator=generator) * 3).to(dtype)
+
+
+def plain(row: torch.Tensor, suppress: int, token: int) -> list[float]:
+    """x0, confidence, entropy and margin of one row, in float64."""
+    z = row.double().clone()
+    if suppress >= 0:
+        z[suppress] = -INFINITY
+    p = z.softmax(-1)
+    order = z.sort(descending=True, stable=True)
+    x0 = int(order.indices[0]) if token < 0 else token
+    second = float(p[order.indices[1]]) if len(p) > 1 else 0.0
+    margin = float(p[order.indices[0]]) - second
+    return [x0, float(p[x0]), float(torch.special.entr(p).sum()), margin]
+
+
+def values_of(found, at: int) -> list[float]:
+    return [float(each[at]) for each in found]
+
+
+@pytest.mark.parametrize("vocabulary", [2, 3, 9, 40])
+@pytest.mark.parametrize("suppress", [-1, 0, 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_every_row_has_its_own_statistics(module, vocabulary, suppress, dtype):
+    logits = logits_of(4, vocabulary, dtype)
+    rows, tokens = torch.tensor([3, -1, 0, 2, 2]), torch.tensor([-1, 1, 0, 1, -1])
+    for which, given in ((rows, tokens), (rows, None), (None, tokens[:4]), (None, None)):
+        found = module.numba_kernel(logits, which, given, suppress, True, True)
+        assert [each.dtype for each in found] == [torch.int64, *[torch.float32] * 3]
+        places = range(4) if which is None else which.tolist()
+        chosen = [-1] * len(places) if given is None else given.tolist()
+        for at, (row, token) in enumerate(zip(places, chosen, strict=True)):
+            wanted = [0] * 4 if row < 0 else plain(logits[row], suppress, token)
+            assert values_of(found, at) == pytest.approx(wanted, abs=2e-6), (at, row, token)
+
+
+@pytest.mark.parametrize("place", [0, 1023, 1024, 2099])
+@pytest.mark.parametrize("suppress", [-1, 1024])
+def test_the_maximum_is_found_in_any_tile(module, place, suppress):
+    logits = logits_of(1, 2100) / 3
+    logits[0, place] = 12.0
+    logits[0, (place + 1100) % 2100] = 11.5
+    found = module.numba_kernel(logits, None, None, suppress, True, True)
+    assert values_of(found, 0) == pytest.approx(plain(logits[0], suppress, -1), abs=2e-6)
+
+
+@pytest.mark.parametrize("entropy", [False, True])
+@pytest.mark.parametrize("margin", [False, True])
+def test_what_is_not_asked_for_is_empty(module, entropy, margin):
+    logits = logits_of(3, 9)
+    found = module.numba_kernel(logits, torch.tensor([0, -1]), None, -1, entropy, margin)
+    assert [len(each) for each in found] == [2, 2, 2 * entropy, 2 * margin]
+    wanted = plain(logits[0], -1, -1)
+    for each, value in zip(found, wanted, strict=True):
+        assert not len(each) or each.tolist() == pytest.approx([value, 0], abs=2e-6)
+
+
+@pytest.mark.parametrize("suppress", [-1, 0, 1, 4])
+def test_rows_without_numbers(module, suppress):
+    rows = [
+        [-INFINITY] * 5,
+        [1.0, 2.0, NAN, 3.0, NAN],
+        [NAN, 2.0, 0.0, 3.0, 1.0],
+        [1.0, -NAN, 0.0, 3.0, 1.0],
+        [1.0, 2.0, INFINITY, 0.0, INFINITY],
+        [0.0, INFINITY, 1.0, 1.0, 1.0],
+        [2.0, 2.0, 2.0, 2.0, 2.0],
+        [-INFINITY, -INFINITY, -INFINITY, 0.5, -INFINITY],
+    ]
+    x0, confidence, entropy, margin = module.numba_kernel(
+        torch.tensor(rows), None, None, suppress, True, True
+    )
+    for at, row in enumerate(rows):
+        columns = [i for i in range(5) if i != suppress]
+        nan = [i for i in columns if math.isnan(row[i])]
+        wanted = nan[0] if nan else max(columns, key=lambda i: (row[i], -i))
+        assert int(x0[at]) == wanted, row
+        top = row[wanted]
+        sound = not nan and math.isfinite(top)
+        for values in (confidence, entropy, margin):
+            assert bool(values[at].isnan()) == (not sound), row
+        if sound:
+            found = values_of((x0, confidence, entropy, margin), at)
+            assert found == pytest.approx(plain(torch.tensor(row), suppress, -1), abs=2e-6)
+
+
+def test_one_column_that_is_suppressed(module):
+    x0, *others = module.numba_kernel(torch.zeros(1, 1), None, None, 0, True, True)
+    assert x0.tolist() == [0]
+    assert all(each.isnan().all() for each in others)
+    found = module.numba_kernel(torch.zeros(1, 1), None, None, -1, True, True)
+    assert values_of(found, 0) == [0, 1, 0, 1]
+
+
+def test_a_token_that_is_suppressed_has_no_probability(module):
+    found = module.numba_kernel(logits_of(2, 6), None, torch.tensor([4, 1]), 4, False, False)
+    assert found[0].tolist() == [4, 1]
+    assert found[1][0] == 0 < found[1][1]
+
+
+def test_powers_of_two_are_accurate(module):
+    for x in [*np.linspace(-126, 0, 4001, dtype=np.float32), np.float32(-1e-7)]:
+        value, wanted = float(module._power_of_2(x)), 2.0 ** float(x)
+        assert abs(value - wanted) <= 2.5e-7 * wanted, x
+    assert module._power_of_2(np.float32(0)) == 1
+
+
+def test_small_powers_are_nothing(module):
+    """Far below the maximum: the sums are those of the maximum alone."""
+    for gap in (90.0, 200.0, 3e38, INFINITY):
+        logits = torch.tensor([[0.0, -gap, -gap]])
+        found = module.numba_kernel(logits, None, None, -1, True, True)
+        assert values_of(found, 0) == pytest.approx([0, 1, 0, 1], abs=1e-6)
+
+
+def test_any_layout_and_only_the_rows_of_the_view(module):
+    wide_ = logits_of(4, 30)
+    wanted = module.numba_kernel(wide_[1:, 10:20].contiguous(), None, None, -1, True, True)
+    for view in (wide_[1:, 10:20], wide_[1:, 10:20].t().contiguous().t()):
+        found = module.numba_kernel(view, None, None, -1, True, True)
+        assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("piece", [1, 20, 45, 1000])
+def test_threads_share_the_rows(module, threads, piece, monkeypatch):
+    logits = logits_of(7, 10)
+    wanted = module.numba_kernel(logits, None, None, -1, True, True)
+    monkeypatch.setattr(module, "_PIECE", piece)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    used = []
+    real = module._pool
+    module._pool = lambda count: used.append(count) or real(count)
+    found = module.numba_kernel(logits, None, None, -1, True, True)
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+    pieces = -(-7 // max(1, piece // 10))
+    assert used == [threads] * (min(threads, pieces) - 1)
+
+
+def test_what_does_not_exist_is_refused(module):
+    logits = logits_of(3, 5)
+    with pytest.raises(IndexError, match="row 3 of 3"):
+        module.numba_kernel(logits, torch.tensor([0, 3]), None, -1, False, False)
+    with pytest.raises(IndexError, match="token 5 of 5"):
+        module.numba_kernel(logits, None, torch.tensor([0, 5, 1]), -1, False, False)
+    last = module.numba_kernel(logits, torch.tensor([2]), torch.tensor([4]), -1, False, False)
+    assert last[0].tolist() == [4]
+    assert [len(each) for each in module.numba_kernel(logits[:0], None, None, -1, True, True)] == [
+        0
+    ] * 4
+
+
+def test_compilation_is_announced_once(module, caplog):
+    for _ in range(2):
+        module._announcement.on_start(None)
+        module._announcement.on_end(None)
+    assert [record.getMessage() for record in caplog.records] == [
+        "compiling the statistics kernel for this CPU, about two seconds, once"
+    ]
+
+
+def test_without_a_place_for_its_cache_it_is_compiled_all_the_same(module, caplog, monkeypatch):
+    asked = []
+
+    def njit(function, **options):
+        asked.append(options)
+        if options.get("cache"):
+            raise RuntimeError("no locator")
+        return function
+
+    monkeypatch.setattr(module, "njit", njit)
+    assert module._compiled() is module._rows_of
+    assert [options.pop("cache", None) for options in asked] == [True, None]
+    assert asked == [{"nogil": True, "fastmath": module._FASTMATH}] * 2
+    assert "not cached on disk: no locator" in caplog.text
