@@ -6,27 +6,13 @@ import pytest
 import torch
 
 from l2pd_plugins.statistics import eager
+from tests.core.plain_statistics import logits_of, plain
 
 NAMES = ("x0", "confidence", "entropy", "margin")
 
 
-def logits_of(rows: int, vocabulary: int) -> torch.Tensor:
-    return torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(vocabulary)) * 3
-
-
-def plain(row: torch.Tensor, suppress: int, token: int) -> tuple[int, float, float, float]:
-    """x0, confidence, entropy and margin of one row, in float64."""
-    wide = row.double().clone()
-    if suppress >= 0:
-        wide[suppress] = -torch.inf
-    p = wide.softmax(-1)
-    first, second = p.sort(descending=True).values[:2].tolist()
-    x0 = int(wide.argmax()) if token < 0 else token
-    return x0, float(p[x0]), float(torch.special.entr(p).sum()), first - second
-
-
 @pytest.mark.parametrize("room", [1, 2048, 1 << 18])
-@pytest.mark.parametrize("vocabulary", [2, 128, 129, 512, 513, 1024, 1300])
+@pytest.mark.parametrize("vocabulary", [2, 129, 512, 1300])
 @pytest.mark.parametrize("suppress", [-1, 0, 1])
 def test_every_row_has_its_own_statistics(room, vocabulary, suppress, monkeypatch):
     monkeypatch.setattr(eager, "_CPU_BUFFER", room)
@@ -40,7 +26,7 @@ def test_every_row_has_its_own_statistics(room, vocabulary, suppress, monkeypatc
         chosen = [-1] * len(places) if given is None else given.tolist()
         for at, (row, token) in enumerate(zip(places, chosen, strict=True)):
             values = [float(each[at]) for each in found]
-            wanted = (0, 0, 0, 0) if row < 0 else plain(logits[row], suppress, token)
+            wanted = [0] * 4 if row < 0 else plain(logits[row], suppress, token)
             assert values == pytest.approx(wanted, abs=1e-5), (at, row, token)
 
 

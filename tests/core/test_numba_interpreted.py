@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 
 import pytest
 import torch
@@ -12,8 +11,13 @@ numba = pytest.importorskip("numba")
 np = pytest.importorskip("numpy")
 
 from l2pd_plugins.statistics import numba_kernel as compiled  # noqa: E402
+from tests.core.plain_statistics import (  # noqa: E402
+    ROWS_WITHOUT_NUMBERS,
+    first_prediction,
+    logits_of,
+    plain,
+)
 
-INFINITY, NAN = float("inf"), float("nan")
 FLOATS = {np.dtype(np.int16): np.float16, np.dtype(np.int32): np.float32}
 
 
@@ -35,24 +39,6 @@ def module(monkeypatch):
     made._bits_of = lambda value: np.float32(value).view(np.int32)
     with np.errstate(all="ignore"):
         yield made
-
-
-def logits_of(rows: int, vocabulary: int, dtype=torch.float32) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(vocabulary)
-    return (torch.randn(rows, vocabulary, generator=generator) * 3).to(dtype)
-
-
-def plain(row: torch.Tensor, suppress: int, token: int) -> list[float]:
-    """x0, confidence, entropy and margin of one row, in float64."""
-    z = row.double().clone()
-    if suppress >= 0:
-        z[suppress] = -INFINITY
-    p = z.softmax(-1)
-    order = z.sort(descending=True, stable=True)
-    x0 = int(order.indices[0]) if token < 0 else token
-    second = float(p[order.indices[1]]) if len(p) > 1 else 0.0
-    margin = float(p[order.indices[0]]) - second
-    return [x0, float(p[x0]), float(torch.special.entr(p).sum()), margin]
 
 
 def values_of(found, at: int) -> list[float]:
@@ -82,7 +68,7 @@ def test_the_maximum_is_found_in_any_tile(module, place, suppress):
     logits[0, place] = 12.0
     logits[0, (place + 1100) % 2100] = 11.5
     found = module.numba_kernel(logits, None, None, suppress, True, True)
-    assert values_of(found, 0) == pytest.approx(plain(logits[0], suppress, -1), abs=2e-6)
+    assert values_of(found, 0) == pytest.approx(plain(logits[0], suppress), abs=2e-6)
 
 
 @pytest.mark.parametrize("entropy", [False, True])
@@ -91,38 +77,23 @@ def test_what_is_not_asked_for_is_empty(module, entropy, margin):
     logits = logits_of(3, 9)
     found = module.numba_kernel(logits, torch.tensor([0, -1]), None, -1, entropy, margin)
     assert [len(each) for each in found] == [2, 2, 2 * entropy, 2 * margin]
-    wanted = plain(logits[0], -1, -1)
+    wanted = plain(logits[0], -1)
     for each, value in zip(found, wanted, strict=True):
         assert not len(each) or each.tolist() == pytest.approx([value, 0], abs=2e-6)
 
 
 @pytest.mark.parametrize("suppress", [-1, 0, 1, 4])
 def test_rows_without_numbers(module, suppress):
-    rows = [
-        [-INFINITY] * 5,
-        [1.0, 2.0, NAN, 3.0, NAN],
-        [NAN, 2.0, 0.0, 3.0, 1.0],
-        [1.0, -NAN, 0.0, 3.0, 1.0],
-        [1.0, 2.0, INFINITY, 0.0, INFINITY],
-        [0.0, INFINITY, 1.0, 1.0, 1.0],
-        [2.0, 2.0, 2.0, 2.0, 2.0],
-        [-INFINITY, -INFINITY, -INFINITY, 0.5, -INFINITY],
-    ]
-    x0, confidence, entropy, margin = module.numba_kernel(
-        torch.tensor(rows), None, None, suppress, True, True
+    x0, *others = module.numba_kernel(
+        torch.tensor(ROWS_WITHOUT_NUMBERS), None, None, suppress, True, True
     )
-    for at, row in enumerate(rows):
-        columns = [i for i in range(5) if i != suppress]
-        nan = [i for i in columns if math.isnan(row[i])]
-        wanted = nan[0] if nan else max(columns, key=lambda i: (row[i], -i))
+    for at, row in enumerate(ROWS_WITHOUT_NUMBERS):
+        wanted, sound = first_prediction(row, suppress)
         assert int(x0[at]) == wanted, row
-        top = row[wanted]
-        sound = not nan and math.isfinite(top)
-        for values in (confidence, entropy, margin):
-            assert bool(values[at].isnan()) == (not sound), row
+        assert [bool(values[at].isnan()) for values in others] == [not sound] * 3, row
         if sound:
-            found = values_of((x0, confidence, entropy, margin), at)
-            assert found == pytest.approx(plain(torch.tensor(row), suppress, -1), abs=2e-6)
+            found = values_of((x0, *others), at)
+            assert found == pytest.approx(plain(torch.tensor(row), suppress), abs=2e-6)
 
 
 def test_one_column_that_is_suppressed(module):
@@ -148,7 +119,7 @@ def test_powers_of_two_are_accurate(module):
 
 def test_small_powers_are_nothing(module):
     """Far below the maximum: the sums are those of the maximum alone."""
-    for gap in (90.0, 200.0, 3e38, INFINITY):
+    for gap in (90.0, 200.0, 3e38, float("inf")):
         logits = torch.tensor([[0.0, -gap, -gap]])
         found = module.numba_kernel(logits, None, None, -1, True, True)
         assert values_of(found, 0) == pytest.approx([0, 1, 0, 1], abs=1e-6)

@@ -1,0 +1,114 @@
+"""The Triton kernels with short spans: every row lies in several, and small rows show all of it.
+
+Without a GPU they run in Triton's interpreter.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.core.plain_statistics import ROWS_WITHOUT_NUMBERS, first_prediction, logits_of, plain
+
+triton_kernel = pytest.importorskip("l2pd_plugins.statistics.triton_kernel")
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning:triton"),
+    pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning:triton"),
+]
+
+
+@pytest.fixture(params=[8, 4096])
+def run(request, monkeypatch):
+    monkeypatch.setattr(triton_kernel, "_SPAN", request.param)
+
+    def run(logits, rows=None, given=None, suppress=-1, entropy=True, margin=True):
+        tensors = [None if each is None else each.to(DEVICE) for each in (logits, rows, given)]
+        found = triton_kernel.triton_kernel(*tensors, suppress, entropy, margin)
+        return [each.cpu() for each in found]
+
+    return run
+
+
+def values_of(found, at: int) -> list[float]:
+    return [float(each[at]) for each in found]
+
+
+@pytest.mark.parametrize("vocabulary", [2, 8, 20])
+@pytest.mark.parametrize("suppress", [-1, 0, 1])
+def test_every_row_has_its_own_statistics(run, vocabulary, suppress):
+    logits = logits_of(4, vocabulary)
+    rows, tokens = torch.tensor([3, -1, 0, 2, 2]), torch.tensor([-1, 1, 0, 1, -1])
+    for which, given in ((rows, tokens), (None, tokens[:4]), (None, None)):
+        found = run(logits, which, given, suppress)
+        assert [each.dtype for each in found] == [torch.int64, *[torch.float32] * 3]
+        places = range(4) if which is None else which.tolist()
+        chosen = [-1] * len(places) if given is None else given.tolist()
+        for at, (row, token) in enumerate(zip(places, chosen, strict=True)):
+            wanted = [0] * 4 if row < 0 else plain(logits[row], suppress, token)
+            assert values_of(found, at) == pytest.approx(wanted, abs=2e-6), (at, row, token)
+
+
+@pytest.mark.parametrize("suppress", [-1, 0, 1, 4])
+def test_rows_without_numbers(run, suppress):
+    x0, *others = run(torch.tensor(ROWS_WITHOUT_NUMBERS), suppress=suppress)
+    for at, row in enumerate(ROWS_WITHOUT_NUMBERS):
+        wanted, sound = first_prediction(row, suppress)
+        assert int(x0[at]) == wanted, row
+        assert [bool(values[at].isnan()) for values in others] == [not sound] * 3, row
+        if sound:
+            found = values_of((x0, *others), at)
+            assert found == pytest.approx(plain(torch.tensor(row), suppress), abs=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [(0, 1), (7, 8), (8, 7), (16, 19), (19, 0), (3, 12), (12, 3)]
+)
+def test_maximum_and_runner_up_in_any_two_spans(run, first, second):
+    logits = logits_of(1, 20) / 3
+    logits[0, second] = 5.5
+    logits[0, first] = 6.0
+    assert values_of(run(logits), 0) == pytest.approx(plain(logits[0], -1), abs=2e-6)
+    logits[0, second] = 6.0  # equal to it: the first of both
+    assert values_of(run(logits), 0) == pytest.approx(plain(logits[0], -1), abs=2e-6)
+
+
+@pytest.mark.parametrize("entropy", [False, True])
+@pytest.mark.parametrize("margin", [False, True])
+def test_what_is_not_asked_for_is_empty(run, entropy, margin):
+    logits = logits_of(3, 20)
+    found = run(logits, torch.tensor([0, -1]), entropy=entropy, margin=margin)
+    assert [len(each) for each in found] == [2, 2, 2 * entropy, 2 * margin]
+    for each, value in zip(found, plain(logits[0], -1), strict=True):
+        assert not len(each) or each.tolist() == pytest.approx([value, 0], abs=2e-6)
+    assert [len(each) for each in run(logits[:0])] == [0] * 4
+
+
+def test_a_token_that_is_suppressed_has_no_probability(run):
+    found = run(logits_of(2, 20), None, torch.tensor([17, 1]), 17)
+    assert found[0].tolist() == [17, 1]
+    assert found[1][0] == 0 < found[1][1]
+
+
+def test_one_column_that_is_suppressed(run):
+    x0, *others = run(torch.zeros(1, 1), suppress=0)
+    assert x0.tolist() == [0]
+    assert all(each.isnan().all() for each in others)
+    assert values_of(run(torch.zeros(1, 1)), 0) == [0, 1, 0, 1]
+
+
+def test_spans_of_nothing_but_minus_infinity_add_nothing(run):
+    logits = torch.full((2, 20), -torch.inf)
+    logits[0, 9] = logits[0, 11] = 1.0
+    logits[1, 19], logits[1, 0] = 3.0, -3e38
+    found = run(logits)
+    for at in range(2):
+        assert values_of(found, at) == pytest.approx(plain(logits[at], -1), abs=2e-6)
+
+
+def test_any_layout_and_only_the_rows_of_the_view(run):
+    wide = logits_of(4, 30)
+    wanted = run(wide[1:, 10:25].contiguous())
+    for view in (wide[1:, 10:25], wide[1:, 10:25].t().contiguous().t()):
+        assert all(torch.equal(a, b) for a, b in zip(run(view), wanted, strict=True))
