@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from l2pd_plugins import policy_calls
 from l2pd_plugins.denoising import BlockBatch, denoising_step
 from l2pd_plugins.end_of_text import EndOfText
 from l2pd_plugins.errors import PolicyRuntimeError
@@ -584,3 +585,97 @@ def test_rows_that_are_gathered_keep_their_later_blocks():
     denoising_step(first, logits_of(1), end_of_text=OFF, later=later)
     first.keep([])
     assert first.later_rows == []
+
+
+def test_a_policy_without_a_state_is_not_asked_for_one_again():
+    class Stateless(Noting):
+        asked = 0
+
+        def init_state(self, batch_size, block_length, device):
+            self.asked += 1
+            return {}
+
+    policy = Stateless()
+    batch = BlockBatch.start(masks(2), [policy] * 2, mask_token_id=MASK)
+    batch.advance([1], masks(1))
+    batch.advance([0, 1], masks(2))
+    assert policy.asked == 1
+
+
+@pytest.mark.parametrize("moving", [[0], [2], [0, 2], [0, 1, 2, 3]])
+def test_rows_whose_policy_cannot_begin_again_go_on_by_its_progress_rule(moving, caplog):
+    class Once(Counting):
+        progress = "leftmost_if_empty"
+        requires = frozenset({"confidence", "margin", "committed"})
+        begun = False
+
+        def init_state(self, batch_size, block_length, device):
+            if self.begun:
+                raise ValueError("not again")
+            self.begun = True
+            return super().init_state(batch_size, block_length, device)
+
+    policy_calls._failed.clear()
+    once, good = Once(), Counting()
+    policies = [once, good, once, good]
+    batch = BlockBatch.start(masks(4), policies, mask_token_id=MASK, on_error="progress")
+    denoising_step(batch, logits_of(4), end_of_text=OFF)
+    batch.advance(moving, masks(len(moving)))
+    policy_calls._failed.clear()
+    assert [record.getMessage().partition(";")[0] for record in caplog.records] == [
+        "policy 'once': init_state failed"
+    ]
+    staying = [row for row in (0, 2) if row not in moving]
+    assert [batch.policies[row] is once for row in range(4)] == [row in staying for row in range(4)]
+    assert (batch.policies[1], batch.policies[3]) == (good, good)
+    assert batch.requires == (once.requires if staying else {"confidence"})
+    assert batch.reads_committed == bool(staying)
+    denoising_step(batch, logits_of(4, 1), end_of_text=OFF)
+    for row in (0, 2):
+        if row in moving:
+            assert batch.masked[row].tolist() == [False, True, True, True]
+            assert batch.carried(row) == {}
+    counts = {
+        row: int(state["calls"][at])
+        for group, state in zip(batch._groups, batch.states, strict=True)
+        for at, row in enumerate(group.members)
+        if state
+    }
+    assert counts == {row: 1 if row in moving else 2 for row in (1, 3, *staying)}
+
+
+def test_a_state_is_kept_for_the_next_block_alone():
+    policy = Ahead()
+    batch = BlockBatch.start(masks(2), [policy] * 2, mask_token_id=MASK, on_error="progress")
+    batch.look_ahead([0, 1], masks(2))
+    later = (logits_of(2, 1).flatten(0, 1), torch.arange(2 * LENGTH))
+    for seed in range(2):
+        denoising_step(batch, logits_of(2, seed), end_of_text=OFF, later=later)
+    assert batch.states[0]["calls"].tolist() == [2, 2]
+    batch.states[0]["calls"] += 5
+    batch.advance([0], masks(1))
+    assert batch.states[0]["calls"].tolist() == [2, 7]
+    assert batch.later_rows == [1]
+    batch.advance([0], masks(1))  # for which none is kept
+    assert batch.states[0]["calls"].tolist() == [0, 7]
+    batch.advance([0, 1], masks(2))
+    assert batch.states[0]["calls"].tolist() == [0, 2]
+    assert batch.later_rows == []
+
+
+def test_a_state_of_another_form_is_not_kept_for_the_next_block():
+    class Shifting(Ahead):
+        dtypes = (torch.int64, torch.float32)
+
+        def init_state(self, batch_size, block_length, device):
+            self.dtypes = self.dtypes[::-1]
+            return {"calls": torch.full((batch_size,), 8, dtype=self.dtypes[1])}
+
+    batch = BlockBatch.start(masks(1), [Shifting()], mask_token_id=MASK)
+    batch.look_ahead([0], masks(1))
+    later = (logits_of(1, 1).flatten(0, 1), torch.arange(LENGTH))
+    denoising_step(batch, logits_of(1), end_of_text=OFF, later=later)
+    batch.advance([0], masks(1))
+    assert batch.states[0]["calls"].dtype == torch.int64
+    assert batch.states[0]["calls"].tolist() == [8]
+    assert batch.later_rows == []
