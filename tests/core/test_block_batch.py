@@ -679,3 +679,30 @@ def test_a_state_of_another_form_is_not_kept_for_the_next_block():
     assert batch.states[0]["calls"].dtype == torch.int64
     assert batch.states[0]["calls"].tolist() == [8]
     assert batch.later_rows == []
+
+
+@pytest.mark.parametrize("on_error", ["raise", "progress"])
+def test_states_of_two_forms_do_not_go_together(on_error, caplog):
+    class Shifting(Counting):
+        dtypes = (torch.int64, torch.float32)
+
+        def init_state(self, batch_size, block_length, device):
+            self.dtypes = self.dtypes[::-1]
+            return {"calls": torch.zeros(batch_size, dtype=self.dtypes[1])}
+
+    policy_calls._failed.clear()
+    policy = Shifting()
+    rows = [
+        (BlockBatch.start(masks(1), [policy], mask_token_id=MASK, on_error=on_error), 0)
+        for _ in range(2)
+    ]
+    said = "policy 'shifting': init_state failed"
+    if on_error == "raise":
+        with pytest.raises(PolicyRuntimeError, match=f"{said}: gave the state .*float32"):
+            BlockBatch.gather(rows)
+        return
+    batch = BlockBatch.gather(rows)
+    policy_calls._failed.clear()
+    assert [record.getMessage().partition(";")[0] for record in caplog.records] == [said]
+    denoising_step(batch, logits_of(2), end_of_text=OFF)
+    assert batch.masked.sum(-1).tolist() == [LENGTH - 1] * 2
