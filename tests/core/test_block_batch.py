@@ -706,3 +706,19 @@ def test_states_of_two_forms_do_not_go_together(on_error, caplog):
     assert [record.getMessage().partition(";")[0] for record in caplog.records] == [said]
     denoising_step(batch, logits_of(2), end_of_text=OFF)
     assert batch.masked.sum(-1).tolist() == [LENGTH - 1] * 2
+
+
+def test_a_policy_that_may_edit_edits_what_it_names():
+    class Editing(Noting):
+        edits = True
+
+        def select(self, step, state):
+            return torch.tensor([[True, False, False, False]])
+
+    logits = torch.zeros(1, LENGTH, VOCABULARY)
+    logits[..., 3] = 5.0
+    tokens = torch.tensor([[1, 2, MASK, MASK]])
+    batch = BlockBatch.start(tokens, [Editing("committed")], mask_token_id=MASK)
+    outcome = denoising_step(batch, logits, end_of_text=OFF)
+    assert outcome.committed.tolist() == [[True, False, True, False]]
+    assert batch.tokens.tolist() == [[3, 2, 3, MASK]]
