@@ -722,3 +722,54 @@ def test_a_policy_that_may_edit_edits_what_it_names():
     outcome = denoising_step(batch, logits, end_of_text=OFF)
     assert outcome.committed.tolist() == [[True, False, True, False]]
     assert batch.tokens.tolist() == [[3, 2, 3, MASK]]
+
+
+@pytest.mark.parametrize("mask", [0, 8])
+@pytest.mark.parametrize("some", [False, True])
+def test_from_its_last_step_on_a_row_predicts_no_mask(mask, some):
+    """Without suppress_mask, rows that have taken L steps, whichever token is the mask."""
+    policy = Noting("entropy", "margin", "committed", answer=True)
+    tokens = torch.full((2, LENGTH), mask)
+    batch = BlockBatch.start(tokens, [policy] * 2, mask_token_id=mask)
+    batch.step_index = torch.tensor([LENGTH - 1, LENGTH])
+    logits = logits_of(2)
+    logits[..., mask] = 9.0
+    drawn = torch.full((2, LENGTH), 5)
+    drawn[:, 1] = mask
+    given, positions = logits, None
+    if some:
+        given, positions = logits.flatten(0, 1), torch.arange(2 * LENGTH)
+    outcome = denoising_step(
+        batch, given, positions, end_of_text=OFF, x0=drawn.flatten(), suppress_mask=False
+    )
+    without = logits.index_fill(-1, torch.tensor(mask), -torch.inf)
+    highest = int(without[1, 1].argmax())
+    assert outcome.step.x0.tolist() == [[5, mask, 5, 5], [5, highest, 5, 5]]
+    for row, shown in ((0, logits), (1, without)):
+        p = shown[row].double().softmax(-1)
+        two = p.topk(2).values
+        wanted = {
+            "confidence": p.gather(-1, outcome.step.x0[row, :, None]).squeeze(-1),
+            "entropy": torch.special.entr(p).sum(-1),
+            "margin": two[:, 0] - two[:, 1],
+        }
+        for name, values in wanted.items():
+            found = getattr(outcome.step, name)[row].double()
+            assert torch.allclose(found, values, atol=1e-5), name
+    assert batch.tokens.tolist() == [[5, mask, 5, 5], [5, highest, 5, 5]]
+    assert batch.masked.tolist() == [[False, True, False, False], [False] * LENGTH]
+
+
+def test_a_text_ends_where_its_end_is_committed_and_only_there():
+    batch = BlockBatch.start(
+        masks(3),
+        [Noting()] * 3,
+        mask_token_id=MASK,
+        ignores_end=torch.tensor([False, True, False]),
+    )
+    logits = torch.zeros(3, LENGTH, VOCABULARY)
+    logits[:, :, 3] = 2.0
+    logits[:2, 1, EOT] = 9.0
+    outcome = denoising_step(batch, logits, end_of_text=END)
+    assert outcome.ended.tolist() == [True, False, False]
+    assert outcome.behind.sum(-1).tolist() == [LENGTH - 2, 0, 0]

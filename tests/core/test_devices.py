@@ -112,3 +112,27 @@ def test_the_slots():
     taken.renew(full, torch.full_like(taken.block.tokens, MASK), taken.block.present)
     slots.put(taken)
     assert slots.tokens.device == DEVICE
+
+
+@pytest.mark.parametrize("some", [False, True])
+def test_a_step_that_may_predict_the_mask_and_looks_ahead(some):
+    class Ahead(Wavering):
+        requires = Wavering.requires | {"ahead", "reference"}
+
+    tokens = torch.full((2, LENGTH), MASK, device=DEVICE)
+    batch = BlockBatch.start(tokens, [Ahead()] * 2, mask_token_id=MASK, reference=tokens)
+    batch.look_ahead([0, 1, 1], torch.full((3, LENGTH), MASK, device=DEVICE))
+    logits, positions = torch.empty(2, LENGTH, VOCABULARY, device=DEVICE), None
+    every = torch.zeros(3 * LENGTH, dtype=torch.int64, device=DEVICE)
+    if some:
+        logits, positions = logits.flatten(0, 1), every[: 2 * LENGTH]
+    outcome = denoising_step(
+        batch,
+        logits,
+        positions,
+        end_of_text=RULES[0],
+        suppress_mask=False,
+        later=(torch.empty(3 * LENGTH, VOCABULARY, device=DEVICE), every),
+    )
+    batch.advance([1], tokens[:1], reference=tokens[:1])
+    assert {outcome.committed.device, batch.masked.device, batch.reference.device} == {DEVICE}
