@@ -773,3 +773,12 @@ def test_a_text_ends_where_its_end_is_committed_and_only_there():
     outcome = denoising_step(batch, logits, end_of_text=END)
     assert outcome.ended.tolist() == [True, False, False]
     assert outcome.behind.sum(-1).tolist() == [LENGTH - 2, 0, 0]
+
+
+def test_what_others_require_is_not_shown_beside_committed_positions():
+    plain, asking = Noting(), Noting("entropy", "margin", "committed")
+    batch = BlockBatch.start(masks(2), [plain, asking], mask_token_id=MASK)
+    denoising_step(batch, logits_of(2), end_of_text=OFF)
+    assert (plain.seen[0].entropy, plain.seen[0].margin) == (None, None)
+    assert asking.seen[0].entropy is not None
+    assert asking.seen[0].margin is not None
