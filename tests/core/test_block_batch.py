@@ -782,3 +782,18 @@ def test_what_others_require_is_not_shown_beside_committed_positions():
     assert (plain.seen[0].entropy, plain.seen[0].margin) == (None, None)
     assert asking.seen[0].entropy is not None
     assert asking.seen[0].margin is not None
+
+
+@pytest.mark.parametrize("rule", ["argmax_if_empty", "leftmost_if_empty"])
+def test_a_rule_for_empty_selections_adds_to_no_other(rule):
+    class Third(UnmaskPolicy):
+        progress = rule
+
+        def select(self, step, state):
+            return torch.tensor([[False, False, True, False]]) & step.masked
+
+    batch = BlockBatch.start(masks(1), [Third()], mask_token_id=MASK)
+    assert denoising_step(batch, logits_of(1), end_of_text=OFF).committed.tolist() == [
+        [False, False, True, False]
+    ]
+    assert denoising_step(batch, logits_of(1), end_of_text=OFF).committed.sum() == 1
