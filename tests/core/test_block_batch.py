@@ -511,25 +511,33 @@ class Spoiling(Noting):
         step.masked.zero_()
         step.confidence.zero_()
         step.block_index.add_(5)
+        for name in ("x0", "entropy", "margin", "logits"):
+            if getattr(step, name) is not None:
+                getattr(step, name).zero_()
         return super().select(step, state)
 
 
+@pytest.mark.parametrize("requires", [(), ("entropy",), ("logits", "entropy", "margin")])
 @pytest.mark.parametrize("beside", [False, True])
-def test_what_a_policy_writes_reaches_neither_the_block_nor_the_step(beside):
+def test_what_a_policy_writes_reaches_neither_the_block_nor_the_step(beside, requires):
     def started(policy):
         policies = [policy, Steady()] if beside else [policy]
         return BlockBatch.start(
             masks(len(policies)), policies, mask_token_id=MASK, on_error="progress"
         )
 
-    bad, good = started(Spoiling()), started(Noting())
+    bad, good = started(Spoiling(*requires)), started(Noting(*requires))
     for seed in range(LENGTH):
-        logits = logits_of(len(bad.tokens), seed)
-        spoilt = denoising_step(bad, logits, end_of_text=OFF)
-        sound = denoising_step(good, logits, end_of_text=OFF)
+        rows = len(bad.tokens)
+        spoilt = denoising_step(bad, logits_of(rows, seed), end_of_text=OFF)
+        sound = denoising_step(good, logits_of(rows, seed), end_of_text=OFF)
         assert torch.equal(bad.tokens, good.tokens)
         assert torch.equal(bad.block_index, good.block_index)
-        assert torch.equal(spoilt.step.confidence, sound.step.confidence)
+        # From the second step on a stand-in runs, which requires nothing.
+        shown = ("x0", "confidence", *requires) if not seed else ("x0", "confidence")
+        for name in set(shown) - {"logits"}:
+            found, wanted = getattr(spoilt.step, name), getattr(sound.step, name)
+            assert torch.equal(found, wanted), name
         assert torch.equal(spoilt.committed, sound.committed)
     assert not bad.masked.any()
     # It is not asked again.
@@ -797,3 +805,15 @@ def test_a_rule_for_empty_selections_adds_to_no_other(rule):
         [False, False, True, False]
     ]
     assert denoising_step(batch, logits_of(1), end_of_text=OFF).committed.sum() == 1
+
+
+def test_rows_that_move_keep_their_references():
+    reference = torch.arange(2 * LENGTH).view(2, LENGTH)
+    policy = Noting("reference")
+    batch = BlockBatch.start(masks(2), [policy] * 2, mask_token_id=MASK, reference=reference)
+    batch.keep([1])
+    assert batch.reference is not None
+    assert torch.equal(batch.reference, reference[1:])
+    without = BlockBatch.start(masks(2), [Noting()] * 2, mask_token_id=MASK)
+    without.keep([1])
+    assert without.reference is None
