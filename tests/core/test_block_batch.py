@@ -817,3 +817,16 @@ def test_rows_that_move_keep_their_references():
     without = BlockBatch.start(masks(2), [Noting()] * 2, mask_token_id=MASK)
     without.keep([1])
     assert without.reference is None
+
+
+def test_rows_that_stay_keep_their_references():
+    policy, reference = Noting("reference"), torch.arange(2 * LENGTH).view(2, LENGTH)
+    batch = BlockBatch.start(masks(2), [policy] * 2, mask_token_id=MASK, reference=reference)
+    batch.advance([0], masks(1), reference=torch.tensor([[5, 5, 5, 5]]))
+    assert batch.reference.tolist() == [[5] * LENGTH, reference[1].tolist()]
+
+
+def test_committed_positions_are_needed_only_for_whoever_asks():
+    tokens = torch.tensor([[1, MASK, MASK, 1]] * 2)
+    batch = BlockBatch.start(tokens, [Noting(), Noting("committed")], mask_token_id=MASK)
+    assert batch.needed().tolist() == [[False, True, True, False], [True] * LENGTH]
