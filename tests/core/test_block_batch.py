@@ -134,7 +134,8 @@ def test_a_stand_in_bears_the_name_of_what_it_stands_in_for():
     assert [policy.name for policy in batch.policies] == ["unready"]
 
 
-def test_rows_that_the_text_has_left_take_nothing_back():
+@pytest.mark.parametrize("rule", [OFF, END])
+def test_absent_positions_take_nothing_back(rule):
     """Remasking keeps to what is present; of what was committed it takes back all but one."""
 
     class Wavering(RemaskingPolicy):
@@ -146,7 +147,8 @@ def test_rows_that_the_text_has_left_take_nothing_back():
 
     present = torch.tensor([[False, True, True, True], [False, False, True, False]])
     batch = BlockBatch.start(masks(2), [Wavering()] * 2, mask_token_id=MASK, present=present)
-    outcome = denoising_step(batch, logits_of(2), end_of_text=OFF)
+    logits = logits_of(2).index_fill(-1, torch.tensor(EOT), -9.0)
+    outcome = denoising_step(batch, logits, end_of_text=rule)
     assert outcome.committed.tolist() == present.tolist()
     assert outcome.remasked.sum(-1).tolist() == [2, 0]
     assert not (outcome.remasked & ~present).any()
@@ -154,7 +156,7 @@ def test_rows_that_the_text_has_left_take_nothing_back():
     confidence = outcome.step.confidence[0, 1:]
     assert not outcome.remasked[0, 1 + int(confidence.argmax())]
     assert batch.step_index.tolist() == [1, 1]
-    denoising_step(batch, logits_of(2), end_of_text=OFF)
+    denoising_step(batch, logits, end_of_text=rule)
     assert batch.step_index.tolist() == [2, 1]  # a full block takes no more steps
 
 
@@ -218,9 +220,10 @@ def test_an_end_of_text_that_is_no_end_may_be_masked_again():
     )
     outcome = denoising_step(batch, logits, end_of_text=END)
     assert outcome.remasked.tolist() == [[False] * LENGTH, [False, True, False, False]]
-    off = BlockBatch.start(masks(2), [Wavering()] * 2, mask_token_id=MASK)
-    outcome = denoising_step(off, logits, end_of_text=OFF)
-    assert outcome.remasked.tolist() == [[False, True, False, False]] * 2
+    for rule in (OFF, EndOfText("off", (EOT,))):
+        off = BlockBatch.start(masks(2), [Wavering()] * 2, mask_token_id=MASK)
+        outcome = denoising_step(off, logits, end_of_text=rule)
+        assert outcome.remasked.tolist() == [[False, True, False, False]] * 2
 
 
 @pytest.mark.parametrize("some", [False, True])
