@@ -27,6 +27,7 @@ def everything_installed(monkeypatch):
 def test_numba_is_chosen_from_8192_columns_on():
     chosen = [choice.choose(CPU, torch.float32, columns) for columns in (8191, 8192, 8193)]
     assert chosen == ["eager", "numba", "numba"]
+    assert choice.choose(torch.device("meta"), torch.float32, 9000) == "eager"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -126,3 +127,10 @@ def test_the_module_exports_what_it_says():
     assert found["row_statistics"] is row_statistics
     assert (found["KERNELS"], found["ENVIRONMENT"]) == (choice.KERNELS, VARIABLE)
     assert "RowStatistics" in found
+
+
+def test_a_suppressed_token_is_not_predicted():
+    logits = torch.tensor([[1.0, 5.0, 2.0]])
+    assert row_statistics(logits, kernel="eager").margin is None
+    for suppress, predicted in ((None, 1), (1, 2), (2, 1)):
+        assert row_statistics(logits, suppress=suppress, kernel="eager").x0.tolist() == [predicted]

@@ -85,7 +85,12 @@ def score(tree: Tree, name: str, asked: argparse.Namespace) -> float:
             unused.discard(key)
             outcomes.append("equivalent")
             continue
-        tests = learned.tests_of(target.module, mutant.lines, target.unseen, target.also)
+        tests = learned.tests_of(
+            target.module,
+            None if mutant.imported else mutant.lines,
+            target.unseen,
+            target.also,
+        )
         tests = learned.within(tests, asked.seconds)
         limit = 15 + 8 * sum(learned.seconds[test] for test in tests)
         outcome, noticed = tree.survives(target.module, mutant.source, tests, limit)

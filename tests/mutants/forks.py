@@ -54,22 +54,23 @@ class Learned:
     """How many mutants each test was the first to notice."""
 
     def tests_of(
-        self, module: str, lines: tuple[int, int], unseen: str, also: tuple[str, ...]
+        self, module: str, lines: tuple[int, int] | None, unseen: str, also: tuple[str, ...]
     ) -> list[str]:
         """The tests that run one of these lines; where none is seen to, those whose names hold
-        `unseen`. Then those whose names hold a word of `also`.
+        `unseen`; all, where lines is None. Then those whose names hold a word of `also`.
 
         First come the tests that have noticed most mutants, then the quick ones. The others are
         ordered so that one case of every test comes before a second of any.
         """
         last = [test for test in self.seconds if any(word in test for word in also)]
-        first, end = lines
+        first, end = lines or (0, -1)
         found = [
             test
             for test, seen in self.lines.items()
             if any(first <= n <= end for n in seen.get(module, ()))
         ]
-        found = found or [test for test in self.seconds if unseen in test]
+        if not found:
+            found = [test for test in self.seconds if lines is None or unseen in test]
         found = sorted(set(found) - set(last), key=lambda test: (self.seconds[test], test))
         cases: Counter[str] = Counter()
         turn = {}

@@ -28,6 +28,8 @@ class Mutation:
     """Of the mutated node, from 1."""
     lines: tuple[int, int]
     """First and last line of the statement that holds it (of its header, for a block)."""
+    imported: bool
+    """Whether the module's import runs it: it stands outside of functions."""
     before: str
     """The node's code."""
     after: str
@@ -167,6 +169,9 @@ def mutations_of(source: str) -> Iterator[Mutation]:
         statement = node
         while not isinstance(statement, cst.SimpleStatementLine | cst.BaseCompoundStatement):
             statement = parents[statement]
+        holder = statement
+        while holder is not module and not isinstance(holder, cst.FunctionDef):
+            holder = parents[holder]
         where = positions[statement]
         last = where.end.line
         if isinstance(statement, cst.BaseCompoundStatement):
@@ -174,6 +179,7 @@ def mutations_of(source: str) -> Iterator[Mutation]:
         yield Mutation(
             positions[node].start.line,
             (where.start.line, last),
+            holder is module,
             _code(module, node),
             _code(module, mutated),
             code,
