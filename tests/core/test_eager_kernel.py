@@ -63,3 +63,34 @@ def test_minus_infinity_adds_nothing(vocabulary):
     assert confidence.tolist() == [0.5, 1.0]
     assert entropy.tolist() == pytest.approx([0.6931472, 0.0])
     assert margin.tolist() == [0.0, 1.0]
+
+
+def test_the_buffer_is_float32_whatever_torch_makes_by_itself():
+    logits = logits_of(3, 700)
+    wanted = eager.eager_kernel(logits, None, None, -1, True, True)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = eager.eager_kernel(logits, None, None, -1, True, True)
+    finally:
+        torch.set_default_dtype(before)
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+def test_a_large_buffer_on_another_device():
+    logits = torch.empty(40_000, 2000, dtype=torch.bfloat16, device="meta")
+    found = eager.eager_kernel(logits, None, None, -1, True, True)
+    assert [each.shape for each in found] == [(40_000,)] * 4
+
+
+def test_no_rows():
+    found = eager.eager_kernel(torch.empty(0, 700), None, None, -1, True, True)
+    assert [each.shape for each in found] == [(0,)] * 4
+
+
+def test_a_row_of_nothing_but_minus_infinity_predicts_what_is_not_suppressed():
+    for vocabulary, suppress, x0 in ((5, 0, 1), (5, 1, 0), (5, -1, 0), (1, 0, 0)):
+        logits = torch.full((2, vocabulary), -torch.inf)
+        found = eager.eager_kernel(logits, None, None, suppress, False, False)
+        assert found[0].tolist() == [x0] * 2
+        assert found[1].isnan().all()
