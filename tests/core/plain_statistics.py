@@ -33,6 +33,8 @@ ROWS_WITHOUT_NUMBERS = [
     [1.0, -math.nan, 0.0, 3.0, 1.0],
     [1.0, 2.0, math.inf, 0.0, math.inf],
     [0.0, math.inf, 1.0, 1.0, 1.0],
+    [math.nan, 1.0, math.inf, 2.0, math.nan],
+    [-math.inf, 1.0, math.inf, 2.0, 0.0],
     [2.0, 2.0, 2.0, 2.0, 2.0],
     [-math.inf, -math.inf, -math.inf, 0.5, -math.inf],
 ]

@@ -123,6 +123,7 @@ def test_small_powers_are_nothing(module):
         logits = torch.tensor([[0.0, -gap, -gap]])
         found = module.numba_kernel(logits, None, None, -1, True, True)
         assert values_of(found, 0) == pytest.approx([0, 1, 0, 1], abs=1e-6)
+        assert float(module.numba_kernel(logits, None, None, -1, False, False)[1]) == 1
 
 
 def test_any_layout_and_only_the_rows_of_the_view(module):
