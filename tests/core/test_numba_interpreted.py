@@ -102,6 +102,9 @@ def test_one_column_that_is_suppressed(module):
     assert all(each.isnan().all() for each in others)
     found = module.numba_kernel(torch.zeros(1, 1), None, None, -1, True, True)
     assert values_of(found, 0) == [0, 1, 0, 1]
+    two = torch.full((1, 2), -torch.inf)
+    for suppress, x0 in ((0, 1), (1, 0), (-1, 0)):
+        assert module.numba_kernel(two, None, None, suppress, False, False)[0].tolist() == [x0]
 
 
 def test_a_token_that_is_suppressed_has_no_probability(module):
