@@ -137,6 +137,28 @@ def test_any_layout_and_only_the_rows_of_the_view(module):
         assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
+def test_every_other_column(module):
+    logits = logits_of(3, 20)
+    found = module.numba_kernel(logits[:, ::2], None, None, -1, True, True)
+    for at in range(3):
+        assert values_of(found, at) == pytest.approx(plain(logits[at, ::2], -1), abs=2e-6)
+
+
+def test_what_fails_in_a_thread_is_raised(module, monkeypatch):
+    class Helper:
+        def submit(self, work):
+            return self
+
+        def result(self):
+            raise MemoryError("no room")
+
+    monkeypatch.setattr(module, "_PIECE", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    module._pool = lambda count: Helper()
+    with pytest.raises(MemoryError, match="no room"):
+        module.numba_kernel(logits_of(3, 5), None, None, -1, False, False)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize("piece", [1, 20, 45, 1000])
 def test_threads_share_the_rows(module, threads, piece, monkeypatch):

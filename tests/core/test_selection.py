@@ -70,6 +70,20 @@ def test_the_lowest_score_is_still_before_what_is_no_candidate(lowest):
     assert not top_1(score, nobody).any()
 
 
+def test_nan_is_behind_every_number():
+    score = torch.tensor([[torch.nan, -0.5, -torch.inf, -2.0]])
+    candidates = torch.ones(1, 4, dtype=torch.bool)
+    assert ranks(score, candidates).tolist() == [[2, 0, 3, 1]]
+    for k, picked in (
+        (1, [1]),
+        (2, [1, 3]),
+        (torch.tensor([1]), [1]),
+        (torch.tensor([3]), [0, 1, 3]),
+    ):
+        assert top_k(score, candidates, k)[0].nonzero().flatten().tolist() == picked
+    assert top_1(score, candidates)[0].nonzero().flatten().tolist() == [1]
+
+
 def test_k_per_row():
     score = torch.tensor([[0.1, 0.9, 0.5], [0.1, 0.9, 0.5]])
     picked = top_k(score, torch.ones(2, 3, dtype=torch.bool), torch.tensor([1, 2]))
