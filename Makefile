@@ -38,7 +38,7 @@ BROWSER_STAMP := $(VENV)/.browser-installed
 browser: $(BROWSER_STAMP)
 	@command -v chromium || command -v google-chrome || { \
 		echo "No browser is installed. On Debian: apt-get install chromium" >&2; exit 1; }
-	$(BIN)/python -m pytest tests/adapters/test_browser.py tests/adapters/test_cli_demo.py
+	$(BIN)/python -m pytest tests/tools/viewing/test_browser.py tests/tools/cli/test_demo.py
 
 # The accuracy-speed frontier of every policy, and the page on which to use.
 frontier: $(STAMP)

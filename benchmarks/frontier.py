@@ -42,16 +42,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 from safetensors.torch import save_file
 
-from l2pd_adapters.cli.arguments import load_model, parse_policy
-from l2pd_adapters.huggingface.evaluation import (
-    Evaluation,
-    Prompt,
-    configuration_of,
-    encode_prompts,
-    evaluate,
-    read_prompts,
-)
-from l2pd_adapters.huggingface.frontier import Point, draw, on_frontier, require_matplotlib
+from l2pd_adapters.huggingface.api import configuration_of
 from l2pd_adapters.sources import source_of
 from l2pd_adapters.tiny_models import (
     folder_of,
@@ -62,6 +53,11 @@ from l2pd_adapters.tiny_models import (
 from l2pd_plugins import L2PDError, UnmaskPolicy, create_policy
 from l2pd_plugins.plugins import find_policy
 from l2pd_plugins.writing import write_text
+from l2pd_tools.cli.arguments import load_model, parse_policy
+from l2pd_tools.evaluation.frontier import Point, draw, on_frontier, require_matplotlib
+from l2pd_tools.evaluation.prompts import Prompt, read_prompts
+from l2pd_tools.evaluation.results import Evaluation
+from l2pd_tools.evaluation.run import encode_prompts, evaluate
 
 SMALL = ("tiny-llada", "tiny-sdar")
 CACHES = {"tiny-llada": "dual"}

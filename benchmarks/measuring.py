@@ -18,11 +18,11 @@ from typing import Any
 import torch
 import transformers
 
-from l2pd_adapters.cli.arguments import resolve_device
-from l2pd_adapters.cli.kinds import Kind, Line, Number, Whole, quoted
-from l2pd_adapters.huggingface.loading import device_here
+from l2pd_adapters.huggingface.models.load import device_here
 from l2pd_plugins import L2PDError
 from l2pd_plugins.writing import require_place_for_folder, require_writable, write_text
+from l2pd_tools.cli.arguments import resolve_device
+from l2pd_tools.cli.kinds import Kind, Line, Number, Whole, quoted
 
 
 @dataclass(frozen=True)

@@ -31,20 +31,17 @@ from typing import Any
 from measuring import Times, device_of, output, positive, run_script, write
 from rich.console import Console
 
-from l2pd_adapters.cli.arguments import load_model, parse_policy
-from l2pd_adapters.huggingface.described import family_of, is_masked_lm
-from l2pd_adapters.huggingface.evaluation import (
-    Evaluation,
-    Prompt,
-    configuration_of,
-    evaluate,
-    read_prompts,
-    validity_difference,
-)
-from l2pd_adapters.huggingface.forward import CACHES
+from l2pd_adapters.huggingface.api import configuration_of
+from l2pd_adapters.huggingface.forward.bidirectional import CACHES
+from l2pd_adapters.huggingface.models.model_info import family_of, is_masked_lm
 from l2pd_adapters.tiny_models import heldout_prompts
 from l2pd_plugins import create_policy
 from l2pd_plugins.writing import write_text
+from l2pd_tools.cli.arguments import load_model, parse_policy
+from l2pd_tools.evaluation.bootstrap import validity_difference
+from l2pd_tools.evaluation.prompts import Prompt, read_prompts
+from l2pd_tools.evaluation.results import Evaluation
+from l2pd_tools.evaluation.run import evaluate
 
 BASELINE = "fixed_schedule"
 

@@ -23,12 +23,12 @@ from loop import Comparison
 from matplotlib import pyplot as plt
 from measuring import device_of, output, positive, timed, write
 
-from l2pd_adapters.cli.arguments import load_model
-from l2pd_adapters.huggingface.evaluation import read_prompts
 from l2pd_adapters.tiny_models import heldout_prompts
 from l2pd_plugins import create_policy
 from l2pd_plugins.denoising import BlockBatch, denoising_step
 from l2pd_plugins.end_of_text import EndOfText
+from l2pd_tools.cli.arguments import load_model
+from l2pd_tools.evaluation.prompts import read_prompts
 
 BLOCK = 32
 CACHES = ("none", "prefix", "dual")

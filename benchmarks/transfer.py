@@ -34,12 +34,7 @@ from frontier import CACHES, REFERENCE
 from measuring import amount, output, positive, run_script
 from transfer_table import render
 
-from l2pd_adapters.cli.arguments import load_model, parse_policy
-from l2pd_adapters.cli.learn2pd import STARTING_POLICIES, train_filter
-from l2pd_adapters.huggingface.collecting import collect
-from l2pd_adapters.huggingface.evaluation import Evaluation, Prompt, evaluate, read_prompts
 from l2pd_adapters.tiny_models import folder_of, heldout_prompts, training_prompts
-from l2pd_adapters.tiny_models.checkers import FAMILIES
 from l2pd_plugins import L2PDError
 from l2pd_plugins.trajectories import (
     load_references,
@@ -47,6 +42,13 @@ from l2pd_plugins.trajectories import (
     read_trajectories,
     save_references,
 )
+from l2pd_tools.cli.arguments import load_model, parse_policy
+from l2pd_tools.cli.learn2pd import STARTING_POLICIES, train_filter
+from l2pd_tools.evaluation.prompts import Prompt, read_prompts
+from l2pd_tools.evaluation.results import Evaluation
+from l2pd_tools.evaluation.run import evaluate
+from l2pd_tools.tiny_world import FAMILIES
+from l2pd_tools.training.collecting import collect
 
 RESULTS = Path(__file__).parent / "results" / "transfer.jsonl"
 SHARD = 64

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from frontier import REFERENCE
 
-from l2pd_adapters.tiny_models.checkers import FAMILIES
+from l2pd_tools.tiny_world import FAMILIES
 
 LOSSES = (0.5, 1.5)
 """Points of validity that may be lost against one token per step."""

@@ -30,11 +30,11 @@ from measuring import Times, output, positive, timed, write
 from transformers import Qwen3Config
 from vllm import LLM, SamplingParams
 
-from l2pd_adapters.cli.arguments import resolve_device
-from l2pd_adapters.huggingface.models import SDARForCausalLM
+from l2pd_adapters.huggingface.models.native import SDARForCausalLM
 from l2pd_adapters.tiny_models import folder_of
 from l2pd_adapters.vllm.model_state import DiffusionState
 from l2pd_adapters.vllm.sampler import UnmaskSampler
+from l2pd_tools.cli.arguments import resolve_device
 
 DEVICE = torch.device(resolve_device("auto"))
 """Where vLLM runs."""

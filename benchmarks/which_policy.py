@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from l2pd_adapters.huggingface.frontier import Point, fastest_within
+from l2pd_tools.evaluation.frontier import Point, fastest_within
 
 ROOT = Path(__file__).parents[1]
 MEASURED = ROOT / "benchmarks" / "results" / "frontier.json"

@@ -67,7 +67,7 @@ class PluginSite:
 
     def l2pd(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run the command line in a process of its own."""
-        start = "from l2pd_adapters.cli import main; main()"
+        start = "from l2pd_tools.cli import main; main()"
         return self.run("-c", start, *arguments, **environment)
 
 

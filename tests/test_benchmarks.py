@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from l2pd_adapters.huggingface import load
-from l2pd_adapters.huggingface.evaluation import read_prompts
 from l2pd_adapters.tiny_models import folder_of, heldout_prompts
 from l2pd_plugins import L2PDError
+from l2pd_tools.evaluation.prompts import read_prompts
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 MASK = 97

@@ -17,13 +17,13 @@ import yaml
 from typer.main import get_command
 
 import l2pd_policies
-from l2pd_adapters.cli.app import app
 from l2pd_adapters.families import FAMILIES, ModelFamily
 from l2pd_adapters.tiny_models import folder_of
 from l2pd_plugins import hookspecs
 from l2pd_plugins.plugins import load_factory, option_parameters
 from l2pd_plugins.testing import CHECKS
 from l2pd_policies.learned.policy import FilterPolicy
+from l2pd_tools.cli.app import app
 
 DOCS = Path(__file__).parents[1] / "docs"
 TABLE = (DOCS / "policies.md").read_text(encoding="utf-8")
@@ -144,7 +144,7 @@ def written_commands(pattern):
     return [shlex.split(arguments, comments=True) for arguments in found]
 
 
-@pytest.mark.parametrize("start", ["l2pd", ".* -m l2pd_adapters.cli"])
+@pytest.mark.parametrize("start", ["l2pd", ".* -m l2pd_tools.cli"])
 def test_every_command_line_of_the_pages_is_understood(start):
     for arguments in written_commands(start):
         command = get_command(app)
@@ -157,7 +157,7 @@ def test_every_line_of_the_harness_on_the_pages_is_understood(monkeypatch):
     pytest.importorskip("lm_eval")
     from lm_eval._cli import HarnessCLI
 
-    for arguments in written_commands(".* -m l2pd_adapters.lm_eval"):
+    for arguments in written_commands(".* -m l2pd_tools.lm_eval"):
         monkeypatch.setattr(sys, "argv", ["lm_eval", *arguments])
         assert HarnessCLI().parse_args().model == "l2pd"
 
@@ -185,7 +185,7 @@ def test_the_page_on_tuning_shows_what_the_command_prints():
     page = (DOCS / "commands.md").read_text(encoding="utf-8")
     ((command, shown),) = re.findall(r"```sh\n(l2pd tune .*)\n```\n\n```text\n(.*?)```", page, re.S)
     done = subprocess.run(
-        [sys.executable, "-m", "l2pd_adapters.cli", *shlex.split(command)[1:]],
+        [sys.executable, "-m", "l2pd_tools.cli", *shlex.split(command)[1:]],
         env={**os.environ, "COLUMNS": "80"},
         capture_output=True,
         text=True,

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from l2pd_adapters.huggingface import load
-from l2pd_adapters.huggingface.collecting import collect
-from l2pd_adapters.huggingface.evaluation import read_prompts
 from l2pd_adapters.tiny_models import training_prompts
-from l2pd_adapters.tiny_models.checkers import FAMILIES
 from l2pd_plugins.trajectories import load_references, read_trajectories
+from l2pd_tools.evaluation.prompts import read_prompts
+from l2pd_tools.tiny_world import FAMILIES
+from l2pd_tools.training.collecting import collect
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 

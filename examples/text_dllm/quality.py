@@ -20,13 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2pd_adapters.cli.arguments import load_model, parse_policy
-from l2pd_adapters.huggingface.evaluation import (
-    encode_prompts,
-    evaluate,
-    left_padded,
-    read_prompts,
-)
+from l2pd_tools.cli.arguments import load_model, parse_policy
+from l2pd_tools.evaluation.prompts import read_prompts
+from l2pd_tools.evaluation.run import encode_prompts, evaluate, left_padded
 
 
 @torch.inference_mode()

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from l2pd_adapters.tiny_models.checkers import check
+from l2pd_tools.tiny_world import check
 from model import BLOCK_LENGTH, TinyModel, load
 from tokenizer import END_OF_TEXT_ID, MASK_ID, decode, prompt_ids
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, Literal
 
-from l2pd_adapters.tiny_models.checkers import DIAL_MOVES, FAMILIES, FEMALE, MALE
+from l2pd_tools.tiny_world import DIAL_MOVES, FAMILIES, FEMALE, MALE
 
 Split = Literal["train", "heldout"]
 

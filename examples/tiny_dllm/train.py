@@ -29,7 +29,7 @@ from torch.nn import functional as F
 
 from batches import Batch, Example, bidirectional_batches, block_causal_batches, blocks_of
 from evaluate import evaluate, summary
-from l2pd_adapters.tiny_models.checkers import FAMILIES
+from l2pd_tools.tiny_world import FAMILIES
 from model import Architecture, Shape, TinyModel, export, load
 from tasks import GENERATORS, distinct_prompts, sample
 from tokenizer import encode, prompt_ids

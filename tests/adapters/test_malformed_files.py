@@ -17,8 +17,9 @@ from l2pd_adapters.chat_templates import MOST_LINES, all_rendered, rendered, tem
 from l2pd_adapters.checkpoints import INDEX, find_checkpoint
 from l2pd_adapters.config_checks import wrong_settings
 from l2pd_adapters.huggingface import load
-from l2pd_adapters.huggingface.evaluation import encode_prompts, parse_prompts, read_prompts
 from l2pd_plugins import L2PDError
+from l2pd_tools.evaluation.prompts import parse_prompts, read_prompts
+from l2pd_tools.evaluation.run import encode_prompts
 from tests.hub_checkpoints import CHECKPOINTS, Dense, write
 
 SHARD = "model-00001-of-00002.safetensors"

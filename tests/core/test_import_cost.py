@@ -19,7 +19,7 @@ import atexit, sys
 atexit.register(lambda: print("loaded:", [m for m in {HEAVY!r} if m in sys.modules]))
 """
 
-CLI = "from l2pd_adapters.cli import main; main()"
+CLI = "from l2pd_tools.cli import main; main()"
 
 
 def loaded(site: PluginSite, code: str, *arguments: str) -> str:

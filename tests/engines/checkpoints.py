@@ -5,7 +5,7 @@ import shutil
 import torch
 from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
-from l2pd_adapters.huggingface.models import SDARForCausalLM
+from l2pd_adapters.huggingface.models.native import SDARForCausalLM
 from l2pd_adapters.tiny_models import folder_of
 
 SOURCE = folder_of("tiny-llada")

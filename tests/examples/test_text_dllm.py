@@ -18,7 +18,8 @@ import pytest
 import torch
 
 from l2pd_adapters.huggingface import load
-from l2pd_adapters.huggingface.evaluation import Prompt, encode_prompts
+from l2pd_tools.evaluation.prompts import Prompt
+from l2pd_tools.evaluation.run import encode_prompts
 
 SOURCES = [Path(__file__).parents[2] / "examples" / name for name in ("text_dllm", "tiny_dllm")]
 

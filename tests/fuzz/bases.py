@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM
 
 from l2pd_adapters.families import ModelFamily
-from l2pd_adapters.huggingface.llada2 import LLaDA2MoeConfig, LLaDA2MoeModelLM
+from l2pd_adapters.huggingface.models.llada2 import LLaDA2MoeConfig, LLaDA2MoeModelLM
 from l2pd_adapters.tiny_models import folder_of
 from l2pd_plugins.trajectories import Manifest, Trajectories, save_references, write_manifest
 from l2pd_policies.learn2pd import UnmaskFilter

@@ -29,14 +29,15 @@ import typer
 from safetensors import SafetensorError
 
 from l2pd_adapters.chat_templates import rendered
-from l2pd_adapters.cli.doctor import doctor, read_filter
 from l2pd_adapters.huggingface import load
-from l2pd_adapters.huggingface.evaluation import encode_prompts, parse_prompts, read_prompts
 from l2pd_plugins import L2PDError, create_policy
 from l2pd_plugins.trajectories import load_references, read_manifest, read_trajectories
 from l2pd_policies.learn2pd.convert import convert
 from l2pd_policies.learned.filter import load_filter
 from l2pd_policies.learned.training import Recipe, train
+from l2pd_tools.cli.doctor import doctor, read_filter
+from l2pd_tools.evaluation.prompts import parse_prompts, read_prompts
+from l2pd_tools.evaluation.run import encode_prompts
 from tests.fuzz import bases, malformed
 
 SECONDS = 20

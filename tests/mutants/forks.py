@@ -28,7 +28,7 @@ import coverage
 import pytest
 from hypothesis import Phase, settings
 
-PATHS = ("", "policies", "adapters")
+PATHS = ("", "policies", "adapters", "tools")
 QUICK = 0.05
 """Seconds of a test that is not worth choosing from."""
 FIRST = 4

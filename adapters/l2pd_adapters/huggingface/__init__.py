@@ -10,13 +10,13 @@ from l2pd_adapters.huggingface.versions import SUPPORTED_TRANSFORMERS, check_tra
 check_transformers()
 
 from l2pd_adapters.families import ModelFamily  # noqa: E402  (after the version check)
-from l2pd_adapters.huggingface.enabling import (  # noqa: E402
+from l2pd_adapters.huggingface.api import (  # noqa: E402
     custom_generate,
     disable,
     enable,
     generate,
 )
-from l2pd_adapters.huggingface.loading import load  # noqa: E402
+from l2pd_adapters.huggingface.models.load import load  # noqa: E402
 from l2pd_adapters.huggingface.output import DiffusionGenerateOutput  # noqa: E402
 
 __all__ = [

@@ -22,11 +22,11 @@ from transformers.models.diffusion_gemma.generation_diffusion_gemma import (
     EntropyBoundSampler,
 )
 
+from l2pd_adapters.diffusion_gemma import check_on_noise
 from l2pd_adapters.families import NO_MASK_TOKEN, ModelFamily, end_of_text_ids
-from l2pd_adapters.huggingface.arguments import OUR_KEYWORDS, bound_policies, local_folder
 from l2pd_adapters.huggingface.checking import GENERATE, checked, close_to, short
 from l2pd_adapters.huggingface.output import DiffusionGenerateOutput
-from l2pd_adapters.noise import check_on_noise
+from l2pd_adapters.huggingface.settings import OUR_KEYWORDS, bound_policies, local_folder
 from l2pd_plugins import ModelContext, UnmaskPolicy
 from l2pd_plugins.denoising import BlockBatch, denoising_step
 from l2pd_plugins.end_of_text import EndOfText, is_end_of_text

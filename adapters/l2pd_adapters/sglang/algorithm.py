@@ -22,7 +22,7 @@ from torch import Tensor
 
 from l2pd_adapters.admission import ANY_FAILURE
 from l2pd_adapters.sglang import admission
-from l2pd_adapters.sglang.rows import NFE, STEP_MAP, BlockRow, RequestState
+from l2pd_adapters.sglang.requests import NFE, STEP_MAP, BlockRow, RequestState
 from l2pd_adapters.sglang.settings import ServerSettings
 from l2pd_plugins.denoising import BlockBatch, denoising_step
 from l2pd_plugins.errors import L2PDError

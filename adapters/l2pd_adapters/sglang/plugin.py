@@ -140,7 +140,7 @@ def _report(
     finish_reason: dict | None,
 ) -> None:
     """Turn the forward passes so far, which SGLang carries token by token, into numbers."""
-    from l2pd_adapters.sglang.rows import NFE
+    from l2pd_adapters.sglang.requests import NFE
 
     others = {key: values for key, values in customized_info.items() if key != NFE}
     original(manager, meta_info, state, others, index, finish_reason)

@@ -18,9 +18,9 @@ from vllm.v1.worker.gpu.model_states.interface import ModelState
 from vllm.v1.worker.gpu.states import RequestState
 
 from l2pd_adapters.serving import generator_of, guarded
-from l2pd_adapters.vllm.canvases import BidirectionalCanvases, BlockCausalCanvases, Canvases
 from l2pd_adapters.vllm.sampler import UnmaskSampler
 from l2pd_adapters.vllm.settings import ServerSettings, settings_of
+from l2pd_adapters.vllm.slot_canvases import BidirectionalCanvases, BlockCausalCanvases, Canvases
 from l2pd_plugins import UnmaskPolicy
 from l2pd_plugins.traits import description_of
 from l2pd_plugins.uploading import upload

@@ -39,7 +39,7 @@ def _register_models() -> None:
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 
     from l2pd_adapters.families import DIFFUSION_GEMMA, FAMILIES
-    from l2pd_adapters.vllm import checkpoints
+    from l2pd_adapters.vllm import remote_configs
     from l2pd_adapters.vllm.configuration import (
         Bidirectional,
         BlockCausal,
@@ -49,7 +49,7 @@ def _register_models() -> None:
 
     if "SDARForCausalLM" in MODELS_CONFIG_MAP:
         return
-    checkpoints.register()
+    remote_configs.register()
     for family in FAMILIES:
         if family.architecture is not None:
             name = family.architecture

@@ -17,7 +17,7 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
 
 from l2pd_adapters.serving import ServerSettings
-from l2pd_adapters.vllm.canvases import Canvases
+from l2pd_adapters.vllm.slot_canvases import Canvases
 from l2pd_plugins.denoising import StepOutcome, denoising_step
 from l2pd_plugins.slots import SlotBatch
 from l2pd_plugins.uploading import upload

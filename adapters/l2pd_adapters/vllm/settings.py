@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from l2pd_adapters import serving
+from l2pd_adapters.diffusion_gemma import check_on_noise
 from l2pd_adapters.families import (
     DIFFUSION_GEMMA,
     NO_MASK_TOKEN,
@@ -16,7 +17,6 @@ from l2pd_adapters.families import (
     family_of,
     mask_token_of,
 )
-from l2pd_adapters.noise import check_on_noise
 from l2pd_plugins import ModelContext, UnmaskPolicy
 from l2pd_plugins.errors import L2PDError
 

@@ -9,8 +9,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from l2pd_adapters.huggingface import forward, widths
-from l2pd_adapters.huggingface.described import family_of
+from l2pd_adapters.huggingface.forward import bidirectional, pass_groups
+from l2pd_adapters.huggingface.models.model_info import family_of
 
 MASK, EOT, BLOCK = 63, 62, 8
 THRESHOLD = {"unmask_policy": "confidence_threshold", "unmask_options": {"threshold": 0.25}}
@@ -86,7 +86,7 @@ def test_a_cache_makes_a_difference(model, prompts):
     tokens=st.sampled_from([5, 24, 30]),
     rule=st.sampled_from(["block", "predicted", "off"]),
     loud=st.booleans(),
-    limit=st.sampled_from([30, 60, forward.CPU_LIMIT]),
+    limit=st.sampled_from([30, 60, bidirectional.CPU_LIMIT]),
 )
 def test_a_left_padded_batch_equals_its_rows_alone(
     make_model, prompts, kind, threshold, tokens, rule, loud, limit
@@ -102,7 +102,7 @@ def test_a_left_padded_batch_equals_its_rows_alone(
         "return_dict_in_generate": True,
     }
     with pytest.MonkeyPatch.context() as patch:  # rows that share a pass, and rows that do not
-        patch.setattr(forward, "CPU_LIMIT", limit)
+        patch.setattr(bidirectional, "CPU_LIMIT", limit)
         together = model.generate(**prompts, **arguments)
     for row in range(5):
         length = int(prompts["attention_mask"][row].sum())
@@ -130,9 +130,9 @@ def test_the_first_step_of_a_block_is_a_full_forward_and_the_others_are_not(mode
 
 @torch.no_grad()
 def test_a_pass_from_the_block_on_is_as_wide_as_its_rows_want(model, monkeypatch):
-    monkeypatch.setattr(widths, "PASS", 0)
+    monkeypatch.setattr(pass_groups, "PASS", 0)
     tokens = torch.full((3, 40), MASK)
-    view = forward.CanvasView(
+    view = bidirectional.CanvasView(
         tokens=tokens,
         attention=torch.ones_like(tokens),
         position_ids=torch.arange(40).expand(3, -1),
@@ -142,7 +142,7 @@ def test_a_pass_from_the_block_on_is_as_wide_as_its_rows_want(model, monkeypatch
         fresh=[True, True, True],
         block_length=BLOCK,
     )
-    passes = forward.Forward(model, family_of(model), "prefix")
+    passes = bidirectional.Forward(model, family_of(model), "prefix")
     passes.hidden(view)
     seen = []
     model.get_decoder().embed_tokens.register_forward_hook(

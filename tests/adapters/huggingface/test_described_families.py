@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from l2pd_adapters.huggingface import ModelFamily, disable, enable, generate, load
-from l2pd_adapters.huggingface.described import family_of
+from l2pd_adapters.huggingface.models.model_info import family_of
 from l2pd_adapters.tiny_models import folder_of
 from l2pd_plugins import L2PDError
 

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from l2pd_adapters.checkpoints import INDEX, find_checkpoint
 from l2pd_adapters.families import FAMILIES
 from l2pd_adapters.huggingface import load
-from l2pd_adapters.huggingface.described import family_of
+from l2pd_adapters.huggingface.models.model_info import family_of
 from l2pd_plugins import L2PDError
 from tests.hub_checkpoints import CHECKPOINTS, EOT, MASK, VOCABULARY, Dense, decode, write
 

@@ -10,9 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaModel, Qwen2Config, Qwen2Model, Qwen3Config, Qwen3Model
 
 from l2pd_adapters.huggingface import load
-from l2pd_adapters.huggingface.caching import CanvasCache
-from l2pd_adapters.huggingface.forward import Forward
-from l2pd_adapters.huggingface.layers import Layers
+from l2pd_adapters.huggingface.forward.bidirectional import Forward
+from l2pd_adapters.huggingface.forward.kv_cache import CanvasCache
+from l2pd_adapters.huggingface.forward.layers import Layers
 
 SHAPE = {
     "vocab_size": 64,

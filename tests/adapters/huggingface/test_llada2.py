@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import linear, silu
 
 from l2pd_adapters.huggingface import load
-from l2pd_adapters.huggingface.llada2 import LLaDA2MoeConfig
+from l2pd_adapters.huggingface.models.llada2 import LLaDA2MoeConfig
 from l2pd_plugins import L2PDError
 
 BLOCK = 4

@@ -12,10 +12,11 @@ from transformers import BertConfig, BertForMaskedLM
 
 from l2pd_adapters.families import ModelFamily
 from l2pd_adapters.huggingface import disable, enable, generate, load
+from l2pd_adapters.huggingface.api import custom_generate
 from l2pd_adapters.huggingface.checking import GENERATE
-from l2pd_adapters.huggingface.enabling import custom_generate
-from l2pd_adapters.huggingface.evaluation import Prompt, evaluate
 from l2pd_plugins import L2PDError
+from l2pd_tools.evaluation.prompts import Prompt
+from l2pd_tools.evaluation.run import evaluate
 from tests.adapters.nasty_values import (
     EVALUATE_KEYWORDS,
     FOREIGN,
@@ -112,7 +113,7 @@ def test_load(keyword, monkeypatch):
     def read(name):
         raise Taken
 
-    monkeypatch.setattr("l2pd_adapters.huggingface.loading.source_of", read)
+    monkeypatch.setattr("l2pd_adapters.huggingface.models.load.source_of", read)
     wrong = []
     for value in NASTY:
         arguments = {"name": "tiny-llada", keyword: value}

@@ -9,9 +9,10 @@ import torch
 from transformers import TextDiffusionStreamer, TextIteratorStreamer, TextStreamer
 
 from l2pd_adapters.huggingface import load
-from l2pd_adapters.huggingface.evaluation import evaluate, read_prompts
 from l2pd_adapters.tiny_models import heldout_prompts
 from l2pd_plugins import create_policy
+from l2pd_tools.evaluation.prompts import read_prompts
+from l2pd_tools.evaluation.run import evaluate
 
 
 @torch.no_grad()

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from l2pd_adapters.huggingface import load
-from l2pd_adapters.huggingface.collecting import collect
-from l2pd_adapters.huggingface.evaluation import encode_prompts, evaluate, read_prompts
 from l2pd_adapters.tiny_models import folder_of, heldout_prompts
 from l2pd_plugins.trajectories import read_trajectories
+from l2pd_tools.evaluation.prompts import read_prompts
+from l2pd_tools.evaluation.run import encode_prompts, evaluate
+from l2pd_tools.training.collecting import collect
 
 
 @pytest.fixture(scope="module")

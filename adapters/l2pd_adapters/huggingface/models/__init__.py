@@ -1,0 +1,1 @@
+"""Models: loading them, and what the loop must know about them."""

@@ -1,0 +1,46 @@
+"""The model class of each family's checkpoints.
+
+Most are transformers' own decoders under the name of the family, so that what `save_pretrained`
+writes remains a checkpoint of it (`architectures` in config.json).
+"""
+
+from __future__ import annotations
+
+from transformers import (
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen2ForCausalLM,
+    Qwen3ForCausalLM,
+    Qwen3MoeForCausalLM,
+)
+
+from l2pd_adapters.huggingface.models.llada2 import LLaDA2MoeModelLM
+
+
+class LLaDAModelLM(LlamaForCausalLM):
+    """LLaDA: bidirectional, on Llama."""
+
+
+class DreamModel(Qwen2ForCausalLM):
+    """Dream: bidirectional, on Qwen2; the logits of a position are those of the one before."""
+
+
+class SDARForCausalLM(Qwen3ForCausalLM):
+    """SDAR: block-causal, on Qwen3."""
+
+
+class SDARMoeForCausalLM(Qwen3MoeForCausalLM):
+    """SDAR with experts: block-causal, on Qwen3-MoE."""
+
+
+MODELS: dict[str | None, type[PreTrainedModel]] = {
+    model.__name__: model
+    for model in (
+        LLaDAModelLM,
+        DreamModel,
+        SDARForCausalLM,
+        SDARMoeForCausalLM,
+        LLaDA2MoeModelLM,
+    )
+}
+"""By the architecture of their family. `config_class` reads the family's `native_config`."""

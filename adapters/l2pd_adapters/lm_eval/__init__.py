@@ -1,7 +1,0 @@
-"""Diffusion language models in EleutherAI's lm-evaluation-harness, under any unmask policy.
-
-python -m l2pd_adapters.lm_eval --model l2pd --model_args pretrained=MODEL,unmask_policy=learn2pd \
-    --tasks gsm8k --batch_size 16
-
-The arguments are the harness's own; docs/evaluation.md has those of the model.
-"""

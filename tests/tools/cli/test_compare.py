@@ -1,0 +1,201 @@
+"""`l2pd compare`, on a small random model and, where it is there, the shipped one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from l2pd_adapters.huggingface.settings import CACHES
+from l2pd_adapters.tiny_models import folder_of, heldout_prompts, shipped_models
+from l2pd_plugins.end_of_text import RULES
+from l2pd_tools.cli import arguments
+from l2pd_tools.cli.compare import DEMO_POLICIES
+from l2pd_tools.evaluation.bootstrap import validity_difference
+from l2pd_tools.evaluation.prompts import read_prompts
+from l2pd_tools.evaluation.run import evaluate
+
+if TYPE_CHECKING:
+    from tests.conftest import PluginSite
+
+ROWS = [
+    "fixed_schedule(tokens_per_step=1)",
+    "confidence_threshold(threshold=0.9)",
+    "confidence_threshold(threshold=0.7)",
+    "learn2pd()",
+    "settled(risk=0.1)",
+    "oracle()",
+]
+
+
+def policies(*names: str) -> list[str]:
+    return [word for name in names for word in ("--policy", name)]
+
+
+@pytest.fixture
+def settings(small_model: Path) -> list[str]:
+    return ["--model", str(small_model), "--limit", "15", "--max-new-tokens", "16"]
+
+
+def test_json_holds_what_evaluate_gives(l2pd, settings, loaded, tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    names = policies("confidence_threshold,threshold=0.2", "fixed_schedule", "oracle")
+    ended = l2pd("compare", *names, *settings, "--json", "--json-file", file, "--batch-size", "4")
+    assert ended.returncode == 0, ended.stderr
+    made = json.loads(ended.stdout)
+    assert json.loads(file.read_text()) == made
+    assert (made["prompts_file"], made["prompts"]) == ("heldout.jsonl", 15)
+
+    prompts = read_prompts(heldout_prompts(), 15)
+    slow = evaluate(*loaded, prompts, policy="fixed_schedule", max_new_tokens=16)
+    fast, oracle = (
+        evaluate(*loaded, prompts, policy=policy, max_new_tokens=16, reference_answers=slow.answers)
+        for policy in ({"name": "confidence_threshold", "threshold": 0.2}, "oracle")
+    )
+    for row, expected in zip(made["rows"], (fast, slow, oracle), strict=True):
+        assert row["nfe"] == expected.nfe
+        assert row["tokens_per_forward"] == expected.tokens_per_forward
+        assert row["validity"] == expected.validity
+        assert row["speedup_nfe"] == fast.nfe / expected.nfe
+        assert row["speedup_seconds"] == made["rows"][0]["seconds"] / row["seconds"]
+        interval = validity_difference(expected, fast)
+        assert row["validity_against_first"] == (interval and vars(interval))
+        assert list(row["by_kind"]) == ["one_answer", "coupled", "mixed"]
+        assert len(row["by_family"]) == 15
+        assert "batch_size=4" in row["configuration"]
+    assert [row["agreement"] for row in made["rows"]] == [fast.agreement, 1.0, oracle.agreement]
+    assert fast.agreement is not None and fast.agreement < 1
+
+
+def test_agreement_without_a_row_at_one_token_per_step(l2pd, settings, loaded) -> None:
+    ended = l2pd("compare", *policies("fixed_schedule,tokens_per_step=3"), *settings, "--json")
+    (row,) = json.loads(ended.stdout)["rows"]
+    prompts = read_prompts(heldout_prompts(), 15)
+    slow, fast = (
+        evaluate(
+            *loaded,
+            prompts,
+            policy={"name": "fixed_schedule", "tokens_per_step": count},
+            max_new_tokens=16,
+        )
+        for count in (1, 3)
+    )
+    same = [a.tokens == b.tokens for a, b in zip(slow.answers, fast.answers, strict=True)]
+    assert row["agreement"] == sum(same) / 15
+    assert ended.stderr.splitlines() == [
+        "decoding: fixed_schedule(tokens_per_step=1)",
+        "decoding: fixed_schedule(tokens_per_step=3)",
+    ]
+
+
+def test_the_demo_prints_everything(l2pd, settings) -> None:
+    ended = l2pd("compare", "--demo", "--by-family", *settings)
+    assert ended.returncode == 0, ended.stderr
+    lines = ended.stdout.splitlines()
+    assert "\x1b" not in ended.stdout + ended.stderr
+    numbered = [line for line in lines if line[:2] in ("1 ", "2 ", "3 ", "4 ", "5 ", "6 ")]
+    assert [line.split()[1] for line in numbered] == [row.partition("(")[0] for row in ROWS]
+    assert {len(line.split()) for line in numbered} == {12}
+    for number, row in enumerate(ROWS, start=1):
+        (configuration,) = [line for line in lines if line.startswith(f"{number}: model=")]
+        name, _, options = row.rstrip(")").partition("(")
+        assert f"policy={name}(" in configuration
+        assert options in configuration
+        assert configuration.endswith("prompts_file=heldout.jsonl")
+    families = [line.split() for line in lines if line.startswith(("story ", "latin ", "walk "))]
+    assert [len(cells) for cells in families] == [2 + 2 * len(ROWS)] * 3
+    assert any(line.startswith("validity of 5 against 1: ") for line in lines)
+    assert any(line.startswith("oracle is shown") for line in lines)
+
+    mixed = next(p for p in read_prompts(heldout_prompts(), 15) if p.kind == "mixed")
+    example = lines[lines.index(f"Example: {mixed.text}") :]
+    for row in (ROWS[0], ROWS[3]):
+        (heading,) = [line for line in example if line.startswith(row)]
+        tokens, steps = (int(word) for word in heading.split() if word.isdigit())
+        below = example[example.index(heading) + 1 :]
+        digits = below[1 : 1 + len(str(steps))]
+        at = ["".join(column).strip() for column in zip(*digits, strict=True)]
+        committed = [int(step) for step in at if step]
+        assert 0 < len(committed) <= tokens
+        assert max(committed) <= steps
+        assert min(committed) >= 1
+    # Everything but the one-line configurations fits a terminal of 80 columns.
+    assert all(len(x) <= 80 for x in lines if ": model=" not in x and "validity of" not in x)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name the policies to compare"),
+        (policies("oracle", "orakel"), "did you mean 'oracle'"),
+        (policies("fixed_schedule,steps=0"), "steps"),
+        (policies("fixed_schedule,tempo=3"), "no option 'tempo'"),
+        ([*policies("oracle"), "--json-file", "no/such/folder.json"], "no/such/folder.json"),
+        (
+            [*policies("oracle"), "--prompts", "missing.jsonl"],
+            "missing.jsonl cannot be read: No such file",
+        ),
+        # The filter is for blocks of 8; the row before it must not have been decoded in vain.
+        ([*policies("fixed_schedule", "learn2pd"), "--block-length", "4"], "filter"),
+    ],
+)
+def test_errors_come_before_any_decoding(l2pd, settings, arguments, message) -> None:
+    ended = l2pd("compare", *arguments, *settings)
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    assert message in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+
+
+def test_a_broken_prompts_file_is_named_with_its_line(l2pd, settings, tmp_path: Path) -> None:
+    file = tmp_path / "broken.jsonl"
+    file.write_text('{"prompt": "Sort: ba"}\n{"prompt"}\n')
+    ended = l2pd("compare", *policies("oracle"), "--prompts", file, *settings)
+    assert ended.returncode == 2
+    assert f"prompts {file}, line 2: no JSON" in ended.stderr
+
+
+def test_prompts_without_checkers(l2pd, settings, tmp_path: Path) -> None:
+    file = tmp_path / "plain.txt"
+    file.write_text("Hello\nWho are you?\n")
+    names = policies("fixed_schedule", "learn2pd")
+    ended = l2pd("compare", *names, "--prompts", file, "--cache", "dual", *settings)
+    assert ended.returncode == 0, ended.stderr
+    first = next(line for line in ended.stdout.splitlines() if line.startswith("1 "))
+    assert first.split()[2:4] == ["-", "100.0"]
+    assert f"prompts_file={file}" in ended.stdout
+    assert "cache=dual" in ended.stdout
+    assert "validity of" not in ended.stdout
+
+
+def test_as_a_process(site: PluginSite, settings: list[str]) -> None:
+    """stdout and stderr hold nothing else: no progress bars, no warnings of a library."""
+    ended = site.l2pd("compare", *policies("oracle"), *settings, "--json")
+    assert ended.returncode == 0, ended.stderr
+    assert len(json.loads(ended.stdout)["rows"]) == 1
+    assert all(line.startswith("decoding: ") for line in ended.stderr.splitlines())
+
+
+def test_the_choices_are_those_of_generate() -> None:
+    assert list(arguments.END_OF_TEXT_RULES) == list(RULES)
+    known = {choice for choices in CACHES.values() for choice in choices}
+    assert set(arguments.CACHES) == known
+
+
+@pytest.mark.skipif(
+    "tiny-llada" not in shipped_models()
+    or not (folder_of("tiny-llada") / "policies" / "learn2pd").is_dir(),
+    reason="tiny-llada and its filter are not here",
+)
+def test_the_demo_of_the_shipped_model(l2pd) -> None:
+    ended = l2pd("compare", "--demo", "--limit", 15, "--json")
+    assert ended.returncode == 0, ended.stderr
+    rows = json.loads(ended.stdout)["rows"]
+    assert [row["policy"] for row in rows] == ROWS
+    assert len(rows) == len(DEMO_POLICIES)
+    slow, oracle = rows[0], rows[-1]
+    assert slow["validity"] >= 0.8
+    assert oracle["validity"] >= 0.8
+    assert oracle["nfe"] < min(row["nfe"] for row in rows[:-1])

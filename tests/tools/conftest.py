@@ -1,0 +1,10 @@
+"""The fixtures of these tests, which other folders have too."""
+
+from tests.fixtures.random_model import (  # noqa: F401  (fixtures)
+    block_logits,
+    make_model,
+    model,
+    prompts,
+    tokenizer,
+)
+from tests.fixtures.small_model import l2pd, loaded, small_model  # noqa: F401  (fixtures)

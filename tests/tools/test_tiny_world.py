@@ -1,0 +1,235 @@
+"""The small world: every generated answer is valid, what is wrong is not, and the splits are apart.
+
+`examples/` is not installed, so the generators are loaded from their path.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from random import Random
+from types import ModuleType
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from l2pd_adapters.tiny_models import heldout_prompts
+from l2pd_tools.tiny_world import FAMILIES, check
+
+ROOT = Path(__file__).parents[2]
+DATA = heldout_prompts().parent
+SEEDS = st.integers(0, 2**32)
+patient = settings(deadline=None)  # a busy machine is no failure
+
+
+def _load_tasks() -> ModuleType:
+    spec = importlib.util.spec_from_file_location(
+        "tiny_dllm_tasks", ROOT / "examples/tiny_dllm/tasks.py"
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+tasks = _load_tasks()
+family_names = pytest.mark.parametrize("family", list(FAMILIES))
+
+
+def test_every_family_has_a_generator() -> None:
+    assert list(tasks.GENERATORS) == list(FAMILIES)
+    assert Counter(f.kind for f in FAMILIES.values()) == {
+        "one_answer": 5,
+        "coupled": 5,
+        "mixed": 5,
+    }
+
+
+@family_names
+@patient
+@given(seed=SEEDS)
+def test_generated_answers_are_valid(family: str, seed: int) -> None:
+    task = tasks.sample(family, Random(seed))
+    assert check(family, task.data, task.answer)
+    # What is written to a file and read again checks the same.
+    assert check(family, json.loads(json.dumps(task.data)), task.answer)
+    assert len(task.prompt) <= 62 and 3 <= len(task.answer) <= 95
+    assert tasks.split_of(task.prompt) == "train"
+
+
+@family_names
+@patient
+@given(seed=SEEDS, cut=st.integers(1, 200), tail=st.text(min_size=1, max_size=3))
+def test_cut_or_extended_answers_are_invalid(family: str, seed: int, cut: int, tail: str) -> None:
+    task = tasks.sample(family, Random(seed))
+    assert not check(family, task.data, task.answer[: -min(cut, len(task.answer))])
+    assert not check(family, task.data, task.answer + tail)
+    assert not check(family, task.data, " " + task.answer)
+
+
+@family_names
+@patient
+@given(seed=SEEDS, answer=st.text(max_size=80))
+def test_any_text_is_judged_without_raising(family: str, seed: int, answer: str) -> None:
+    task = tasks.sample(family, Random(seed))
+    assert check(family, task.data, answer) is (answer == task.answer)
+
+
+@family_names
+def test_a_foreign_answer_is_invalid(family: str) -> None:
+    task = tasks.sample(family, Random(0))
+    for other in FAMILIES:
+        if FAMILIES[other].kind != FAMILIES[family].kind:
+            foreign = tasks.sample(other, Random(1))
+            assert not check(family, task.data, foreign.answer)
+
+
+@pytest.mark.parametrize("family", [f.name for f in FAMILIES.values() if f.kind == "one_answer"])
+@patient
+@given(seed=SEEDS, where=st.integers(0, 200))
+def test_one_answer_means_one(family: str, seed: int, where: int) -> None:
+    task = tasks.sample(family, Random(seed))
+    where %= len(task.answer)
+    changed = "8" if task.answer[where] == "7" else "7"
+    assert not check(family, task.data, task.answer[:where] + changed + task.answer[where + 1 :])
+
+
+@pytest.mark.parametrize(
+    ("family", "data", "valid", "invalid"),
+    [
+        ("reverse", {"text": "abca"}, ["acba"], ["abca", ""]),
+        ("sort", {"text": "cab"}, ["abc"], ["abcc", "cba"]),
+        ("json", {"fields": [["a", 1], ["b", "x"]]}, ['{"a": 1, "b": "x"}'], ['{"a":1,"b":"x"}']),
+        ("addition", {"terms": [347, 586]}, ["933"], ["0933", "934", "٩٣٣"]),
+        ("dial", {"start": 8, "moves": "Ud"}, ["8U0d9"], ["8U0", "8U10d9", "8U0d8"]),
+        ("permutation", {"items": "abc"}, ["bca", "abc"], ["aab", "ab", "abcd"]),
+        (
+            "latin",
+            {"clues": "2..............."},
+            ["2143 1234 4321 3412"],
+            ["1234 2143 3412 4321", "2143 1234 4321 3421", "2143 2143 4321 3412"],
+        ),
+        (
+            "brackets",
+            {"style": "[]", "length": 6, "prefix": "[["},
+            ["[[[]]]", "[[]][]"],
+            ["[][][]", "[[]]", "[[]]][", "[[()]]", "[[[[[["],
+        ),
+        (
+            "walk",
+            {"low": 3, "high": 5, "start": 4, "length": 4},
+            ["4343", "4545"],
+            ["4567", "434", "3434", "4443", "4 3 4 3"],
+        ),
+        (
+            "split",
+            {"names": "kp", "total": 62},
+            ["k=37 p=25", "k=10 p=52"],
+            ["k=37 p=26", "p=37 k=25", "k=57 p=5", "k=57 p=05"],
+        ),
+        (
+            "solution",
+            {"names": "ab", "total": 62},
+            ["Let a = 37 and b = 25. Then a + b = 62."],
+            ["Let a = 37 and b = 26. Then a + b = 63.", "Let a = 37 and b = 24. Then a + b = 62."],
+        ),
+        (
+            "booking",
+            {"name": "Ann", "room": 41, "hours": 3},
+            ['{"name": "Ann", "room": 41, "from": "4:15", "to": "7:15", "hours": 3}'],
+            [
+                '{"name": "Ann", "room": 41, "from": "4:15", "to": "7:30", "hours": 3}',
+                '{"name": "Ann", "room": 41, "from": "8:15", "to": "11:15", "hours": 3}',
+                '{"name": "Ann", "room": 42, "from": "4:15", "to": "7:15", "hours": 3}',
+            ],
+        ),
+        (
+            "schedule",
+            {"names": ["Ann", "Ben"], "hours": [3, 4]},
+            ["Ann comes at 4, Ben comes at 3."],
+            ["Ann comes at 4, Ben comes at 4.", "Ben comes at 4, Ann comes at 3."],
+        ),
+        (
+            "story",
+            {"names": ["Tom", "Eva"], "animals": ["cats", "owls"]},
+            [
+                "Tom has 4 owls. He feeds his 4 owls at 7, and at 8 Tom sees his owls sleep.",
+                "Eva has 2 cats. She feeds her 2 cats at 1, and at 2 Eva sees her cats sleep.",
+            ],
+            [
+                "Eva has 2 cats. He feeds his 2 cats at 1, and at 2 Eva sees his cats sleep.",
+                "Eva has 2 cats. She feeds her 3 cats at 1, and at 2 Eva sees her cats sleep.",
+                "Eva has 2 cats. She feeds her 2 cats at 1, and at 3 Eva sees her cats sleep.",
+                "Eva has 2 cats. She feeds her 2 cats at 1, and at 2 Tom sees her cats sleep.",
+                "Ann has 2 cats. She feeds her 2 cats at 1, and at 2 Ann sees her cats sleep.",
+            ],
+        ),
+        (
+            "receipt",
+            {"items": ["tea", "bun", "jam"], "total": 9},
+            [
+                "The tea costs 3, the bun costs 4, makes 7, the jam costs 2, makes 9.",
+                "The tea costs 1, the bun costs 1, makes 2, the jam costs 7, makes 9.",
+            ],
+            [
+                "The tea costs 3, the bun costs 4, makes 7, the jam costs 1, makes 8.",
+                "The tea costs 3, the bun costs 4, makes 8, the jam costs 1, makes 9.",
+                "The bun costs 3, the tea costs 4, makes 7, the jam costs 2, makes 9.",
+            ],
+        ),
+    ],
+)
+def test_examples(family: str, data: dict, valid: list[str], invalid: list[str]) -> None:
+    assert [answer for answer in valid if not check(family, data, answer)] == []
+    assert [answer for answer in invalid if check(family, data, answer)] == []
+
+
+def test_an_unknown_family_is_named_with_the_choices() -> None:
+    with pytest.raises(ValueError, match=r"unknown family 'sudoku'.*addition.*walk"):
+        check("sudoku", {}, "")
+
+
+def test_coupled_answers_vary() -> None:
+    for family in (f.name for f in FAMILIES.values() if f.kind != "one_answer"):
+        answers = {tasks.sample(family, Random(seed)).answer for seed in range(50)}
+        assert len(answers) > 40, family
+
+
+def test_generation_is_deterministic() -> None:
+    for family in FAMILIES:
+        assert tasks.sample(family, Random(7)) == tasks.sample(family, Random(7))
+    assert tasks.distinct_prompts("train", 3, 0) == tasks.distinct_prompts("train", 3, 0)
+
+
+@pytest.mark.parametrize(
+    ("file", "split", "count"),
+    [("heldout.jsonl", "heldout", 2400), ("train_prompts.jsonl", "train", 1605)],
+)
+def test_shipped_prompts(file: str, split: str, count: int) -> None:
+    rows = [json.loads(line) for line in (DATA / file).read_text().splitlines()]
+    assert len(rows) == count
+    assert len({row["prompt"] for row in rows}) == len({row["id"] for row in rows}) == count
+    assert {tasks.split_of(row["prompt"]) for row in rows} == {split}
+    assert all(row["kind"] == FAMILIES[row["family"]].kind for row in rows)
+    for size in (15, 150, count):  # any prefix is a fair mix
+        families = Counter(row["family"] for row in rows[:size])
+        assert set(families.values()) == {size // len(FAMILIES)}
+    assert rows == tasks.distinct_prompts(split, count // len(FAMILIES), seed=0)
+
+
+def test_checkers_need_no_engine() -> None:
+    code = (
+        "import sys, l2pd_tools.tiny_world\n"
+        "assert not {'torch', 'transformers'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": _import_path()})
+
+
+def _import_path() -> str:
+    return str(ROOT / "tools")

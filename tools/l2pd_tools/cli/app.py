@@ -1,0 +1,120 @@
+"""The `l2pd` application: which commands there are, and how errors are shown.
+
+The modules of the commands are imported for `l2pd --help` too. So each imports at its top only
+what its signature needs; torch, engines and rich are imported inside the command's function.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from l2pd_plugins import L2PDError, __version__
+from l2pd_tools.cli import (
+    compare,
+    demo,
+    doctor,
+    export_generate,
+    generate,
+    learn2pd,
+    new_policy,
+    plugins,
+    tune,
+)
+from l2pd_tools.cli.kinds import Whole, examined
+from l2pd_tools.cli.usage import Commands, UsageError, usage_message
+
+HELP = """Unmask policies of diffusion language models, as plugins.
+
+On a CPU, a command that decodes takes one thread per core. Fewer: --threads N, before the command,
+or OMP_NUM_THREADS=N in the environment; in Python, torch.set_num_threads(N). Threads that wait for
+each other sleep, unless OMP_WAIT_POLICY says otherwise.
+"""
+
+app = typer.Typer(
+    cls=Commands,
+    help=HELP,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+app.command()(examined(generate.generate))
+app.command()(examined(compare.compare))
+app.command()(examined(tune.tune))
+app.command()(examined(demo.demo))
+app.add_typer(learn2pd.app, name="learn2pd")
+app.command()(examined(doctor.doctor))
+app.command()(examined(plugins.policies))
+app.command()(examined(plugins.plugins))
+app.command()(examined(new_policy.new_policy))
+app.command()(examined(export_generate.export_generate))
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"l2pd {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            parser=Whole(1, 1024),
+            metavar=Whole.metavar,
+            help="CPU threads to compute with.",
+            show_default="OMP_NUM_THREADS, or all cores",
+        ),
+    ] = None,
+) -> None:
+    if threads is None:
+        return
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # for torch, which is not imported yet
+    if "torch" in sys.modules:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+@functools.cache
+def _command() -> Any:
+    return typer.main.get_command(app)
+
+
+def main() -> None:
+    """Run the command line. What is wrong with it, and an L2PDError, is one red line on stderr and
+    exit code 2."""
+    # Threads that spin while they wait stand in the way of those they wait for, where other
+    # processes hold the cores. It is read when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        code = _command()(prog_name="l2pd", standalone_mode=False)
+    except L2PDError as error:
+        _fail(str(error))
+    except UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # which shows the help
+            error.show()
+            sys.exit(2)
+        _fail(usage_message(error))
+    except typer.Abort:  # Ctrl+C, with some versions of typer
+        sys.exit(130)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str) -> NoReturn:
+    line = "".join(c if c.isprintable() else " " for c in " ".join(message.split()))
+    typer.secho(f"error: {line}", fg=typer.colors.RED, err=True)
+    sys.exit(2)

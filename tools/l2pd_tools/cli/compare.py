@@ -1,0 +1,272 @@
+"""`l2pd compare`: several policies on the same prompts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from l2pd_adapters.tiny_models import heldout_prompts
+from l2pd_plugins import L2PDError, create_policy
+from l2pd_plugins.traits import name_of, printable_name_of
+from l2pd_tools.cli.arguments import (
+    MOST_PROMPTS,
+    POLICY_HELP,
+    AdapterName,
+    AsJson,
+    BatchSize,
+    BlockLength,
+    Cache,
+    DeviceName,
+    EndOfTextRule,
+    JsonFile,
+    MaxNewTokens,
+    ModelName,
+    PromptFile,
+    load_model,
+    parse_policy,
+    write_json,
+)
+from l2pd_tools.cli.kinds import OutFile, PolicyText, Whole
+from l2pd_tools.evaluation.comparison import Row, percent, run_policies
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from l2pd_tools.evaluation.bootstrap import Interval
+
+DEMO_POLICIES = (
+    "fixed_schedule",
+    "confidence_threshold,threshold=0.9",
+    "confidence_threshold,threshold=0.7",
+    "learn2pd",
+    "settled",
+    "oracle",
+)
+DEMO_PROMPTS = 120
+"""Eight of each family: the file has one of every family in each fifteen prompts."""
+
+
+def compare(
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(parser=PolicyText(), help=f"{POLICY_HELP} Give it several times."),
+    ] = None,
+    model: ModelName = "tiny-llada",
+    adapter: AdapterName = None,
+    device: DeviceName = "auto",
+    prompts: PromptFile = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            parser=Whole(1, MOST_PROMPTS),
+            metavar=Whole.metavar,
+            help="Only the first prompts.",
+            show_default=f"all; {DEMO_PROMPTS} in --demo",
+        ),
+    ] = None,
+    max_new_tokens: MaxNewTokens = 128,
+    block_length: BlockLength = None,
+    end_of_text: EndOfTextRule = "block",
+    cache: Cache = None,
+    batch_size: BatchSize = 16,
+    by_family: Annotated[
+        bool, typer.Option("--by-family", help="Show validity and TPF of every family, too.")
+    ] = False,
+    demo: Annotated[
+        bool,
+        typer.Option(
+            "--demo",
+            help="The project's own policies on its own small model, and one answer step by step.",
+        ),
+    ] = False,
+    as_json: AsJson = False,
+    json_file: JsonFile = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            parser=OutFile(),
+            metavar=OutFile.metavar,
+            help="Write a page that plays two policies side by side, step by step, on the first "
+            "prompts.",
+        ),
+    ] = None,
+) -> None:
+    """Compare policies on the same prompts.
+
+    Validity is what the prompts' checkers say. Agreement is with the answers at
+    one token per step, which are made for it if no row has them. NFE counts
+    forward passes, TPF tokens per forward. Speed-ups are against the first row.
+    """
+    specs = list(policy or (DEMO_POLICIES if demo else ()))
+    if not specs:
+        raise L2PDError("name the policies to compare with --policy, or see --demo")
+    policies = [create_policy(parse_policy(spec)) for spec in specs]
+    if html is not None and len(policies) != 2:
+        raise L2PDError(f"--html {html} plays two policies side by side, {len(policies)} are named")
+
+    from rich.console import Console
+
+    from l2pd_adapters.huggingface.api import configuration_of
+    from l2pd_tools.evaluation.prompts import read_prompts
+
+    if demo and limit is None:
+        limit = DEMO_PROMPTS
+    source = heldout_prompts() if prompts is None else prompts
+    asked = read_prompts(source, limit)
+    loaded, tokenizer = load_model(model, device, adapter)
+    settings = {
+        "max_new_tokens": max_new_tokens,
+        "block_length": block_length,
+        "end_of_text": end_of_text,
+        "cache": cache,
+    }
+    for made in policies:
+        configuration_of(loaded, unmask_policy=made, **settings)
+
+    rows = run_policies(loaded, tokenizer, asked, policies, {**settings, "batch_size": batch_size})
+    file = source.name if prompts is None else str(source)
+    figures = _as_json(rows, file)
+    if as_json:
+        typer.echo(json.dumps(figures, indent=2))
+    else:
+        console = Console(highlight=False, markup=False)
+        _print_table(console, rows)
+        if by_family:
+            _print_families(console, rows)
+        _print_configurations(console, rows, file)
+        if demo:
+            _print_example(console, rows, tokenizer)
+    write_json(json_file, figures)
+    if html is not None:
+        from l2pd_tools.viewing.side_by_side import write_page
+
+        write_page(html, loaded, tokenizer, rows, source=file, settings=settings)
+
+
+def _print_table(console: Console, rows: Sequence[Row]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    first = rows[0].result
+    kinds = list(first.by_kind())
+    # One blank between the columns: the table of the small world's three kinds has 80 columns.
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("", justify="right")
+    table.add_column("policy", overflow="fold")
+    headers = ["valid\n%", *(f"{_two_lines(kind)}" for kind in kinds), "agree\n%", "NFE", "TPF"]
+    for header in (*headers, "s", "x\nNFE", "x\ntime"):
+        table.add_column(header, justify="right", vertical="top", no_wrap=True)
+    for number, row in enumerate(rows, start=1):
+        result, parts = row.result, row.result.by_kind()
+        table.add_row(
+            str(number),
+            Text(row.label_in_lines),
+            percent(result.validity),
+            *(percent(parts[kind].validity) for kind in kinds),
+            percent(result.agreement),
+            f"{result.nfe:.1f}",
+            f"{result.tokens_per_forward:.2f}",
+            f"{result.seconds:.1f}",
+            f"{first.nfe / result.nfe:.1f}",
+            f"{first.seconds / result.seconds:.1f}",
+        )
+    console.print(table)
+
+
+def _print_configurations(console: Console, rows: Sequence[Row], file: str) -> None:
+    """Below the tables: what each row's figures depend on, and how sure its validity is."""
+    from l2pd_tools.evaluation.bootstrap import validity_difference
+
+    console.print()
+    for number, row in enumerate(rows, start=1):
+        line = f"{number}: {row.result.configuration} prompts_file={file}"
+        console.print(line, soft_wrap=True)
+    console.print()
+    for number, row in enumerate(rows[1:], start=2):
+        interval = validity_difference(row.result, rows[0].result)
+        if interval is not None:
+            console.print(
+                f"validity of {number} against 1: {100 * interval.difference:+.1f} points, "
+                f"{100 * interval.level:.0f} % interval {100 * interval.low:+.1f} to "
+                f"{100 * interval.high:+.1f} (paired bootstrap)",
+                soft_wrap=True,
+            )
+    if any("reference" in row.policy.requires for row in rows):
+        names = ", ".join(
+            printable_name_of(row.policy) for row in rows if "reference" in row.policy.requires
+        )
+        console.print(
+            f"{names} is shown the answers at one token per step, whose cost is not counted.",
+            soft_wrap=True,
+        )
+
+
+def _print_families(console: Console, rows: Sequence[Row]) -> None:
+    from rich.table import Table
+
+    families = [row.result.by_family() for row in rows]
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("family", no_wrap=True)
+    table.add_column("n", justify="right")
+    for number in range(1, len(rows) + 1):
+        table.add_column(f"{number}\nvalid", justify="right", no_wrap=True)
+        table.add_column("\nTPF", justify="right", no_wrap=True)
+    for name, part in families[0].items():
+        cells = [(parts[name].validity, parts[name].tokens_per_forward) for parts in families]
+        figures = [cell for valid, tpf in cells for cell in (percent(valid), f"{tpf:.2f}")]
+        table.add_row(name, str(len(part.answers)), *figures)
+    console.print()
+    console.print(table)
+
+
+def _print_example(console: Console, rows: Sequence[Row], tokenizer: Any) -> None:
+    """The first mixed prompt's answer, step by step, under the first policy and learn2pd."""
+    from l2pd_tools.viewing.annotated_text import LEGEND, annotated
+
+    learned = next((row for row in rows if name_of(row.policy) == "learn2pd"), rows[-1])
+    shown = [rows[0]] if learned is rows[0] else [rows[0], learned]
+    kinds = [answer.prompt.kind for answer in rows[0].result.answers]
+    index = kinds.index("mixed") if "mixed" in kinds else 0
+    console.print()
+    console.print(f"Example: {rows[0].result.answers[index].prompt.text}", soft_wrap=True)
+    console.print(LEGEND, soft_wrap=True)
+    for row in shown:
+        answer = row.result.answers[index]
+        verdict = {True: ", valid", False: ", not valid", None: ""}[answer.valid]
+        console.print()
+        console.print(
+            f"{row.label}: {answer.length} tokens in {answer.nfe} steps{verdict}", soft_wrap=True
+        )
+        steps = answer.committed_at[: answer.length]
+        for line in annotated(tokenizer, answer.tokens, steps, console.width):
+            console.print(line, soft_wrap=True)
+
+
+def _as_json(rows: Sequence[Row], file: str) -> dict[str, Any]:
+    from l2pd_tools.evaluation.bootstrap import validity_difference
+
+    first = rows[0].result
+
+    def fields(row: Row) -> dict[str, Any]:
+        interval: Interval | None = validity_difference(row.result, first)
+        return {
+            "policy": row.label,
+            **row.result.summary(),
+            "speedup_nfe": first.nfe / row.result.nfe,
+            "speedup_seconds": first.seconds / row.result.seconds,
+            "validity_against_first": None if interval is None else vars(interval),
+        }
+
+    return {
+        "prompts_file": file,
+        "prompts": len(first.answers),
+        "rows": [fields(row) for row in rows],
+    }
+
+
+def _two_lines(kind: str) -> str:
+    return kind.replace("_", "\n", 1) if "_" in kind else f"{kind}\n%"

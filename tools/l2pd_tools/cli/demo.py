@@ -1,0 +1,53 @@
+"""`l2pd demo`: a page on this machine where two policies decode side by side."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Annotated
+
+import typer
+
+from l2pd_adapters.tiny_models import shipped_models
+from l2pd_plugins import L2PDError
+from l2pd_tools.cli.arguments import AdapterName, DeviceName
+from l2pd_tools.cli.kinds import Line, Model, Whole, quoted
+
+
+def demo(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            parser=Model(),
+            help="A model to choose from; give it several times. A folder, or a hub id.",
+            show_default="the shipped models",
+        ),
+    ] = None,
+    adapter: AdapterName = None,
+    device: DeviceName = "auto",
+    host: Annotated[
+        str,
+        typer.Option(
+            parser=Line("a name or an address", spaces=False), help="Address to listen on."
+        ),
+    ] = "127.0.0.1",
+    port: Annotated[
+        int,
+        typer.Option(parser=Whole(1, 65535), metavar=Whole.metavar, help="Port to listen on."),
+    ] = 7860,
+) -> None:
+    """Serve a page where two policies decode side by side.
+
+    Nothing leaves this machine. Who can reach the page can decode with every policy that is
+    installed, with any options: let others do so only if you mean it.
+    """
+    if find_spec("gradio") is None:
+        raise L2PDError("l2pd demo needs gradio: pip install 'l2pd-plugins[demo]'")
+    from l2pd_tools.viewing.demo_page import serve
+
+    models = model or shipped_models()
+    if adapter is not None and len(models) != 1:
+        raise L2PDError(
+            f"--adapter {quoted(adapter)}: an adapter belongs to one model, here are "
+            f"{', '.join(models)}; name it with --model"
+        )
+    serve(models, adapter=adapter, device=device, host=host, port=port)

@@ -1,0 +1,212 @@
+"""`l2pd generate`: answers to prompts, under one policy."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from l2pd_plugins import L2PDError, create_policy
+from l2pd_tools.cli.arguments import (
+    POLICY_HELP,
+    SEEDS_BELOW,
+    TEMPERATURES,
+    AdapterName,
+    AsJson,
+    BatchSize,
+    BlockLength,
+    Cache,
+    DeviceName,
+    EndOfTextRule,
+    MaxNewTokens,
+    ModelName,
+    load_model,
+    parse_policy,
+)
+from l2pd_tools.cli.kinds import InFile, Number, PolicyText, PromptText, Whole
+
+if TYPE_CHECKING:
+    from l2pd_tools.evaluation.prompts import Prompt
+    from l2pd_tools.evaluation.results import Answer, Evaluation
+
+_FREE_SEEDS = 2**31
+"""A seed that nobody asked for is below this."""
+
+PACE = 0.1
+"""Seconds that a watched step is shown, where nobody says otherwise."""
+
+LONGEST_PACE = 3600.0
+"""Seconds; a longer look at each step would not be told from a command that hangs."""
+
+
+def generate(
+    prompt: Annotated[
+        str | None,
+        typer.Argument(
+            parser=PromptText(), help="The prompt.", show_default="one per line of stdin"
+        ),
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            parser=InFile(dash=True),
+            metavar=InFile.metavar,
+            help="Prompts: one per line, or .jsonl objects with a 'prompt'; - is stdin.",
+        ),
+    ] = None,
+    model: ModelName = "tiny-llada",
+    adapter: AdapterName = None,
+    device: DeviceName = "auto",
+    policy: Annotated[str, typer.Option(parser=PolicyText(), help=POLICY_HELP)] = "fixed_schedule",
+    max_new_tokens: MaxNewTokens = 128,
+    block_length: BlockLength = None,
+    end_of_text: EndOfTextRule = "block",
+    temperature: Annotated[
+        float,
+        typer.Option(
+            parser=Number(*TEMPERATURES, or_zero=True),
+            metavar=Number.metavar,
+            help="Of sampling; 0 is greedy.",
+        ),
+    ] = 0.0,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            parser=Whole(0, SEEDS_BELOW - 1),
+            metavar=Whole.metavar,
+            help="Of sampling; prompt i draws with seed + i.",
+            show_default="a fresh one",
+        ),
+    ] = None,
+    cache: Cache = None,
+    batch_size: BatchSize = 16,
+    trace: Annotated[
+        bool, typer.Option("--trace", help="Show on stderr which step committed each token.")
+    ] = False,
+    watch: Annotated[
+        bool,
+        typer.Option(
+            "--watch",
+            help="Draw every step on the terminal (stderr); prompts are decoded one by one.",
+        ),
+    ] = False,
+    pace: Annotated[
+        float | None,
+        typer.Option(
+            parser=Number(0, LONGEST_PACE),
+            metavar=Number.metavar,
+            help="Seconds that --watch shows each step at least.",
+            show_default=f"{PACE}",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Answer prompts.
+
+    The answers go to stdout; how they were made goes to stderr, in one line.
+    """
+    if pace is not None and not watch:
+        raise L2PDError(f"--pace {pace} goes with --watch")
+    if prompt is not None and file is not None:
+        raise L2PDError(f"the prompt {prompt!r} and --file {file} exclude each other; give one")
+    if prompt is None and file is None and sys.stdin.isatty():
+        raise L2PDError("give a prompt as the argument, with --file, or on stdin")
+    made = create_policy(parse_policy(policy))
+    if temperature > 0 and seed is None:
+        # Drawn here and printed, so that any answer can be made again.
+        seed = secrets.randbelow(_FREE_SEEDS)
+
+    from l2pd_tools.evaluation.run import evaluate
+    from l2pd_tools.viewing import live_terminal
+
+    console = live_terminal.terminal() if watch else None
+    prompts = _prompts(prompt, file)
+    if seed is not None and seed + len(prompts) > SEEDS_BELOW:
+        raise L2PDError(
+            f"--seed {seed}: prompt i draws with seed + i; expected at most "
+            f"{SEEDS_BELOW - len(prompts)} for {len(prompts)} prompts"
+        )
+    loaded, tokenizer = load_model(model, device, adapter)
+    settings: dict[str, Any] = {
+        "policy": made,
+        "max_new_tokens": max_new_tokens,
+        "block_length": block_length,
+        "end_of_text": end_of_text,
+        "cache": cache,
+        "temperature": temperature,
+        "seed": seed,
+    }
+    if console is None:
+        result = evaluate(loaded, tokenizer, prompts, batch_size=batch_size, **settings)
+        seconds = result.seconds
+    else:
+        pace = PACE if pace is None else pace
+        result, seconds = live_terminal.watch(
+            console, loaded, tokenizer, prompts, pace=pace, **settings
+        )
+    if as_json:
+        typer.echo(json.dumps(_as_json(result, seconds)))
+    else:
+        for answer in result.answers:
+            typer.echo(answer.text)
+    if trace:
+        _print_trace(result, tokenizer)
+    typer.echo(
+        f"{result.configuration} NFE={result.nfe:.4g} TPF={result.tokens_per_forward:.3g} "
+        f"seconds={seconds:.3g}",
+        err=True,
+    )
+
+
+def _prompts(prompt: str | None, file: Path | None) -> list[Prompt]:
+    from l2pd_tools.evaluation.prompts import Prompt, parse_prompts, read_prompts
+
+    if prompt is not None:
+        return [Prompt(prompt, "1")]
+    if file is None or str(file) == "-":
+        try:
+            return parse_prompts(sys.stdin, "stdin")
+        except UnicodeDecodeError as error:
+            raise L2PDError(f"prompts stdin: {error}") from error
+    return read_prompts(file)
+
+
+def _as_json(result: Evaluation, seconds: float) -> dict[str, Any]:
+    def fields(answer: Answer) -> dict[str, Any]:
+        return {
+            "id": answer.prompt.id,
+            "prompt": answer.prompt.text,
+            "text": answer.text,
+            "valid": answer.valid,
+            "nfe": answer.nfe,
+            "tokens_per_forward": answer.length / answer.nfe,
+            "tokens": answer.tokens,
+            "committed_at": answer.committed_at[: answer.length],
+        }
+
+    return {
+        "configuration": result.configuration,
+        "nfe": result.nfe,
+        "tokens_per_forward": result.tokens_per_forward,
+        "seconds": seconds,
+        "answers": [fields(answer) for answer in result.answers],
+    }
+
+
+def _print_trace(result: Evaluation, tokenizer: Any) -> None:
+    from rich.console import Console
+
+    from l2pd_tools.viewing.annotated_text import LEGEND, annotated
+
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    for answer in result.answers:
+        if len(result.answers) > 1:
+            console.print(f"{answer.prompt.id}: {answer.prompt.text}")
+        steps = answer.committed_at[: answer.length]
+        for line in annotated(tokenizer, answer.tokens, steps, console.width):
+            console.print(line)
+    console.print(LEGEND)

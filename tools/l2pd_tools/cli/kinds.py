@@ -1,0 +1,426 @@
+"""What an option of the command line may be, and the one place that checks it.
+
+Every option and argument declares a kind, as typer's `parser`. A value is checked twice: as it is
+parsed, by its text alone, and before the command begins, by what is on the disk (`examined`). What
+is wrong is one line that names the option as it was typed, the value, and what is expected. The
+bounds are those of `l2pd_adapters.huggingface.checking`, which imports torch.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import re
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from l2pd_plugins import L2PDError, writing
+from l2pd_plugins.errors import printable
+from l2pd_plugins.files import reason_of, require_file
+from l2pd_plugins.policy import normalize_name
+
+_LONGEST = 80
+"""Characters of a value that a message repeats."""
+_WHOLE = re.compile(r"[+-]?[0-9]+")
+_DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+
+
+def quoted(value: object) -> str:
+    """A value as a message repeats it: as it was typed where it is plain, else as Python has it."""
+    text = str(value)
+    plain = text and text.isprintable() and " " not in text
+    return printable(text if plain else repr(text), _LONGEST)
+
+
+class Kind:
+    """A set of values. An instance is called with the text of a value, as typer's `parser`."""
+
+    metavar = "TEXT"
+    """What the help shows in a value's place."""
+    place: str | None = None
+    """"file" or "folder" of what is read, "new file" or "new folder" of what is written."""
+
+    @property
+    def expected(self) -> str:
+        """As in "expected a whole number from 1"."""
+        raise NotImplementedError
+
+    @property
+    def __name__(self) -> str:  # typer reads it of a parser
+        return self.metavar
+
+    def __call__(self, text: Any) -> Any:
+        if not isinstance(text, str):  # a default
+            return text
+        try:
+            return self.read(text)
+        except ValueError as error:
+            said = str(error) or f"expected {self.expected}"
+            raise typer.BadParameter(f"{quoted(text)}: {said}") from None
+
+    def read(self, text: str) -> Any:
+        """The value of a text. Raises ValueError, with a message if `expected` does not say it."""
+        raise NotImplementedError
+
+    def examine(self, value: Any, called: str) -> None:
+        """Raise L2PDError, which begins with `called`, if what the value names is not there, or
+        cannot be written. Nothing is made, changed, or loaded."""
+
+
+@dataclass(frozen=True)
+class Whole(Kind):
+    """Whole numbers within bounds."""
+
+    least: int
+    most: int
+    metavar = "INTEGER"
+
+    @property
+    def expected(self) -> str:
+        return f"a whole number from {self.least} to {self.most}"
+
+    def read(self, text: str) -> int:
+        # The length first: Python refuses thousands of digits in an error of its own.
+        if not _WHOLE.fullmatch(text) or len(text.lstrip("+-0")) > len(str(self.most)):
+            raise ValueError
+        if not self.least <= int(text) <= self.most:
+            raise ValueError
+        return int(text)
+
+
+@dataclass(frozen=True)
+class Number(Kind):
+    """Finite numbers within bounds: from `least`, or above it if `open`, and likewise `most`."""
+
+    least: float
+    most: float
+    open: bool = False
+    or_zero: bool = False
+    """Whether 0 is a value, too."""
+    metavar = "NUMBER"
+
+    @property
+    def expected(self) -> str:
+        if self.open:
+            return f"a number above {self.least:g} and below {self.most:g}"
+        return "0, or " * self.or_zero + f"a number from {self.least:g} to {self.most:g}"
+
+    def read(self, text: str) -> float:
+        if not _DECIMAL.fullmatch(text):
+            raise ValueError
+        number = float(text)
+        if self.or_zero and number == 0 and not Decimal(text):
+            return 0.0
+        inside = self.least < number < self.most if self.open else self.least <= number <= self.most
+        if not inside:
+            raise ValueError
+        return number
+
+
+@dataclass(frozen=True)
+class OneOf(Kind):
+    """One of some words; where `loosely`, compared as names of policies are."""
+
+    words: Sequence[str]
+    loosely: bool = False
+
+    @property
+    def metavar(self) -> str:  # type: ignore[override]
+        return "|".join(self.words)
+
+    @property
+    def expected(self) -> str:
+        return f"one of {', '.join(self.words)}"
+
+    def read(self, text: str) -> str:
+        for word in self.words:
+            if text == word or (self.loosely and normalize_name(text) == normalize_name(word)):
+                return word
+        raise ValueError
+
+
+@dataclass(frozen=True)
+class Line(Kind):
+    """A text of one line that can be printed and is not empty."""
+
+    what: str = "a text of one line"
+    spaces: bool = True
+
+    @property
+    def expected(self) -> str:
+        return self.what
+
+    def read(self, text: str) -> str:
+        if not text.strip() or not text.isprintable() or (" " in text and not self.spaces):
+            raise ValueError
+        return text
+
+
+@dataclass(frozen=True)
+class PromptText(Kind):
+    """A prompt: any text that is not blank."""
+
+    expected = "a text"
+
+    def read(self, text: str) -> str:
+        if not text.strip():
+            raise ValueError("the prompt is empty; expected a text")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ValueError("the prompt is not UTF-8; expected a text") from None
+        return text
+
+
+@dataclass(frozen=True)
+class PolicyText(Kind):
+    """A policy, as `arguments.parse_policy` reads it; the value stays a text.
+
+    Args:
+        alone: whether the text says everything; else the command makes the policy itself.
+    """
+
+    alone: bool = True
+    expected = "NAME[,key=value...]"
+
+    def read(self, text: str) -> str:
+        from l2pd_tools.cli.arguments import read_policy
+
+        read_policy(text)
+        return text
+
+    def examine(self, value: str, called: str) -> None:
+        from l2pd_plugins import create_policy
+        from l2pd_tools.cli.arguments import read_policy
+
+        if self.alone:
+            with _as(called, value):
+                create_policy(read_policy(value))
+
+
+@dataclass(frozen=True)
+class Sweep(Kind):
+    """An option of a policy and values for it; the value stays a text."""
+
+    expected = "OPTION=VALUE,VALUE,..."
+
+    def read(self, text: str) -> str:
+        from l2pd_tools.cli.arguments import parse_values
+
+        try:
+            parse_values(text)
+        except L2PDError as error:
+            raise ValueError(str(error)) from None
+        return text
+
+
+@dataclass(frozen=True)
+class Model(Kind):
+    """A shipped model, a folder, or a hub id."""
+
+    expected = "a shipped model, a folder, or a hub id (owner/name)"
+
+    def read(self, text: str) -> str:
+        return Line().read(text)
+
+    def examine(self, value: str, called: str) -> None:
+        from l2pd_adapters.sources import source_of
+
+        source_of(value, f"{called} {quoted(value)}")
+
+
+@dataclass(frozen=True)
+class Adapter(Kind):
+    """A LoRA adapter: a folder, or a hub id."""
+
+    expected = "a folder, or a hub id (owner/name)"
+
+    def read(self, text: str) -> str:
+        return Line().read(text)
+
+    def examine(self, value: str, called: str) -> None:
+        from l2pd_adapters.huggingface.models.lora import require_adapter
+
+        require_adapter(value, f"{called} {quoted(value)}")
+
+
+@dataclass(frozen=True)
+class Device(Kind):
+    """A device of torch, or auto."""
+
+    expected = "cpu, cuda, cuda:N, or auto"
+
+    def read(self, text: str) -> str:
+        if not re.fullmatch(r"[a-z]+(:[0-9]{1,4})?", text):
+            raise ValueError
+        return text
+
+    def examine(self, value: str, called: str) -> None:
+        if value in ("auto", "cpu"):
+            return
+        from l2pd_adapters.huggingface.models.load import device_here
+
+        with _as(called, value):
+            device_here(value)
+
+
+@dataclass(frozen=True)
+class InFile(Kind):
+    """A file that is read. A pipe is one, since shells give such to <(command)."""
+
+    dash: bool = False
+    """Whether "-" stands for stdin."""
+    metavar = "FILE"
+    place = "file"
+    expected = "a file's name"
+
+    def read(self, text: str) -> Path:
+        if not text:
+            raise ValueError
+        return Path(text)
+
+    def examine(self, value: Path, called: str) -> None:
+        named = f"{called} {quoted(value)}"
+        if self.dash and str(value) == "-":
+            return
+        try:
+            if not value.is_fifo():
+                require_file(value, named)
+            if not os.access(value, os.R_OK):
+                raise L2PDError(f"{named} cannot be read: Permission denied")
+        except OSError as error:
+            raise L2PDError(f"{named} cannot be read: {reason_of(error)}") from error
+
+
+@dataclass(frozen=True)
+class InFolder(Kind):
+    """A folder that is read; it has to be there, unless the command can make it."""
+
+    there: bool = True
+    metavar = "FOLDER"
+    place = "folder"
+    expected = "a folder's name"
+
+    def read(self, text: str) -> Path:
+        if not text:
+            raise ValueError
+        return Path(text)
+
+    def examine(self, value: Path, called: str) -> None:
+        named = f"{called} {quoted(value)}"
+        try:
+            exists, is_folder = value.exists(), value.is_dir()
+        except OSError as error:
+            raise L2PDError(f"{named} cannot be read: {reason_of(error)}") from error
+        if exists and not is_folder:
+            raise L2PDError(f"{named} cannot be read: it is a file, expected a folder")
+        if self.there and not exists:
+            raise L2PDError(f"{named} cannot be read: there is no such folder")
+
+
+@dataclass(frozen=True)
+class OutFile(Kind):
+    """A file that is written when the work is done."""
+
+    metavar = "FILE"
+    place = "new file"
+    expected = "a file's name"
+
+    def read(self, text: str) -> Path:
+        if not text:
+            raise ValueError
+        return Path(text)
+
+    def examine(self, value: Path, called: str) -> None:
+        writing.require_writable(value, f"{called} {quoted(value)}")
+
+
+@dataclass(frozen=True)
+class OutFolder(Kind):
+    """A folder that files are written into; it, and those above it, need not be there."""
+
+    metavar = "FOLDER"
+    place = "new folder"
+    expected = "a folder's name"
+
+    def read(self, text: str) -> Path:
+        if not text:
+            raise ValueError
+        return Path(text)
+
+    def examine(self, value: Path, called: str) -> None:
+        writing.require_place_for_folder(value, f"{called} {quoted(value)}")
+
+
+class _as:
+    """Has an L2PDError begin with the option and its value."""
+
+    def __init__(self, called: str, value: object) -> None:
+        self._named = f"{called} {quoted(value)}"
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, L2PDError):
+            raise L2PDError(f"{self._named}: {error}") from error
+
+
+F = typing.TypeVar("F", bound=Callable[..., Any])
+
+
+def examined(command: F) -> F:
+    """Decorator of a command: before it begins, every value is examined by its kind, and nothing
+    that is written may be what another option names. Raises L2PDError."""
+    kinds = dict(_kinds(command))
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        given = inspect.signature(command).bind(*args, **kwargs).arguments
+        _examine(kinds, given)
+        return command(*args, **kwargs)
+
+    return typing.cast(F, run)
+
+
+def _examine(kinds: dict[str, tuple[str, Kind]], given: dict[str, Any]) -> None:
+    seen: dict[str, tuple[str, bool]] = {}
+    for name, (called, kind) in kinds.items():
+        value = given.get(name)
+        for each in value if isinstance(value, list | tuple) else [value]:
+            if each is None:
+                continue
+            kind.examine(each, called)
+            if kind.place is None or str(each) == "-" or not _is_plain(each):
+                continue
+            path, is_new = os.path.realpath(each), kind.place.startswith("new")
+            other, other_is_new = seen.setdefault(path, (called, is_new))
+            if other != called and (is_new or other_is_new):
+                raise L2PDError(
+                    f"{called} {quoted(each)}: it is what {other} names; expected another "
+                    f"{kind.place.removeprefix('new ')}"
+                )
+
+
+def _is_plain(path: Path) -> bool:
+    """Whether it is, or can become, a file or folder; a pipe or /dev/null may be named twice."""
+    return path.is_file() or path.is_dir() or not path.exists()
+
+
+def _kinds(command: Callable[..., Any]) -> Iterator[tuple[str, tuple[str, Kind]]]:
+    """The kind of each option and argument by the parameter's name, and what it is called."""
+    for name, hint in typing.get_type_hints(command, include_extras=True).items():
+        for declared in typing.get_args(hint)[1:]:
+            kind = getattr(declared, "parser", None)
+            if isinstance(kind, Kind):
+                written = [text for text in declared.param_decls or () if text.startswith("--")]
+                dashed = "--" + name.replace("_", "-")
+                is_argument = isinstance(declared, typer.models.ArgumentInfo)
+                yield name, (name if is_argument else (written or [dashed])[0], kind)

@@ -1,0 +1,417 @@
+"""`l2pd learn2pd`: from a model and prompts to a trained filter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from l2pd_plugins import L2PDError
+from l2pd_plugins.policy import normalize_name
+from l2pd_plugins.writing import require_writable_folder, write_folder
+from l2pd_tools.cli.arguments import (
+    MOST_PROMPTS,
+    POLICY_HELP,
+    SEEDS_BELOW,
+    AdapterName,
+    BatchSize,
+    DeviceName,
+    MaxNewTokens,
+    ModelName,
+    load_model,
+    parse_policy,
+)
+from l2pd_tools.cli.kinds import (
+    InFile,
+    InFolder,
+    Line,
+    Number,
+    OneOf,
+    OutFolder,
+    PolicyText,
+    Whole,
+    examined,
+)
+from l2pd_tools.cli.usage import Commands
+from l2pd_tools.progress import progress
+
+if TYPE_CHECKING:
+    from l2pd_plugins.trajectories import Trajectories
+    from l2pd_policies.learned.training import Trained
+    from l2pd_tools.evaluation.prompts import Prompt
+
+app = typer.Typer(
+    cls=Commands, help="Collect trajectories and train filters.", no_args_is_help=True
+)
+
+STARTING_POLICIES = ("oracle", "confidence_threshold,threshold=0.7", "confidence_threshold")
+"""Whose states the first round is trained on."""
+COLLECTING = (
+    "model",
+    "adapter",
+    "device",
+    "prompts",
+    "limit",
+    "max_new_tokens",
+    "batch_size",
+    "labels",
+)
+"""Arguments of training that say how its rounds collect trajectories."""
+Prompts = Annotated[
+    Path | None,
+    typer.Option(
+        parser=InFile(),
+        metavar=InFile.metavar,
+        help="Prompt file, with prompts like those that you will serve.",
+        show_default="the shipped training prompts",
+    ),
+]
+
+
+LABELS = ("reference", "consistent")
+"""`l2pd_plugins.trajectories.LABELS`, spelled out here because that module imports torch."""
+PROGRESS = ("argmax_if_empty", "always_top1", "leftmost_if_empty")
+"""`l2pd_plugins.policy.PROGRESS_RULES`, likewise."""
+TRAINABLE = ("learn2pd", "settled")
+"""The policies that have a filter, see `_recipes`."""
+MOST_EPOCHS = 10**6
+MOST_ROUNDS = 1000
+LARGEST_SHARD = 2**31 - 1
+"""As the manifest has it."""
+
+LabelRule = Annotated[
+    str,
+    typer.Option(
+        parser=OneOf(LABELS),
+        metavar=OneOf(LABELS).metavar,
+        help="What a right prediction is: the reference decode's token, or, where the model holds "
+        "several answers for as good, one that goes together with the surer ones.",
+    ),
+]
+Limit = Annotated[
+    int | None,
+    typer.Option(
+        parser=Whole(2, MOST_PROMPTS),
+        metavar=Whole.metavar,
+        help="Use the first so many prompts.",
+    ),
+]
+
+
+@app.command()
+@examined
+def collect(
+    out: Annotated[
+        Path,
+        typer.Option(
+            parser=OutFolder(), metavar=OutFolder.metavar, help="Folder for the trajectories."
+        ),
+    ],
+    model: ModelName = "tiny-llada",
+    adapter: AdapterName = None,
+    device: DeviceName = "auto",
+    prompts: Prompts = None,
+    limit: Limit = None,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(
+            parser=PolicyText(),
+            help=f"Whose states to record: {POLICY_HELP}",
+            show_default="oracle",
+        ),
+    ] = None,
+    max_new_tokens: MaxNewTokens = 128,
+    batch_size: BatchSize = 16,
+    prompts_per_shard: Annotated[
+        int,
+        typer.Option(
+            parser=Whole(1, LARGEST_SHARD),
+            metavar=Whole.metavar,
+            help="A run that is stopped loses at most one shard's work.",
+        ),
+    ] = 64,
+    labels: LabelRule = "reference",
+) -> None:
+    """Record reference decodes and the states that policies reach.
+
+    A run that was stopped goes on where it was. Several processes share the work:
+    accelerate launch -m l2pd_tools.cli learn2pd collect ...
+    """
+    from l2pd_tools.training.collecting import collect as run
+    from l2pd_tools.training.collecting import share_of_prompts
+
+    policies = [parse_policy(text) for text in policy or ["oracle"]]
+    source, chosen = _prompts(prompts, limit)
+    loaded = load_model(model, device, adapter)
+    with progress(share_of_prompts(len(chosen), prompts_per_shard)) as start:
+        run(
+            *loaded,
+            chosen,
+            out,
+            policies=policies,
+            source=source,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            prompts_per_shard=prompts_per_shard,
+            labels=labels,
+            progress=start(f"collecting into {out}"),
+        )
+
+
+FilterFolder = Annotated[
+    Path,
+    typer.Option(parser=OutFolder(), metavar=OutFolder.metavar, help="Folder for the filter."),
+]
+
+
+@app.command()
+@examined
+def train(
+    context: typer.Context,
+    out: FilterFolder,
+    data: Annotated[
+        Path,
+        typer.Option(
+            parser=InFolder(there=False),
+            metavar=InFolder.metavar,
+            help="Folder of trajectories; with --rounds, they are made there.",
+        ),
+    ],
+    policy: Annotated[
+        str,
+        typer.Option(parser=OneOf(TRAINABLE, loosely=True), help="learn2pd or settled."),
+    ] = "learn2pd",
+    rounds: Annotated[
+        int,
+        typer.Option(
+            parser=Whole(0, MOST_ROUNDS),
+            metavar=Whole.metavar,
+            help="Rounds of decoding with the filter and training anew.",
+        ),
+    ] = 0,
+    model: ModelName = "tiny-llada",
+    adapter: AdapterName = None,
+    device: DeviceName = "auto",
+    prompts: Prompts = None,
+    limit: Limit = None,
+    max_new_tokens: MaxNewTokens = 128,
+    batch_size: BatchSize = 16,
+    epochs: Annotated[
+        int | None,
+        typer.Option(parser=Whole(1, MOST_EPOCHS), metavar=Whole.metavar, show_default="by policy"),
+    ] = None,
+    false_positive_rate: Annotated[
+        float,
+        typer.Option(
+            parser=Number(0, 1),
+            metavar=Number.metavar,
+            help="Share of wrong predictions that the threshold may accept.",
+        ),
+    ] = 0.01,
+    labels: LabelRule = "reference",
+    seed: Annotated[int, typer.Option(parser=Whole(0, SEEDS_BELOW - 1), metavar=Whole.metavar)] = 0,
+) -> None:
+    """Train a filter on trajectories; with --rounds N, on the states of its own decisions too.
+
+    Train on prompts like those that you will serve. On other kinds of text a filter can ruin
+    answers without a warning: docs/learned_policies.md, "Prompts unlike those trained on".
+    """
+    sources = {name: context.get_parameter_source(name) for name in COLLECTING}
+    given = [name for name, source in sources.items() if source and source.name != "DEFAULT"]
+    if rounds == 0 and given:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise L2PDError(f"{options}: for --rounds alone, which collects trajectories")
+    trained = train_filter(
+        out,
+        data,
+        policy=policy,
+        rounds=rounds,
+        model=model,
+        adapter=adapter,
+        device=device,
+        prompts=prompts,
+        limit=limit,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        epochs=epochs,
+        false_positive_rate=false_positive_rate,
+        labels=labels,
+        seed=seed,
+    )
+    figures = ", ".join(f"{name} {value:.4g}" for name, value in trained.metrics.items())
+    typer.echo(f"{out}: {figures}")
+
+
+@app.command()
+@examined
+def convert(
+    file: Annotated[Path, typer.Argument(parser=InFile(), help="The authors' .pth file.")],
+    out: FilterFolder,
+    threshold: Annotated[
+        float,
+        typer.Option(
+            parser=Number(0, 1, open=True),
+            metavar=Number.metavar,
+            help="As in the authors' LLaDA script.",
+        ),
+    ] = 0.96,
+    progress: Annotated[
+        str, typer.Option(parser=OneOf(PROGRESS), help="As in the authors' code.")
+    ] = "always_top1",
+    base_model: Annotated[
+        str, typer.Option(parser=Line("a model's name"), help="The model that it is for.")
+    ] = "GSAI-ML/LLaDA-8B-Instruct",
+) -> None:
+    """Turn the authors' released filter into a filter folder. No code of the file is run."""
+    from l2pd_policies.learn2pd.convert import convert as read
+
+    require_writable_folder(out, f"--out {out}")
+    made = read(file, threshold=threshold, progress=progress, base_model=base_model)
+    write_folder(out, made.save_pretrained, f"--out {out}")
+    typer.echo(f"{out}: a filter for blocks of {made.block_length} positions")
+
+
+def train_filter(
+    out: Path,
+    data: Path,
+    *,
+    policy: str = "learn2pd",
+    rounds: int = 0,
+    model: str = "tiny-llada",
+    adapter: str | None = None,
+    device: str = "auto",
+    prompts: Path | None = None,
+    limit: int | None = None,
+    max_new_tokens: int = 128,
+    batch_size: int = 16,
+    epochs: int | None = None,
+    false_positive_rate: float = 0.01,
+    labels: str = "reference",
+    seed: int = 0,
+) -> Trained:
+    """What ``l2pd learn2pd train`` does; see there.
+
+    With rounds, trajectories go to ``data/round-0`` (of the starting policies) and
+    ``data/round-N`` (of the filter of the round before), and the filter is trained anew on all of
+    them after each round. Without, the arguments named in `COLLECTING` say nothing.
+    """
+    import dataclasses
+
+    from l2pd_plugins.trajectories import Trajectories, read_trajectories
+    from l2pd_policies.learned.training import require_matplotlib, save_with_card
+    from l2pd_policies.learned.training import train as fit
+
+    kinds = _recipes()
+    policy = {normalize_name(name): name for name in kinds}.get(normalize_name(policy), policy)
+    if policy not in kinds:
+        raise L2PDError(f"policy {policy!r} has no filter to train; choices: {', '.join(kinds)}")
+    kind, recipe, own_decisions = kinds[policy]
+    recipe = dataclasses.replace(
+        recipe,
+        epochs=epochs or recipe.epochs,
+        false_positive_rate=false_positive_rate,
+        seed=seed,
+    )
+    require_matplotlib()
+
+    def fitted(
+        trajectories: Trajectories, block_length: int, base_model: str, what: str
+    ) -> Trained:
+        with progress(recipe.epochs) as start:
+            advance = start(what)
+            return fit(
+                kind,
+                trajectories,
+                recipe,
+                block_length=None if kind.ANY_BLOCK_LENGTH else block_length,
+                base_model=base_model,
+                report=lambda epoch: advance(1),
+            )
+
+    facts: dict[str, Any] = {"policy": policy, "seed": seed, "rounds": rounds}
+    if rounds == 0:
+        manifest, trajectories = read_trajectories(data)
+        require_writable_folder(out, f"--out {out}")
+        trained = fitted(trajectories, manifest.block_length, manifest.model, "training")
+    else:
+        from l2pd_tools.training.collecting import collect as run
+        from l2pd_tools.training.collecting import place_among_processes
+
+        processes = place_among_processes()[1]
+        if processes > 1:
+            raise L2PDError(
+                f"--rounds runs in one process, here are {processes}; several can share "
+                "`l2pd learn2pd collect`"
+            )
+        source, chosen = _prompts(prompts, limit)
+        require_writable_folder(out, f"--out {out}")
+        require_writable_folder(data / "filter-0", f"--data {data}")
+        loaded = load_model(model, device, adapter)
+        parts: list[Trajectories] = []
+        policies: list[Any] = [parse_policy(text) for text in STARTING_POLICIES]
+        for number in range(rounds + 1):
+            folder = data / f"round-{number}"
+            with progress(len(chosen)) as start:
+                run(
+                    *loaded,
+                    chosen,
+                    folder,
+                    policies=policies,
+                    source=source,
+                    max_new_tokens=max_new_tokens,
+                    batch_size=batch_size,
+                    labels=labels,
+                    references_from=data / "round-0" if number else None,
+                    progress=start(f"collecting, round {number} of {rounds}"),
+                )
+            manifest, trajectories = read_trajectories(folder)
+            # Policies are numbered per folder; keep those of different rounds apart.
+            shift = trajectories.policy + 1000 * number
+            parts.append(dataclasses.replace(trajectories, policy=shift))
+            everything = Trajectories.concatenate(parts)
+            what = f"training, round {number} of {rounds}"
+            trained = fitted(everything, manifest.block_length, manifest.model, what)
+            step = data / f"filter-{number}"
+            write_folder(step, trained.filter.save_pretrained)
+            policies = [
+                {"name": policy, "filter": str(step), **round_options}
+                for round_options in own_decisions
+            ]
+    facts |= {
+        "model": manifest.model,
+        "prompts": f"{manifest.prompts}, {manifest.prompt_count}",
+        "max_new_tokens": manifest.max_new_tokens,
+        "block_length": manifest.block_length,
+        "end_of_text": manifest.end_of_text,
+        "dtype": manifest.dtype,
+        "labels": manifest.labels,
+        "recipe": recipe,
+    }
+    save_with_card(trained, out, title=f"{policy} filter for {manifest.model}", facts=facts)
+    return trained
+
+
+def _recipes() -> dict[str, tuple[Any, Any, tuple[dict[str, float], ...]]]:
+    """Per policy: class of the filter, recipe, and the options, careful and bold, with which it
+    decodes the training prompts between rounds."""
+    from l2pd_policies.learn2pd import UnmaskFilter
+    from l2pd_policies.learned.training import Recipe
+    from l2pd_policies.settled import SignalFilter
+
+    return {
+        "learn2pd": (UnmaskFilter, Recipe(epochs=4000), ({"threshold": 0.9}, {"threshold": 0.7})),
+        "settled": (
+            SignalFilter,
+            Recipe(epochs=60, batch_size=512, decay=True, masked_only=True, check_every=5),
+            ({"threshold": 0.98, "risk": 0.05}, {"threshold": 0.9, "risk": 0.2}),
+        ),
+    }
+
+
+def _prompts(path: Path | None, limit: int | None) -> tuple[str, list[Prompt]]:
+    from l2pd_adapters.tiny_models import training_prompts
+    from l2pd_tools.evaluation.prompts import read_prompts
+
+    path = path or training_prompts()
+    return path.name, read_prompts(path, limit)

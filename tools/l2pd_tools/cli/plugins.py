@@ -1,0 +1,215 @@
+"""`l2pd plugins` and `l2pd policies`: what is installed."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
+
+import typer
+
+from l2pd_plugins.errors import ANY_FAILURE, printable, safe_repr
+from l2pd_plugins.plugins import (
+    find_policy,
+    list_plugins,
+    list_policies,
+    load_factory,
+    option_parameters,
+)
+from l2pd_plugins.policy import PolicySpec
+from l2pd_tools.cli.arguments import AsJson
+from l2pd_tools.cli.kinds import Line
+
+_COLOURS = {"active": "green", "failed": "red", "disabled": "yellow"}
+
+
+def plugins(as_json: AsJson = False) -> None:
+    """List the installed plugins: whether each works, and why not."""
+    found = list_plugins()
+    if as_json:
+        rows = [
+            {
+                "name": plugin.name,
+                "distribution": plugin.distribution,
+                "version": plugin.version,
+                "status": plugin.status,
+                "reason": plugin.reason,
+                "policies": [spec.name for spec in plugin.policies],
+            }
+            for plugin in found
+        ]
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    _print_table(
+        ("name", "distribution", "version", "status", "reason", "policies"),
+        (
+            (
+                plugin.name,
+                plugin.distribution,
+                plugin.version,
+                (plugin.status, _COLOURS[plugin.status]),
+                plugin.reason,
+                ", ".join(spec.name for spec in plugin.policies),
+            )
+            for plugin in found
+        ),
+    )
+
+
+def policies(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            parser=Line("a policy's name"), help="Show this policy's description and options."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the policies, or describe one of them with its options."""
+    if name is not None:
+        _describe(find_policy(name), as_json)
+        return
+    found = list_policies()
+    if as_json:
+        rows = [{"name": s.name, "summary": s.summary, "origin": s.origin} for s in found]
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    _print_table(("name", "summary", "origin"), ((s.name, s.summary, s.origin) for s in found))
+
+
+@dataclass(frozen=True)
+class _Option:
+    name: str
+    type: str
+    default: str | None
+    """None means that the option is required."""
+
+
+def _describe(spec: PolicySpec, as_json: bool) -> None:
+    factory = load_factory(spec)
+    parameters = option_parameters(factory)
+    options = None if parameters is None else [_option(p, factory) for p in parameters]
+    description = _description(factory)
+    if as_json:
+        row = {
+            "name": spec.name,
+            "summary": spec.summary,
+            "origin": spec.origin,
+            "description": description,
+            "options": None if options is None else [asdict(option) for option in options],
+        }
+        typer.echo(json.dumps(row, indent=2))
+        return
+    lines = (description or spec.summary).splitlines()
+    typer.echo("\n".join(map(_shown, [f"{spec.name} ({spec.origin})", "", *lines, ""])))
+    if options is None:
+        typer.echo("Its options cannot be read from its signature.")
+    elif not options:
+        typer.echo("It has no options.")
+    else:
+        _print_table(
+            ("option", "type", "default"),
+            ((o.name, o.type, "required" if o.default is None else o.default) for o in options),
+        )
+
+
+def _description(factory: Callable[..., Any]) -> str:
+    """The factory's docstring; empty where it has none that can be read."""
+    try:
+        text = inspect.getdoc(factory)
+    except KeyboardInterrupt:
+        raise
+    except ANY_FAILURE:
+        return ""
+    return str.__str__(text) if isinstance(text, str) else ""
+
+
+def _option(parameter: inspect.Parameter, factory: Callable[..., Any]) -> _Option:
+    try:
+        return _read_option(parameter, factory)
+    except KeyboardInterrupt:
+        raise
+    except ANY_FAILURE:  # an annotation that no code but its author's can read
+        return _described(parameter, parameter.empty)
+
+
+def _read_option(parameter: inspect.Parameter, factory: Callable[..., Any]) -> _Option:
+    annotation = parameter.annotation
+    if isinstance(annotation, str):
+        # Under `from __future__ import annotations`, a type is the text of an expression; the
+        # text will do where its names are imported for type checkers only.
+        for owner in inspect.getmro(factory) if inspect.isclass(factory) else (factory,):
+            if parameter.name in getattr(owner, "__annotations__", {}) or owner is factory:
+                with contextlib.suppress(Exception):
+                    module = vars(sys.modules[owner.__module__])
+                    return _described(parameter, eval(annotation, dict(module)))
+    return _described(parameter, annotation)
+
+
+def _described(parameter: inspect.Parameter, annotation: Any) -> _Option:
+    default = None if parameter.default is parameter.empty else safe_repr(parameter.default)
+    return _Option(parameter.name, _type_name(annotation), default)
+
+
+def _type_name(annotation: Any) -> str:
+    """A type as users read it, with its bounds: ``float (> 0, <= 1)``."""
+    if isinstance(annotation, str):
+        return annotation
+    if annotation is inspect.Parameter.empty:
+        return "any"
+    origin = typing.get_origin(annotation)
+    if origin is Annotated:
+        base, *notes = typing.get_args(annotation)
+        bounds = ", ".join(_bounds(notes))
+        return f"{_type_name(base)} ({bounds})" if bounds else _type_name(base)
+    if origin in (typing.Union, types.UnionType):
+        return " | ".join(_type_name(choice) for choice in typing.get_args(annotation))
+    name = "None" if annotation is type(None) else inspect.formatannotation(annotation)
+    return name.replace("typing.", "").replace("collections.abc.", "")
+
+
+def _bounds(notes: Iterable[Any]) -> Iterator[str]:
+    for note in notes:
+        # pydantic's Field keeps its bounds as annotated_types objects in `metadata`.
+        for bound in getattr(note, "metadata", [note]):
+            for attribute, sign in (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<=")):
+                value = getattr(bound, attribute, None)
+                if value is not None:
+                    yield f"{sign} {value}"
+
+
+Cell = str | tuple[str, str]
+
+_LONGEST = 1000
+"""Characters of a cell or a line; names and reasons are other people's, and may have any length."""
+
+
+def _shown(text: str) -> str:
+    """The text as this terminal can print it, in one line; the rest is escaped."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return printable(text, _LONGEST).encode(encoding, "backslashreplace").decode(encoding)
+
+
+def _print_table(headers: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
+    """Print rows of text; a cell may be a pair of text and colour."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for header in headers:
+        table.add_column(header, overflow="fold")
+    for row in rows:
+        # Text, not str: reasons hold brackets that rich would read as markup.
+        cells = [
+            Text(_shown(cell)) if isinstance(cell, str) else Text(_shown(cell[0]), cell[1])
+            for cell in row
+        ]
+        table.add_row(*cells)
+    Console().print(table)

@@ -1,0 +1,1 @@
+"""Prompts decoded under policies, and what can be measured on the answers."""

@@ -1,0 +1,125 @@
+"""What a policy's decodes gave: answers, and what they add up to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from l2pd_tools.evaluation.prompts import Prompt
+from l2pd_tools.tiny_world import FAMILIES
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The decode of one prompt: G tokens, of which the first `length` are the answer."""
+
+    prompt: Prompt
+    canvas: tuple[int, ...]
+    """(G,) everything that was decoded; it goes on behind the end of text with
+    end_of_text="off" only."""
+    committed_at: tuple[int, ...]
+    """(G,) forward pass, from 0, in which each token was committed."""
+    length: int
+    """Tokens up to and including the end-of-text token."""
+    text: str
+    """Without the end-of-text token; other special tokens are written out."""
+    valid: bool | None
+    """What the checker says; None without one."""
+    nfe: int
+    """Forward passes that the prompt took part in."""
+    reference_nfe: int
+    """Forward passes of a reference decode that generate made first; not part of `nfe`."""
+    seconds: float
+    """The prompt's share of its batch: the batch's seconds divided by its prompts."""
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Token ids up to and including the end-of-text token."""
+        return self.canvas[: self.length]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The answers of one policy, in the order of the prompts, and what they add up to."""
+
+    answers: tuple[Answer, ...]
+    configuration: str
+    """Everything that the figures depend on but the prompts' text, in one line."""
+    reference_answers: tuple[Answer, ...] | None = None
+    """The answers that `agreement` compares with."""
+
+    @property
+    def validity(self) -> float | None:
+        """Share of valid answers among those that have a checker; None if none has."""
+        known = [answer.valid for answer in self.answers if answer.valid is not None]
+        return sum(known) / len(known) if known else None
+
+    @property
+    def agreement(self) -> float | None:
+        """Share of answers that equal the reference's token for token; None without reference."""
+        if self.reference_answers is None:
+            return None
+        pairs = zip(self.answers, self.reference_answers, strict=True)
+        return sum(a.tokens == b.tokens for a, b in pairs) / len(self.answers)
+
+    @property
+    def nfe(self) -> float:
+        """Mean forward passes per prompt."""
+        return sum(answer.nfe for answer in self.answers) / len(self.answers)
+
+    @property
+    def tokens_per_forward(self) -> float:
+        """TPF: all answers' tokens, end of text included, per forward pass of all answers."""
+        return sum(a.length for a in self.answers) / sum(a.nfe for a in self.answers)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of all calls of generate together."""
+        return sum(answer.seconds for answer in self.answers)
+
+    def by_family(self) -> dict[str, Evaluation]:
+        """An evaluation for each family, in the checkers' order."""
+        return self._parts(lambda prompt: prompt.family)
+
+    def by_kind(self) -> dict[str, Evaluation]:
+        """An evaluation for each kind, in the checkers' order."""
+        return self._parts(lambda prompt: prompt.kind)
+
+    def summary(self) -> dict[str, Any]:
+        """The figures as plain values, for JSON."""
+
+        def figures(part: Evaluation) -> dict[str, Any]:
+            return {
+                "prompts": len(part.answers),
+                "validity": part.validity,
+                "agreement": part.agreement,
+                "nfe": part.nfe,
+                "tokens_per_forward": part.tokens_per_forward,
+            }
+
+        return {
+            **figures(self),
+            "seconds": self.seconds,
+            "by_kind": {name: figures(part) for name, part in self.by_kind().items()},
+            "by_family": {name: figures(part) for name, part in self.by_family().items()},
+            "configuration": self.configuration,
+        }
+
+    def _parts(self, name_of: Callable[[Prompt], str | None]) -> dict[str, Evaluation]:
+        chosen: dict[str, list[int]] = {}
+        for i, answer in enumerate(self.answers):
+            name = name_of(answer.prompt)
+            if name is not None:
+                chosen.setdefault(name, []).append(i)
+        known = [name for f in FAMILIES.values() for name in (f.name, f.kind)]
+        order = sorted(chosen, key=lambda n: known.index(n) if n in known else len(known))
+        reference = self.reference_answers
+        return {
+            name: Evaluation(
+                tuple(self.answers[i] for i in rows),
+                self.configuration,
+                None if reference is None else tuple(reference[i] for i in rows),
+            )
+            for name, rows in ((name, chosen[name]) for name in order)
+        }

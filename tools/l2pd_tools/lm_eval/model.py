@@ -1,0 +1,449 @@
+"""The harness's model ``l2pd``: a diffusion language model that answers under an unmask policy."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.api.registry import register_model
+from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
+from torch import Tensor, distributed
+from tqdm import tqdm
+
+from l2pd_adapters.chat_templates import rendered
+from l2pd_adapters.huggingface import load
+from l2pd_adapters.huggingface.api import configuration_of
+from l2pd_adapters.huggingface.checking import (
+    GENERATE,
+    LOAD,
+    MOST_SEQUENCES,
+    SEEDS_BELOW,
+    Flag,
+    Kind,
+    Of,
+    OneOf,
+    Whole,
+    checked,
+    close_to,
+    short,
+)
+from l2pd_adapters.huggingface.models.load import device_here
+from l2pd_adapters.huggingface.models.model_info import mask_token_of
+from l2pd_adapters.huggingface.settings import check_room, refuse_masks
+from l2pd_plugins import L2PDError, UnmaskPolicy, create_policy
+from l2pd_plugins.errors import PolicyOptionError
+from l2pd_tools.evaluation.run import left_padded
+from l2pd_tools.lm_eval.figures import Figures, summary
+from l2pd_tools.lm_eval.harness import GENERATES, refuse, refuse_tasks_first
+
+logger = logging.getLogger(f"lm_eval.{__name__}")  # as the harness's own are set up
+
+DEFAULT_CANVAS = 256
+"""Length of the canvas where neither the arguments nor the task say one; as in the harness."""
+
+
+@dataclass(frozen=True)
+class _BatchSize(Whole):
+    """As `Whole`; a text, as "auto", gets the reason."""
+
+    @property
+    def expected(self) -> str:
+        return f"{super().expected}; automatic batch-size search is not supported"
+
+
+@dataclass(frozen=True)
+class _Nothing:
+    """No value at all."""
+
+    expected: str = "nothing; automatic batch-size search is not supported"
+
+    def take(self, value: Any) -> Any:
+        raise ValueError
+
+
+ARGUMENTS: dict[str, Kind] = {
+    **{name: GENERATE[name] for name in ("max_new_tokens", "block_length", "end_of_text")},
+    "pretrained": Of(str, "a shipped model, a folder, or a hub id"),
+    "unmask_policy": Of((str, Mapping), "a policy's name, or its config"),
+    "unmask_options": GENERATE["unmask_options"],
+    "cache": OneOf(("none", "prefix", "dual", "block")),
+    "seed": Whole(0, SEEDS_BELOW - 1),
+    **{name: LOAD[name] for name in ("dtype", "device_map")},
+    "device": Of(str, "a device, as cpu or cuda"),
+    "peft": Of(str, "a folder or a hub id"),
+    "max_length": GENERATE["max_length"],
+    "batch_size": _BatchSize(1, MOST_SEQUENCES),
+    "max_batch_size": _Nothing(),
+    "trust_remote_code": Flag(),
+}
+"""What each of the model's arguments may be."""
+
+
+class _Draw(NamedTuple):
+    """One of the answers that a request asks for."""
+
+    row: int
+    """Where the request first stands."""
+    number: int
+    """Which of its `repeats` answers."""
+
+
+@register_model("l2pd")
+class DiffusionLM(LM):
+    """A diffusion language model on transformers, for tasks that generate.
+
+    Args:
+        pretrained: a shipped model, a folder, or a hub id, as `load` takes it.
+        unmask_policy: name of the policy.
+        unmask_options: its options, where the arguments are given as JSON. Every argument that is
+            not named here is one, too: ``unmask_policy=confidence_threshold,threshold=0.9``.
+        max_new_tokens: length of the canvas, instead of what the task says.
+        block_length, cache, end_of_text: as generate takes them.
+        seed: for tasks that sample; each answer draws with its own, whatever batch it is in.
+        dtype: of the weights.
+        peft: a LoRA adapter for the model, a folder or a hub id.
+        device: by default the GPU of this process (LOCAL_RANK) if there is one, else the CPU. Of
+            several processes each takes its own GPU, so none may be named by its number.
+        device_map: as in transformers, instead of `device`.
+        max_length: tokens of prompt and canvas, by default the model's; a longer prompt is cut on
+            the left.
+        batch_size: prompts per call of generate.
+
+    Raises L2PDError, before anything is decoded, for what is wrong with any of them.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        unmask_policy: str = "fixed_schedule",
+        unmask_options: Mapping[str, Any] | None = None,
+        max_new_tokens: int | None = None,
+        block_length: int | None = None,
+        cache: str | None = None,
+        end_of_text: str = "block",
+        seed: int = 0,
+        dtype: str = "auto",
+        device: str | None = None,
+        device_map: Any = None,
+        peft: str | None = None,
+        max_length: int | None = None,
+        batch_size: int | str = 1,
+        max_batch_size: int | None = None,
+        trust_remote_code: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        if isinstance(batch_size, str) and batch_size.isascii() and batch_size.isdecimal():
+            batch_size = int(batch_size[:20])
+        given = {
+            "pretrained": pretrained,
+            "unmask_policy": unmask_policy,
+            "unmask_options": unmask_options,
+            "max_new_tokens": max_new_tokens,
+            "block_length": block_length,
+            "cache": cache,
+            "end_of_text": end_of_text,
+            "seed": seed,
+            "dtype": dtype,
+            "device": device,
+            "device_map": device_map,
+            "peft": peft,
+            "max_length": max_length,
+            "batch_size": batch_size,
+            "max_batch_size": max_batch_size,
+            "trust_remote_code": trust_remote_code,
+        }
+        checked(ARGUMENTS, given)
+        if trust_remote_code:
+            raise L2PDError("trust_remote_code=True: no code of a checkpoint is ever run")
+        twice = sorted({*(unmask_options or {})} & {*options})
+        if twice:
+            raise L2PDError(
+                f"{twice[0]}={short(options[twice[0]])}: unmask_options gives it, too; expected one"
+            )
+        self.batch_size = int(batch_size)
+        self.seed, self.max_new_tokens = seed, max_new_tokens
+        self.settings = {
+            "unmask_policy": _policy(unmask_policy, {**(unmask_options or {}), **options}, given),
+            "block_length": block_length,
+            "cache": cache,
+            "end_of_text": end_of_text,
+        }
+        place: dict[str, Any] = {"device_map": device_map}
+        if not device_map:
+            place = {"device": own_device(device)}
+            device_here(place["device"])
+            if place["device"].startswith("cuda:"):
+                torch.cuda.set_device(place["device"])  # collectives use the current one
+        self._join_processes()
+        self.model, self.tokenizer = load(pretrained, dtype=dtype, adapter=peft, **place)
+        self._device = self.model.device
+        configuration_of(
+            self.model, max_new_tokens=max_new_tokens or DEFAULT_CANVAS, **self.settings
+        )
+        self.max_length = max_length or self.model.config.max_position_embeddings
+        self.templated = False
+        """Whether prompts come in the chat template, which writes the special tokens itself."""
+        self.only_generates = True
+        """For `harness.refuse_tasks_first`."""
+        self.figures = Figures()
+        self.of_all = [self.figures]
+        """The figures of every process, once the harness has gathered its results."""
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """The answers, each up to the first stop string, which is looked for in the finished text:
+        the canvas is decoded as without it."""
+        draws = _draws(requests)
+        answers: dict[_Draw, str] = {}
+        encoded = self._encoded(draws, requests)
+        silent = disable_tqdm or self.rank != 0
+        with tqdm(total=len(set(draws)), disable=silent, desc="generate_until") as bar:
+            for kwargs, members in _alike(requests, draws).items():
+                for batch in self._answered(members, requests, json.loads(kwargs), encoded):
+                    answers.update(batch)
+                    bar.update(len(batch))
+        return [answers[draw] for draw in draws]
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """Refused: L2PDError."""
+        raise _no_likelihood(requests)
+
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+        """Refused: L2PDError."""
+        raise _no_likelihood(requests)
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """The conversation as the tokenizer's template writes it."""
+        self.templated = True
+        return rendered(
+            self.tokenizer,
+            chat_history,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """The tokenizer's template, if it is to be used."""
+        if not chat_template:
+            return ""
+        name = chat_template if isinstance(chat_template, str) else None
+        try:
+            text: str = self.tokenizer.get_chat_template(name)
+        except ValueError as error:
+            raise L2PDError(f"chat template: {error}") from error
+        return text
+
+    @property
+    def tokenizer_name(self) -> str:
+        """What the harness's cache of requests is named by."""
+        return str(self.tokenizer.name_or_path).replace("/", "__")
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What the harness writes into the results' ``config`` besides its own."""
+        return {
+            "model_num_parameters": self.model.num_parameters(),
+            "model_dtype": str(self.model.dtype),
+            "l2pd": summary(self.of_all),
+        }
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """Of every process, one after the other."""
+        if self.world_size == 1:
+            return tensor
+        parts = [torch.zeros_like(tensor) for _ in range(self.world_size)]
+        distributed.all_gather(parts, tensor)
+        return torch.stack(parts)
+
+    def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
+        """Of every process, at `dst`; with it come the figures of each."""
+        if self.world_size == 1:
+            return [obj]
+        parts: list[Any] | None = [None] * self.world_size if self.rank == dst else None
+        distributed.gather_object((obj, self.figures), parts, dst)
+        if parts is None:
+            return None
+        self.of_all = [figures for _, figures in parts]
+        return [theirs for theirs, _ in parts]
+
+    def barrier(self) -> None:
+        """Wait for every process."""
+        if self.world_size > 1:
+            distributed.barrier()
+
+    def _join_processes(self) -> None:
+        """Become one of the processes that ``accelerate launch`` or ``torchrun`` has started."""
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return
+        if not distributed.is_initialized():
+            distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        self._rank, self._world_size = distributed.get_rank(), distributed.get_world_size()
+
+    def _answered(
+        self,
+        draws: Sequence[_Draw],
+        requests: Sequence[Instance],
+        kwargs: Mapping[str, Any],
+        encoded: Mapping[_Draw, Tensor],
+    ) -> Iterator[dict[_Draw, str]]:
+        """The answers of requests with the same settings, batch by batch."""
+        settings, stops = self._settings(kwargs)
+        self._log(settings, len(draws))
+        # Prompts of similar length need little padding.
+        order = sorted(draws, key=lambda draw: len(encoded[draw]))
+        for start in range(0, len(order), self.batch_size):
+            batch = order[start : start + self.batch_size]
+            seeds = [self._seed(requests[draw.row], draw) for draw in batch]
+            texts = self._decode([encoded[draw] for draw in batch], seeds, settings)
+            cut = [postprocess_generated_text(text, stops, None) for text in texts]
+            yield dict(zip(batch, cut, strict=True))
+
+    def _encoded(self, draws: Sequence[_Draw], requests: Sequence[Instance]) -> dict[_Draw, Tensor]:
+        """(P,) token ids of every prompt, (P,) each. All are looked at before any is decoded, and
+        so are the settings: L2PDError for what generate would refuse."""
+        made: dict[_Draw, Tensor] = {}
+        for kwargs, members in _alike(requests, draws).items():
+            settings, _ = self._settings(json.loads(kwargs))
+            configuration_of(self.model, **settings)
+            canvas = settings["max_new_tokens"]
+            for draw in members:
+                made[draw] = self._encode(requests[draw.row], canvas)
+            check_room(self.model, max(len(made[draw]) for draw in members), canvas)
+        return made
+
+    def _settings(self, kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """What generate is called with for a request's settings, and the stop strings.
+
+        Settings that mean nothing here are left in: generate refuses them by name.
+        """
+        asked = dict(normalize_gen_kwargs(dict(kwargs), DEFAULT_CANVAS))
+        stops = asked.pop("until")
+        canvas = asked.pop("max_gen_toks")
+        if asked.get("do_sample"):
+            asked["seed"] = self.seed
+        else:
+            asked.pop("temperature", None)
+        return {**self.settings, **asked, "max_new_tokens": self.max_new_tokens or canvas}, stops
+
+    def _encode(self, request: Instance, canvas: int) -> Tensor:
+        """(P,) token ids of a prompt that leaves room for its canvas."""
+        room = self.max_length - canvas
+        if room < 1:
+            raise L2PDError(
+                f"a canvas of {canvas} tokens leaves no room for a prompt in max_length="
+                f"{self.max_length}; set max_new_tokens"
+            )
+        text = request.args[0]
+        ids = self.tokenizer(text, add_special_tokens=not self.templated).input_ids
+        if not ids:
+            raise L2PDError(f"the prompt {text!r} has no tokens")
+        if len(ids) > room:
+            logger.warning("a prompt of %d tokens is cut to its last %d", len(ids), room)
+        what = f"{request.task_name}, document {request.doc_id}"
+        refuse_masks(ids[-room:], mask_token_of(self.model), what)
+        return torch.tensor(ids[-room:])
+
+    def _seed(self, request: Instance, draw: _Draw) -> int:
+        return self.seed + (request.doc_id or 0) * request.repeats + draw.number
+
+    def _log(self, settings: Mapping[str, Any], prompts: int) -> None:
+        line = configuration_of(self.model, **settings)
+        line += f" prompts={prompts} batch_size={self.batch_size} device={self.device}"
+        logger.info("%s", line)
+        self.figures.configurations.append(line)
+
+    def _decode(
+        self, encoded: Sequence[Tensor], seeds: Sequence[int], settings: Mapping[str, Any]
+    ) -> list[str]:
+        """The answers to prompts of token ids, up to the end of text."""
+        input_ids, attention_mask = left_padded(encoded)
+        if settings.get("do_sample"):
+            settings = {**settings, "seed": list(seeds)}
+        began = time.perf_counter()
+        out = self.model.generate(
+            input_ids, attention_mask=attention_mask, return_dict_in_generate=True, **settings
+        )
+        lengths = out.trace.length.tolist()
+        self.figures.add(lengths, out.nfe.tolist(), time.perf_counter() - began)
+        answers = out.sequences[:, input_ids.shape[1] :].tolist()
+        return [
+            self.tokenizer.decode(tokens[:length], skip_special_tokens=True)
+            for tokens, length in zip(answers, lengths, strict=True)
+        ]
+
+
+def _draws(requests: Sequence[Instance]) -> list[_Draw]:
+    """Which answer each request of the list is given.
+
+    The harness lists a request once for each answer it wants, and, so that all processes have as
+    many, the last one again: that gets the answers which are there already.
+    """
+    first: dict[int, int] = {}
+    times: Counter[int] = Counter()
+    draws = []
+    for row, request in enumerate(requests):
+        key = id(request)
+        draws.append(_Draw(first.setdefault(key, row), times[key] % request.repeats))
+        times[key] += 1
+    return draws
+
+
+def _alike(requests: Sequence[Instance], draws: Sequence[_Draw]) -> dict[str, list[_Draw]]:
+    """The draws that differ, by the settings of their requests, as JSON."""
+    groups: dict[str, list[_Draw]] = {}
+    for draw in dict.fromkeys(draws):
+        kwargs = json.dumps(requests[draw.row].args[1], sort_keys=True)
+        groups.setdefault(kwargs, []).append(draw)
+    return groups
+
+
+def _policy(policy: Any, options: Mapping[str, Any], known: Mapping[str, Any]) -> UnmaskPolicy:
+    """The policy. An argument that neither it nor the model has may be a misspelt one."""
+    try:
+        return create_policy(policy, **options)
+    except PolicyOptionError as error:
+        for name in options:
+            hint = close_to(name, known)
+            if f"{name!r}" in str(error) and hint:
+                raise L2PDError(f"{name}={short(options[name])}: {error}{hint}") from error
+        raise
+
+
+def own_device(named: str | None = None) -> str:
+    """The device of this process, of which the user may have named the kind.
+
+    Raises L2PDError if one of several processes is to take a GPU by its number: all would take it.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if named is not None and named != "cuda":
+        if processes > 1 and named.startswith("cuda:"):
+            raise L2PDError(
+                f"device={named!r}: {processes} processes would take the same GPU; leave it out, "
+                "and each takes its own"
+            )
+        return named
+    if named is None and not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+
+
+def _no_likelihood(requests: Sequence[Instance]) -> L2PDError:
+    """What the harness's own check says, for those who call the model without the harness."""
+    try:
+        refuse({str(request.task_name): str(request.request_type) for request in requests})
+    except L2PDError as error:
+        return error
+    return L2PDError(f"requests that are not {GENERATES} are not supported")
+
+
+refuse_tasks_first()

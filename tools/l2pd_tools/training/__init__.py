@@ -1,0 +1,1 @@
+"""What records decodes and trains filters on them."""

@@ -1,0 +1,414 @@
+"""Trajectories for training filters: reference decodes, and the states that policies reach.
+
+For every prompt the model first decodes at one token per step; that answer is the reference. Then
+each policy decodes the same prompt, and every step is recorded with what was predicted and which
+predictions are right. With the oracle as the policy and the reference as what is right, this is the
+data of Learn2PD (arXiv 2509.25188).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from l2pd_adapters.families import end_of_text_ids
+from l2pd_adapters.huggingface.api import settings_of
+from l2pd_adapters.huggingface.models.lora import ADAPTER
+from l2pd_adapters.huggingface.models.model_info import block_length_of, family_of, mask_token_of
+from l2pd_adapters.huggingface.settings import whole
+from l2pd_plugins import UnmaskPolicy, create_policy
+from l2pd_plugins.denoising import StepOutcome
+from l2pd_plugins.errors import L2PDError
+from l2pd_plugins.shown import shown
+from l2pd_plugins.traits import description_of, fingerprint_of, options_of, printable_name_of
+from l2pd_plugins.trajectories import (
+    LABELS,
+    Manifest,
+    Trajectories,
+    fingerprint,
+    load_references,
+    read_manifest,
+    save_references,
+    write_manifest,
+)
+from l2pd_tools.evaluation.prompts import Prompt
+from l2pd_tools.evaluation.run import encode_for, left_padded, with_reference
+from l2pd_tools.training.consistent_labels import States, accepted, answers_hold, predictions
+
+OBSERVED = frozenset({"confidence", "entropy", "margin", "committed"})
+
+
+def collect(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    out: Path,
+    *,
+    policies: Sequence[Any] = ("oracle",),
+    source: str = "",
+    max_new_tokens: int = 128,
+    block_length: int | None = None,
+    batch_size: int = 16,
+    prompts_per_shard: int = 64,
+    labels: str = "reference",
+    references_from: Path | None = None,
+    rank: int | None = None,
+    world_size: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Manifest:
+    """Record trajectories of all prompts into the folder `out`; shards that are there stay.
+
+    Args:
+        model, tokenizer: as `load` returns them.
+        policies: names, configs or objects, as `create_policy` takes them. A policy that requires
+            a reference is shown the reference decode.
+        source: what the manifest calls the prompts.
+        prompts_per_shard: prompts of a shard; a killed run loses at most one shard's work.
+        labels: what a right prediction is, see `l2pd_plugins.trajectories.LABELS`.
+        references_from: another such folder of the same prompts and model, whose reference decodes
+            are taken instead of being made again.
+        rank, world_size: which shards are this process's; by default from the environment that
+            ``accelerate launch`` and ``torchrun`` set.
+        progress: called with the number of prompts that were done, after every batch, and for
+            shards that were there already.
+
+    Returns the manifest. Raises L2PDError for arguments that cannot be followed, before anything is
+    written, or if `out` holds data that was made otherwise.
+    """
+    if labels not in LABELS:
+        raise L2PDError(f"labels={labels!r}: the choices are {', '.join(LABELS)}")
+    if not prompts:
+        raise L2PDError("there are no prompts to collect from")
+    if not end_of_text_ids(model.generation_config.eos_token_id):
+        raise L2PDError("the model's generation_config names no eos_token_id")
+    whole("batch_size", batch_size, 1)
+    whole("prompts_per_shard", prompts_per_shard, 1)
+    own_rank, own_world_size = place_among_processes()
+    rank = own_rank if rank is None else rank
+    world_size = own_world_size if world_size is None else world_size
+    if not 0 <= rank < world_size:
+        raise L2PDError(f"rank={rank}: wanted a number from 0 to world_size - 1 = {world_size - 1}")
+    decoding: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "block_length": block_length_of(model) if block_length is None else block_length,
+        "end_of_text": "block",
+    }
+    made = [
+        settings_of(model, unmask_policy=create_policy(policy), **decoding).policies[0]
+        for policy in policies
+    ]
+    encoded = encode_for(model, tokenizer, prompts, max_new_tokens)
+    token_ids = json.dumps([ids.tolist() for ids in encoded])
+    manifest = Manifest(
+        model=_name_of(model),
+        model_fingerprint=fingerprint(model.state_dict()),
+        prompts=source,
+        prompts_sha256=hashlib.sha256(token_ids.encode()).hexdigest(),
+        prompt_count=len(prompts),
+        policies=[_identity(policy) for policy in made],
+        **decoding,
+        dtype=str(model.dtype).removeprefix("torch."),
+        batch_size=batch_size,
+        prompts_per_shard=prompts_per_shard,
+        labels=labels,
+    )
+    write_manifest(out, manifest)
+    for shard in range(rank, manifest.shards, world_size):
+        members = manifest.members(shard)
+        first = members.start
+        path = manifest.path_of(out, shard)
+        if manifest.holds(out, shard):
+            if progress is not None:
+                progress(len(members))
+            continue
+        # By length within the shard, so that batches need little padding and stay the same.
+        order = sorted(members, key=lambda i: (len(encoded[i]), i))
+        batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+        references, several = _references(
+            model, encoded, batches, manifest, out, shard, references_from
+        )
+        parts = []
+        for rows in batches:
+            at = torch.tensor(rows) - first
+            wanted = (references[at], None if several is None else several[at])
+            inputs = left_padded([encoded[i] for i in rows])
+            for index, policy in enumerate(made):
+                parts += _record(model, rows, inputs, *wanted, index, policy, manifest)
+            if progress is not None:
+                progress(len(rows))
+        Trajectories.concatenate(parts).save(path)
+    return manifest
+
+
+def place_among_processes() -> tuple[int, int]:
+    """This process's rank and the number of processes, which ``accelerate launch`` and ``torchrun``
+    write into the environment; (0, 1) without them."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def share_of_prompts(prompts: int, prompts_per_shard: int) -> int:
+    """How many of the prompts `collect` does in this process."""
+    rank, world_size = place_among_processes()
+    return sum(i // prompts_per_shard % world_size == rank for i in range(prompts))
+
+
+def _name_of(model: Any) -> str:
+    adapter = getattr(model, ADAPTER, None)
+    name: str = model.generate.name
+    return name if adapter is None else f"{name} with the adapter {adapter}"
+
+
+def _identity(policy: UnmaskPolicy) -> str:
+    """The policy as one word, and the fingerprint of its weights if it has any; where they lie is
+    no part of it."""
+    weights = fingerprint_of(policy)
+    if not weights:
+        return description_of(policy)
+    options = {k: v for k, v in options_of(policy).items() if k != "filter" and v is not None}
+    told = ", ".join(f"{k}={v}" for k, v in options.items())
+    return f"{printable_name_of(policy)}({told}) {weights}"
+
+
+def _settings(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "max_new_tokens": manifest.max_new_tokens,
+        "block_length": manifest.block_length,
+        "end_of_text": manifest.end_of_text,
+        "do_sample": False,
+    }
+
+
+def _references(
+    model: Any,
+    encoded: Sequence[Tensor],
+    batches: list[list[int]],
+    manifest: Manifest,
+    out: Path,
+    shard: int,
+    elsewhere: Path | None,
+) -> tuple[Tensor, Tensor | None]:
+    """Reference decodes (P, G) of a shard's prompts, in their order, and, if the labels ask for it,
+    for which of them other answers are as good (P,); made if they are nowhere."""
+    own = manifest.reference_path_of(out, shard)
+    if elsewhere is not None:
+        theirs = read_manifest(elsewhere)
+        for name, value in asdict(manifest).items():
+            if name != "policies" and getattr(theirs, name) != value:
+                raise L2PDError(
+                    f"the reference decodes in {elsewhere} have "
+                    f"{name}={shown(getattr(theirs, name))}, this run has {shown(value)}"
+                )
+        own = theirs.reference_path_of(elsewhere, shard)
+    if elsewhere is not None or manifest.holds_references(out, shard):
+        return load_references(own, manifest, shard, model.config.vocab_size)
+    first = min(min(rows) for rows in batches)
+    filler = end_of_text_ids(model.generation_config.eos_token_id)[0]
+    count = sum(map(len, batches))
+    tokens = torch.full((count, manifest.max_new_tokens), filler)
+    several = None
+    if manifest.labels == "consistent":
+        several = torch.zeros(count, dtype=torch.bool)
+    for rows in batches:
+        inputs = left_padded([encoded[i] for i in rows])
+        made = model.generate(
+            inputs[0],
+            attention_mask=inputs[1],
+            unmask_policy="fixed_schedule",
+            pad_token_id=filler,
+            **_settings(manifest),
+        )[:, inputs[0].shape[1] :].cpu()
+        at = torch.tensor(rows) - first
+        tokens[at, : made.shape[1]] = made
+        if several is not None:
+            several[at] = _several(model, inputs, tokens[at], manifest)
+    save_references(own, tokens, several)
+    return tokens, several
+
+
+def _several(
+    model: Any, inputs: tuple[Tensor, Tensor], references: Tensor, manifest: Manifest
+) -> Tensor:
+    """For which prompts the model holds another answer than the reference for as good: (B,) bool.
+
+    All first predictions that go together are taken at once, and the rest one at a time. If the
+    answer is another one, and consistent, the reference's is one of several.
+    """
+    prompt, size = inputs[0].shape[1], manifest.max_new_tokens
+    states = _states(model, inputs, torch.zeros(len(references), dtype=torch.int64), manifest)
+    x0, confidence = predictions(model, states)
+    masked = states.tokens.gather(1, states.columns) == mask_token_of(model)
+    taken = accepted(model, states, masked=masked, x0=x0, confidence=confidence)
+    # What equals its reference is what the oracle takes, so these are its references.
+    opening = torch.full_like(states.tokens, -1)
+    opening.scatter_(1, states.columns, torch.where(taken, x0, -1))
+    out = model.generate(
+        inputs[0],
+        attention_mask=inputs[1],
+        unmask_policy=with_reference(
+            create_policy("oracle"), opening[:, prompt : prompt + size].tolist()
+        ),
+        return_dict_in_generate=True,
+        **_settings(manifest),
+    )
+    filler = end_of_text_ids(model.generation_config.eos_token_id)[0]
+    made = torch.full_like(states.tokens, filler)
+    lengths = out.trace.length.tolist()
+    for row, end in enumerate(lengths):
+        made[row, : prompt + end] = out.sequences[row, : prompt + end]
+    others = [
+        row
+        for row, end in enumerate(lengths)
+        if not torch.equal(made[row, prompt : prompt + end].cpu(), references[row, :end])
+    ]
+    found = torch.zeros(len(references), dtype=torch.bool)
+    found[others] = torch.tensor(
+        answers_hold(
+            model,
+            States(
+                made[others], states.attention[others], states.starts[others], manifest.block_length
+            ),
+            [(prompt, prompt + lengths[row]) for row in others],
+        ),
+        dtype=torch.bool,
+    )
+    return found
+
+
+def _states(
+    model: Any, inputs: tuple[Tensor, Tensor], blocks: Tensor, manifest: Manifest
+) -> States:
+    """Prompts with canvases of nothing but masks, each with the block of that number."""
+    prompt, size, length = inputs[0].shape[1], manifest.max_new_tokens, manifest.block_length
+    # The last block may reach over the canvas, where nothing is to be seen.
+    attention = torch.nn.functional.pad(inputs[1], (0, size + length), value=1)
+    attention[:, prompt + size :] = 0
+    mask = mask_token_of(model)
+    tokens = torch.nn.functional.pad(inputs[0], (0, size + length), value=mask)
+    family = family_of(model)
+    in_prompt = [family.prompt_in_block(seen, length) for seen in inputs[1].sum(-1).tolist()]
+    starts = prompt - torch.tensor(in_prompt) + blocks * length
+    device = model.device
+    return States(tokens.to(device), attention.to(device), starts.to(device), length)
+
+
+def _record(
+    model: Any,
+    rows: list[int],
+    inputs: tuple[Tensor, Tensor],
+    references: Tensor,
+    several: Tensor | None,
+    index: int,
+    policy: UnmaskPolicy,
+    manifest: Manifest,
+) -> list[Trajectories]:
+    """Every step of a batch under one policy."""
+    length, family = manifest.block_length, family_of(model)
+    # The first block may begin within the prompt, and the last may reach over the canvas.
+    wanted_of = torch.nn.functional.pad(references, (length, length), value=-1)
+    first_of = torch.tensor(
+        [length - family.prompt_in_block(seen, length) for seen in inputs[1].sum(-1).tolist()]
+    )
+    if "reference" in policy.requires:
+        policy = with_reference(policy, references.tolist())
+    recorded: list[Trajectories] = []
+    sequences_of: list[Tensor] = []
+    in_block: list[Tensor] = []
+
+    def record(sequences: list[int], blocks: list[int], outcome: StepOutcome) -> None:
+        step = outcome.step
+        assert step.entropy is not None and step.margin is not None  # observed
+        columns = first_of[sequences] + torch.tensor(blocks) * length
+        columns = columns.unsqueeze(-1) + torch.arange(length)
+        wanted = wanted_of[torch.tensor(sequences).unsqueeze(-1), columns]
+        # A block-causal model decodes its last block whole; the reference ends before.
+        known = columns < length + manifest.max_new_tokens
+        x0 = step.x0.cpu()
+        sequences_of.append(torch.tensor(sequences))
+        in_block.append(step.tokens.cpu())
+        recorded.append(
+            Trajectories(
+                prompt=torch.tensor([rows[i] for i in sequences]),
+                policy=torch.full((len(sequences),), index),
+                block=torch.tensor(blocks),
+                step=step.step_index.cpu(),
+                masked=step.masked.cpu() & known,
+                present=step.present.cpu() & known,
+                x0=x0.to(torch.int32),
+                confidence=step.confidence.cpu(),
+                entropy=step.entropy.cpu(),
+                margin=step.margin.cpu(),
+                correct=x0 == wanted,
+            )
+        )
+
+    made = model.generate(
+        inputs[0],
+        attention_mask=inputs[1],
+        unmask_policy=policy,
+        on_step=record,
+        observe=OBSERVED,
+        **_settings(manifest),
+    )
+    if several is None:
+        return recorded
+    return [
+        _relabelled(
+            model,
+            Trajectories.concatenate(recorded),
+            inputs,
+            made[:, inputs[0].shape[1] :].cpu(),
+            torch.cat(sequences_of),
+            torch.cat(in_block),
+            several,
+            manifest,
+        )
+    ]
+
+
+def _relabelled(
+    model: Any,
+    recorded: Trajectories,
+    inputs: tuple[Tensor, Tensor],
+    answers: Tensor,
+    sequences: Tensor,
+    in_block: Tensor,
+    several: Tensor,
+    manifest: Manifest,
+) -> Trajectories:
+    """The same steps; where several answers are as good, what goes together is right.
+
+    Args:
+        answers: (B, G), what the blocks before a recorded one were filled with.
+        sequences: (N,), row of the batch of every step.
+        in_block: (N, L), the block's tokens before the step.
+        several: (B,) bool.
+    """
+    at = several[sequences].nonzero().flatten()
+    if not len(at):
+        return recorded
+    rows, device = sequences[at], model.device
+    states = _states(model, (inputs[0][rows], inputs[1][rows]), recorded.block[at], manifest)
+    prompt = inputs[0].shape[1]
+    columns = torch.arange(prompt, prompt + answers.shape[1], device=device)
+    before = columns < states.starts.unsqueeze(-1)
+    states.tokens[:, columns] = torch.where(
+        before, answers[rows].to(device), states.tokens[:, columns]
+    )
+    states.tokens.scatter_(1, states.columns, in_block[at].to(device))
+    correct = recorded.correct.clone()
+    correct[at] = accepted(
+        model,
+        states,
+        masked=recorded.masked[at].to(device),
+        x0=recorded.x0[at].to(device, torch.int64),
+        confidence=recorded.confidence[at].to(device),
+    ).cpu()
+    return replace(recorded, correct=correct)
