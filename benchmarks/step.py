@@ -187,6 +187,7 @@ def random_step(rows: int) -> DenoisingStep:
         step_index=zeros + 3,
         block_index=zeros,
         canvas_length=zeros + BLOCK,
+        mask_token_id=-1,
         present=torch.ones(shape, dtype=torch.bool, device=DEVICE),
     )
 

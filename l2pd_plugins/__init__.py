@@ -5,6 +5,10 @@ turns logits into committed tokens. It knows no engine and no particular policy,
 imports no torch.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.hookspecs import hookimpl
 from l2pd_plugins.plugins import create_policy, list_policies
@@ -16,6 +20,9 @@ from l2pd_plugins.policy import (
     UnmaskPolicy,
 )
 
+if TYPE_CHECKING:
+    from l2pd_plugins.options import policy_options
+
 __all__ = [
     "DenoisingStep",
     "L2PDError",
@@ -26,6 +33,16 @@ __all__ = [
     "create_policy",
     "hookimpl",
     "list_policies",
+    "policy_options",
 ]
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """`policy_options`, whose module imports pydantic: listing policies does without it."""
+    if name == "policy_options":
+        from l2pd_plugins.options import policy_options
+
+        return policy_options
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from itertools import accumulate
 from typing import Any, Literal
 
@@ -585,7 +585,7 @@ def denoising_step(
     decided = []
     for group in block._groups:
         seen = _seen_by(step, group, block, on_error)
-        has_logits = seen.logits is not None
+        has_logits = seen.has("logits")
         answer = _ask(group, "select", seen, block, on_error)
         if answer is None:
             # It may have written to what it was shown, which in a batch of its own is no copy;
@@ -621,7 +621,7 @@ def denoising_step(
         for group in block._groups:
             if group.runner.traits.remasks:
                 seen = _seen_by(step, group, block, on_error)
-                after = replace(seen, tokens=_of(tokens, group), masked=_of(masked, group))
+                after = seen.changed(tokens=_of(tokens, group), masked=_of(masked, group))
                 answer = _ask(group, "remask", after, block, on_error)
                 if answer is None:
                     continue
@@ -725,6 +725,7 @@ def _observe(
         block_index=block.block_index,
         canvas_length=block.canvas_length,
         present=block.present,
+        mask_token_id=block.mask_token_id,
         reference=block.reference,
     )
 
@@ -775,16 +776,16 @@ def _seen_by(
         masked, certain = block.masked, block.present.to(torch.float32)
         changes["x0"] = torch.where(masked, step.x0, block.tokens)
         changes["confidence"] = torch.where(masked, step.confidence, certain)
-        if "entropy" in requires and step.entropy is not None:
+        if "entropy" in requires and step.has("entropy"):
             changes["entropy"] = step.entropy * masked
-        if "margin" in requires and step.margin is not None:
+        if "margin" in requires and step.has("margin"):
             changes["margin"] = torch.where(masked, step.margin, certain)
     generators = block.generators
     if generators is not None and generators[group.members[0]] is not None:
         # Of its rows alone; others are never read.
         changes["generator"] = tuple(generators)
     # A copy in any case, so that no policy holds the step that the core goes on with.
-    seen = replace(step, **changes)
+    seen = step.changed(policy=group.runner.traits.name, **changes)
     if group.index is not None:
         return seen.select_rows(group.index, group.members)
     if on_error == "raise":  # a policy that writes to them ends the decode
@@ -792,9 +793,9 @@ def _seen_by(
     # Of all rows: the block's own tensors are copied, so that a write does not reach the block.
     # Of a policy that may write to the logits, all that was made of them is.
     names = [*_OF_THE_BLOCK]
-    if seen.logits is not None:
-        names += [name for name in _OF_LOGITS if getattr(seen, name) is not None]
-    return replace(seen, **{name: getattr(seen, name).clone() for name in names})
+    if seen.has("logits"):
+        names += [name for name in _OF_LOGITS if seen.has(name)]
+    return seen.changed(**{name: getattr(seen, name).clone() for name in names})
 
 
 def _of(values: Tensor, group: _Group) -> Tensor:

@@ -19,7 +19,7 @@ import pluggy
 
 from l2pd_plugins import hookspecs
 from l2pd_plugins.errors import ANY_FAILURE, describe_error, printable
-from l2pd_plugins.policy import API_VERSION, PolicySpec, normalize_name
+from l2pd_plugins.policy import API_VERSION, MIN_API_VERSION, PolicySpec, normalize_name
 from l2pd_plugins.shown import shown
 
 DISABLE_VARIABLE = "L2PD_DISABLE_PLUGINS"
@@ -219,18 +219,41 @@ def _checked_spec(given: object) -> PolicySpec:
             f"a policy's name must be printable and of {_LONGEST_NAME} characters at most, got "
             f"{shown(name)}"
         )
-    if type(version) is not int or version != API_VERSION:
-        raise PluginRefused(
-            f"policy {name!r} needs version {shown(version)} of the plugin interface; "
-            f"the installed l2pd-plugins has version {API_VERSION}"
-        )
+    api_version = _checked_api_version(name, version)
     if not _is(factory, str) or not _FACTORY.fullmatch(str.__str__(factory)):
         raise PluginRefused(
             f"policy {name!r}: factory must read 'module:attribute', got {shown(factory)}"
         )
     if not _is(summary, str):
         raise PluginRefused(f"policy {name!r}: summary must be text, got {shown(summary)}")
-    return PolicySpec(name, str.__str__(factory), str.__str__(summary), version)
+    return PolicySpec(name, str.__str__(factory), str.__str__(summary), api_version)
+
+
+def _checked_api_version(name: str, version: object) -> int:
+    """Raise PluginRefused, with what to do, for a version of the contract that is not run here."""
+    known = f"{MIN_API_VERSION} to {API_VERSION}"
+    if MIN_API_VERSION == API_VERSION:
+        known = str(API_VERSION)
+    if version is None:
+        raise PluginRefused(
+            f"policy {name!r} does not say which version of the contract it was written for; add "
+            f"api_version={API_VERSION} to its PolicySpec"
+        )
+    if type(version) is not int:
+        raise PluginRefused(
+            f"policy {name!r}: api_version = {shown(version)}; expected a whole number ({known})"
+        )
+    if version > API_VERSION:
+        raise PluginRefused(
+            f"policy {name!r} was written for version {version} of the contract; l2pd-plugins "
+            f"has {known}: upgrade l2pd-plugins"
+        )
+    if version < MIN_API_VERSION:
+        raise PluginRefused(
+            f"policy {name!r} was written for version {version} of the contract, which "
+            f"l2pd-plugins no longer runs (it has {known}): upgrade the plugin"
+        )
+    return version
 
 
 def _by_key(specs: Iterable[PolicySpec]) -> dict[str, list[PolicySpec]]:

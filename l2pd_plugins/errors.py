@@ -54,14 +54,3 @@ def describe_error(error: BaseException, *, named: bool = True) -> str:
     if not said:
         return printable(kind)
     return printable(" ".join((f"{kind}: {said}" if named else said).split()))
-
-
-def safe_repr(value: object) -> str:
-    """repr(value) in one printable line, or the name of its type where that raises."""
-    try:
-        said = repr(value)
-    except KeyboardInterrupt:
-        raise
-    except ANY_FAILURE as error:
-        said = f"<{type(value).__name__}, whose repr raises {type(error).__name__}>"
-    return printable(said)

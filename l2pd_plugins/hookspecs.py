@@ -31,5 +31,12 @@ def l2pd_policies() -> list[PolicySpec]:  # type: ignore[empty-body]
 
         @hookimpl
         def l2pd_policies():
-            return [PolicySpec(name="entropy_bound", factory="my_package.policies:EntropyBound")]
+            return [
+                PolicySpec(
+                    name="entropy_bound",
+                    factory="my_package.policies:EntropyBound",
+                    summary="as many tokens as a bound on their entropy allows",
+                    api_version=1,
+                )
+            ]
     """

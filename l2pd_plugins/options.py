@@ -210,7 +210,7 @@ class Option:
 def describe(factory: Callable[..., Any]) -> dict[str, Option] | None:
     """The options of a policy's factory by name; None if its signature does not tell them.
 
-    Reads the declarations of a class under `options`, and of any other class or function the
+    Reads the declarations of a class under `policy_options`, and of any other class or function the
     annotations of its parameters, which may carry the same bounds.
     """
     found: dict[str, FieldInfo] | None = getattr(factory, "__pydantic_fields__", None)
@@ -325,7 +325,7 @@ def _details(extras: Sequence[Any]) -> dict[str, Any]:
 
 
 @dataclass_transform(kw_only_default=True, eq_default=False)
-def options(cls: type[T]) -> type[T]:
+def policy_options(cls: type[T]) -> type[T]:
     """Class decorator: the annotated attributes become validated keyword options.
 
     A pydantic dataclass in strict mode (``"0.9"`` and ``True`` are no floats, infinity and NaN are
@@ -334,7 +334,7 @@ def options(cls: type[T]) -> type[T]:
     names a file, a folder or a hub id is an `OperatorPath`. An option that is unknown, of the wrong
     type or out of range raises PolicyOptionError.
 
-        @options
+        @policy_options
         class EntropyBound(UnmaskPolicy):
             gamma: Annotated[float, Field(gt=0)] = 0.1
             nearest: Annotated[int, Field(ge=1), UpTo("block")] = 4

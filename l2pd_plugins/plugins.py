@@ -241,9 +241,14 @@ def _checked(spec: PolicySpec, policy: object) -> UnmaskPolicy:
         read_traits(policy)
     except TraitError as error:
         raise PluginLoadError(f"{_label(spec)}: {error.problem}") from error
-    # Not a plain assignment: a policy may well be a frozen dataclass.
-    object.__setattr__(policy, "_name", spec.name)
-    return policy
+    try:
+        return UnmaskPolicy.named(policy, spec.name)
+    except KeyboardInterrupt:
+        raise
+    except ANY_FAILURE as error:
+        raise PluginLoadError(
+            f"{_label(spec)}: it cannot be copied ({describe_error(error)})"
+        ) from error
 
 
 def _unknown(name: str) -> str:

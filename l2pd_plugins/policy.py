@@ -5,18 +5,23 @@ Nothing here imports torch at run time, so that policies can be listed without i
 
 from __future__ import annotations
 
+import copy
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from l2pd_plugins.errors import L2PDError
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 API_VERSION = 1
-"""Version of the contract between policies and the core; a PolicySpec names the one it meets."""
+"""Newest version of the contract between policies and the core that this package knows."""
+MIN_API_VERSION = 1
+"""Oldest version of the contract that this package still runs."""
 
 STATISTICS = frozenset(
     {"confidence", "entropy", "margin", "logits", "committed", "reference", "ahead"}
@@ -27,7 +32,32 @@ PROGRESS_RULES = ("argmax_if_empty", "always_top1", "leftmost_if_empty")
 """How a block that still has masks makes sure of at least one commit a step."""
 
 
-@dataclass(frozen=True)
+class _Statistic:
+    """A field of `DenoisingStep` that is computed for those who require it."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, step: DenoisingStep | None, owner: type | None = None) -> Tensor:
+        if step is None:
+            return None  # type: ignore[return-value]  # the field's default
+        value = _given(step, self._name)
+        if value is None:
+            asking = f"policy {step.policy!r}" if step.policy else "the policy"
+            raise L2PDError(f'{asking} reads {self._name}; add "{self._name}" to its requires')
+        tensor: Tensor = value
+        return tensor
+
+    def __set__(self, step: DenoisingStep, value: Tensor | None) -> None:
+        step.__dict__[self._name] = value
+
+
+def _given(step: DenoisingStep, name: str) -> Any:
+    """A field of a step, None where it is not there."""
+    return step.__dict__[name]
+
+
+@dataclass(frozen=True, repr=False, eq=False)
 class DenoisingStep:
     """What a policy sees at one denoising step: a batch of blocks and the model's predictions.
 
@@ -36,7 +66,9 @@ class DenoisingStep:
     ``"committed"``; then they carry what the model predicts there now. Positions that are not
     present are not masked and have confidence 0.
 
-    A policy never changes any of these tensors.
+    `entropy`, `margin`, `logits` and `reference` are there if the policy requires them. Reading one
+    that it does not raises L2PDError, with the policy's name and the line to add. A policy never
+    changes any of these tensors.
     """
 
     tokens: Tensor
@@ -47,12 +79,6 @@ class DenoisingStep:
     """(B, L) int64, the predicted token of every position."""
     confidence: Tensor
     """(B, L) float32, the probability of x0."""
-    entropy: Tensor | None
-    """(B, L) float32, nats; None unless required."""
-    margin: Tensor | None
-    """(B, L) float32, p(top1) - p(top2); None unless required."""
-    logits: Tensor | None
-    """(B, L, V) as the model gave them; None unless required. Rows that were not computed are 0."""
     step_index: Tensor
     """(B,) int64, denoising steps already taken in this block."""
     block_index: Tensor
@@ -62,21 +88,42 @@ class DenoisingStep:
     present: Tensor
     """(B, L) bool, False behind the end of the text or of the canvas, and where a block begins
     before the canvas, with the end of the prompt."""
-    reference: Tensor | None = None
-    """(B, L) int64, the reference decode of this block; None unless required."""
+    mask_token_id: int
+    """The token that stands at masked positions."""
+    entropy: _Statistic = _Statistic()
+    """(B, L) float32, nats."""
+    margin: _Statistic = _Statistic()
+    """(B, L) float32, p(top1) - p(top2)."""
+    logits: _Statistic = _Statistic()
+    """(B, L, V) as the model gave them. Rows that were not computed are 0."""
+    reference: _Statistic = _Statistic()
+    """(B, L) int64, the reference decode of this block."""
     generator: Sequence[torch.Generator] | None = None
     """One generator per row for policies that draw random numbers; None where the rows have none.
     Rows with and without one are asked apart. In `StepOutcome.step` it is None."""
+    policy: str = ""
+    """Name of the policy that is asked, for messages. Empty in `StepOutcome.step`."""
+
+    def has(self, statistic: str) -> bool:
+        """Whether a statistic that is to be required is there: "entropy", "margin", "logits" or
+        "reference"."""
+        return _given(self, statistic) is not None
+
+    def changed(self, **fields_: Any) -> DenoisingStep:
+        """A copy with these fields, as `dataclasses.replace` makes one, which would read statistics
+        that are not there."""
+        return DenoisingStep(**{**self.__dict__, **fields_})
 
     def select_rows(self, rows: Tensor, indices: Sequence[int]) -> DenoisingStep:
         """The same step for some of its rows: `rows` on the device, `indices` its host copy."""
         picked: dict[str, Any] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name == "generator":
-                picked["generator"] = None if value is None else [value[i] for i in indices]
+        for name, value in self.__dict__.items():
+            if name == "generator":
+                picked[name] = None if value is None else [value[i] for i in indices]
+            elif value is None or name in ("mask_token_id", "policy"):
+                picked[name] = value
             else:
-                picked[field.name] = None if value is None else value.index_select(0, rows)
+                picked[name] = value.index_select(0, rows)
         return DenoisingStep(**picked)
 
 
@@ -84,17 +131,22 @@ class UnmaskPolicy(ABC):
     """Decides, at each denoising step, which predicted tokens to keep.
 
     One object serves any number of rows and requests: everything that belongs to a row lives in
-    the state dict, never on the object. See `l2pd_plugins.options.options` for declaring
+    the state dict, never on the object. See `l2pd_plugins.options.policy_options` for declaring
     validated options.
     """
 
-    requires: ClassVar[frozenset[str]] = frozenset({"confidence"})
-    """Which statistics the policy reads, out of "confidence", "entropy", "margin", "logits";
-    "committed" asks for them at committed positions too, "reference" for the tokens of a reference
-    decode (a policy may bring them in its attribute `reference`), "ahead" for a state that begins
-    before its block does: where the engine has the logits of the row's later blocks, `select` is
-    called for these blocks too, at every step, with step_index 0; its answer is dropped, and the
-    block begins with the state that was left. Elsewhere it begins with `init_state`."""
+    requires: ClassVar[frozenset[str]] = frozenset()
+    """Which statistics the policy reads besides x0 and its confidence, which are always there
+    ("confidence" may be named all the same): "entropy", "margin", "logits". "committed" asks for
+    them at committed positions too, "reference" for the tokens of a reference decode, "ahead" for a
+    state that begins before its block does: where the engine has the logits of the row's later
+    blocks, `select` is called for these blocks too, at every step, with step_index 0; its answer is
+    dropped, and the block begins with the state that was left. Elsewhere it begins with
+    `init_state`."""
+
+    reference: Sequence[int] | Sequence[Sequence[int]] | None = None
+    """The tokens that a policy which requires "reference" is shown, of one row or of each row; None
+    where the engine makes a reference decode first, if it can. See `with_reference`."""
 
     progress: ClassVar[str] = "argmax_if_empty"
     """What is committed besides the selection: "argmax_if_empty" (the most confident masked
@@ -145,6 +197,20 @@ class UnmaskPolicy(ABC):
         """The name the policy was created by, or its class name in snake case."""
         given: str | None = self.__dict__.get("_name")
         return given or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(self).__name__).lower()
+
+    def named(self, name: str) -> UnmaskPolicy:
+        """A copy of this policy that bears the name."""
+        return self._with("_name", name)
+
+    def with_reference(self, tokens: Sequence[int] | Sequence[Sequence[int]]) -> UnmaskPolicy:
+        """A copy that is shown these tokens, of one row or of each row of a batch."""
+        return self._with("reference", tokens)
+
+    def _with(self, attribute: str, value: object) -> UnmaskPolicy:
+        made = copy.copy(self)
+        # Not a plain assignment: a policy may well be a frozen dataclass.
+        object.__setattr__(made, attribute, value)
+        return made
 
     def options(self) -> dict[str, Any]:
         """The options in force, for the one line that describes a run."""
@@ -200,7 +266,9 @@ class PolicySpec:
     """``"module:attribute"`` of a class or function whose keyword arguments are the options."""
     summary: str = ""
     """One line for `l2pd policies`."""
-    api_version: int = API_VERSION
+    api_version: int | None = None
+    """The version of the contract that the policy was written for, from MIN_API_VERSION to
+    API_VERSION. A plugin that gives none is refused."""
     origin: str = ""
     """``"distribution:entry point"`` of the plugin that offers it; filled in by the manager."""
 

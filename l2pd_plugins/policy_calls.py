@@ -10,13 +10,18 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
-from operator import attrgetter
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from l2pd_plugins.errors import ANY_FAILURE, PolicyRuntimeError, describe_error, printable
+from l2pd_plugins.errors import (
+    ANY_FAILURE,
+    L2PDError,
+    PolicyRuntimeError,
+    describe_error,
+    printable,
+)
 from l2pd_plugins.policy import PROGRESS_RULES, DenoisingStep, UnmaskPolicy
 from l2pd_plugins.traits import TraitError, Traits, name_of, read_progress, read_traits
 
@@ -45,7 +50,6 @@ _TENSORS = (
     "present",
     "reference",
 )
-_tensors_of = attrgetter(*_TENSORS)
 
 
 class ContractError(Exception):
@@ -167,7 +171,8 @@ def report_failure(
         method = error.attribute
         said = error.problem
     else:
-        said = str(error) if isinstance(error, ContractError) else describe_error(error)
+        plain = isinstance(error, (ContractError, L2PDError))
+        said = str(error) if plain else describe_error(error)
     name = name_of(policy)
     label = f"policy {printable(repr(name))}: {method} failed"
     if on_error == "raise":
@@ -240,8 +245,8 @@ def _versions(step: DenoisingStep) -> list[int] | None:
     if torch.compiler.is_compiling():
         return None
     return [
-        -1 if tensor is None or tensor.is_inference() else tensor._version
-        for tensor in _tensors_of(step)
+        -1 if (tensor := step.__dict__[name]) is None or tensor.is_inference() else tensor._version
+        for name in _TENSORS
     ]
 
 

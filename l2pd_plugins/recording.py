@@ -117,7 +117,7 @@ class Recorder:
 
     def __call__(self, sequences: list[int], blocks: list[int], outcome: StepOutcome) -> None:
         """Take a step's tensors, which nothing changes later, and leave the logits."""
-        small = replace(outcome, step=replace(outcome.step, logits=None))
+        small = replace(outcome, step=outcome.step.changed(logits=None))
         self._steps.append((sequences, blocks, small))
 
     def frames(self) -> dict[int, list[Frame]]:

@@ -29,6 +29,7 @@ class Traits:
     edits: bool
     remasks: bool
     carries: frozenset[str] = frozenset()
+    name: str = ""
 
 
 class TraitError(Exception):
@@ -43,6 +44,9 @@ class TraitError(Exception):
 def read_traits(policy: Any) -> Traits:
     """Raises TraitError, which names the attribute, its value and what is expected."""
     requires = _read(policy, "requires")
+    if isinstance(requires, str):
+        said = shown(requires)
+        raise TraitError("requires", f"requires = {said} is a text; write frozenset({{{said}}})")
     needed = _guarded("requires", lambda: _set_of(requires))
     if needed is None or not needed <= STATISTICS:
         choices = ", ".join(sorted(STATISTICS))
@@ -63,6 +67,7 @@ def read_traits(policy: Any) -> Traits:
         edits=edits,
         remasks=issubclass(type(policy), RemaskingPolicy),
         carries=carried,
+        name=name_of(policy),
     )
 
 

@@ -119,6 +119,7 @@ def make_step():
             step_index=torch.full((rows,), step_index),
             block_index=torch.full((rows,), block_index),
             canvas_length=torch.full((rows,), canvas_length or length),
+            mask_token_id=99,
             present=torch.ones_like(masked),
             reference=None if reference is None else torch.tensor(reference),
         )

@@ -151,7 +151,7 @@ class ServerSettings:
             raise L2PDError(
                 f"the policy cannot be made: {type(error).__name__}: {shown(str(error))}"
             ) from error
-        if "reference" in policy.requires and getattr(policy, "reference", None) is None:
+        if "reference" in policy.requires and policy.reference is None:
             raise L2PDError(
                 f"policy {name_of(policy)!r} needs a reference: its option 'reference' takes the "
                 "answer's token ids"

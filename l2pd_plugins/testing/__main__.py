@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> int:
     pairs = [text for text in rest if "=" in text and not text.startswith("-")]
     options = {key: yaml.safe_load(value) for key, _, value in (p.partition("=") for p in pairs)}
     try:
-        factory = load_factory(PolicySpec(name, factory=name))
+        factory = load_factory(PolicySpec(name, factory=name, api_version=1))
     except L2PDError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

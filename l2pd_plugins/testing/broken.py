@@ -127,7 +127,7 @@ class Unprintable(_Threshold):
 class NeedingUnknown(_Threshold):
     """Requires what nobody computes."""
 
-    requires = frozenset({"confidence", "mood"})
+    requires = frozenset({"mood"})
 
 
 class NeedingRaises(_Threshold):

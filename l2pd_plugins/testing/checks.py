@@ -12,7 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
@@ -311,13 +311,12 @@ def reads_nothing_back(bench: Bench) -> None:
     step = _step_of(bench, policy, 2)
     state = policy.init_state(2, bench.length, torch.device("cpu"))
     mode: Any = FakeTensorMode()
-    faked = replace(
-        step,
+    faked = step.changed(
         generator=None,
         **{
-            f.name: mode.from_tensor(value)
-            for f in fields(step)
-            if isinstance(value := getattr(step, f.name), Tensor)
+            name: mode.from_tensor(value)
+            for name, value in vars(step).items()
+            if isinstance(value, Tensor)
         },
     )
     kept: dict[str, Tensor] = {name: mode.from_tensor(value) for name, value in state.items()}
@@ -445,7 +444,7 @@ def _time(factory: Factory, block_lengths: tuple[int, ...]) -> float:
 def _step_of(bench: Bench, policy: UnmaskPolicy, rows: int) -> DenoisingStep:
     """A first step as this policy sees one."""
     step = take_step(bench.start(policy, rows), bench.logits(rows, 0)).step
-    return replace(step, generator=generators(rows, seed=0))  # the outcome's step has none
+    return step.changed(generator=generators(rows, seed=0))  # the outcome's step has none
 
 
 def _methods(policy: UnmaskPolicy) -> list[str]:
@@ -479,7 +478,7 @@ def _noting_changes(
     state: dict[str, Tensor],
     changed: set[str],
 ) -> Tensor:
-    tensors = {f.name: getattr(step, f.name) for f in fields(step)}
+    tensors = vars(step)
     before = {k: v.clone() for k, v in tensors.items() if isinstance(v, Tensor)}
     answer = call(step, state)
     for name, value in before.items():

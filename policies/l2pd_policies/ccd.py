@@ -8,12 +8,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from l2pd_plugins.options import UpTo, options
+from l2pd_plugins.options import UpTo, policy_options
 from l2pd_plugins.policy import DenoisingStep, UnmaskPolicy
 from l2pd_plugins.selection import top_k
 
 
-@options
+@policy_options
 class CCD(UnmaskPolicy):
     """Unmask the positions that two consecutive steps rank high with the same prediction.
 

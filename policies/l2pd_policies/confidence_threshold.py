@@ -7,11 +7,11 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
-from l2pd_plugins.options import options
+from l2pd_plugins.options import policy_options
 from l2pd_plugins.policy import DenoisingStep, UnmaskPolicy
 
 
-@options
+@policy_options
 class ConfidenceThreshold(UnmaskPolicy):
     """Unmask every position whose confidence is at least `threshold`; else the most confident one.
 

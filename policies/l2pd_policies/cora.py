@@ -8,11 +8,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from l2pd_plugins.options import UpTo, options
+from l2pd_plugins.options import UpTo, policy_options
 from l2pd_plugins.policy import DenoisingStep, UnmaskPolicy
 
 
-@options
+@policy_options
 class Cora(UnmaskPolicy):
     """Unmask what is confident and has been predicted before.
 
@@ -27,7 +27,7 @@ class Cora(UnmaskPolicy):
     end-of-text truncation is the engine's business here (`end_of_text`).
     """
 
-    requires = frozenset({"confidence", "ahead"})
+    requires = frozenset({"ahead"})
 
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.65
     persistence: Annotated[int, Field(ge=0), UpTo("block")] = 1

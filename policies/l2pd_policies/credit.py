@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from l2pd_plugins.options import options
+from l2pd_plugins.options import policy_options
 from l2pd_plugins.policy import DenoisingStep, UnmaskPolicy
 from l2pd_policies import exact
 from l2pd_policies.readings import probability_of
@@ -17,7 +17,7 @@ _TIE = 1e-5
 """How far below the best a position may be where none reaches the threshold."""
 
 
-@options
+@policy_options
 class Credit(UnmaskPolicy):
     """Unmask what is confident once the credit of earlier steps is added to the logits.
 
@@ -33,7 +33,7 @@ class Credit(UnmaskPolicy):
     there, it begins with the block.
     """
 
-    requires = frozenset({"confidence", "logits"})
+    requires = frozenset({"logits"})
 
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.9
     alpha: Annotated[float, Field(ge=0)] = 0.7

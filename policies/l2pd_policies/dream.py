@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from l2pd_plugins.options import options
+from l2pd_plugins.options import policy_options
 from l2pd_plugins.policy import DenoisingStep
 from l2pd_policies.fixed_schedule import FixedSchedule
 
@@ -23,7 +23,7 @@ class _DreamSchedule(FixedSchedule):
         return torch.where(step.step_index < steps - 1, share, left)
 
 
-@options
+@policy_options
 class DreamMargin(_DreamSchedule):
     """Unmask the positions of the largest margin, as many as Dream's schedule says.
 
@@ -35,14 +35,13 @@ class DreamMargin(_DreamSchedule):
     whose share is 0 commits nothing, here the most confident position.
     """
 
-    requires = frozenset({"confidence", "margin"})
+    requires = frozenset({"margin"})
 
     def score(self, step: DenoisingStep) -> Tensor:
-        assert step.margin is not None  # required
         return step.margin
 
 
-@options
+@policy_options
 class DreamEntropy(_DreamSchedule):
     """Unmask the positions of the lowest entropy, as many as Dream's schedule says.
 
@@ -51,8 +50,7 @@ class DreamEntropy(_DreamSchedule):
     Source: Dream, arXiv 2508.15487, `alg="entropy"` of its code with alg_temp 0.
     """
 
-    requires = frozenset({"confidence", "entropy"})
+    requires = frozenset({"entropy"})
 
     def score(self, step: DenoisingStep) -> Tensor:
-        assert step.entropy is not None  # required
         return -step.entropy

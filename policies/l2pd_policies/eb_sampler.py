@@ -7,12 +7,12 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
-from l2pd_plugins.options import options
+from l2pd_plugins.options import policy_options
 from l2pd_plugins.policy import DenoisingStep, UnmaskPolicy
 from l2pd_policies.prefix import longest_prefix
 
 
-@options
+@policy_options
 class EBSampler(UnmaskPolicy):
     """Unmask the k positions of lowest entropy, k the largest whose entropies stay in a bound.
 
@@ -23,12 +23,11 @@ class EBSampler(UnmaskPolicy):
     EBSampling has 0.15, DiffusionGemma 0.1, which is the default here.
     """
 
-    requires = frozenset({"confidence", "entropy"})
+    requires = frozenset({"entropy"})
 
     gamma: Annotated[float, Field(ge=0)] = 0.1
 
     def select(self, step: DenoisingStep, state: dict[str, Tensor]) -> Tensor:
-        assert step.entropy is not None  # required
         # From low to high entropy, so the last is the largest: the sum of those before it counts.
         return longest_prefix(
             -step.entropy, step.masked, lambda h, _: (h - h.cumsum(-1)) <= self.gamma

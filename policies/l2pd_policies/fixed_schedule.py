@@ -9,12 +9,12 @@ from pydantic import Field
 from torch import Tensor
 
 from l2pd_plugins.errors import PolicyOptionError
-from l2pd_plugins.options import UpTo, options
+from l2pd_plugins.options import UpTo, policy_options
 from l2pd_plugins.policy import DenoisingStep, UnmaskPolicy
 from l2pd_plugins.selection import top_k
 
 
-@options
+@policy_options
 class FixedSchedule(UnmaskPolicy):
     """Unmask the k most confident positions of each step, with k from a schedule set in advance.
 

@@ -7,12 +7,12 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
-from l2pd_plugins.options import options
+from l2pd_plugins.options import policy_options
 from l2pd_plugins.policy import DenoisingStep, UnmaskPolicy
 from l2pd_policies.prefix import longest_prefix
 
 
-@options
+@policy_options
 class Frechet(UnmaskPolicy):
     """Unmask the n most confident positions, n the largest whose Frechet bounds differ enough.
 

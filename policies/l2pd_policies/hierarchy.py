@@ -7,12 +7,12 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
-from l2pd_plugins.options import options
+from l2pd_plugins.options import policy_options
 from l2pd_plugins.policy import DenoisingStep, UnmaskPolicy
 from l2pd_plugins.selection import ranks
 
 
-@options
+@policy_options
 class Hierarchy(UnmaskPolicy):
     """Unmask the most confident position of every run of masks, and all that are very confident.
 

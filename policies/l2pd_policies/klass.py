@@ -11,12 +11,12 @@ from pydantic import Field
 from torch import Tensor
 
 from l2pd_plugins.errors import L2PDError
-from l2pd_plugins.options import UpTo, options
+from l2pd_plugins.options import UpTo, policy_options
 from l2pd_plugins.policy import DenoisingStep, ModelContext, UnmaskPolicy
 from l2pd_policies.readings import memory_of, without_mask_token
 
 
-@options
+@policy_options
 class Klass(UnmaskPolicy):
     """Unmask what is confident and whose distribution has stopped moving.
 
@@ -37,7 +37,7 @@ class Klass(UnmaskPolicy):
     Raises L2PDError where the distributions are larger than the device's memory.
     """
 
-    requires = frozenset({"confidence", "logits", "ahead"})
+    requires = frozenset({"logits", "ahead"})
 
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.6
     kl_threshold: Annotated[float, Field(gt=0)] = 0.015

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from l2pd_plugins.options import options
+from l2pd_plugins.options import policy_options
 from l2pd_policies.confidence_threshold import ConfidenceThreshold
 
 
-@options
+@policy_options
 class LeftmostThreshold(ConfidenceThreshold):
     """Unmask every position whose confidence is at least `threshold`; else the leftmost mask.
 

@@ -7,11 +7,11 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
-from l2pd_plugins.options import options
+from l2pd_plugins.options import policy_options
 from l2pd_plugins.policy import DenoisingStep, UnmaskPolicy
 
 
-@options
+@policy_options
 class LLaDA2Edit(UnmaskPolicy):
     """Unmask above one threshold, and overwrite committed tokens above another.
 
@@ -23,7 +23,7 @@ class LLaDA2Edit(UnmaskPolicy):
     here a block ends with its last mask.
     """
 
-    requires = frozenset({"confidence", "committed"})
+    requires = frozenset({"committed"})
     edits = True
 
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.7

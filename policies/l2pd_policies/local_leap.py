@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from l2pd_plugins.options import UpTo, options
+from l2pd_plugins.options import UpTo, policy_options
 from l2pd_plugins.policy import DenoisingStep, UnmaskPolicy
 
 
-@options
+@policy_options
 class LocalLeap(UnmaskPolicy):
     """Unmask the anchors, and near an anchor what is fairly confident.
 

@@ -9,13 +9,13 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
-from l2pd_plugins.options import Below, Longest, options
+from l2pd_plugins.options import Below, Longest, policy_options
 from l2pd_plugins.policy import DenoisingStep, UnmaskPolicy
 
 _Tokens = Annotated[Sequence[Annotated[int, Field(ge=0), Below("vocabulary")]], Longest("canvas")]
 
 
-@options
+@policy_options
 class Oracle(UnmaskPolicy):
     """Unmask every position whose prediction already equals the reference answer.
 
@@ -26,10 +26,9 @@ class Oracle(UnmaskPolicy):
     Source: Learn2PD, arXiv 2509.25188 ("extremely greedy parallel", EGP).
     """
 
-    requires = frozenset({"confidence", "reference"})
+    requires = frozenset({"reference"})
 
     reference: _Tokens | Sequence[_Tokens] | None = field(default=None, repr=False)
 
     def select(self, step: DenoisingStep, state: dict[str, Tensor]) -> Tensor:
-        assert step.reference is not None  # the core fills in what `requires` names
         return step.masked & (step.x0 == step.reference)

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.files import reading, require_file
-from l2pd_plugins.options import OperatorPath, options
+from l2pd_plugins.options import OperatorPath, policy_options
 from l2pd_plugins.policy import DenoisingStep
 from l2pd_plugins.resources import load
 from l2pd_policies.fixed_schedule import FixedSchedule
 
 
-@options
+@policy_options
 class PCSampler(FixedSchedule):
     """Unmask by confidence in informative tokens, early positions first, a fixed number a step.
 
@@ -31,8 +31,6 @@ class PCSampler(FixedSchedule):
     alpha 10. Positions count from the start of the block, which orders a block as counting from
     the start of the answer does.
     """
-
-    requires = frozenset({"confidence"})
 
     frequencies: OperatorPath
     decay: Annotated[float, Field(ge=0)] = 0.25

@@ -24,7 +24,6 @@ def probability_of(step: DenoisingStep, tokens: Tensor) -> Tensor:
 
     From x0's probability and the distance of the logits: no pass over the vocabulary.
     """
-    assert step.logits is not None  # required
     logits = step.logits.gather(-1, tokens.clamp(min=0)).float()
     of_x0 = step.logits.gather(-1, step.x0.unsqueeze(-1)).float()
     return ((logits - of_x0).exp() * step.confidence.unsqueeze(-1)).masked_fill(tokens < 0, 0)
@@ -35,7 +34,6 @@ def without_mask_token(step: DenoisingStep) -> Tensor:
 
     A negative one, of a model without a mask token, is none.
     """
-    assert step.logits is not None  # required
     rows, length, _ = step.logits.shape
     mask_token = torch.where(step.masked, step.tokens, -1).amax(-1).view(rows, 1, 1)
     column = mask_token.clamp(min=0).expand(rows, length, 1)

@@ -8,12 +8,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from l2pd_plugins.options import UpTo, options
+from l2pd_plugins.options import UpTo, policy_options
 from l2pd_plugins.policy import DenoisingStep, RemaskingPolicy
 from l2pd_plugins.selection import top_k
 
 
-@options
+@policy_options
 class Saber(RemaskingPolicy):
     """Unmask what beats the tokens committed so far; mask again those that have lost most.
 
@@ -30,7 +30,7 @@ class Saber(RemaskingPolicy):
     number of tokens to mask again max(1, floor(|D| / mu)).
     """
 
-    requires = frozenset({"confidence", "committed"})
+    requires = frozenset({"committed"})
     carries = frozenset({"total", "count"})
 
     n: Annotated[int, Field(ge=1), UpTo("block")] = 2

@@ -8,12 +8,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from l2pd_plugins.options import options
+from l2pd_plugins.options import policy_options
 from l2pd_plugins.policy import DenoisingStep, UnmaskPolicy
 from l2pd_policies.readings import without_mask_token
 
 
-@options
+@policy_options
 class SchED(UnmaskPolicy):
     """Unmask the whole block once its mean logit margin reaches a threshold that falls with time.
 
@@ -26,7 +26,7 @@ class SchED(UnmaskPolicy):
     a policy sees one block, where both mean the same at one token per step.
     """
 
-    requires = frozenset({"confidence", "logits", "committed"})
+    requires = frozenset({"logits", "committed"})
 
     high: Annotated[float, Field(ge=0)] = 7.5
     low: Annotated[float, Field(ge=0)] = 2.5

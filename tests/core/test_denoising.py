@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import re
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from l2pd_plugins import policy_calls
+from l2pd_plugins import create_policy, policy_calls
 from l2pd_plugins.denoising import BlockBatch, denoising_step
 from l2pd_plugins.end_of_text import EndOfText
 from l2pd_plugins.errors import L2PDError, PolicyRuntimeError
@@ -340,14 +341,46 @@ def test_a_policy_sees_only_what_it_requires():
             self.requires = frozenset(requires)
 
         def select(self, step, state):
-            seen.append(
-                {n for n in ("entropy", "margin", "logits") if getattr(step, n) is not None}
-            )
+            seen.append({n for n in ("entropy", "margin", "logits") if step.has(n)})
             return step.masked
 
     policies = [Curious("confidence"), Curious("entropy"), Curious("logits", "margin")]
     denoising_step(blocks(3, 2, policies), draw_logits(3, 2, 0), end_of_text=OFF)
     assert seen == [set(), {"entropy"}, {"logits", "margin"}]
+
+
+@pytest.mark.parametrize("statistic", ["entropy", "margin", "logits", "reference"])
+def test_reading_what_is_not_required_names_the_policy_and_the_line_to_add(statistic):
+    class Sly(UnmaskPolicy):
+        requires = frozenset({"entropy", "margin", "logits", "reference"} - {statistic})
+
+        def select(self, step, state):
+            return getattr(step, statistic) > 0
+
+    batch = BlockBatch.start(
+        torch.full((1, 2), MASK), [Sly()], mask_token_id=MASK, reference=torch.zeros(1, 2).long()
+    )
+    wanted = f"policy 'sly' reads {statistic}; add \"{statistic}\" to its requires"
+    with pytest.raises(PolicyRuntimeError, match=re.escape(wanted)):
+        denoising_step(batch, draw_logits(1, 2, 0), end_of_text=OFF)
+
+
+def test_a_policy_is_told_the_mask_token_and_the_name_that_it_is_asked_by():
+    class Noting(UnmaskPolicy):
+        def select(self, step, state):
+            self.seen = step.mask_token_id, step.policy
+            return step.masked
+
+    policy = Noting()
+    denoising_step(blocks(1, 2, [policy]), draw_logits(1, 2, 0), end_of_text=OFF)
+    assert policy.seen == (MASK, "noting")
+
+
+def test_a_copy_has_a_name_or_a_reference_of_its_own():
+    policy = create_policy("oracle")
+    named, shown = policy.named("mine"), policy.with_reference([1, 2])
+    assert (policy.name, named.name, shown.name) == ("oracle", "mine", "oracle")
+    assert (policy.reference, named.reference, shown.reference) == (None, None, [1, 2])
 
 
 def test_committed_positions_are_certain_unless_asked_for():
@@ -390,7 +423,7 @@ def test_observing_changes_nothing_for_the_policies():
         assert torch.equal(one.tokens, two.tokens)
     for first, second in zip(plain.seen, watched.seen, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    assert outcome.step.logits is not None
+    assert outcome.step.has("logits")
     assert outcome.step.confidence[~outcome.step.masked].lt(1).any()
 
 

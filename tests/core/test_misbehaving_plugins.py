@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 HEAD = """
 import asyncio
+from functools import partial
 from l2pd_plugins import PolicySpec, hookimpl
+
+Offer = partial(PolicySpec, api_version=1)
 
 class Ending(BaseException):
     pass
@@ -39,7 +42,8 @@ class Text(str):
         raise Ending
 
 class Spec(PolicySpec):
-    pass
+    def __init__(self, *given):
+        super().__init__(*given, api_version=1)
 
 def spoilt(attribute):
     def read(self):
@@ -50,13 +54,13 @@ def spoilt(attribute):
 
 class Several(list):
     def __iter__(self):
-        yield from [PolicySpec("mine", "a:B")]
+        yield from [Offer("mine", "a:B")]
         raise Ending
 
 class Endless(list):
     def __iter__(self):
         while True:
-            yield PolicySpec("mine", "a:B")
+            yield Offer("mine", "a:B")
 
 class Classless:
     @property
@@ -68,7 +72,7 @@ class Same:
         raise Ending
 
 def some():
-    yield PolicySpec("mine", "a:B")
+    yield Offer("mine", "a:B")
     raise Ending
 
 @hookimpl
@@ -85,30 +89,39 @@ OFFERING = {
     "generator": ("return some()", "returned generator"),
     "classless": ("return Classless()", "returned Classless"),
     "classless policy": ("return [Classless()]", "a list with Classless"),
-    "classless name": ("return [PolicySpec(Classless(), 'a:B')]", "Classless"),
-    "classless summary": ("return [PolicySpec('mine', 'a:B', Classless())]", "must be text"),
+    "classless name": ("return [Offer(Classless(), 'a:B')]", "Classless"),
+    "classless summary": (
+        "return [Offer('mine', 'a:B', Classless())]",
+        "must be text",
+    ),
     "text": ("return Text('mine')", "returned Text"),
     "name": ("return [spoilt('name')]", "name of a PolicySpec cannot be read (Ending: name)"),
     "factory": ("return [spoilt('factory')]", "factory of a PolicySpec cannot be read"),
     "summary": ("return [spoilt('summary')]", "summary of a PolicySpec cannot be read"),
     "version": ("return [spoilt('api_version')]", "api_version of a PolicySpec cannot be read"),
-    "surrogate": (r"return [PolicySpec('\ud800', 'a:B')]", r"must be printable"),
-    "escape": (r"return [PolicySpec('\x1b[2Jmine', 'a:B')]", r"'\x1b[2Jmine'"),
-    "newline": (r"return [PolicySpec('a\nb', 'a:B')]", r"'a\nb'"),
-    "long name": ("return [PolicySpec('x' * 5000, 'a:B')]", "100 characters at most"),
-    "odd version": ("return [PolicySpec('mine', 'a:B', '', Same())]", "needs version <"),
-    "true": ("return [PolicySpec('mine', 'a:B', '', True)]", "needs version True"),
-    "odd factory": ("return [PolicySpec('mine', Same())]", "must read 'module:attribute'"),
+    "surrogate": (r"return [Offer('\ud800', 'a:B')]", r"must be printable"),
+    "escape": (r"return [Offer('\x1b[2Jmine', 'a:B')]", r"'\x1b[2Jmine'"),
+    "newline": (r"return [Offer('a\nb', 'a:B')]", r"'a\nb'"),
+    "long name": (
+        "return [Offer('x' * 5000, 'a:B')]",
+        "100 characters at most",
+    ),
+    "odd version": ("return [PolicySpec('mine', 'a:B', '', Same())]", "expected a whole number"),
+    "true": ("return [PolicySpec('mine', 'a:B', '', True)]", "api_version = True; expected"),
+    "odd factory": (
+        "return [Offer('mine', Same())]",
+        "must read 'module:attribute'",
+    ),
 }
 """What the hook does, and what is said of it."""
 
 ACCEPTED = {
-    "list": "return Several([PolicySpec('mine', 'a:B')])",
-    "endless": "return Endless([PolicySpec('mine', 'a:B')])",
-    "tuple": "return (PolicySpec('mine', 'a:B'),)",
-    "name": "return [PolicySpec(Text('mine'), Text('a:B'), Text('a rule'))]",
+    "list": "return Several([Offer('mine', 'a:B')])",
+    "endless": "return Endless([Offer('mine', 'a:B')])",
+    "tuple": "return (Offer('mine', 'a:B'),)",
+    "name": "return [Offer(Text('mine'), Text('a:B'), Text('a rule'))]",
     "subclass": "return [Spec('mine', 'a:B')]",
-    "summary": r"return [PolicySpec('mine', 'a:B', '\ud800\x1b[31m\nred ' + 'x' * 5000)]",
+    "summary": r"return [Offer('mine', 'a:B', '\ud800\x1b[31m\nred ' + 'x' * 5000)]",
 }
 """What is odd and does no harm."""
 
@@ -131,11 +144,17 @@ IMPORTS = {
 
 def install_beside(site: PluginSite, source: str) -> None:
     """The plugin, and a good one on both sides of it."""
-    good = "from l2pd_plugins import PolicySpec, hookimpl\n@hookimpl\ndef l2pd_policies():\n"
-    site.install("a-good", {"main": "good_a"}, good_a=good + " return [PolicySpec('ahead', 'a:B')]")
+    good = HEAD
+    site.install(
+        "a-good",
+        {"main": "good_a"},
+        good_a=good + "return [Offer('ahead', 'a:B')]",
+    )
     site.install("m-bad", {"main": "bad"}, bad=source)
     site.install(
-        "z-good", {"main": "good_z"}, good_z=good + " return [PolicySpec('behind', 'a:B')]"
+        "z-good",
+        {"main": "good_z"},
+        good_z=good + "return [Offer('behind', 'a:B')]",
     )
 
 
@@ -255,8 +274,8 @@ def policies(site: PluginSite) -> PluginSite:
     (site.path / "odd_policies.py").write_text(POLICIES)
     (site.path / "odd_exit.py").write_text("import asyncio; raise asyncio.CancelledError")
     kinds = ["Default", "Signed", "Undocumented", "Requiring"]
-    offered = [f"PolicySpec({kind.lower()!r}, 'odd_policies:{kind}')" for kind in kinds]
-    offered.append("PolicySpec('leaving', 'odd_exit:Policy')")
+    offered = [f"Offer({kind.lower()!r}, 'odd_policies:{kind}')" for kind in kinds]
+    offered.append("Offer('leaving', 'odd_exit:Policy')")
     source = HEAD + f"return [{', '.join(offered)}]"
     site.install("stand-in", {"main": "stand_in"}, stand_in=textwrap.dedent(source))
     return site
@@ -303,10 +322,12 @@ def test_the_kit_names_what_is_odd_in_a_plugin(kind: str) -> None:
 
 
 def test_the_kit_passes_a_plugin_whose_policies_can_be_imported(policies: PluginSite) -> None:
-    good = "return [PolicySpec('mine', 'l2pd_policies.cora:Cora')]"
-    assert check_plugin(loaded(HEAD + good)) == (PolicySpec("mine", "l2pd_policies.cora:Cora"),)
+    good = "return [Offer('mine', 'l2pd_policies.cora:Cora')]"
+    assert check_plugin(loaded(HEAD + good)) == (
+        PolicySpec("mine", "l2pd_policies.cora:Cora", api_version=1),
+    )
     with pytest.raises(ConformanceError, match="cannot import odd_exit:Policy"):
-        check_plugin(loaded(HEAD + "return [PolicySpec('mine', 'odd_exit:Policy')]"))
+        check_plugin(loaded(HEAD + "return [Offer('mine', 'odd_exit:Policy')]"))
 
 
 CONTEXT = ModelContext("m", 8, 9, 10)

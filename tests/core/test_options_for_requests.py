@@ -15,14 +15,22 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from l2pd_plugins.errors import PolicyOptionError
-from l2pd_plugins.options import Below, Limits, Longest, OperatorPath, UpTo, describe, options
+from l2pd_plugins.options import (
+    Below,
+    Limits,
+    Longest,
+    OperatorPath,
+    UpTo,
+    describe,
+    policy_options,
+)
 from l2pd_plugins.plugins import list_policies, load_factory
 from l2pd_plugins.shown import shown
 
 LIMITS = Limits(block=8, canvas=32, vocabulary=100)
 
 
-@options
+@policy_options
 class Declared:
     near: Annotated[int, Field(ge=0), UpTo("block")] = 1
     many: Annotated[int, UpTo("canvas")] | None = None

@@ -32,8 +32,10 @@ EXAMPLE = "l2pd-policy-entropy"
 
 
 def offering(*specs: str) -> str:
-    """Source of a plugin module that offers PolicySpec(...) for each argument list in `specs`."""
-    listed = ", ".join(f"PolicySpec({spec})" for spec in specs)
+    """Source of a plugin module that offers PolicySpec(...) for each argument list in `specs`, of
+    version 1 unless they say otherwise."""
+    given = [spec if "api_version" in spec else f"{spec}, api_version=1" for spec in specs]
+    listed = ", ".join(f"PolicySpec({spec})" for spec in given)
     return textwrap.dedent(
         f"""
         from l2pd_plugins import PolicySpec, hookimpl
@@ -51,7 +53,7 @@ POLICIES = """
     from pydantic import Field
     from l2pd_plugins import UnmaskPolicy
     from l2pd_plugins.errors import PolicyOptionError
-    from l2pd_plugins.options import options
+    from l2pd_plugins.options import policy_options
 
     class Plain(UnmaskPolicy):
         def __init__(self, threshold, eager: bool = False):
@@ -61,7 +63,7 @@ POLICIES = """
         def select(self, step, state):
             return step.masked
 
-    @options
+    @policy_options
     class Declared(UnmaskPolicy):
         threshold: Annotated[float, Field(gt=0, le=1)] = 0.5
         def select(self, step, state):
@@ -148,7 +150,7 @@ def test_a_plugin_may_be_an_object_of_a_module(site: PluginSite) -> None:
         class Plugin:
             @hookimpl
             def l2pd_policies(self):
-                return [PolicySpec(name="mine", factory="a:B")]
+                return [PolicySpec(name="mine", factory="a:B", api_version=1)]
 
         plugin = Plugin()
     """
@@ -170,7 +172,7 @@ BROKEN_PLUGINS = {
     "raises": (f"{HOOK}(): raise OSError('disk on fire')", "OSError: disk on fire"),
     "none": (f"{HOOK}(): pass", "returned NoneType, expected a list of PolicySpec"),
     "garbage": (f"{HOOK}(): return ['learn2pd']", "a list with str, expected PolicySpec"),
-    "generator": (f"{HOOK}(): yield PolicySpec('a', 'a:B')", "returned generator"),
+    "generator": (f"{HOOK}(): yield PolicySpec('a', 'a:B', api_version=1)", "returned generator"),
     "nameless": (offering("name='-', factory='a:B'"), "a policy's name must be a word"),
     "colon": (offering("name='a:b', factory='a:B'"), "a policy's name must be a word"),
     "factory": (offering("name='mine', factory='a.B'"), "must read 'module:attribute', got 'a.B'"),
@@ -181,7 +183,18 @@ BROKEN_PLUGINS = {
     ),
     "future": (
         offering("name='mine', factory='a:B', api_version=99"),
-        "needs version 99 of the plugin interface",
+        "policy 'mine' was written for version 99 of the contract; l2pd-plugins has 1: upgrade "
+        "l2pd-plugins",
+    ),
+    "past": (
+        offering("name='mine', factory='a:B', api_version=0"),
+        "policy 'mine' was written for version 0 of the contract, which l2pd-plugins no longer "
+        "runs (it has 1): upgrade the plugin",
+    ),
+    "silent": (
+        offering("name='mine', factory='a:B', api_version=None"),
+        "policy 'mine' does not say which version of the contract it was written for; add "
+        "api_version=1 to its PolicySpec",
     ),
 }
 
@@ -417,7 +430,7 @@ def test_a_wrong_option_is_refused_by_name_value_and_choices(
         ("broken", "raised RuntimeError: no weights"),
         ("abstract", "does not implement select"),
         ("unknown_statistic", "must be a set out of ahead, committed"),
-        ("text_statistic", "requires = 'confidence' must be a set"),
+        ("text_statistic", "requires = 'confidence' is a text; write frozenset({'confidence'})"),
         ("unknown_progress", "progress = 'random_if_empty' must be one of argmax_if_empty"),
         ("not_a_policy", "made a dict, not an UnmaskPolicy"),
         ("number", "is no class or function"),
@@ -439,7 +452,7 @@ def test_the_cause_of_a_failure_is_chained(policies: PluginSite) -> None:
         create_policy("broken", anything=1)
     assert isinstance(caught.value.__cause__, RuntimeError)
     with pytest.raises(PluginLoadError) as caught:
-        load_factory(PolicySpec(name="x", factory="no_such_module:X"))
+        load_factory(PolicySpec(name="x", factory="no_such_module:X", api_version=1))
     assert isinstance(caught.value.__cause__, ModuleNotFoundError)
 
 

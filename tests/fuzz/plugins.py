@@ -29,7 +29,7 @@ class Sound(UnmaskPolicy):
 
 @hookimpl
 def l2pd_policies():
-    return [PolicySpec(name="{name}", factory="{module}:Sound")]
+    return [PolicySpec(name="{name}", factory="{module}:Sound", api_version=1)]
 """
 
 TEXTS = (

@@ -140,6 +140,7 @@ def step_of(confidence, masked, present, t):
         step_index=torch.full((rows,), t),
         block_index=torch.zeros(rows, dtype=torch.int64),
         canvas_length=torch.full((rows,), confidence.shape[1]),
+        mask_token_id=-1,
         present=present,
     )
 

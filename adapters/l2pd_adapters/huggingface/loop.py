@@ -546,7 +546,7 @@ def _references(
     missing: list[int] = []
     for rows in wanting.values():
         policy = settings.policies[rows[0]]
-        given = getattr(policy, "reference", None)
+        given = policy.reference
         if given is None:
             missing += rows
         else:

@@ -6,7 +6,7 @@ remembered here, so that nothing has to be read back from the device but the res
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,8 +97,9 @@ class BlockRow:
         return -(-positions // length) * length
 
     def reference(self, filler: int) -> list[int]:
-        """What the policy takes for the answer in this block; `filler` where it says nothing."""
-        given: Sequence[int] = getattr(self.request.policy, "reference", None) or ()
+        """What the policy takes for the answer in this block, which admission has checked to be one
+        list; `filler` where it says nothing."""
+        given: Any = self.request.policy.reference or ()
         first = self.offset - self.prompt_length
         at = range(first, first + len(self.tokens))
         return [given[i] if 0 <= i < len(given) else filler for i in at]

@@ -167,7 +167,7 @@ class Canvases(ABC):
         if self.reference is None:
             shape = (len(self.start), self.max_model_len + self.block_length)
             self.reference = torch.zeros(shape, dtype=torch.int64, device=self.device)
-        given: Any = getattr(policy, "reference", None) or ()
+        given: Any = policy.reference or ()
         tokens = upload(given[: self.max_model_len - prompt_length], self.device, torch.int64)
         self.reference[slot].zero_()
         self.reference[slot, prompt_length : prompt_length + len(tokens)] = tokens

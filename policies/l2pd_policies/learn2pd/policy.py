@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from l2pd_plugins.options import options
+from l2pd_plugins.options import policy_options
 from l2pd_plugins.policy import DenoisingStep
 from l2pd_policies.learn2pd.filter import UnmaskFilter
 from l2pd_policies.learned.policy import FilterPolicy
 
 
-@options
+@policy_options
 class Learn2PD(FilterPolicy):
     """Unmask the positions whose prediction the paper's filter takes for the final one.
 
@@ -26,7 +26,7 @@ class Learn2PD(FilterPolicy):
     (``progress="always_top1"``); which rule applies is recorded with the filter.
     """
 
-    requires = frozenset({"confidence", "committed"})
+    requires = frozenset({"committed"})
     filter_class = UnmaskFilter
     folder_name = "learn2pd"
 

@@ -15,7 +15,7 @@ from typing_extensions import Self
 
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.files import path_inside
-from l2pd_plugins.options import OperatorPath, options
+from l2pd_plugins.options import OperatorPath, policy_options
 from l2pd_plugins.policy import DenoisingStep, ModelContext, UnmaskPolicy
 from l2pd_plugins.resources import load
 from l2pd_plugins.trajectories import fingerprint
@@ -23,7 +23,7 @@ from l2pd_policies import exact
 from l2pd_policies.learned.filter import LearnedFilter, load_filter
 
 
-@options
+@policy_options
 class FilterPolicy(UnmaskPolicy):
     """Unmask the positions whose prediction a trained filter takes for the final one.
 

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from l2pd_plugins.options import options
+from l2pd_plugins.options import policy_options
 from l2pd_plugins.policy import DenoisingStep
 from l2pd_policies import exact
 from l2pd_policies.learned.policy import FilterPolicy
@@ -21,7 +21,7 @@ probabilities are right. It errs most where it is surest, so small doubts count 
 was chosen on prompts beside the shipped ones (docs/learned_policies.md)."""
 
 
-@options
+@policy_options
 class Settled(FilterPolicy):
     """Unmask the predictions that a small convolutional filter takes for settled.
 
@@ -45,7 +45,7 @@ class Settled(FilterPolicy):
     signal of CORA-Diff, arXiv 2608.11235.
     """
 
-    requires = frozenset({"confidence", "committed", "margin", "entropy"})
+    requires = frozenset({"committed", "margin", "entropy"})
     filter_class = SignalFilter
     folder_name = "settled"
 
@@ -67,7 +67,6 @@ class Settled(FilterPolicy):
 
     def inputs(self, step: DenoisingStep, state: dict[str, Tensor]) -> Tensor:
         """(B, L, C) signals; what the next step compares with goes into the state."""
-        assert step.margin is not None and step.entropy is not None  # required
         stood = how_long(step.x0, state["x0"], state["stood"], step.step_index == 0)
         made = signals(
             masked=step.masked,

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from l2pd_plugins.errors import L2PDError
-from l2pd_plugins.options import options
+from l2pd_plugins.options import policy_options
 from l2pd_plugins.policy import DenoisingStep
 from l2pd_plugins.selection import top_1
 from l2pd_policies import exact
@@ -17,7 +17,7 @@ from l2pd_policies.learned.policy import FilterPolicy
 from l2pd_policies.transformer_sampler.filter import SamplerFilter, features
 
 
-@options
+@policy_options
 class TransformerSampler(FilterPolicy):
     """Unmask positions drawn with the probabilities that a one-layer transformer gives them.
 
@@ -32,7 +32,6 @@ class TransformerSampler(FilterPolicy):
     is shown.
     """
 
-    requires = frozenset({"confidence"})
     filter_class = SamplerFilter
     folder_name = "transformer_sampler"
 

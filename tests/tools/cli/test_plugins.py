@@ -17,19 +17,19 @@ PLUGIN = """
 
     @hookimpl
     def l2pd_policies():
-        return [PolicySpec("my_rule", "my_policies:MyRule", "a rule of mine [bold]")]
+        return [PolicySpec("my_rule", "my_policies:MyRule", "a rule of mine [bold]", api_version=1)]
 """
 POLICY = """
     from __future__ import annotations
     from typing import TYPE_CHECKING, Annotated
     from pydantic import Field
     from l2pd_plugins import UnmaskPolicy
-    from l2pd_plugins.options import options
+    from l2pd_plugins.options import policy_options
 
     if TYPE_CHECKING:
         from somewhere import Schedule
 
-    @options
+    @policy_options
     class MyRule(UnmaskPolicy):
         '''Unmask what I like.'''
         limit: Annotated[float, Field(gt=0, le=1)] | None = 0.5

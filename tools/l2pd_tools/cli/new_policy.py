@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from l2pd_plugins import L2PDError
+from l2pd_plugins import L2PDError, __version__
 from l2pd_plugins.files import reason_of
 from l2pd_plugins.plugins import list_policies
 from l2pd_plugins.policy import normalize_name
@@ -72,6 +72,7 @@ def write_distribution(name: str, folder: Path) -> list[Path]:
         "name": name,
         "distribution": f"l2pd-policy-{name.replace('_', '-')}",
         "module": f"l2pd_policy_{name}",
+        "versions": f">={__version__},<1",
         "class_name": "".join(part.capitalize() for part in name.split("_")),
     }
     require_place_for_folder(folder)

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from l2pd_plugins.errors import ANY_FAILURE, printable, safe_repr
+from l2pd_plugins.errors import ANY_FAILURE, printable
 from l2pd_plugins.plugins import (
     find_policy,
     list_plugins,
@@ -23,6 +23,7 @@ from l2pd_plugins.plugins import (
     option_parameters,
 )
 from l2pd_plugins.policy import PolicySpec
+from l2pd_plugins.shown import shown
 from l2pd_tools.cli.arguments import AsJson
 from l2pd_tools.cli.kinds import Line
 
@@ -153,7 +154,7 @@ def _read_option(parameter: inspect.Parameter, factory: Callable[..., Any]) -> _
 
 
 def _described(parameter: inspect.Parameter, annotation: Any) -> _Option:
-    default = None if parameter.default is parameter.empty else safe_repr(parameter.default)
+    default = None if parameter.default is parameter.empty else shown(parameter.default)
     return _Option(parameter.name, _type_name(annotation), default)
 
 

@@ -10,7 +10,6 @@ validity_difference(fast, slow)
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -117,7 +116,7 @@ def evaluate(
         settings["temperature"] = temperature
     configuration = configuration_of(model, unmask_policy=chosen, **settings)
     shown = None
-    if "reference" in chosen.requires and getattr(chosen, "reference", None) is None:
+    if "reference" in chosen.requires and chosen.reference is None:
         shown = reference_answers
         configuration += f" reference={'made_first' if shown is None else 'given'}"
     configuration += f" prompts={len(prompts)} batch_size={batch_size} {_hardware(model)}"
@@ -125,7 +124,11 @@ def evaluate(
     encoded = encode_for(model, tokenizer, prompts, max_new_tokens)
     answers: dict[int, Answer] = {}
     for rows in _batches(prompts, encoded, batch_size):
-        given = chosen if shown is None else with_reference(chosen, [shown[i].canvas for i in rows])
+        given = (
+            chosen
+            if shown is None
+            else chosen.with_reference([list(shown[i].canvas) for i in rows])
+        )
         input_ids, attention_mask = left_padded([encoded[i] for i in rows])
         began = time.perf_counter()
         out = model.generate(
@@ -212,14 +215,6 @@ def _batches(
         order.sort(key=lambda i: (prompts[i].family or "", len(encoded[i])))
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]
-
-
-def with_reference(policy: UnmaskPolicy, tokens: Sequence[Sequence[int]]) -> UnmaskPolicy:
-    """The policy, with the reference of each row of a batch."""
-    shown = copy.copy(policy)
-    # Not a plain assignment: a policy may well be a frozen dataclass.
-    object.__setattr__(shown, "reference", [list(row) for row in tokens])
-    return shown
 
 
 def _answers(

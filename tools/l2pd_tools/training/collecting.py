@@ -40,7 +40,7 @@ from l2pd_plugins.trajectories import (
     write_manifest,
 )
 from l2pd_tools.evaluation.prompts import Prompt
-from l2pd_tools.evaluation.run import encode_for, left_padded, with_reference
+from l2pd_tools.evaluation.run import encode_for, left_padded
 from l2pd_tools.training.consistent_labels import States, accepted, answers_hold, predictions
 
 OBSERVED = frozenset({"confidence", "entropy", "margin", "committed"})
@@ -252,8 +252,8 @@ def _several(
     out = model.generate(
         inputs[0],
         attention_mask=inputs[1],
-        unmask_policy=with_reference(
-            create_policy("oracle"), opening[:, prompt : prompt + size].tolist()
+        unmask_policy=create_policy("oracle").with_reference(
+            opening[:, prompt : prompt + size].tolist()
         ),
         return_dict_in_generate=True,
         **_settings(manifest),
@@ -317,14 +317,13 @@ def _record(
         [length - family.prompt_in_block(seen, length) for seen in inputs[1].sum(-1).tolist()]
     )
     if "reference" in policy.requires:
-        policy = with_reference(policy, references.tolist())
+        policy = policy.with_reference(references.tolist())
     recorded: list[Trajectories] = []
     sequences_of: list[Tensor] = []
     in_block: list[Tensor] = []
 
     def record(sequences: list[int], blocks: list[int], outcome: StepOutcome) -> None:
         step = outcome.step
-        assert step.entropy is not None and step.margin is not None  # observed
         columns = first_of[sequences] + torch.tensor(blocks) * length
         columns = columns.unsqueeze(-1) + torch.arange(length)
         wanted = wanted_of[torch.tensor(sequences).unsqueeze(-1), columns]

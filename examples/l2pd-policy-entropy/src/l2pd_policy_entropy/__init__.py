@@ -11,5 +11,6 @@ def l2pd_policies() -> list[PolicySpec]:
             name="entropy_threshold",
             factory="l2pd_policy_entropy.policy:EntropyThreshold",
             summary="dParallel: every token below an entropy, and the lowest",
+            api_version=1,
         )
     ]

@@ -4,11 +4,11 @@ import torch
 from pydantic import Field
 
 from l2pd_plugins import UnmaskPolicy
-from l2pd_plugins.options import options
+from l2pd_plugins.options import policy_options
 from l2pd_plugins.selection import top_1
 
 
-@options
+@policy_options
 class Raising(UnmaskPolicy):
     """One token a step, and an error at the step `after` of a block and all later ones."""
 
@@ -26,7 +26,7 @@ class Raising(UnmaskPolicy):
         return top_1(step.confidence, step.masked)
 
 
-@options
+@policy_options
 class Persistent(UnmaskPolicy):
     """What was predicted at the step before as well: a decision that rests on the state alone."""
 
@@ -39,7 +39,7 @@ class Persistent(UnmaskPolicy):
         return step.masked & stands
 
 
-@options
+@policy_options
 class Coin(UnmaskPolicy):
     """Any position, by the toss of a coin."""
 
