@@ -53,11 +53,12 @@ from l2pd_adapters.tiny_models import (
 from l2pd_plugins import L2PDError, UnmaskPolicy, create_policy
 from l2pd_plugins.plugins import find_policy
 from l2pd_plugins.writing import write_text
-from l2pd_tools.cli.arguments import load_model, parse_policy
 from l2pd_tools.evaluation.frontier import Point, draw, on_frontier, require_matplotlib
 from l2pd_tools.evaluation.prompts import Prompt, read_prompts
 from l2pd_tools.evaluation.results import Evaluation
 from l2pd_tools.evaluation.run import encode_prompts, evaluate
+from l2pd_tools.loading import load_model
+from l2pd_tools.policy_text import parse_policy
 
 SMALL = ("tiny-llada", "tiny-sdar")
 CACHES = {"tiny-llada": "dual"}

@@ -29,8 +29,8 @@ from measuring import device_of, environment, output, positive, run_script, time
 from plain import Rule, above_threshold, fixed_number, plain_loop, published_loop
 
 from l2pd_adapters.tiny_models import heldout_prompts
-from l2pd_tools.cli.arguments import load_model
 from l2pd_tools.evaluation.prompts import read_prompts
+from l2pd_tools.loading import load_model
 
 RULES: dict[str, tuple[dict[str, Any], Rule]] = {
     "fixed_schedule": ({"tokens_per_step": 1}, fixed_number(1)),

@@ -21,8 +21,8 @@ import transformers
 from l2pd_adapters.huggingface.models.load import device_here
 from l2pd_plugins import L2PDError
 from l2pd_plugins.writing import require_place_for_folder, require_writable, write_text
-from l2pd_tools.cli.arguments import resolve_device
 from l2pd_tools.cli.kinds import Kind, Line, Number, Whole, quoted
+from l2pd_tools.loading import resolve_device
 
 
 @dataclass(frozen=True)

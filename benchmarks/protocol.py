@@ -37,11 +37,12 @@ from l2pd_adapters.huggingface.models.model_info import family_of, is_masked_lm
 from l2pd_adapters.tiny_models import heldout_prompts
 from l2pd_plugins import create_policy
 from l2pd_plugins.writing import write_text
-from l2pd_tools.cli.arguments import load_model, parse_policy
 from l2pd_tools.evaluation.bootstrap import validity_difference
 from l2pd_tools.evaluation.prompts import Prompt, read_prompts
 from l2pd_tools.evaluation.results import Evaluation
 from l2pd_tools.evaluation.run import evaluate
+from l2pd_tools.loading import load_model
+from l2pd_tools.policy_text import parse_policy
 
 BASELINE = "fixed_schedule"
 

@@ -27,8 +27,8 @@ from l2pd_adapters.tiny_models import heldout_prompts
 from l2pd_plugins import create_policy
 from l2pd_plugins.denoising import BlockBatch, denoising_step
 from l2pd_plugins.end_of_text import EndOfText
-from l2pd_tools.cli.arguments import load_model
 from l2pd_tools.evaluation.prompts import read_prompts
+from l2pd_tools.loading import load_model
 
 BLOCK = 32
 CACHES = ("none", "prefix", "dual")

@@ -34,7 +34,7 @@ from l2pd_adapters.huggingface.models.native import SDARForCausalLM
 from l2pd_adapters.tiny_models import folder_of
 from l2pd_adapters.vllm.model_state import DiffusionState
 from l2pd_adapters.vllm.sampler import UnmaskSampler
-from l2pd_tools.cli.arguments import resolve_device
+from l2pd_tools.loading import resolve_device
 
 DEVICE = torch.device(resolve_device("auto"))
 """Where vLLM runs."""

@@ -20,9 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2pd_tools.cli.arguments import load_model, parse_policy
 from l2pd_tools.evaluation.prompts import read_prompts
 from l2pd_tools.evaluation.run import encode_prompts, evaluate, left_padded
+from l2pd_tools.loading import load_model
+from l2pd_tools.policy_text import parse_policy
 
 
 @torch.inference_mode()

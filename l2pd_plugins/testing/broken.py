@@ -248,7 +248,6 @@ class WritingToLogits(_Threshold):
     requires = frozenset({"confidence", "logits"})
 
     def select(self, step: DenoisingStep, state: State) -> Tensor:
-        assert step.logits is not None
         return step.masked & (step.logits.div_(2.0).softmax(-1).amax(-1) > 0.5)
 
 

@@ -92,7 +92,7 @@ def test_the_demo_loads_its_model_with_the_adapter(
     l2pd, small_model: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("gradio")
-    from l2pd_tools.cli import demo_page
+    from l2pd_tools.viewing import demo_page
 
     asked: list[Any] = []
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from l2pd_plugins import L2PDError
-from l2pd_tools.cli.arguments import parse_policy
 from l2pd_tools.evaluation.prompts import parse_prompts
 from l2pd_tools.evaluation.run import evaluate
+from l2pd_tools.policy_text import parse_policy
 from l2pd_tools.viewing.annotated_text import annotated
 
 if TYPE_CHECKING:

@@ -188,9 +188,11 @@ def test_logits_that_are_no_numbers_leave_the_page_readable(
         (POLICIES, "no/such/page.html", "there is no folder for such a file"),
     ],
 )
-def test_errors_come_before_any_decoding(l2pd, tmp_path, policies, file, message) -> None:
+def test_errors_come_before_any_decoding(
+    l2pd, small_model, tmp_path, policies, file, message
+) -> None:
     named = [word for policy in policies for word in ("--policy", policy)]
-    ended = l2pd("compare", *named, "--model", "tiny-gpt", "--html", tmp_path / file)
+    ended = l2pd("compare", *named, "--model", small_model, "--html", tmp_path / file)
     assert ended.returncode == 2
     assert message in ended.stderr
     assert len(ended.stderr.splitlines()) == 1

@@ -26,12 +26,12 @@ from l2pd_tools.cli.arguments import (
     MaxNewTokens,
     ModelName,
     PromptFile,
-    load_model,
-    parse_policy,
     write_json,
 )
 from l2pd_tools.cli.kinds import OutFile, PolicyText, Whole
 from l2pd_tools.evaluation.comparison import Row, percent, run_policies
+from l2pd_tools.loading import load_model
+from l2pd_tools.policy_text import parse_policy
 
 if TYPE_CHECKING:
     from rich.console import Console

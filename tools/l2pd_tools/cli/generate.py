@@ -24,10 +24,10 @@ from l2pd_tools.cli.arguments import (
     EndOfTextRule,
     MaxNewTokens,
     ModelName,
-    load_model,
-    parse_policy,
 )
 from l2pd_tools.cli.kinds import InFile, Number, PolicyText, PromptText, Whole
+from l2pd_tools.loading import load_model
+from l2pd_tools.policy_text import parse_policy
 
 if TYPE_CHECKING:
     from l2pd_tools.evaluation.prompts import Prompt

@@ -181,7 +181,7 @@ class PromptText(Kind):
 
 @dataclass(frozen=True)
 class PolicyText(Kind):
-    """A policy, as `arguments.parse_policy` reads it; the value stays a text.
+    """A policy, as `policy_text.parse_policy` reads it; the value stays a text.
 
     Args:
         alone: whether the text says everything; else the command makes the policy itself.
@@ -191,14 +191,14 @@ class PolicyText(Kind):
     expected = "NAME[,key=value...]"
 
     def read(self, text: str) -> str:
-        from l2pd_tools.cli.arguments import read_policy
+        from l2pd_tools.policy_text import read_policy
 
         read_policy(text)
         return text
 
     def examine(self, value: str, called: str) -> None:
         from l2pd_plugins import create_policy
-        from l2pd_tools.cli.arguments import read_policy
+        from l2pd_tools.policy_text import read_policy
 
         if self.alone:
             with _as(called, value):
@@ -212,7 +212,7 @@ class Sweep(Kind):
     expected = "OPTION=VALUE,VALUE,..."
 
     def read(self, text: str) -> str:
-        from l2pd_tools.cli.arguments import parse_values
+        from l2pd_tools.policy_text import parse_values
 
         try:
             parse_values(text)

@@ -19,8 +19,6 @@ from l2pd_tools.cli.arguments import (
     DeviceName,
     MaxNewTokens,
     ModelName,
-    load_model,
-    parse_policy,
 )
 from l2pd_tools.cli.kinds import (
     InFile,
@@ -34,6 +32,8 @@ from l2pd_tools.cli.kinds import (
     examined,
 )
 from l2pd_tools.cli.usage import Commands
+from l2pd_tools.loading import load_model
+from l2pd_tools.policy_text import parse_policy
 from l2pd_tools.progress import progress
 
 if TYPE_CHECKING:

@@ -27,13 +27,12 @@ from l2pd_tools.cli.arguments import (
     MaxNewTokens,
     ModelName,
     PromptFile,
-    load_model,
-    parse_policy,
-    parse_values,
     write_json,
 )
 from l2pd_tools.cli.kinds import Number, OutFile, PolicyText, Sweep, Whole, quoted
 from l2pd_tools.evaluation.comparison import one_token_per_step, percent, run_policies
+from l2pd_tools.loading import load_model
+from l2pd_tools.policy_text import parse_policy, parse_values
 
 if TYPE_CHECKING:
     from rich.console import Console

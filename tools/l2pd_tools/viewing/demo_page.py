@@ -25,8 +25,9 @@ from l2pd_plugins import L2PDError, create_policy, list_policies
 from l2pd_plugins.plugins import find_policy, load_factory, option_parameters
 from l2pd_plugins.recording import Canvas
 from l2pd_plugins.traits import description_of
-from l2pd_tools.cli.arguments import load_model, parse_policy
 from l2pd_tools.evaluation.prompts import Prompt, read_prompts
+from l2pd_tools.loading import load_model
+from l2pd_tools.policy_text import parse_policy
 from l2pd_tools.viewing.stepped_decode import SteppedDecode
 from l2pd_tools.viewing.token_text import TokenTexts
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import glob
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from transformers import (
 )
 from transformers.initialization import no_init_weights
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
+from transformers.utils import logging
 
 from l2pd_adapters.chat_templates import template_problem
 from l2pd_adapters.checkpoints import (
@@ -375,3 +377,15 @@ def device_here(device: torch.device | str | None) -> torch.device:
             here.append(str(torch.accelerator.current_accelerator()))
         why = str(error).splitlines()[0]
         raise L2PDError(f"device={str(device)!r}: {why}; here are: {', '.join(here)}") from error
+
+
+@contextmanager
+def without_progress_bar() -> Iterator[None]:
+    """Within it, transformers shows no bar while it loads weights."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

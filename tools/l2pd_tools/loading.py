@@ -1,0 +1,32 @@
+"""Loading a model for a tool: on which device, and with a progress bar where somebody watches."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import nullcontext
+from typing import Any
+
+
+def resolve_device(device: str) -> str:
+    """What a `Device` option names: "auto" is the GPU of this process if there is one, else cpu."""
+    import torch
+
+    if device != "auto":
+        return device
+    rank = os.environ.get("LOCAL_RANK", "0")  # set by accelerate launch and torchrun
+    return f"cuda:{rank}" if torch.cuda.is_available() else "cpu"
+
+
+def load_model(name: str, device: str, adapter: str | None = None) -> tuple[Any, Any]:
+    """The model and its tokenizer, on a device as `resolve_device` reads it.
+
+    No progress bar where the weights load in no time, or nobody is watching.
+    """
+    from l2pd_adapters.huggingface import load
+    from l2pd_adapters.huggingface.models.load import without_progress_bar
+    from l2pd_adapters.tiny_models import shipped_models
+
+    quiet = name in shipped_models() or not sys.stderr.isatty()
+    with without_progress_bar() if quiet else nullcontext():
+        return load(name, device=resolve_device(device), adapter=adapter)
