@@ -89,7 +89,7 @@ def test_no_rows():
 
 
 def test_a_row_of_nothing_but_minus_infinity_predicts_what_is_not_suppressed():
-    for vocabulary, suppress, x0 in ((5, 0, 1), (5, 1, 0), (5, -1, 0), (1, 0, 0)):
+    for vocabulary, suppress, x0 in ((5, 0, 1), (5, 1, 0), (5, -1, 0), (2, 0, 1), (1, 0, 0)):
         logits = torch.full((2, vocabulary), -torch.inf)
         found = eager.eager_kernel(logits, None, None, suppress, False, False)
         assert found[0].tolist() == [x0] * 2
