@@ -187,8 +187,8 @@ def generate(
             By default "fixed_schedule" at one token per step.
         unmask_options: options for a policy that is given by name.
         block_length: positions per block; by default the model's.
-        cache: "none" (default), "prefix" or "dual", see `forward.Forward`; for a block-causal
-            model "block" (default) or "none", see `block_causal.BlockCausalForward`.
+        cache: "none" (default), "prefix" or "dual", see `forward.bidirectional`; for a
+            block-causal model "block" (default) or "none", see `forward.block_causal`.
         end_of_text: "block" (default: a committed end-of-text token ends the text), "predicted" or
             "off", see `l2pd_plugins.end_of_text.EndOfText`.
         seed: for sampling, one number or one per sequence; see `transformers.set_seed` otherwise.

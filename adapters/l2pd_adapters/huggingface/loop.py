@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from l2pd_adapters.huggingface.forward.bidirectional import CanvasView
-from l2pd_adapters.huggingface.forward.block_causal import forward_for
+from l2pd_adapters.huggingface.forward import CanvasView, forward_for
 from l2pd_adapters.huggingface.settings import DecodeSettings
 from l2pd_plugins import RemaskingPolicy, UnmaskPolicy, create_policy
 from l2pd_plugins.denoising import BlockBatch, StepOutcome, denoising_step

@@ -33,7 +33,7 @@ from l2pd_adapters.huggingface.checking import (
     close_to,
     short,
 )
-from l2pd_adapters.huggingface.forward.bidirectional import CACHES, LOOKING_AHEAD, CacheKind
+from l2pd_adapters.huggingface.forward import CACHES, LOOKING_AHEAD, CacheKind
 from l2pd_adapters.huggingface.models.lora import ADAPTER
 from l2pd_adapters.huggingface.models.model_info import (
     block_length_of,

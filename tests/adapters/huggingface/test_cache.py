@@ -142,7 +142,7 @@ def test_a_pass_from_the_block_on_is_as_wide_as_its_rows_want(model, monkeypatch
         fresh=[True, True, True],
         block_length=BLOCK,
     )
-    passes = bidirectional.Forward(model, family_of(model), "prefix")
+    passes = bidirectional.BidirectionalForward(model, family_of(model), "prefix")
     passes.hidden(view)
     seen = []
     model.get_decoder().embed_tokens.register_forward_hook(

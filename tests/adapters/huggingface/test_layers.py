@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaModel, Qwen2Config, Qwen2Model, Qwen3Config, Qwen3Model
 
 from l2pd_adapters.huggingface import load
-from l2pd_adapters.huggingface.forward.bidirectional import Forward
+from l2pd_adapters.huggingface.forward.bidirectional import BidirectionalForward
 from l2pd_adapters.huggingface.forward.kv_cache import CanvasCache
 from l2pd_adapters.huggingface.forward.layers import Layers
 
@@ -182,7 +182,7 @@ def test_a_step_of_one_row_takes_few_operators(monkeypatch, policy, options, mos
     """Besides the forward pass: each costs as much as a good part of a small layer."""
     model, _ = load("tiny-llada")
     hidden = torch.randn(1, 32, 128, generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr(Forward, "hidden", lambda self, view: hidden)
+    monkeypatch.setattr(BidirectionalForward, "hidden", lambda self, view: hidden)
     found = []
     for length in (32, 64):
         with _Operators() as operators:

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from l2pd_adapters.families import end_of_text_ids
-from l2pd_adapters.huggingface.forward.bidirectional import CanvasView
-from l2pd_adapters.huggingface.forward.block_causal import forward_for
+from l2pd_adapters.huggingface.forward import CanvasView, forward_for
 from l2pd_adapters.huggingface.models.model_info import family_of, mask_token_of
 
 LIKELY = 0.1

@@ -1,1 +1,32 @@
-"""Forward passes of a decode."""
+"""Forward passes of a decode: hidden states of each row's block, and the logits that are needed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from l2pd_adapters.families import ModelFamily
+from l2pd_adapters.huggingface.forward.base import (
+    CACHES,
+    LOOKING_AHEAD,
+    CacheKind,
+    CanvasView,
+    Forward,
+)
+from l2pd_adapters.huggingface.forward.bidirectional import BidirectionalForward
+from l2pd_adapters.huggingface.forward.block_causal import BlockCausalForward
+
+__all__ = [
+    "CACHES",
+    "LOOKING_AHEAD",
+    "CacheKind",
+    "CanvasView",
+    "Forward",
+    "forward_for",
+]
+
+
+def forward_for(model: Any, family: ModelFamily, cache: CacheKind) -> Forward:
+    """The forward passes that fit the model's family."""
+    if family.attention == "block_causal":
+        return BlockCausalForward(model, family, cache)
+    return BidirectionalForward(model, family, cache)

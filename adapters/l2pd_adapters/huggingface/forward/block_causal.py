@@ -6,13 +6,10 @@ cache of them is exact.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from l2pd_adapters.families import ModelFamily
-from l2pd_adapters.huggingface.forward.bidirectional import CacheKind, CanvasView, Forward
+from l2pd_adapters.huggingface.forward.base import CanvasView, Forward
 from l2pd_adapters.huggingface.forward.kv_cache import CanvasCache
 from l2pd_plugins.uploading import upload
 
@@ -80,7 +77,7 @@ class BlockCausalForward(Forward):
                 torch.where(inside, positions, self.cache.width),
                 None if everyone else index.squeeze(-1),
             )
-        hidden = self._decoder(
+        hidden = self._whole_decoder(
             view.tokens[index, columns],
             self._mask(positions, seen, length),
             positions + self.family.first_position,
@@ -97,9 +94,3 @@ class BlockCausalForward(Forward):
             return visible
         dtype = self.model.dtype
         return torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, torch.finfo(dtype).min)
-
-
-def forward_for(model: Any, family: ModelFamily, cache: CacheKind) -> Forward:
-    """The forward passes that fit the model's family."""
-    kind = BlockCausalForward if family.attention == "block_causal" else Forward
-    return kind(model, family, cache)

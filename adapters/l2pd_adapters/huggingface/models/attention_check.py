@@ -11,8 +11,7 @@ from typing import Any
 import torch
 
 from l2pd_adapters.families import ModelFamily
-from l2pd_adapters.huggingface.forward.bidirectional import CanvasView
-from l2pd_adapters.huggingface.forward.block_causal import forward_for
+from l2pd_adapters.huggingface.forward import CanvasView, forward_for
 from l2pd_plugins.errors import L2PDError
 
 LENGTH = 4

@@ -1,0 +1,118 @@
+"""What every forward pass of a decode has: what it is shown, and what it gives."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from l2pd_adapters.families import Attention, ModelFamily
+from l2pd_adapters.huggingface.forward.kv_cache import CanvasCache
+from l2pd_adapters.huggingface.forward.model_parts import parts_of
+from l2pd_plugins.uploading import upload
+
+CacheKind = Literal["none", "prefix", "dual", "block"]
+CACHES: dict[Attention, tuple[CacheKind, ...]] = {
+    "bidirectional": ("none", "prefix", "dual"),
+    "block_causal": ("block", "none"),
+}
+"""The choices of each family, its default first."""
+LOOKING_AHEAD: tuple[CacheKind, ...] = ("none", "prefix")
+"""The choices of bidirectional models that compute every position behind a block at every step."""
+
+
+@dataclass
+class CanvasView:
+    """R prompts with their canvases, W columns, and where each row stands."""
+
+    tokens: Tensor
+    """(R, W) int64."""
+    attention: Tensor
+    """(R, W) int64, 1 where a column may be seen."""
+    position_ids: Tensor
+    """(R, W) int64."""
+    starts: list[int]
+    """First column of each row's block."""
+    first: list[int]
+    """First column that each row sees."""
+    last: list[int]
+    """One past the last column that each row sees."""
+    fresh: list[bool]
+    """Whether each row is at the first step of its block."""
+    block_length: int
+    blocks: int = 1
+    """How many blocks are wanted of each row: its own, and those behind it."""
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """The columns that any row sees."""
+        return min(self.first), max(self.last)
+
+    @property
+    def everything(self) -> bool:
+        """Whether every row sees all columns of the span."""
+        left, right = self.span
+        return min(self.last) == right and max(self.first) == left
+
+    def behind(self, row: int) -> int:
+        """Columns that a row sees from its block on, the block's own at least."""
+        return max(self.block_length, self.last[row] - self.starts[row])
+
+    @property
+    def wanted(self) -> int:
+        """Positions that are wanted of each row."""
+        return self.blocks * self.block_length
+
+    def select(self, rows: list[int]) -> CanvasView:
+        """The same view of some of its rows."""
+        index = upload(rows, self.tokens.device)
+        return CanvasView(
+            tokens=self.tokens.index_select(0, index),
+            attention=self.attention.index_select(0, index),
+            position_ids=self.position_ids.index_select(0, index),
+            starts=[self.starts[row] for row in rows],
+            first=[self.first[row] for row in rows],
+            last=[self.last[row] for row in rows],
+            fresh=[self.fresh[row] for row in rows],
+            block_length=self.block_length,
+            blocks=self.blocks,
+        )
+
+
+class Forward(ABC):
+    """Forward passes of one decode, with what they remember between steps."""
+
+    def __init__(self, model: Any, family: ModelFamily, cache: CacheKind) -> None:
+        self.model, self.family, self.kind = model, family, cache
+        self.decoder, self.head = parts_of(model, family)
+        self.cache: CanvasCache | None = None
+
+    @abstractmethod
+    def hidden(self, view: CanvasView) -> Tensor:
+        """Hidden states that predict each row's block, and the blocks behind it that are wanted:
+        (R, blocks * L, D)."""
+
+    def keep(self, rows: list[int], device: torch.device) -> None:
+        """Keep these rows, in this order."""
+        if self.cache is not None:
+            self.cache.keep(rows, device)
+
+    def logits(self, hidden: Tensor, indices: Tensor) -> Tensor:
+        """Logits (N, V) of the rows `indices` ((N,) int64, flat over the first two dimensions)."""
+        return self.head(hidden.flatten(0, 1).index_select(0, indices)).to(hidden.device)
+
+    def _whole_decoder(self, tokens: Tensor, mask: Tensor | None, position_ids: Tensor) -> Tensor:
+        """Hidden states of every column of a pass, by the model's own forward."""
+        cache = {} if self.cache is None else {"past_key_values": self.cache}
+        out = self.decoder(
+            input_ids=tokens,
+            attention_mask=mask,
+            position_ids=position_ids,
+            use_cache=self.cache is not None,
+            **cache,
+        )
+        hidden: Tensor = out.last_hidden_state
+        return hidden.to(tokens.device)  # a model on several devices ends on another one
