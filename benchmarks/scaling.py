@@ -25,7 +25,8 @@ from measuring import device_of, output, positive, timed, write
 
 from l2pd_adapters.tiny_models import heldout_prompts
 from l2pd_plugins import create_policy
-from l2pd_plugins.denoising import BlockBatch, denoising_step
+from l2pd_plugins.blocks import BlockBatch
+from l2pd_plugins.denoising import denoising_step
 from l2pd_plugins.end_of_text import EndOfText
 from l2pd_tools.evaluation.prompts import read_prompts
 from l2pd_tools.loading import load_model

@@ -26,7 +26,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from l2pd_adapters.tiny_models import folder_of
 from l2pd_plugins import DenoisingStep, ModelContext, UnmaskPolicy, create_policy
-from l2pd_plugins.denoising import BlockBatch, denoising_step
+from l2pd_plugins.blocks import BlockBatch
+from l2pd_plugins.denoising import denoising_step
 from l2pd_plugins.end_of_text import EndOfText
 from l2pd_plugins.statistics import row_statistics
 

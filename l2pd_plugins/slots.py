@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from l2pd_plugins.denoising import PER_ROW, BlockBatch
+from l2pd_plugins.blocks import PER_ROW, BlockBatch
 from l2pd_plugins.errors import ANY_FAILURE
 from l2pd_plugins.policy import UnmaskPolicy
 from l2pd_plugins.policy_calls import Runner, State, prepare, stand_in

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from l2pd_plugins.denoising import BlockBatch, StepOutcome, denoising_step
+from l2pd_plugins.blocks import BlockBatch
+from l2pd_plugins.denoising import StepOutcome, denoising_step
 from l2pd_plugins.end_of_text import EndOfText
 from l2pd_plugins.plugins import bind_policy
 from l2pd_plugins.policy import ModelContext, UnmaskPolicy

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from l2pd_plugins import UnmaskPolicy, policy_calls
-from l2pd_plugins.denoising import BlockBatch, denoising_step
+from l2pd_plugins.blocks import BlockBatch
+from l2pd_plugins.denoising import denoising_step
 from l2pd_plugins.end_of_text import EndOfText
 from l2pd_plugins.errors import PolicyRuntimeError
 from l2pd_plugins.slots import BlockSlots

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from l2pd_plugins.denoising import BlockBatch, denoising_step
+from l2pd_plugins.blocks import BlockBatch
+from l2pd_plugins.denoising import denoising_step
 from l2pd_plugins.end_of_text import EndOfText
 from l2pd_plugins.policy import UnmaskPolicy
 from l2pd_plugins.slots import BlockSlots

@@ -7,7 +7,8 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from l2pd_plugins import create_policy
-from l2pd_plugins.denoising import BlockBatch, denoising_step
+from l2pd_plugins.blocks import BlockBatch
+from l2pd_plugins.denoising import denoising_step
 from l2pd_plugins.end_of_text import EndOfText
 from l2pd_policies.learn2pd import UnmaskFilter
 from l2pd_policies.settled import SignalFilter

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from l2pd_plugins import UnmaskPolicy
-from l2pd_plugins.denoising import BlockBatch, StepOutcome, denoising_step
+from l2pd_plugins.blocks import BlockBatch
+from l2pd_plugins.denoising import StepOutcome, denoising_step
 from l2pd_plugins.end_of_text import EndOfText
 from l2pd_plugins.policy import RemaskingPolicy
 from l2pd_plugins.slots import BlockSlots

@@ -41,6 +41,7 @@ _STEP = [
 _FILTERS = ["tests/policies/test_filter_policy.py", "tests/policies/test_exact.py"]
 
 TARGETS = {
+    "blocks": Target("l2pd_plugins/blocks.py", _STEP),
     "denoising": Target("l2pd_plugins/denoising.py", _STEP),
     "policy_calls": Target("l2pd_plugins/policy_calls.py", _STEP),
     "end_of_text": Target("l2pd_plugins/end_of_text.py", ["tests/core/test_end_of_text.py"]),

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from l2pd_plugins import ModelContext, create_policy
-from l2pd_plugins.denoising import BlockBatch, denoising_step
+from l2pd_plugins.blocks import BlockBatch
+from l2pd_plugins.denoising import denoising_step
 from l2pd_plugins.end_of_text import EndOfText
 from l2pd_policies import exact
 from l2pd_policies.learn2pd import UnmaskFilter

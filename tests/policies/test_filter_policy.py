@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from l2pd_plugins import L2PDError, ModelContext, create_policy
-from l2pd_plugins.denoising import BlockBatch, denoising_step
+from l2pd_plugins.blocks import BlockBatch
+from l2pd_plugins.denoising import denoising_step
 from l2pd_plugins.end_of_text import EndOfText
 from l2pd_plugins.options import PolicyOptionError
 from l2pd_plugins.trajectories import fingerprint

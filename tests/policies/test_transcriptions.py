@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import save_file
 
 from l2pd_plugins import ModelContext, create_policy
-from l2pd_plugins.denoising import BlockBatch, denoising_step
+from l2pd_plugins.blocks import BlockBatch
+from l2pd_plugins.denoising import denoising_step
 from l2pd_plugins.end_of_text import EndOfText
 
 BLOCKS, LENGTH, VOCABULARY, MASK = 200, 12, 9, 8

@@ -28,7 +28,8 @@ from l2pd_adapters.huggingface.checking import GENERATE, checked, close_to, shor
 from l2pd_adapters.huggingface.output import DiffusionGenerateOutput
 from l2pd_adapters.huggingface.settings import OUR_KEYWORDS, bound_policies, local_folder
 from l2pd_plugins import ModelContext, UnmaskPolicy
-from l2pd_plugins.denoising import BlockBatch, denoising_step
+from l2pd_plugins.blocks import BlockBatch
+from l2pd_plugins.denoising import denoising_step
 from l2pd_plugins.end_of_text import EndOfText, is_end_of_text
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.traits import description_of

@@ -19,7 +19,8 @@ from torch import Tensor
 from l2pd_adapters.huggingface.forward import CanvasView, forward_for
 from l2pd_adapters.huggingface.settings import DecodeSettings
 from l2pd_plugins import RemaskingPolicy, UnmaskPolicy, create_policy
-from l2pd_plugins.denoising import BlockBatch, StepOutcome, denoising_step
+from l2pd_plugins.blocks import BlockBatch
+from l2pd_plugins.denoising import StepOutcome, denoising_step
 from l2pd_plugins.end_of_text import is_end_of_text
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.sampling import sample_tokens

@@ -24,7 +24,8 @@ from l2pd_adapters.admission import ANY_FAILURE
 from l2pd_adapters.sglang import admission
 from l2pd_adapters.sglang.requests import NFE, STEP_MAP, BlockRow, RequestState
 from l2pd_adapters.sglang.settings import ServerSettings
-from l2pd_plugins.denoising import BlockBatch, denoising_step
+from l2pd_plugins.blocks import BlockBatch
+from l2pd_plugins.denoising import denoising_step
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.shown import shown
 from l2pd_plugins.uploading import upload

@@ -16,7 +16,7 @@ from torch import Tensor
 from l2pd_adapters.serving import generator_of
 from l2pd_adapters.sglang.settings import ServerSettings
 from l2pd_plugins import UnmaskPolicy
-from l2pd_plugins.denoising import BlockBatch
+from l2pd_plugins.blocks import BlockBatch
 
 STEP_MAP, NFE = "step_map", "nfe"
 """Keys of a response's meta_info."""
