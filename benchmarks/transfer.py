@@ -381,7 +381,9 @@ def main() -> None:
     if arguments.work is None:
         raise L2PDError("--work: wanted, the folder of the filters and their trajectories")
     if arguments.limit < 1 or arguments.train_prompts < 2 or arguments.rounds < 1:
-        raise L2PDError("--limit, --train-prompts, --rounds: wanted whole numbers from 1, 2 and 1")
+        raise L2PDError(
+            "--limit, --train-prompts, --rounds: expected whole numbers from 1, 2 and 1"
+        )
     chosen = list(chosen_cases(arguments.only))
     torch.set_num_threads(1)
     quick = arguments.quick

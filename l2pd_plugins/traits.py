@@ -151,7 +151,7 @@ def options_of(policy: Any) -> dict[str, Any]:
 
 def fingerprint_of(policy: Any) -> str:
     """The policy's `fingerprint`: what was made with one of its weights is not mixed with what was
-    made with others. So one that cannot be had is an error.
+    made with others. So one that cannot be read is an error.
 
     Raises PolicyRuntimeError, with the policy's name, if it fails or gives no text.
     """

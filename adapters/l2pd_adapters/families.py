@@ -63,7 +63,7 @@ class ModelFamily:
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise L2PDError(
-                    f"family {self.name!r}: {name}={value!r}, wanted a whole number from {least}"
+                    f"family {self.name!r}: {name}={value!r}; expected a whole number from {least}"
                 )
         if self.logit_shift and self.attention == "block_causal":
             raise L2PDError(
@@ -319,7 +319,7 @@ def end_of_text_of(config: Any, family: ModelFamily) -> tuple[int, ...]:
     for token_id in family.end_of_text_ids:
         if not 0 <= token_id < config.vocab_size:
             raise L2PDError(
-                f"family {family.name!r}: end_of_text_ids={family.end_of_text_ids}, wanted token "
+                f"family {family.name!r}: end_of_text_ids={family.end_of_text_ids}; expected token "
                 f"ids below vocab_size={config.vocab_size}"
             )
     return family.end_of_text_ids

@@ -87,7 +87,7 @@ class ServerSettings:
         admission = Admission.taken_from(options)
         suppress_mask = options.pop("suppress_mask", True)
         if not isinstance(suppress_mask, bool):
-            raise L2PDError(f"suppress_mask={suppress_mask!r}: wanted true or false")
+            raise L2PDError(f"suppress_mask={suppress_mask!r}: expected true or false")
         end_of_text = EndOfText(options.pop("end_of_text", "block"), tuple(end_tokens))
         made = cls(
             policy_name=policy_name,

@@ -52,7 +52,7 @@ def row_statistics(
         rows: (N,) int64, the rows of logits to read, in this order; a negative one stands for no
             row and has zeros for statistics. Without it all M rows are read, and N = M.
         kernel: one of `KERNELS`; without it the environment variable L2PD_STATISTICS names one, or
-            the fastest that can be had is taken (see `choose`).
+            the fastest available one is used (see `choose`).
 
     A row's result does not depend on the other rows, to the bit, for one kernel on the CPU. A row
     that holds NaN or +inf, or nothing but -inf, has NaN for confidence, entropy and margin. Its x0

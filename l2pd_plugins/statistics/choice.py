@@ -34,9 +34,9 @@ def choose(
 
     What was asked for by name, by `asked` or else by the environment variable L2PD_STATISTICS, or
     the fastest: Triton on a GPU, Numba on the CPU from 8192 columns on, else eager. Where the
-    fastest cannot be had, that is said once, and eager it is.
+    fastest is unavailable, a warning is logged once and the eager kernel is used.
 
-    Raises L2PDError if the kernel asked for is unknown or cannot be had.
+    Raises L2PDError if the kernel asked for is unknown or unavailable.
     """
     asked = asked or os.environ.get(ENVIRONMENT) or None
     if asked is not None:
@@ -61,7 +61,7 @@ def choose(
 
 
 def _obstacle(kernel: str, device: str, dtype: torch.dtype) -> str | None:
-    """Why this kernel cannot be had; None if it can."""
+    """Why this kernel is unavailable; None if it is available."""
     if kernel == "eager":
         return None
     if not _INSTALLED[kernel]:
@@ -78,7 +78,7 @@ def _obstacle(kernel: str, device: str, dtype: torch.dtype) -> str | None:
 @cache
 def _announce(kernel: str, obstacle: str) -> None:
     logger.warning(
-        "statistics of the logits: the slower eager kernel, since %r cannot be had: %s",
+        "statistics of the logits: the slower eager kernel, since %r is unavailable: %s",
         kernel,
         obstacle,
     )

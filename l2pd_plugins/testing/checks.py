@@ -146,11 +146,11 @@ def state_is_per_row(bench: Bench) -> None:
     """Every tensor of the state has the batch as its first dimension, before and after a step."""
     policy = bench.policy()
     state = policy.init_state(3, bench.length, torch.device("cpu"))
-    assert isinstance(state, dict), f"init_state returned {type(state).__name__}, wanted a dict"
+    assert isinstance(state, dict), f"init_state returned {type(state).__name__}; expected a dict"
     for name, value in state.items():
         assert type(value) is Tensor, f"state {name!r} is a {type(value).__name__}, no tensor"
         plain = value.layout is torch.strided and value.device.type == "cpu"
-        assert plain, f"state {name!r} is {value.layout} on {value.device}, wanted dense on cpu"
+        assert plain, f"state {name!r} is {value.layout} on {value.device}; expected dense on cpu"
         assert not value.requires_grad, f"state {name!r} requires grad"
     shapes = {name: tuple(value.shape) for name, value in state.items()}
     for name, shape in shapes.items():
@@ -250,10 +250,10 @@ def answers_bool(bench: Bench) -> None:
     for method, ask in answers.items():
         answer = ask(step, state)
         kind = type(answer).__name__
-        assert type(answer) is Tensor, f"{method} returned {kind}, wanted a tensor"
+        assert type(answer) is Tensor, f"{method} returned {kind}; expected a tensor"
         found = (answer.dtype, tuple(answer.shape), answer.device, answer.layout)
         wanted = (torch.bool, tuple(step.masked.shape), step.masked.device, torch.strided)
-        assert found == wanted, f"{method} returned {found}, wanted {wanted}"
+        assert found == wanted, f"{method} returned {found}; expected {wanted}"
 
 
 def bears_bad_logits(bench: Bench) -> None:

@@ -21,7 +21,7 @@ class Oracle(UnmaskPolicy):
 
     `reference` is what the answer will be, as token ids: one list for every row, or one list per
     row. Without it the engine makes one first, decoding at one token per step, which costs more
-    than the oracle saves: it shows how far a policy could go, and is no way to serve.
+    than the oracle saves: it is an upper bound for policies, not usable in serving.
 
     Source: Learn2PD, arXiv 2509.25188 ("extremely greedy parallel", EGP).
     """

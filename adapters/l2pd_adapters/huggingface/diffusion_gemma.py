@@ -159,7 +159,8 @@ def generate(
     """
     if not isinstance(given, DiffusionGemmaGenerationConfig | None):
         raise L2PDError(
-            f"generation_config is a {type(given).__name__}, wanted DiffusionGemmaGenerationConfig"
+            f"generation_config is a {type(given).__name__}; expected "
+            "DiffusionGemmaGenerationConfig"
         )
     _refuse_unknown(keywords)
     keywords = {

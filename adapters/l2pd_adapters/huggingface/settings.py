@@ -319,7 +319,7 @@ def _asks_for_nothing(name: str, value: object) -> bool:
 def merged_config(
     model: Any, given: GenerationConfig | None, keywords: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Settings in transformers' order: keywords win over the config given, it over the model's own.
+    """Settings. Precedence: keywords, then `generation_config`, then the model's own config.
 
     A source that names a length, or a policy, replaces what weaker sources say of either: a
     keyword `max_length` wins over the model's `max_new_tokens`, and a policy does not inherit the

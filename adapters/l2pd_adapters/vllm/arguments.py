@@ -56,7 +56,7 @@ def install() -> None:
                 KEY: {**(options or {}), "name": name},
             }
         elif options is not None:
-            raise L2PDError("--decoding-plugin-config without --decoding-plugin: options of what?")
+            raise L2PDError("--decoding-plugin-config requires --decoding-plugin")
         return made
 
     @functools.wraps(configure)
@@ -75,5 +75,5 @@ def install() -> None:
 def _json_object(text: str) -> dict[str, Any]:
     value = json.loads(text)
     if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"{text}: wanted a JSON object, like {{}}")
+        raise argparse.ArgumentTypeError(f"{text}: expected a JSON object, like {{}}")
     return value

@@ -2,7 +2,7 @@
 
 At each step vLLM's own sampler draws a token for every position of a canvas, accepts those that its
 bound allows, and puts noise in the place of all others. That its most likely tokens stay the same
-ends a canvas, and these are given out. Here vLLM's step runs with a bound that accepts nothing;
+ends a canvas, and these are emitted. Here vLLM's step runs with a bound that accepts nothing;
 then the drawn tokens that the policy selects take the place of the noise.
 """
 
@@ -178,7 +178,8 @@ class PolicySampler:
         inside = np.arange(blocks.block_length) < offered[:, None]
         block.masked = goes_on.unsqueeze(-1) & upload(inside, at.device)
         before = states.canvas.index_select(0, at)
-        # What is not decided about is a token like any other, and may be looked up in the logits.
+        # Positions that are not open for selection keep their token, so it is a valid index into
+        # the vocabulary.
         block.tokens = torch.where(block.masked, NO_MASK_TOKEN, before)
         positions = None if inside.all() else upload(np.flatnonzero(inside), at.device)
         drawn = self.drawn.index_select(0, at).flatten()

@@ -24,7 +24,7 @@ class _Blocks:
     """For block-causal models: whole blocks, also the last one.
 
     The first block is read together with the end of the prompt, so the scheduler's count is ahead
-    of the worker's by up to a block until that block is given out. With its limit ahead by as much
+    of the worker's by up to a block until that block is emitted. With its limit ahead by as much
     it never cuts a block.
     """
 
@@ -64,7 +64,7 @@ class WholeSequenceScheduler(DiffusionScheduler):
         super().add_request(request)
 
     def update_draft_token_ids(self, draft_token_ids: DraftTokenIds) -> None:
-        """The canvas, as far as it is not given out; the worker knows what it holds."""
+        """The canvas, as far as it is not emitted; the worker knows what it holds."""
         for request_id in draft_token_ids.req_ids:
             request = self.requests.get(request_id)
             if request is not None and not request.is_finished():

@@ -96,7 +96,7 @@ def attach(
     checkpoint = model_config.hf_config
     length = options.pop("block_length", block_length or block_length_of(checkpoint))
     if not isinstance(length, int) or isinstance(length, bool) or length < 1:
-        raise L2PDError(f"block_length={length!r}: wanted a whole number of at least 1")
+        raise L2PDError(f"block_length={length!r}: expected a whole number of at least 1")
     generation = model_config.try_get_generation_config()
     settings = ServerSettings.at_launch(
         name,

@@ -13,7 +13,7 @@ from l2pd_plugins.files import one_line, reading, require_file
 from l2pd_policies.learn2pd.filter import UnmaskFilter
 
 _DIGITS = re.compile(r"([0-9]+)")
-_WANTED = "wanted is a state dict of two linear layers of L x L with biases, as the authors release"
+_WANTED = "expected a state dict of two L x L linear layers with biases, as the authors release it"
 
 
 def convert(source: Path, *, threshold: float, progress: str, base_model: str) -> UnmaskFilter:

@@ -189,7 +189,7 @@ def test_unknown_models_are_told_what_is_known(folder, kind):
     ("fields", "words"),
     [
         ({"attention": "causal"}, r"attention='causal', the choices are bidirectional, block_cau"),
-        ({"block_length": 0}, r"block_length=0, wanted a whole number from 1"),
+        ({"block_length": 0}, r"block_length=0; expected a whole number from 1"),
         ({"attention": "block_causal", "logit_shift": 1}, "logit_shift=1 with block-causal"),
     ],
 )
@@ -201,7 +201,7 @@ def test_a_family_that_cannot_be_decoded(fields, words):
 def test_end_of_text_beyond_the_vocabulary():
     mine = ModelFamily(name="mine", **MINE | {"end_of_text_ids": (EOT, 500)})
     model = BertForMaskedLM(BertConfig(**SIZES))
-    with pytest.raises(L2PDError, match=r"end_of_text_ids=\(96, 500\), wanted .* vocab_size=104"):
+    with pytest.raises(L2PDError, match=r"end_of_text_ids=\(96, 500\); expected .* vocab_size=104"):
         enable(model, family=mine)
 
 

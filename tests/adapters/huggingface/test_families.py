@@ -203,9 +203,9 @@ def test_weights_that_do_not_fit_are_named(llada):
 
 
 def test_a_mask_token_beyond_the_vocabulary(llada):
-    with pytest.raises(L2PDError, match=r"mask_token_id=126336, wanted .* vocab_size=104"):
+    with pytest.raises(L2PDError, match=r"mask_token_id=126336; expected .* vocab_size=104"):
         load(llada(mask_token_id=None))
-    with pytest.raises(L2PDError, match=r"mask_token_id=200, wanted .* vocab_size=104"):
+    with pytest.raises(L2PDError, match=r"mask_token_id=200; expected .* vocab_size=104"):
         load(llada(mask_token_id=200))
 
 

@@ -155,7 +155,7 @@ class TestChoices:
         [
             ("thresold: 0.5", "no option 'thresold'.*its options are: threshold"),
             ("end_of_text: sometimes", "the rules are block, predicted, off"),
-            ("suppress_mask: maybe", "suppress_mask='maybe': wanted true or false"),
+            ("suppress_mask: maybe", "suppress_mask='maybe': expected true or false"),
         ],
     )
     def test_options(self, text, said, checkpoint, tmp_path):

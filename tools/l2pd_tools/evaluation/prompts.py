@@ -89,12 +89,12 @@ def _parsed(line: str, number: int, where: str) -> Prompt:
         raise L2PDError(f"{where}: no JSON: {one_line(error)}") from None
     if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not row["prompt"]:
         raise L2PDError(
-            f'{where}: wanted an object with the text "prompt", got {one_line(line[:60])}'
+            f'{where}: expected an object with the text "prompt", got {one_line(line[:60])}'
         )
     wanted = {"family": (str, "text"), "kind": (str, "text"), "data": (dict, "an object")}
     for key, (expected, called) in wanted.items():
         if not isinstance(row.get(key), expected | None):
-            raise L2PDError(f"{where}: {key} = {one_line(repr(row[key]))}, wanted {called}")
+            raise L2PDError(f"{where}: {key} = {one_line(repr(row[key]))}; expected {called}")
     family, data = row.get("family"), row.get("data")
     known = FAMILIES.get(family) if family is not None else None
     if data is not None:

@@ -95,7 +95,9 @@ def collect(
     rank = own_rank if rank is None else rank
     world_size = own_world_size if world_size is None else world_size
     if not 0 <= rank < world_size:
-        raise L2PDError(f"rank={rank}: wanted a number from 0 to world_size - 1 = {world_size - 1}")
+        raise L2PDError(
+            f"rank={rank}: expected a number from 0 to world_size - 1 = {world_size - 1}"
+        )
     decoding: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
         "block_length": block_length_of(model) if block_length is None else block_length,

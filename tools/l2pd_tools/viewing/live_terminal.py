@@ -33,7 +33,7 @@ def terminal() -> Console:
     console = Console(stderr=True, highlight=False, markup=False)
     if not console.is_terminal or console.is_dumb_terminal:
         raise L2PDError(
-            "--watch draws on a terminal, and stderr is none that can; "
+            "--watch draws on a terminal, and stderr is not an interactive one; "
             "--trace shows the steps anywhere"
         )
     return console

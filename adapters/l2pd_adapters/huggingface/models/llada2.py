@@ -89,8 +89,8 @@ class LLaDA2MoeConfig(PreTrainedConfig):
         # A group's score is the sum of its two best experts.
         if self.n_group and self.num_experts < 2 * self.n_group:
             raise ValueError(
-                f"{self.num_experts} experts in n_group={self.n_group} groups: wanted at least two "
-                "in each"
+                f"{self.num_experts} experts in n_group={self.n_group} groups: expected at "
+                "least two in each"
             )
         for name, supported in _ONLY.items():
             value = getattr(self, name, None)
