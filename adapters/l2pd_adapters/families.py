@@ -295,8 +295,8 @@ def mask_token_of(config: Any, family: ModelFamily | None = None) -> int:
     size = getattr(config, "vocab_size", None) or 0
     if not isinstance(mask_token_id, int) or not 0 <= mask_token_id < size:
         raise L2PDError(
-            f"the model's config names no mask token: mask_token_id={mask_token_id!r}, "
-            f"wanted a token id below vocab_size={size}"
+            f"the model's config names no mask token: mask_token_id={mask_token_id!r}; "
+            f"expected a token id below vocab_size={size}"
         )
     return mask_token_id
 

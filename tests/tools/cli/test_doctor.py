@@ -141,7 +141,7 @@ def test_mask_and_block_length_of_the_family(l2pd, llada: Path) -> None:
         ({"model_type": "gpt2", "architectures": ["GPT2"]}, "'gpt2' is not supported; known: "),
         ({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, "autoregressive"),
         ({"mask_token_id": None}, "mask_token_id=126336"),
-        ({"mask_token_id": 128}, "wanted a token id below vocab_size=128"),
+        ({"mask_token_id": 128}, "expected a token id below vocab_size=128"),
         ({"torch_dtype": "float12"}, "'float12' is none of float32, bfloat16, float16"),
         ({"vocab_size": 127}, "the embedding has 128 rows, the config has vocab_size=127"),
         ({"vocab_size": 100}, "ids up to 100, the embedding only 100 rows"),

@@ -68,7 +68,7 @@ def test_plain_lines(tmp_path: Path) -> None:
         ({"text": "x"}, 'line 2: expected an object with the text "prompt"'),
         ({"prompt": ""}, 'line 2: expected an object with the text "prompt"'),
         ({"prompt": "x", "family": 3}, "line 2: family = 3; expected text"),
-        ({"prompt": "x", "data": [1], "family": "sort"}, "wanted an object"),
+        ({"prompt": "x", "data": [1], "family": "sort"}, "expected an object"),
         ({"prompt": "x", "data": {}, "family": "srt"}, "no checker for family 'srt'.*sort"),
         ({"prompt": "x", "data": {}}, "no checker for family None"),
         ({"prompt": "x", "data": {"txt": "b"}, "family": "sort"}, "line 2: data does not fit"),
