@@ -19,16 +19,17 @@ pytestmark = [
 ]
 
 
+def run_kernel(logits, rows=None, given=None, suppress=-1, entropy=True, margin=True):
+    tensors = [None if each is None else each.to(DEVICE) for each in (logits, rows, given)]
+    found = triton_kernel.triton_kernel(*tensors, suppress, entropy, margin)
+    return [each.cpu() for each in found]
+
+
 @pytest.fixture(params=[8, 4096])
 def run(request, monkeypatch):
+    """Runs the kernel with this many columns per span."""
     monkeypatch.setattr(triton_kernel, "_SPAN", request.param)
-
-    def run(logits, rows=None, given=None, suppress=-1, entropy=True, margin=True):
-        tensors = [None if each is None else each.to(DEVICE) for each in (logits, rows, given)]
-        found = triton_kernel.triton_kernel(*tensors, suppress, entropy, margin)
-        return [each.cpu() for each in found]
-
-    return run
+    return run_kernel
 
 
 def values_of(found, at: int) -> list[float]:
@@ -50,6 +51,7 @@ def test_every_row_has_its_own_statistics(run, vocabulary, suppress):
             assert values_of(found, at) == pytest.approx(wanted, abs=2e-6), (at, row, token)
 
 
+@pytest.mark.parametrize("run", [2, 8], indirect=True)
 @pytest.mark.parametrize("suppress", [-1, 0, 1, 4])
 def test_rows_without_numbers(run, suppress):
     x0, *others = run(torch.tensor(ROWS_WITHOUT_NUMBERS), suppress=suppress)
@@ -112,3 +114,43 @@ def test_any_layout_and_only_the_rows_of_the_view(run):
     wanted = run(wide[1:, 10:25].contiguous())
     for view in (wide[1:, 10:25], wide[1:, 10:25].t().contiguous().t()):
         assert all(torch.equal(a, b) for a, b in zip(run(view), wanted, strict=True))
+
+
+@pytest.mark.parametrize("run", [8], indirect=True)
+def test_what_lies_beside_a_row_is_no_part_of_it(run):
+    """Three spans, which the kernel rounds up to four. All logits of row 2 are above those of
+    row 1, and row 3 is nothing but NaN."""
+    logits = logits_of(4, 20) - torch.tensor([[0.0], [60.0], [0.0], [torch.nan]])
+    found = run(logits)
+    for at in range(3):
+        assert values_of(found, at) == pytest.approx(plain(logits[at], -1), abs=2e-6)
+
+
+def test_nothing_is_read_where_there_is_no_row(run):
+    """A read so far away would end the process."""
+    rows, tokens = torch.tensor([-(1 << 40), 1]), torch.tensor([3, 3])
+    for given in (tokens, None):
+        found = run(logits_of(2, 20), rows, given)
+        assert values_of(found, 0) == [0] * 4
+        assert float(found[1][1]) > 0
+
+
+def test_the_default_device_is_not_used(run):
+    logits = logits_of(1, 20)
+    wanted = run(logits)
+    with torch.device("meta"):
+        found = run(logits)
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+def test_more_columns_than_a_span_of_the_usual_size_has():
+    logits = logits_of(1, triton_kernel._SPAN + 4)
+    logits[0, -2] = 15.0
+    assert values_of(run_kernel(logits), 0) == pytest.approx(plain(logits[0], -1), abs=2e-6)
+
+
+def test_rows_that_are_contiguous_are_not_copied(run):
+    logits = logits_of(1, 20).to(DEVICE)
+    found = run(logits.expand(1 << 40, 20), torch.tensor([1 << 39, 0]))  # a copy has no room
+    for at in range(2):
+        assert values_of(found, at) == pytest.approx(plain(logits[0].cpu(), -1), abs=2e-6)
