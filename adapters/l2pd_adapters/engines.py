@@ -5,15 +5,21 @@ Read without importing any of them.
 
 from __future__ import annotations
 
+import inspect
+import os
+import pkgutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.version import InvalidVersion, Version
 
 from l2pd_adapters.families import DIFFUSION_GEMMA, FAMILIES, ModelFamily
-from l2pd_adapters.sglang.compatibility import OPT_OUT as SGLANG_OPT_OUT
-from l2pd_adapters.sglang.compatibility import SUPPORTED_SGLANG
-from l2pd_adapters.versions import outside_range
-from l2pd_adapters.vllm.compatibility import OPT_OUT as VLLM_OPT_OUT
-from l2pd_adapters.vllm.compatibility import SUPPORTED_VLLM
+from l2pd_plugins.errors import L2PDError
+
+_DISTRIBUTION = "l2pd-plugins"
 
 
 @dataclass(frozen=True)
@@ -22,8 +28,8 @@ class Engine:
 
     name: str
     """Of its distribution, too."""
-    supported: tuple[str, str]
-    """Versions: at least the first, below the second."""
+    extra: str
+    """The extra of this distribution that brings the engine, in the supported versions."""
     opt_out: str
     """The environment variable that lets every version pass."""
     families: tuple[str, ...]
@@ -37,24 +43,122 @@ class Engine:
         except PackageNotFoundError:
             return None
 
+    @property
+    def supported(self) -> SpecifierSet:
+        """The versions that the extra asks for, by the metadata of this distribution.
+
+        Without metadata (a source tree that is not installed) every version is supported.
+        """
+        try:
+            lines = requires(_DISTRIBUTION) or []
+        except PackageNotFoundError:
+            lines = []
+        found = SpecifierSet()
+        for requirement in map(Requirement, lines):
+            marker = requirement.marker
+            if requirement.name == self.name and (
+                marker is None or marker.evaluate({"extra": self.extra})
+            ):
+                found &= requirement.specifier
+        return found
+
+    @property
+    def supported_range(self) -> str:
+        """`supported` as text, the lower bound first: ``>=0.32,<0.34``."""
+        return ",".join(sorted(map(str, self.supported), reverse=True))
+
     def obstacle(self, family: ModelFamily) -> str:
         """Why this engine cannot decode the family here, in one line; empty if it can."""
         if family.name not in self.families:
             return f"{self.name} decodes {', '.join(self.families)}, not {family.name}"
         if self.installed is None:
             return f"{self.name} is not installed"
-        return outside_range(self.name, self.supported, self.opt_out)
+        return self.version_problem()
+
+    def version_problem(self) -> str:
+        """What is wrong with the installed version, in one line; empty if nothing."""
+        installed = version(self.name)
+        if _contains(self.supported, installed) or os.environ.get(self.opt_out) == "1":
+            return ""
+        return (
+            f"{self.name} {installed} is outside the supported range {self.supported_range}; "
+            f"{self.opt_out}=1 tries it all the same"
+        )
+
+    def require(self) -> None:
+        """Raise L2PDError if the engine is not installed, or in a version that is not supported."""
+        if self.installed is None:
+            raise L2PDError(
+                f'{self.name} is not installed: pip install "{_DISTRIBUTION}[{self.extra}]"'
+            )
+        problem = self.version_problem()
+        if problem:
+            raise L2PDError(problem)
+
+    def incompatibility(
+        self,
+        signatures: Mapping[str, Sequence[str]],
+        dataclass_fields: Mapping[str, Sequence[str]],
+    ) -> str:
+        """Why an adapter cannot run on the installed engine, in one line; empty if it can.
+
+        Besides the version, it compares the parameters of functions and classes, and the fields of
+        dataclasses, each by full name, with those that the adapter uses.
+        """
+        problem = self.version_problem()
+        if problem:
+            return problem
+        found = _changed(signatures, dataclass_fields)
+        if not found:
+            return ""
+        return (
+            f"{self.name} {version(self.name)} is not as l2pd-plugins knows "
+            f"{self.supported_range}: {'; '.join(found)}"
+        )
+
+
+def _contains(supported: SpecifierSet, installed: str) -> bool:
+    """Whether the version is supported. Pre-releases between the bounds are; those of a bound are
+    not."""
+    try:
+        return supported.contains(Version(installed), prereleases=True)
+    except InvalidVersion:
+        return not list(supported)
+
+
+def _changed(
+    signatures: Mapping[str, Sequence[str]], dataclass_fields: Mapping[str, Sequence[str]]
+) -> list[str]:
+    found = []
+    for name, expected in signatures.items():
+        try:
+            parameters = tuple(inspect.signature(pkgutil.resolve_name(name)).parameters)
+        except (ImportError, AttributeError) as error:
+            found.append(f"{name} is missing ({error})")
+            continue
+        if parameters != tuple(expected):
+            found.append(f"{name} takes ({', '.join(parameters)}), not ({', '.join(expected)})")
+    for name, names in dataclass_fields.items():
+        try:
+            there = getattr(pkgutil.resolve_name(name), "__dataclass_fields__", {})
+        except (ImportError, AttributeError) as error:
+            found.append(f"{name} is missing ({error})")
+            continue
+        found += [f"{name} has no field {each}" for each in names if each not in there]
+    return found
 
 
 _ALL = tuple(family.name for family in (*FAMILIES, DIFFUSION_GEMMA))
 
-TRANSFORMERS = Engine("transformers", ("5.11", "6"), "L2PD_ANY_TRANSFORMERS", _ALL)
+TRANSFORMERS = Engine("transformers", "hf", "L2PD_ANY_TRANSFORMERS", _ALL)
 """Before 5.0 `is_causal = False` had no effect; 5.11 brought the streamer for diffusion models."""
-VLLM = Engine("vllm", SUPPORTED_VLLM, VLLM_OPT_OUT, _ALL)
+VLLM = Engine("vllm", "vllm", "L2PD_ANY_VLLM", _ALL)
+"""The seam for diffusion models is the same in all supported versions."""
 SGLANG = Engine(
     "sglang",
-    SUPPORTED_SGLANG,
-    SGLANG_OPT_OUT,
+    "sglang",
+    "L2PD_ANY_SGLANG",
     tuple(family.name for family in FAMILIES if family.attention == "block_causal"),
 )
+"""0.5.22 brought `get_algorithm_cls` and `validate_request`."""
 ENGINES = (TRANSFORMERS, VLLM, SGLANG)

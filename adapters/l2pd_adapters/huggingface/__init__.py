@@ -5,9 +5,9 @@ model, tokenizer = load("tiny-llada")
 model.generate(**inputs, max_new_tokens=128, unmask_policy="confidence_threshold")
 """
 
-from l2pd_adapters.huggingface.versions import SUPPORTED_TRANSFORMERS, check_transformers
+from l2pd_adapters.engines import TRANSFORMERS
 
-check_transformers()
+TRANSFORMERS.require()
 
 from l2pd_adapters.families import ModelFamily  # noqa: E402  (after the version check)
 from l2pd_adapters.huggingface.api import (  # noqa: E402
@@ -20,7 +20,6 @@ from l2pd_adapters.huggingface.models.load import load  # noqa: E402
 from l2pd_adapters.huggingface.output import DiffusionGenerateOutput  # noqa: E402
 
 __all__ = [
-    "SUPPORTED_TRANSFORMERS",
     "DiffusionGenerateOutput",
     "ModelFamily",
     "custom_generate",

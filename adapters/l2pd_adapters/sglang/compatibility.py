@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from l2pd_adapters import versions
-
-SUPPORTED_SGLANG = ("0.5.22", "0.5.24")
-"""At least the first, below the second. 0.5.22 brought `get_algorithm_cls` and `validate_request`;
-before 0.5.24 nothing was seen to change."""
-
-OPT_OUT = "L2PD_ANY_SGLANG"
+from l2pd_adapters.engines import SGLANG
 
 FIND_ALGORITHM = "sglang.srt.dllm.algorithm.get_algorithm_cls"
 READ_CONFIG = "sglang.srt.dllm.config.DllmConfig.from_server_args"
@@ -48,4 +42,4 @@ FIELDS = {
 
 def incompatibility() -> str:
     """Why this adapter cannot run on the installed SGLang, in one line; empty if it can."""
-    return versions.incompatibility("sglang", SUPPORTED_SGLANG, OPT_OUT, SIGNATURES, FIELDS)
+    return SGLANG.incompatibility(SIGNATURES, FIELDS)

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from l2pd_adapters import versions
+from l2pd_adapters.engines import VLLM
 
-SUPPORTED_VLLM = ("0.32", "0.34")
-"""At least the first, below the second. The seam for diffusion models is the same in both."""
-
-OPT_OUT = "L2PD_ANY_VLLM"
 _STATE = "vllm.v1.worker.gpu.model_states.interface.ModelState"
 _SCHEDULER = "vllm.v1.core.sched.diffusion_scheduler.DiffusionScheduler"
 _ADJUSTMENTS = "vllm.model_executor.models.config.VerifyAndUpdateConfig"
@@ -132,10 +128,10 @@ DIFFUSION_GEMMA_SIGNATURES = {
 
 def incompatibility() -> str:
     """Why this adapter cannot run on the installed vLLM, in one line; empty if it can."""
-    return versions.incompatibility("vllm", SUPPORTED_VLLM, OPT_OUT, SIGNATURES, FIELDS)
+    return VLLM.incompatibility(SIGNATURES, FIELDS)
 
 
 def incompatibility_of_diffusion_gemma() -> str:
     """As `incompatibility`, for a policy in the sampler of DiffusionGemma."""
     signatures = {**SIGNATURES, **DIFFUSION_GEMMA_SIGNATURES}
-    return versions.incompatibility("vllm", SUPPORTED_VLLM, OPT_OUT, signatures, FIELDS)
+    return VLLM.incompatibility(signatures, FIELDS)

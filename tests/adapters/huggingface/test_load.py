@@ -5,18 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from l2pd_adapters.huggingface import load, versions
-from l2pd_adapters.huggingface.versions import (
-    OPT_OUT,
-    SUPPORTED_TRANSFORMERS,
-    check_transformers,
-)
+from l2pd_adapters.huggingface import load
 from l2pd_adapters.tiny_models import folder_of
 from l2pd_plugins import L2PDError
 
@@ -84,22 +78,6 @@ def test_an_autoregressive_model_is_refused(tmp_path):
     )
     with pytest.raises(L2PDError, match="autoregressive"):
         load(tmp_path)
-
-
-def test_the_supported_range_of_transformers_is_the_package_s():
-    tomllib = pytest.importorskip("tomllib")
-    root = Path(__file__).parents[3]
-    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
-    low, high = SUPPORTED_TRANSFORMERS
-    assert f"transformers>={low},<{high}" in project["dependencies"]
-
-
-def test_an_unsupported_transformers_is_named_with_both_bounds(monkeypatch):
-    monkeypatch.setattr(versions, "SUPPORTED_TRANSFORMERS", ("4.0", "4.50"))
-    with pytest.raises(L2PDError, match=rf">=4.0,<4.50; {OPT_OUT}=1"):
-        check_transformers()
-    monkeypatch.setenv(OPT_OUT, "1")
-    check_transformers()
 
 
 def test_importing_the_adapter_patches_nothing():

@@ -12,10 +12,10 @@ from sglang.srt.dllm.algorithm.base import DllmAlgorithm
 from sglang.srt.dllm.config import DllmConfig
 from sglang.srt.server_args import ServerArgs
 
-from l2pd_adapters import versions
+from l2pd_adapters import engines
 from l2pd_adapters.sglang import compatibility
 from l2pd_adapters.sglang.algorithm import UnmaskPolicyAlgorithm
-from l2pd_adapters.sglang.compatibility import SUPPORTED_SGLANG, incompatibility
+from l2pd_adapters.sglang.compatibility import incompatibility
 from l2pd_plugins.errors import L2PDError
 from tests.engines.launching import ROOT, LaunchedServer
 from tests.engines.sglang.loops import BLOCK
@@ -98,7 +98,7 @@ class TestVersions:
         ],
     )
     def test_range(self, version, supported, monkeypatch):
-        monkeypatch.setattr(versions, "version", lambda name: version)
+        monkeypatch.setattr(engines, "version", lambda name: version)
         assert bool(incompatibility()) is not supported
         monkeypatch.setenv("L2PD_ANY_SGLANG", "1")
         assert incompatibility() == ""
@@ -116,8 +116,8 @@ class TestVersions:
 
     def test_the_package_asks_for_the_same_range(self):
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-        low, high = SUPPORTED_SGLANG
-        assert project["optional-dependencies"]["sglang"] == [f"sglang>={low},<{high}"]
+        asked = f"sglang{engines.SGLANG.supported_range}"
+        assert project["optional-dependencies"]["sglang"] == [asked]
 
 
 def read_config(checkpoint, algorithm="confidence_threshold", options=None):

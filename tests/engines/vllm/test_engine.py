@@ -14,10 +14,10 @@ from vllm.exceptions import VLLMValidationError
 from vllm.platforms.cpu import CpuPlatform
 from vllm.plugins import load_general_plugins
 
+from l2pd_adapters.engines import VLLM
 from l2pd_adapters.huggingface import load
 from l2pd_adapters.tiny_models import folder_of
 from l2pd_adapters.vllm import admission, sampler
-from l2pd_adapters.vllm.compatibility import SUPPORTED_VLLM
 from l2pd_adapters.vllm.scheduler import BlockAsyncScheduler
 from tests.engines.checkpoints import causal_qwen3
 from tests.engines.golden import MAX_NEW_TOKENS, golden
@@ -282,7 +282,7 @@ def test_golden_traces():
             assert steps == case["committed_at"], (policy, case["prompt"])
 
 
-ANOTHER_VERSION = "import l2pd_adapters.versions as v; v.version = lambda name: '0.31.0'"
+ANOTHER_VERSION = "import l2pd_adapters.engines as e; e.version = lambda name: '0.31.0'"
 CHANGED = """
 from vllm.v1.worker.gpu.model_states.interface import ModelState
 ModelState.custom_sampler = lambda self, sampler, more=None: None
@@ -378,8 +378,7 @@ class TestStartUp:
 
     def test_the_package_asks_for_the_same_range(self):
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-        low, high = SUPPORTED_VLLM
-        assert project["optional-dependencies"]["vllm"] == [f"vllm>={low},<{high}"]
+        assert project["optional-dependencies"]["vllm"] == [f"vllm{VLLM.supported_range}"]
 
     def test_the_flags_are_in_the_help(self):
         command = [str(Path(sys.executable).parent / "vllm"), "serve", "--help=all"]

@@ -13,10 +13,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from l2pd_adapters.engines import ENGINES
-from l2pd_adapters.sglang.compatibility import SUPPORTED_SGLANG
+from l2pd_adapters.engines import ENGINES, SGLANG, VLLM
 from l2pd_adapters.tiny_models import folder_of
-from l2pd_adapters.vllm.compatibility import SUPPORTED_VLLM
 
 LLADA: dict[str, Any] = {  # the fields of LLaDA-8B's config.json, with small numbers
     "architectures": ["LLaDAModelLM"],
@@ -199,10 +197,10 @@ def test_engines(l2pd, llada: Path) -> None:
     engines = {engine["name"]: engine for engine in examined(l2pd, llada)["engines"]}
     assert list(engines) == ["transformers", "vllm", "sglang"]
     assert engines["transformers"]["problem"] == ""
-    assert engines["vllm"]["supported"] == ">={},<{}".format(*SUPPORTED_VLLM)
+    assert engines["vllm"]["supported"] == VLLM.supported_range
     assert "decodes LLaDA2, SDAR, SDAR-MoE, not LLaDA" in engines["sglang"]["problem"]
     sdar = {engine["name"]: engine for engine in examined(l2pd, "tiny-sdar")["engines"]}
-    assert sdar["sglang"]["supported"] == ">={},<{}".format(*SUPPORTED_SGLANG)
+    assert sdar["sglang"]["supported"] == SGLANG.supported_range
     for engine in ENGINES:
         if engine.installed is None:
             assert sdar[engine.name]["problem"] == f"{engine.name} is not installed"

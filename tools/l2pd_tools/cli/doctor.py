@@ -115,8 +115,7 @@ def _engine(engine: Engine, model: Checkpoint) -> FoundEngine:
         problem = "the model's family is not known"
     else:
         problem = engine.obstacle(model.family)
-    low, high = engine.supported
-    return FoundEngine(engine.name, f">={low},<{high}", engine.installed, problem)
+    return FoundEngine(engine.name, engine.supported_range, engine.installed, problem)
 
 
 def _report(

@@ -149,8 +149,14 @@ def _read_option(parameter: inspect.Parameter, factory: Callable[..., Any]) -> _
             if parameter.name in getattr(owner, "__annotations__", {}) or owner is factory:
                 with contextlib.suppress(Exception):
                     module = vars(sys.modules[owner.__module__])
-                    return _described(parameter, eval(annotation, dict(module)))
+                    return _described(parameter, _evaluated(annotation, module))
     return _described(parameter, annotation)
+
+
+def _evaluated(annotation: str, module: dict[str, Any]) -> Any:
+    """The type that an annotation names, by the names of a module."""
+    alone = types.SimpleNamespace(__annotations__={"option": annotation})
+    return typing.get_type_hints(alone, globalns=dict(module), include_extras=True)["option"]
 
 
 def _described(parameter: inspect.Parameter, annotation: Any) -> _Option:
