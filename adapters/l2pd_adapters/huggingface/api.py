@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast, overload
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from transformers.generation import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
+from typing_extensions import Unpack
 
 from l2pd_adapters.families import (
     FAMILIES,
@@ -31,6 +32,7 @@ from l2pd_adapters.families import (
 )
 from l2pd_adapters.huggingface import diffusion_gemma
 from l2pd_adapters.huggingface.checking import GENERATE, MOST_SEQUENCES, Whole, check, short
+from l2pd_adapters.huggingface.keywords import DiffusionModel, GenerateKeywords
 from l2pd_adapters.huggingface.loop import decode
 from l2pd_adapters.huggingface.models.attention_check import check_attention
 from l2pd_adapters.huggingface.models.model_info import FAMILY, family_of, is_masked_lm, within
@@ -66,11 +68,49 @@ class BoundGenerate:
         self.own, self.completed = own, completed
         """The model's generation_config before it was enabled, and what became of it."""
 
+    @overload
+    def __call__(
+        self,
+        inputs: Tensor | None = None,
+        *,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        streamer: Any = None,
+        return_dict_in_generate: Literal[True],
+        **kwargs: Unpack[GenerateKeywords],
+    ) -> DiffusionGenerateOutput: ...
+    @overload
+    def __call__(
+        self,
+        inputs: Tensor | None = None,
+        *,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        generation_config: None = None,
+        streamer: Any = None,
+        return_dict_in_generate: Literal[False] | None = None,
+        **kwargs: Unpack[GenerateKeywords],
+    ) -> Tensor: ...
+    @overload
+    def __call__(
+        self,
+        inputs: Tensor | None = None,
+        *,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        streamer: Any = None,
+        return_dict_in_generate: bool | None = None,
+        **kwargs: Unpack[GenerateKeywords],
+    ) -> Tensor | DiffusionGenerateOutput: ...
     def __call__(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
         return generate(self.model, inputs, **kwargs)
 
 
-def enable(model: Any, *, name: str | None = None, family: ModelFamily | None = None) -> Any:
+def enable(
+    model: Any, *, name: str | None = None, family: ModelFamily | None = None
+) -> DiffusionModel:
     """Bind diffusion decoding to `model.generate`; returns the model.
 
     `model.generation_config` gets the end-of-text tokens of the family, besides its own.
@@ -92,7 +132,7 @@ def enable(model: Any, *, name: str | None = None, family: ModelFamily | None = 
         diffusion_gemma.refuse_family(family)
         own = model.generation_config
         model.generate = BoundGenerate(model, name or _name_of(model), own, own)
-        return model
+        return cast(DiffusionModel, model)
     family = family or family_of(model)
     _check_readable(model, family)
     own = getattr(model, "generation_config", None)  # a masked LM has none
@@ -103,7 +143,7 @@ def enable(model: Any, *, name: str | None = None, family: ModelFamily | None = 
     model.generation_config = completed
     setattr(model, FAMILY, family)
     model.generate = BoundGenerate(model, name or _name_of(model), own, completed)
-    return model
+    return cast(DiffusionModel, model)
 
 
 def _refuse_others(model: Any, name: Any, family: Any) -> None:
@@ -161,6 +201,48 @@ def _with_end_of_text(
         config = copy.copy(config)
         config.eos_token_id = [*named, *missing]
     return config
+
+
+@overload
+def generate(
+    model: Any,
+    inputs: Tensor | None = None,
+    *,
+    input_ids: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    generation_config: GenerationConfig | None = None,
+    streamer: Any = None,
+    return_dict_in_generate: Literal[True],
+    **kwargs: Unpack[GenerateKeywords],
+) -> DiffusionGenerateOutput: ...
+
+
+@overload
+def generate(
+    model: Any,
+    inputs: Tensor | None = None,
+    *,
+    input_ids: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    generation_config: None = None,
+    streamer: Any = None,
+    return_dict_in_generate: Literal[False] | None = None,
+    **kwargs: Unpack[GenerateKeywords],
+) -> Tensor: ...
+
+
+@overload
+def generate(
+    model: Any,
+    inputs: Tensor | None = None,
+    *,
+    input_ids: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    generation_config: GenerationConfig | None = None,
+    streamer: Any = None,
+    return_dict_in_generate: bool | None = None,
+    **kwargs: Unpack[GenerateKeywords],
+) -> Tensor | DiffusionGenerateOutput: ...
 
 
 def generate(

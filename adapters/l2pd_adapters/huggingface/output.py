@@ -16,14 +16,14 @@ class DiffusionGenerateOutput(ModelOutput):
 
     sequences: torch.Tensor = None  # type: ignore[assignment]  # ModelOutput wants defaults
     """(B, P + N) int64: prompts and answers; behind an end of text, the padding token."""
-    nfe: torch.Tensor | None = None
+    nfe: torch.Tensor = None  # type: ignore[assignment]
     """(B,) int64, forward passes that each sequence took part in."""
-    tokens_per_forward: torch.Tensor | None = None
+    tokens_per_forward: torch.Tensor = None  # type: ignore[assignment]
     """(B,) float32, TPF: tokens up to and including the end of text, per forward pass."""
     trace: Trace | None = None
     """What was committed at which forward pass."""
     reference_nfe: torch.Tensor | None = None
     """(B,) int64, forward passes spent on a reference decode before this one; None if there was
     none."""
-    configuration: str | None = None
+    configuration: str = None  # type: ignore[assignment]
     """Everything that the result depends on, in one line."""

@@ -46,6 +46,7 @@ from l2pd_adapters.families import (
 from l2pd_adapters.huggingface import diffusion_gemma
 from l2pd_adapters.huggingface.api import enable
 from l2pd_adapters.huggingface.checking import LOAD, check, close_to, short
+from l2pd_adapters.huggingface.keywords import DiffusionModel, Tokenizer
 from l2pd_adapters.huggingface.models.lora import add_adapter, require_adapter
 from l2pd_adapters.huggingface.models.native import MODELS
 from l2pd_adapters.sources import SMALL_FILES, commit_of, snapshot_of, source_of
@@ -70,7 +71,7 @@ def load(
     device_map: Any = None,
     adapter: str | Path | None = None,
     **kwargs: Any,
-) -> tuple[Any, Any]:
+) -> tuple[DiffusionModel, Tokenizer]:
     """Load a model and its tokenizer and enable `generate(..., unmask_policy=...)` on the model.
 
     Args:
