@@ -12,6 +12,7 @@ kernels) and all that stands outside of functions.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -35,10 +36,14 @@ class Mutation:
     after: str
     source: str
     """The whole module, mutated."""
+    number: int = 1
+    """Which it is, from 1, of those whose line, before and after read the same."""
 
     def key(self, source: str) -> str:
         """Names the mutation by its line's text, so that other lines may be added or dropped."""
-        return f"{source.splitlines()[self.line - 1].strip()}  ::  {self.before}  ->  {self.after}"
+        line = source.splitlines()[self.line - 1].strip()
+        number = f"  ({self.number})" if self.number > 1 else ""
+        return f"{line}  ::  {self.before}  ->  {self.after}{number}"
 
 
 def _drop_operand(node: cst.BinaryOperation | cst.BooleanOperation) -> Iterable[cst.CSTNode]:
@@ -142,6 +147,8 @@ def mutations_of(source: str) -> Iterator[Mutation]:
     positions = wrapper.resolve(PositionProvider)
     parents = wrapper.resolve(ParentNodeProvider)
     seen = {source}
+    lines = source.splitlines()
+    same: Counter[tuple[str, str, str]] = Counter()
     top = {part: i for i, part in enumerate(module.body)}
     parts = [module.code_for_node(part) for part in module.body]
     header = "".join(module.code_for_node(line) for line in module.header)
@@ -176,13 +183,18 @@ def mutations_of(source: str) -> Iterator[Mutation]:
         last = where.end.line
         if isinstance(statement, cst.BaseCompoundStatement):
             last = positions[statement.body].start.line
+        line = positions[node].start.line
+        before, after = _code(module, node), _code(module, mutated)
+        alike = (lines[line - 1].strip(), before, after)
+        same[alike] += 1
         yield Mutation(
-            positions[node].start.line,
+            line,
             (where.start.line, last),
             holder is module,
-            _code(module, node),
-            _code(module, mutated),
+            before,
+            after,
             code,
+            same[alike],
         )
 
 
