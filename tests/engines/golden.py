@@ -1,12 +1,14 @@
 """Golden traces: what every engine commits, and at which denoising step.
 
 `golden.json` beside this file was decoded by the transformers adapter in the environment that it
-records; transformers, vLLM and SGLang reproduce it. It is renewed by this command and nothing else:
+records; transformers, vLLM and SGLang reproduce it. It is renewed by this command and nothing else,
+which prints what has changed:
 
     .venv/bin/python -m tests.engines.golden --renew
 """
 
 import argparse
+import itertools
 import json
 import platform
 from importlib.metadata import version
@@ -36,6 +38,8 @@ RUNS = (
 )
 """Each policy, and how many prompts it decodes."""
 FILE = Path(__file__).with_name("golden.json")
+SHOWN = 8
+"""Tokens of a difference that are printed."""
 
 
 def golden():
@@ -68,11 +72,56 @@ def environment():
     }
 
 
+def changes(before, after):
+    """What differs between two contents of the file, a line each; none if they are equal."""
+    for name in sorted(before["environment"].keys() | after["environment"].keys()):
+        old, new = (content["environment"].get(name) for content in (before, after))
+        if old != new:
+            yield f"environment: {name} {old} -> {new}"
+    old_runs, new_runs = (
+        {
+            json.dumps(run["policy"], sort_keys=True): {c["prompt"]: c for c in run["cases"]}
+            for run in content["runs"]
+        }
+        for content in (before, after)
+    )
+    for policy in [*new_runs, *(gone for gone in old_runs if gone not in new_runs)]:
+        old, new = old_runs.get(policy, {}), new_runs.get(policy, {})
+        differing = [(old[p], new[p]) for p in new if p in old and old[p] != new[p]]
+        answers = sum(a["tokens"] != b["tokens"] for a, b in differing)
+        counts = {
+            "new": sum(p not in old for p in new),
+            "gone": sum(p not in new for p in old),
+            "with other tokens": answers,
+            "with the same tokens at other steps": len(differing) - answers,
+        }
+        if any(counts.values()):
+            told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+            yield f"{policy}: of {max(len(old), len(new))} prompts, {told}"
+        if differing:
+            yield from first_difference(*differing[0])
+
+
+def first_difference(old, new):
+    """Where the traces of one prompt part, and both of them from there on."""
+    pairs = [list(zip(c["tokens"], c["committed_at"], strict=True)) for c in (old, new)]
+    same = itertools.takewhile(lambda both: both[0] == both[1], zip(*pairs, strict=False))
+    at = sum(1 for _ in same)
+    yield f"  {old['prompt']!r} differs from position {at} on (token@step):"
+    for sign, pair in zip("-+", pairs, strict=True):
+        shown = " ".join(f"{token}@{step}" for token, step in pair[at : at + SHOWN])
+        cut = " ..." if len(pair) > at + SHOWN else ""
+        yield f"  {sign} {shown or '(ends)'}{cut}"
+
+
 def renew():
-    """Write the file anew."""
+    """Write the file anew, and print what has changed."""
+    before = json.loads(FILE.read_text())
     runs = [{"policy": policy, "cases": decode(policy, prompts)} for policy, prompts in RUNS]
+    after = {"environment": environment(), "runs": runs}
+    print("\n".join(changes(before, after)) or "nothing has changed")
     lines = [
-        '{"environment": ' + json.dumps(environment()) + ',\n "runs": [',
+        '{"environment": ' + json.dumps(after["environment"]) + ',\n "runs": [',
         ",\n".join(
             '  {"policy": '
             + json.dumps(run["policy"])
