@@ -19,7 +19,7 @@ _lock = threading.Lock()
 
 
 class L2PDDeprecationWarning(FutureWarning):
-    """A public name of this project will be removed; the message says when, and what to use.
+    """A public name will be removed; the message says when, and what to use.
 
     It is a FutureWarning, since Python hides a DeprecationWarning outside ``__main__``, and the
     people who have to change something also use packages, notebooks and servers.
@@ -44,7 +44,7 @@ def warn_deprecated(
             return
         _warned.add(name)
     warnings.warn(
-        f"{name} is deprecated since l2pd-plugins {since} and will be removed in {removed_in}; "
+        f"{name} is deprecated since version {since} and will be removed in {removed_in}; "
         f"use {instead}",
         L2PDDeprecationWarning,
         stacklevel=stacklevel + 1,

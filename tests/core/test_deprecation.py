@@ -15,7 +15,7 @@ from l2pd_plugins import deprecation
 from l2pd_plugins.deprecation import L2PDDeprecationWarning, deprecated, warn_deprecated
 
 MESSAGE = (
-    "sample.old_name is deprecated since l2pd-plugins 0.2 and will be removed in 0.4; "
+    "sample.old_name is deprecated since version 0.2 and will be removed in 0.4; "
     "use sample.new_name"
 )
 SAMPLE = {"since": "0.2", "removed_in": "0.4", "instead": "sample.new_name"}
