@@ -1,4 +1,4 @@
-"""The Python of the README and of the authors' page runs as it stands, and prints what they say."""
+"""The Python of the README and of the pages for authors runs, and prints what they say."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "docs" / "writing_a_policy.md"]
+PAGES = [
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{page}.md" for page in ("first_policy", "stability", "writing_a_policy")),
+]
 BLOCK = re.compile(r"```python\n(.*?)```\n(?:\n```text\n(.*?)```)?", re.DOTALL)
 EXAMPLES = [found for page in PAGES for found in BLOCK.findall(page.read_text(encoding="utf-8"))]
 

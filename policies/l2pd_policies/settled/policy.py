@@ -18,7 +18,7 @@ from l2pd_policies.settled.signals import how_long, signals
 DOUBT_POWER = 0.7
 """With 1, the sum bounds the probability that any of the predictions is wrong, if the filter's
 probabilities are right. It errs most where it is surest, so small doubts count for more; the power
-was chosen on prompts beside the shipped ones (docs/learned_policies.md)."""
+was chosen on prompts beside the shipped ones (benchmarks/trials.md)."""
 
 
 @policy_options
