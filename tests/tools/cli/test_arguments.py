@@ -198,9 +198,9 @@ CASES = [(path, name) for path, rows in TABLE.items() for name in rows]
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder to run in, with a file and a folder, where whoever loads or begins to work fails."""
-    for module in ("arguments", "compare", "generate", "learn2pd", "tune"):
+    for module in ("loading", "cli.compare", "cli.generate", "cli.learn2pd", "cli.tune"):
         monkeypatch.setattr(
-            f"l2pd_tools.cli.{module}.load_model", lambda *_: pytest.fail("a model is loaded")
+            f"l2pd_tools.{module}.load_model", lambda *_: pytest.fail("a model is loaded")
         )
     monkeypatch.setattr("l2pd_adapters.huggingface.models.load._values", _loading)
     monkeypatch.setattr("torch.set_num_threads", _loading)
