@@ -245,13 +245,13 @@ def _checked_api_version(name: str, version: object) -> int:
         )
     if version > API_VERSION:
         raise PluginRefused(
-            f"policy {name!r} was written for version {version} of the contract; l2pd-plugins "
-            f"has {known}: upgrade l2pd-plugins"
+            f"policy {name!r} was written for version {shown(version)} of the contract; "
+            f"l2pd-plugins has {known}: upgrade l2pd-plugins"
         )
     if version < MIN_API_VERSION:
         raise PluginRefused(
-            f"policy {name!r} was written for version {version} of the contract, which "
-            f"l2pd-plugins no longer runs (it has {known}): upgrade the plugin"
+            f"policy {name!r} was written for version {shown(version)} of the contract, "
+            f"which l2pd-plugins no longer runs (it has {known}): upgrade the plugin"
         )
     return version
 

@@ -171,8 +171,9 @@ def report_failure(
         method = error.attribute
         said = error.problem
     else:
+        # These say it all without their type's name; a policy may have raised one of its own.
         plain = isinstance(error, (ContractError, L2PDError))
-        said = str(error) if plain else describe_error(error)
+        said = describe_error(error, named=not plain)
     name = name_of(policy)
     label = f"policy {printable(repr(name))}: {method} failed"
     if on_error == "raise":

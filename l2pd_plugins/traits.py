@@ -44,7 +44,7 @@ class TraitError(Exception):
 def read_traits(policy: Any) -> Traits:
     """Raises TraitError, which names the attribute, its value and what is expected."""
     requires = _read(policy, "requires")
-    if isinstance(requires, str):
+    if issubclass(type(requires), str):  # not by isinstance, which asks the value
         said = shown(requires)
         raise TraitError("requires", f"requires = {said} is a text; write frozenset({{{said}}})")
     needed = _guarded("requires", lambda: _set_of(requires))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 
+from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.policy import RemaskingPolicy
 
 
@@ -19,6 +20,19 @@ class Unreadable(Exception):
         raise RuntimeError("no message")
 
     __repr__ = __str__
+
+
+class UnreadableOfOurs(L2PDError):
+    def __str__(self):
+        raise Ending("no message")
+
+
+class Classless:
+    """Says nothing of its class."""
+
+    @property
+    def __class__(self):
+        raise Ending("no class")
 
 
 class Subclass(torch.Tensor):
@@ -46,6 +60,13 @@ RAISED = {
     "surrogates": raising(ValueError("\ud800\x1b[31m\n" * 500)),
 }
 
+RAISED_IN_A_STEP = {
+    **RAISED,
+    "unreadable error of ours": raising(UnreadableOfOurs()),
+    "surrogates of ours": raising(L2PDError("\ud800\x1b[31m\n" * 500)),
+}
+"""`for_model` may raise an L2PDError, which users read as it is."""
+
 ANSWERS = {
     "none": lambda answer: None,
     "text": lambda answer: "all of them",
@@ -57,7 +78,7 @@ ANSWERS = {
     "sparse": lambda answer: answer.to_sparse(),
     "meta": lambda answer: answer.to("meta"),
     "subclass": lambda answer: answer.as_subclass(Subclass),
-    **RAISED,
+    **RAISED_IN_A_STEP,
 }
 """What becomes of a selection (B, L)."""
 
@@ -118,7 +139,7 @@ BEGINNINGS = {
     **STATES,
     "no dict": lambda state: list(state.items()),
     "nothing": lambda state: None,
-    **RAISED,
+    **RAISED_IN_A_STEP,
 }
 """What becomes of the state that `init_state` returns."""
 
@@ -150,6 +171,7 @@ ATTRIBUTES = {
     "requires is text": ("requires", "confidence"),
     "requires is unknown": ("requires", frozenset({"vibes"})),
     "requires is a number": ("requires", 3),
+    "requires has no class": ("requires", Classless()),
     "progress raises": ("progress", property(lambda self: raising(Ending())(None))),
     "progress is unknown": ("progress", "random_if_empty"),
     "progress is a list": ("progress", ["always_top1"]),

@@ -107,6 +107,10 @@ OFFERING = {
         "100 characters at most",
     ),
     "odd version": ("return [PolicySpec('mine', 'a:B', '', Same())]", "expected a whole number"),
+    "endless version": (
+        "return [PolicySpec('mine', 'a:B', api_version=10**5000)]",
+        "a whole number of 16610 bits> of the contract",
+    ),
     "true": ("return [PolicySpec('mine', 'a:B', '', True)]", "api_version = True; expected"),
     "odd factory": (
         "return [Offer('mine', Same())]",
