@@ -271,8 +271,17 @@ class Device(Kind):
             device_here(value)
 
 
+class Place(Kind):
+    """A file or a folder, by its name."""
+
+    def read(self, text: str) -> Path:
+        if not text:
+            raise ValueError
+        return Path(text)
+
+
 @dataclass(frozen=True)
-class InFile(Kind):
+class InFile(Place):
     """A file that is read. A pipe is one, since shells give such to <(command)."""
 
     dash: bool = False
@@ -280,11 +289,6 @@ class InFile(Kind):
     metavar = "FILE"
     place = "file"
     expected = "a file's name"
-
-    def read(self, text: str) -> Path:
-        if not text:
-            raise ValueError
-        return Path(text)
 
     def examine(self, value: Path, called: str) -> None:
         named = f"{called} {quoted(value)}"
@@ -300,18 +304,13 @@ class InFile(Kind):
 
 
 @dataclass(frozen=True)
-class InFolder(Kind):
+class InFolder(Place):
     """A folder that is read; it has to be there, unless the command can make it."""
 
     there: bool = True
     metavar = "FOLDER"
     place = "folder"
     expected = "a folder's name"
-
-    def read(self, text: str) -> Path:
-        if not text:
-            raise ValueError
-        return Path(text)
 
     def examine(self, value: Path, called: str) -> None:
         named = f"{called} {quoted(value)}"
@@ -326,34 +325,24 @@ class InFolder(Kind):
 
 
 @dataclass(frozen=True)
-class OutFile(Kind):
+class OutFile(Place):
     """A file that is written when the work is done."""
 
     metavar = "FILE"
     place = "new file"
     expected = "a file's name"
 
-    def read(self, text: str) -> Path:
-        if not text:
-            raise ValueError
-        return Path(text)
-
     def examine(self, value: Path, called: str) -> None:
         writing.require_writable(value, f"{called} {quoted(value)}")
 
 
 @dataclass(frozen=True)
-class OutFolder(Kind):
+class OutFolder(Place):
     """A folder that files are written into; it, and those above it, need not be there."""
 
     metavar = "FOLDER"
     place = "new folder"
     expected = "a folder's name"
-
-    def read(self, text: str) -> Path:
-        if not text:
-            raise ValueError
-        return Path(text)
 
     def examine(self, value: Path, called: str) -> None:
         writing.require_place_for_folder(value, f"{called} {quoted(value)}")
