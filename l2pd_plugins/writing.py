@@ -157,7 +157,7 @@ def write_folder(folder: Path, write: Callable[[Path], object], called: str | No
     Files of the old folder that the new one does not have (a log, notes) are kept. On Linux the
     two change places at once; elsewhere there is a moment in which the old folder has left and the
     new one is not there yet, and `recover` puts the old one back if a process ends in it. A reader
-    that opens several files sees by the folder's inode whether it was swapped meanwhile.
+    of several files gets one version of them by holding the folder open and reading below it.
 
     Args:
         write: fills the folder that it is given.

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -257,12 +257,28 @@ while True:
 """
 
 
+@contextmanager
+def opened_folder(folder: Path) -> Iterator[Callable[[str], str]]:
+    """Reads files of the folder that has this path now, whatever has the path later."""
+    descriptor = os.open(folder, os.O_RDONLY)
+
+    def read(name: str) -> str:
+        with open(os.open(name, os.O_RDONLY, dir_fd=descriptor)) as file:
+            return file.read()
+
+    try:
+        yield read
+    finally:
+        os.close(descriptor)
+
+
 @pytest.mark.parametrize("way", ["exchanged", "moved"])
 def test_a_reader_never_finds_a_mixed_folder(tmp_path: Path, way: str) -> None:
     """The writer is killed at some moment, again and again; a reader looks all the time.
 
-    A reader that finds the folder's inode the same before and after has read one folder. Where the
-    system can exchange, there is always one; else `recover` brings it back.
+    The reader holds the folder open and reads below it: inode numbers alone cannot tell two folders
+    apart, since a new one may be given the number of one that is gone. Where the system can
+    exchange, there is always a folder; else `recover` brings it back.
     """
     folder = tmp_path / "filter"
     read = gone = 0
@@ -272,10 +288,8 @@ def test_a_reader_never_finds_a_mixed_folder(tmp_path: Path, way: str) -> None:
         until = None
         while until is None or time.monotonic() < until:
             try:
-                inode = folder.stat().st_ino
-                found = [(folder / name).read_text() for name in ("config", "weights", "metrics")]
-                if folder.stat().st_ino != inode:
-                    continue
+                with opened_folder(folder) as below:
+                    found = [below(name) for name in ("config", "weights", "metrics")]
             except FileNotFoundError:
                 gone += until is not None and not folder.exists()
                 assert writer.poll() is None
