@@ -43,7 +43,7 @@ from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 from safetensors.torch import save_file
 
 from l2pd_adapters.huggingface.api import configuration_of
-from l2pd_adapters.sources import source_of
+from l2pd_adapters.sources import resolve_model
 from l2pd_adapters.tiny_models import (
     folder_of,
     heldout_prompts,
@@ -134,7 +134,7 @@ def main() -> None:
             options = parse_policy(text)
             chosen.setdefault(find_policy(options.pop("name")).name, []).append(options)
     for model in models:
-        source_of(model)  # a misspelt one ends the run before any weights load
+        resolve_model(model)  # a misspelt one ends the run before any weights load
     for name, sweep in chosen.items():
         for options in sweep:
             if name != "pc_sampler":  # which cannot be made without a model's frequencies

@@ -18,7 +18,7 @@ from torch import Tensor
 from l2pd_plugins.errors import ANY_FAILURE
 from l2pd_plugins.policy import UnmaskPolicy
 from l2pd_plugins.policy_calls import ContractError, OnError, Runner, State, prepare, stand_in
-from l2pd_plugins.uploading import upload
+from l2pd_plugins.transfer import upload
 
 OF_THE_BLOCK = (
     "tokens",

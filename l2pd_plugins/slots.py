@@ -19,7 +19,7 @@ from l2pd_plugins.blocks import PER_ROW, BlockBatch
 from l2pd_plugins.errors import ANY_FAILURE
 from l2pd_plugins.policy import UnmaskPolicy
 from l2pd_plugins.policy_calls import Runner, State, prepare, stand_in
-from l2pd_plugins.uploading import upload
+from l2pd_plugins.transfer import upload
 
 
 @dataclass

@@ -26,7 +26,7 @@ from l2pd_adapters.families import (
     family_of,
     mask_token_of,
 )
-from l2pd_adapters.sources import SMALL_FILES, snapshot_of, source_of
+from l2pd_adapters.sources import SMALL_FILES, resolve_model, snapshot_of
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.files import (
     is_there,
@@ -547,7 +547,7 @@ def find_checkpoint(name: str) -> Checkpoint:
 
     Raises L2PDError if there is none.
     """
-    source = source_of(name)
+    source = resolve_model(name)
     if Path(source).is_dir():
         if not is_there(Path(source) / "config.json"):
             raise L2PDError(f"model {name!r}: the folder has no config.json, it is no checkpoint")

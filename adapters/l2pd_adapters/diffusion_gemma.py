@@ -9,7 +9,7 @@ from l2pd_plugins import RemaskingPolicy, UnmaskPolicy
 from l2pd_plugins.errors import L2PDError
 
 
-def check_on_noise(policy: UnmaskPolicy) -> None:
+def refuse_unsuitable_policy(policy: UnmaskPolicy) -> None:
     """Raise L2PDError for a policy whose rule has no meaning where nothing accepted stays."""
     reason = ""
     if isinstance(policy, RemaskingPolicy):

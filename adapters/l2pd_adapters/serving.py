@@ -35,14 +35,14 @@ from l2pd_plugins.traits import description_of, name_of
 
 logger = logging.getLogger(__name__)
 
-_Settings = TypeVar("_Settings", bound="ServerSettings")
+_Settings = TypeVar("_Settings", bound="PolicyServer")
 
 SETTINGS = ("end_of_text", "suppress_mask", *KEYS)
 """Keys beside the policy's options that every server knows."""
 
 
 @dataclass(frozen=True)
-class ServerSettings:
+class PolicyServer:
     """The default policy and what holds for every request."""
 
     policy_name: str

@@ -24,7 +24,7 @@ SMALL_FILES = (
 HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[\w.-]+", re.ASCII)
 
 
-def source_of(name: str | Path, called: str | None = None) -> str:
+def resolve_model(name: str | Path, called: str | None = None) -> str:
     """The folder of a shipped model or of a path, else the hub id. A shipped name wins over a hub
     id.
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from l2pd_plugins.statistics.choice import ENVIRONMENT, KERNELS, choose
+from l2pd_plugins.statistics._buffers import Results, empty_results
+from l2pd_plugins.statistics.dispatch import ENVIRONMENT, KERNELS, choose
 from l2pd_plugins.statistics.eager import eager_kernel
-from l2pd_plugins.statistics.results import Results, empty_results
 
 __all__ = ["ENVIRONMENT", "KERNELS", "RowStatistics", "row_statistics"]
 

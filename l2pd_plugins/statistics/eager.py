@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from l2pd_plugins.statistics.results import Results, empty_results
+from l2pd_plugins.statistics._buffers import Results, empty_results
 
 _CPU_BUFFER = 1 << 18
 """Elements of the float32 buffer on the CPU: what one core's L2 cache holds."""

@@ -22,7 +22,7 @@ from numba.core import event
 from numba.extending import intrinsic
 from torch import Tensor
 
-from l2pd_plugins.statistics.results import Results, empty_results
+from l2pd_plugins.statistics._buffers import Results, empty_results
 
 logger = logging.getLogger(__name__)
 

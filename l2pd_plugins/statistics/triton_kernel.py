@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from l2pd_plugins.statistics.results import Results, empty_results
+from l2pd_plugins.statistics._buffers import Results, empty_results
 
 _SPAN = 4096
 """Columns per program of the first kernel: they stay in its registers."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from l2pd_plugins.options import policy_options
 from l2pd_plugins.policy import DenoisingStep, UnmaskPolicy
 from l2pd_policies import exact
-from l2pd_policies.readings import probability_of
+from l2pd_policies.logit_reads import probability_of
 
 _TIE = 1e-5
 """How far below the best a position may be where none reaches the threshold."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from l2pd_plugins.options import policy_options
 from l2pd_plugins.policy import DenoisingStep, UnmaskPolicy
-from l2pd_policies.prefix import longest_prefix
+from l2pd_plugins.selection import longest_prefix
 
 
 @policy_options

@@ -13,7 +13,7 @@ from torch import Tensor
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.options import UpTo, policy_options
 from l2pd_plugins.policy import DenoisingStep, ModelContext, UnmaskPolicy
-from l2pd_policies.readings import memory_of, without_mask_token
+from l2pd_policies.logit_reads import memory_of, without_mask_token
 
 
 @policy_options

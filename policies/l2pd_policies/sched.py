@@ -10,7 +10,7 @@ from torch import Tensor
 
 from l2pd_plugins.options import policy_options
 from l2pd_plugins.policy import DenoisingStep, UnmaskPolicy
-from l2pd_policies.readings import without_mask_token
+from l2pd_policies.logit_reads import without_mask_token
 
 
 @policy_options

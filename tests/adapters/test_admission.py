@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from l2pd_adapters.admission import MIB, state_bytes
-from l2pd_adapters.serving import ServerSettings, guarded
+from l2pd_adapters.serving import PolicyServer, guarded
 from l2pd_adapters.tiny_models import folder_of
 from l2pd_plugins import ModelContext
 from l2pd_plugins.errors import L2PDError
@@ -33,8 +33,8 @@ def launched(
     vocabulary: int = VOCABULARY,
     rows: int = 4,
     **asked: Any,
-) -> ServerSettings:
-    return ServerSettings.at_launch(
+) -> PolicyServer:
+    return PolicyServer.at_launch(
         policy,
         asked,
         end_tokens=(38,),
@@ -45,7 +45,7 @@ def launched(
 
 
 @pytest.fixture(scope="module")
-def settings() -> ServerSettings:
+def settings() -> PolicyServer:
     return launched()
 
 
@@ -79,14 +79,14 @@ class TestValues:
         ],
     )
     def test_refused_by_name_in_few_words(
-        self, settings: ServerSettings, name: Any, options: Any, said: str
+        self, settings: PolicyServer, name: Any, options: Any, said: str
     ) -> None:
         with pytest.raises(L2PDError) as caught:
             settings.for_request(name, options)
         assert re.search(said, str(caught.value))
         assert len(str(caught.value)) < 600
 
-    def test_within_the_bounds(self, settings: ServerSettings) -> None:
+    def test_within_the_bounds(self, settings: PolicyServer) -> None:
         for name, options in (
             ("oracle", {"reference": [0, VOCABULARY - 1] * (CANVAS // 2)}),
             ("local_leap", {"radius": BLOCK}),
@@ -97,7 +97,7 @@ class TestValues:
 
 
 class TestPaths:
-    def test_a_request_names_none(self, settings: ServerSettings, tmp_path: Path) -> None:
+    def test_a_request_names_none(self, settings: PolicyServer, tmp_path: Path) -> None:
         """Neither one that is there nor one that is not; and the answers are the same."""
         fifo = tmp_path / "fifo"
         os.mkfifo(fifo)  # whoever opens it waits for ever
@@ -131,7 +131,7 @@ class TestPaths:
     def test_a_models_own_filter_is_read_at_launch(self, tmp_path: Path) -> None:
         model = tmp_path / "model"
         shutil.copytree(MODEL / "policies", model / "policies")
-        settings = ServerSettings.at_launch(
+        settings = PolicyServer.at_launch(
             "confidence_threshold",
             {},
             end_tokens=(38,),
@@ -188,7 +188,7 @@ class TestOperatorsChoice:
 
 
 class TestMemory:
-    def test_a_policy_lives_as_long_as_its_requests(self, settings: ServerSettings) -> None:
+    def test_a_policy_lives_as_long_as_its_requests(self, settings: PolicyServer) -> None:
         options = {"reference": [5] * CANVAS}
         one, two = (settings.for_request("oracle", options) for _ in range(2))
         assert one is two
@@ -197,7 +197,7 @@ class TestMemory:
         gc.collect()
         assert len(settings._made) == kept - 1
 
-    def test_the_servers_own_stays(self, settings: ServerSettings) -> None:
+    def test_the_servers_own_stays(self, settings: PolicyServer) -> None:
         assert settings.for_request(None, {}) is settings.for_request("ConfidenceThreshold", {})
 
     def test_state_without_room_is_refused(self) -> None:
@@ -209,7 +209,7 @@ class TestMemory:
             narrow.for_request("klass", {})
 
     def test_the_servers_own_was_counted_at_launch(self) -> None:
-        class Slots(ServerSettings):
+        class Slots(PolicyServer):
             """As vLLM's, where each choice of options takes room for every row."""
 
             _choices = property(lambda self: self.rows)
@@ -247,7 +247,7 @@ class TestGuard:
         assert "raised on purpose in a guard" in caplog.text
 
 
-def test_what_is_made_is_a_policy(settings: ServerSettings) -> None:
+def test_what_is_made_is_a_policy(settings: PolicyServer) -> None:
     assert isinstance(settings.for_request(None, {}), UnmaskPolicy)
 
 

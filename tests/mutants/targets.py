@@ -20,7 +20,7 @@ class Target:
 _DEVICES = "tests/core/test_devices.py"
 _STATISTICS = [
     "tests/core/test_eager_kernel.py",
-    "tests/core/test_kernel_choice.py",
+    "tests/core/test_kernel_dispatch.py",
     "tests/core/test_statistics.py",
     "tests/core/test_statistics_bad_rows.py",
     _DEVICES,
@@ -50,7 +50,7 @@ TARGETS = {
     "selection": Target("l2pd_plugins/selection.py", ["tests/core/test_selection.py", _DEVICES]),
     "slots": Target("l2pd_plugins/slots.py", _STEP),
     "statistics": Target("l2pd_plugins/statistics/__init__.py", _STATISTICS),
-    "choice": Target("l2pd_plugins/statistics/choice.py", _STATISTICS),
+    "dispatch": Target("l2pd_plugins/statistics/dispatch.py", _STATISTICS),
     "eager": Target("l2pd_plugins/statistics/eager.py", _STATISTICS),
     "numba": Target(
         "l2pd_plugins/statistics/numba_kernel.py",
@@ -58,7 +58,7 @@ TARGETS = {
         unseen="[numba",
         also=("test_compilation_is", "test_a_forked"),
     ),
-    "results": Target("l2pd_plugins/statistics/results.py", _STATISTICS),
+    "_buffers": Target("l2pd_plugins/statistics/_buffers.py", _STATISTICS),
     "triton": Target(
         "l2pd_plugins/statistics/triton_kernel.py",
         ["tests/core/test_triton_spans.py", *_STATISTICS],

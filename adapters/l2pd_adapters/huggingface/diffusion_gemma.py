@@ -22,7 +22,7 @@ from transformers.models.diffusion_gemma.generation_diffusion_gemma import (
     EntropyBoundSampler,
 )
 
-from l2pd_adapters.diffusion_gemma import check_on_noise
+from l2pd_adapters.diffusion_gemma import refuse_unsuitable_policy
 from l2pd_adapters.families import NO_MASK_TOKEN, ModelFamily, end_of_text_ids
 from l2pd_adapters.huggingface.checking import GENERATE, checked, close_to, short
 from l2pd_adapters.huggingface.output import DiffusionGenerateOutput
@@ -181,7 +181,7 @@ def generate(
     if wanted.get("unmask_policy") is not None:
         policies = bound_policies(wanted, len(prompts), 1, context)
         for policy in policies:
-            check_on_noise(policy)
+            refuse_unsuitable_policy(policy)
     try:
         settings, _ = model._prepare_generation_config(given, **theirs)
     except (TypeError, ValueError) as error:

@@ -25,7 +25,7 @@ from l2pd_plugins.end_of_text import is_end_of_text
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.sampling import sample_tokens
 from l2pd_plugins.trace import Trace
-from l2pd_plugins.uploading import upload
+from l2pd_plugins.transfer import upload
 
 logger = logging.getLogger(__name__)
 

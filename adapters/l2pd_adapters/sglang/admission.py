@@ -15,7 +15,7 @@ import msgspec
 from sglang.srt.sampling.sampling_params import SamplingParams
 
 from l2pd_adapters.admission import ANY_FAILURE
-from l2pd_adapters.sglang.settings import ServerSettings
+from l2pd_adapters.sglang.settings import SglangServer
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.shown import shown
 
@@ -56,7 +56,7 @@ _ALLOWED = {
 }
 
 
-def check(request: Any, settings: ServerSettings) -> None:
+def check(request: Any, settings: SglangServer) -> None:
     """Of a GenerateReqInput as the client has sent it. Raises L2PDError, which names the parameter,
     for what cannot be granted."""
     given = request.sampling_params
@@ -67,7 +67,7 @@ def check(request: Any, settings: ServerSettings) -> None:
         _check_ids(request.input_ids, settings.model.vocab_size)
 
 
-def check_params(params: Any, settings: ServerSettings) -> None:
+def check_params(params: Any, settings: SglangServer) -> None:
     """Raise L2PDError for sampling parameters, by their names, that cannot be granted."""
     if not isinstance(params, Mapping):
         raise L2PDError(f"sampling_params={shown(params)}: expected names and values")
@@ -99,7 +99,7 @@ def check_types(params: Mapping[str, Any]) -> None:
             raise L2PDError(f"{name}={shown(value)}: {shown(said)[1:-1]}") from None
 
 
-def check_effects(params: Mapping[str, Any], settings: ServerSettings) -> None:
+def check_effects(params: Mapping[str, Any], settings: SglangServer) -> None:
     """Raise L2PDError for a sampling parameter that would have no effect."""
     for name, nothing in _ASKS_FOR_NOTHING.items():
         value = params.get(name)
@@ -109,7 +109,7 @@ def check_effects(params: Mapping[str, Any], settings: ServerSettings) -> None:
         raise L2PDError(f"{name}={shown(value)}: {said}")
 
 
-def refusal(request: Any, settings: ServerSettings) -> str | None:
+def refusal(request: Any, settings: SglangServer) -> str | None:
     """What is wrong with a Req in the scheduler's process, which may have come another way."""
     params = request.sampling_params
     values = {name: getattr(params, name, None) for name in _ASKS_FOR_NOTHING}

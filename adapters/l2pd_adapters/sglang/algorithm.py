@@ -23,12 +23,12 @@ from torch import Tensor
 from l2pd_adapters.admission import ANY_FAILURE
 from l2pd_adapters.sglang import admission
 from l2pd_adapters.sglang.requests import NFE, STEP_MAP, BlockRow, RequestState
-from l2pd_adapters.sglang.settings import ServerSettings
+from l2pd_adapters.sglang.settings import SglangServer
 from l2pd_plugins.blocks import BlockBatch
 from l2pd_plugins.denoising import denoising_step
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.shown import shown
-from l2pd_plugins.uploading import upload
+from l2pd_plugins.transfer import upload
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class UnmaskPolicyAlgorithm(DllmAlgorithm):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        self.settings: ServerSettings = config.l2pd
+        self.settings: SglangServer = config.l2pd
         self._block: BlockBatch | None = None
         """The blocks that the coming step works on; None if none of them is masked."""
         self._reported: set[str] = set()
@@ -60,7 +60,7 @@ class UnmaskPolicyAlgorithm(DllmAlgorithm):
 
         Called in the scheduler's process for every request before it is queued.
         """
-        settings: ServerSettings = req.dllm_config.l2pd
+        settings: SglangServer = req.dllm_config.l2pd
         try:
             problem = admission.refusal(req, settings)
             if problem is not None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from l2pd_adapters.serving import generator_of
-from l2pd_adapters.sglang.settings import ServerSettings
+from l2pd_adapters.sglang.settings import SglangServer
 from l2pd_plugins import UnmaskPolicy
 from l2pd_plugins.blocks import BlockBatch
 
@@ -42,7 +42,7 @@ class RequestState:
     """`nfe` as each token of the answer came out of its block."""
 
     @classmethod
-    def of(cls, request: Any, settings: ServerSettings) -> RequestState:
+    def of(cls, request: Any, settings: SglangServer) -> RequestState:
         """The state of an SGLang Req. Raises L2PDError, which names the choices, if what it asks
         for cannot be done."""
         params = request.sampling_params

@@ -26,7 +26,7 @@ _CHOICE = "unmask_policy"
 
 
 @dataclass(frozen=True)
-class ServerSettings(serving.ServerSettings):
+class SglangServer(serving.PolicyServer):
     """The default policy and what holds for every request."""
 
     sampling_defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -46,12 +46,12 @@ class ServerSettings(serving.ServerSettings):
         return self.for_request(asked.pop(_CHOICE, None), asked)
 
 
-_completed: dict[str, tuple[ServerSettings, int, int]] = {}
+_completed: dict[str, tuple[SglangServer, int, int]] = {}
 """SGLang reads its config many times in a process; the policies read their files once."""
 
 
 def complete_config(config: Any, server_args: Any) -> Any:
-    """SGLang's DllmConfig for one of our algorithms, with `l2pd`, its ServerSettings.
+    """SGLang's DllmConfig for one of our algorithms, with `l2pd`, its SglangServer.
 
     SGLang knows mask token and block size of two families of checkpoints by heart; where the
     checkpoint's own config names them, these hold.
@@ -77,7 +77,7 @@ def complete_config(config: Any, server_args: Any) -> Any:
         except L2PDError:  # of a family that SGLang alone knows
             logger.info("blocks of %d, SGLang's own for this model", config.block_size)
     path = model_config.model_path
-    config.l2pd = ServerSettings.at_launch(
+    config.l2pd = SglangServer.at_launch(
         config.algorithm,
         options,
         end_tokens=_end_tokens(model_config),

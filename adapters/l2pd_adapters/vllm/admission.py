@@ -14,8 +14,8 @@ from vllm.sampling_params import SamplingParams
 from l2pd_adapters.admission import ANY_FAILURE
 from l2pd_adapters.vllm.settings import (
     KEY,
-    NoiseSettings,
-    ServerSettings,
+    DiffusionGemmaServer,
+    VllmServer,
     settings_of,
     takes_no_policy,
 )
@@ -63,7 +63,7 @@ def install() -> None:
             if model_config.is_diffusion:
                 _check_names_no_policy(self, model_config)
             stock(self, model_config)
-        elif isinstance(settings, NoiseSettings):
+        elif isinstance(settings, DiffusionGemmaServer):
             stock(self, model_config)
             check_noise(self, settings)
         else:
@@ -107,7 +107,7 @@ def _ask_early(request_class: Any, model_config: Any) -> None:
     request_class.to_sampling_params = to_sampling_params
 
 
-def check(params: SamplingParams, model_config: Any, settings: ServerSettings) -> None:
+def check(params: SamplingParams, model_config: Any, settings: VllmServer) -> None:
     """Raise VLLMValidationError, which names the choices, if the request cannot be served so."""
     _check_sampling(params, model_config.get_diff_sampling_param())
     unknown = [key for key in params.extra_args or {} if key.startswith("diffusion_")]
@@ -118,7 +118,7 @@ def check(params: SamplingParams, model_config: Any, settings: ServerSettings) -
     _check_policy(params, settings)
 
 
-def check_noise(params: SamplingParams, settings: NoiseSettings) -> None:
+def check_noise(params: SamplingParams, settings: DiffusionGemmaServer) -> None:
     """As `check`, of what vLLM itself does not refuse for DiffusionGemma."""
     if (params.extra_args or {}).get("diffusion_constrained"):
         raise VLLMValidationError(
@@ -128,7 +128,7 @@ def check_noise(params: SamplingParams, settings: NoiseSettings) -> None:
     _check_policy(params, settings)
 
 
-def _check_policy(params: SamplingParams, settings: ServerSettings) -> None:
+def _check_policy(params: SamplingParams, settings: VllmServer) -> None:
     try:
         settings.choose(params)
     except L2PDError as error:

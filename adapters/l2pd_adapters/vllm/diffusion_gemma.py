@@ -24,11 +24,11 @@ from vllm.v1.worker.gpu.sample.output import SamplerOutput
 
 from l2pd_adapters.families import NO_MASK_TOKEN
 from l2pd_adapters.serving import generator_of, guarded
-from l2pd_adapters.vllm.settings import NoiseSettings, settings_of
+from l2pd_adapters.vllm.settings import DiffusionGemmaServer, settings_of
 from l2pd_plugins import UnmaskPolicy
 from l2pd_plugins.denoising import denoising_step
 from l2pd_plugins.slots import BlockSlots, SlotBatch
-from l2pd_plugins.uploading import upload
+from l2pd_plugins.transfer import upload
 
 
 class DiffusionGemmaWithPolicy(stock.DiffusionGemmaForConditionalGeneration):
@@ -47,7 +47,7 @@ class PolicyState(stock.DiffusionGemmaModelState):
     ) -> None:
         super().__init__(vllm_config, model, encoder_cache, device)
         settings = settings_of(self.model_config)
-        assert isinstance(settings, NoiseSettings)
+        assert isinstance(settings, DiffusionGemmaServer)
         self.settings = settings
         self.blocks = BlockSlots(
             self.max_num_reqs,
@@ -97,7 +97,7 @@ class PolicySampler:
     """vLLM's sampler, which leaves to the policies what is accepted."""
 
     def __init__(
-        self, sampler: stock.DiffusionSampler, blocks: BlockSlots, settings: NoiseSettings
+        self, sampler: stock.DiffusionSampler, blocks: BlockSlots, settings: DiffusionGemmaServer
     ) -> None:
         sampler.entropy_bound = -math.inf  # accepts nothing
         self.sampler, self.blocks, self.settings = sampler, blocks, settings

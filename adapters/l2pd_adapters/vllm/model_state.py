@@ -19,11 +19,11 @@ from vllm.v1.worker.gpu.states import RequestState
 
 from l2pd_adapters.serving import generator_of, guarded
 from l2pd_adapters.vllm.sampler import UnmaskSampler
-from l2pd_adapters.vllm.settings import ServerSettings, settings_of
+from l2pd_adapters.vllm.settings import VllmServer, settings_of
 from l2pd_adapters.vllm.slot_canvases import BidirectionalCanvases, BlockCausalCanvases, Canvases
 from l2pd_plugins import UnmaskPolicy
 from l2pd_plugins.traits import description_of
-from l2pd_plugins.uploading import upload
+from l2pd_plugins.transfer import upload
 
 logger = init_logger(f"vllm.{__name__}")  # as vLLM's own are set up
 
@@ -40,7 +40,7 @@ class DiffusionState(ModelState):
         super().__init__(vllm_config, model, encoder_cache, device)
         settings = settings_of(self.model_config)
         assert settings is not None
-        self.settings: ServerSettings = settings
+        self.settings: VllmServer = settings
         context = settings.model
         self.canvases = self.canvases_class(
             self.max_num_reqs,

@@ -16,11 +16,11 @@ from torch import Tensor
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
 
-from l2pd_adapters.serving import ServerSettings
+from l2pd_adapters.serving import PolicyServer
 from l2pd_adapters.vllm.slot_canvases import Canvases
 from l2pd_plugins.denoising import StepOutcome, denoising_step
 from l2pd_plugins.slots import SlotBatch
-from l2pd_plugins.uploading import upload
+from l2pd_plugins.transfer import upload
 
 
 class UnmaskSampler:
@@ -33,7 +33,7 @@ class UnmaskSampler:
     penalties_state = SimpleNamespace(output_bin_counts=None)
     """The runner asks for it; there are no penalties."""
 
-    def __init__(self, canvases: Canvases, settings: ServerSettings, req_states: Any) -> None:
+    def __init__(self, canvases: Canvases, settings: PolicyServer, req_states: Any) -> None:
         self.canvases, self.settings = canvases, settings
         self.req_states = req_states
 

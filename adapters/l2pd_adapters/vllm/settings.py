@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from l2pd_adapters import serving
-from l2pd_adapters.diffusion_gemma import check_on_noise
+from l2pd_adapters.diffusion_gemma import refuse_unsuitable_policy
 from l2pd_adapters.families import (
     DIFFUSION_GEMMA,
     NO_MASK_TOKEN,
@@ -28,7 +28,7 @@ _ATTRIBUTE = "_l2pd_settings"
 
 
 @dataclass(frozen=True)
-class ServerSettings(serving.ServerSettings):
+class VllmServer(serving.PolicyServer):
     """The default policy and what holds for every request."""
 
     logit_shift: int = 0
@@ -70,19 +70,17 @@ def _asked(params: Any) -> tuple[Any, dict[str, Any]]:
 
 
 @dataclass(frozen=True)
-class NoiseSettings(ServerSettings):
+class DiffusionGemmaServer(VllmServer):
     """Of DiffusionGemma, whose canvas holds noise where that of other models holds masks."""
 
     def policy(self, name: Any, options: Mapping[str, Any]) -> UnmaskPolicy:
         """As of any server; raises L2PDError also for a policy whose rule has no meaning here."""
         policy = super().policy(name, options)
-        check_on_noise(policy)
+        refuse_unsuitable_policy(policy)
         return policy
 
 
-def attach(
-    model_config: Any, asked: Any, block_length: int | None, *, rows: int = 1
-) -> ServerSettings:
+def attach(model_config: Any, asked: Any, block_length: int | None, *, rows: int = 1) -> VllmServer:
     """Complete what `additional_config` says, and remember it with the model's config, which goes
     to every process of vLLM's.
 
@@ -98,7 +96,7 @@ def attach(
     if not isinstance(length, int) or isinstance(length, bool) or length < 1:
         raise L2PDError(f"block_length={length!r}: expected a whole number of at least 1")
     generation = model_config.try_get_generation_config()
-    settings = ServerSettings.at_launch(
+    settings = VllmServer.at_launch(
         name,
         options,
         end_tokens=end_of_text_ids(generation.get("eos_token_id")),
@@ -122,7 +120,7 @@ def attach_to_noise(model_config: Any, asked: Any, canvas_length: int, *, rows: 
                 f"{setting}={options[setting]!r}: {model_config.model} has no such setting; only "
                 "the policy's options are to be set"
             )
-    settings = NoiseSettings.at_launch(
+    settings = DiffusionGemmaServer.at_launch(
         name,
         {**options, "end_of_text": "off", "suppress_mask": False},
         end_tokens=(),
@@ -166,7 +164,7 @@ def takes_no_policy(model_config: Any) -> str:
     return f"{model_config.model} is no diffusion language model known here"
 
 
-def settings_of(model_config: Any) -> ServerSettings | None:
+def settings_of(model_config: Any) -> VllmServer | None:
     """The settings that were attached, or None: the model is not ours."""
-    found: ServerSettings | None = getattr(model_config, _ATTRIBUTE, None)
+    found: VllmServer | None = getattr(model_config, _ATTRIBUTE, None)
     return found

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from l2pd_plugins import UnmaskPolicy
 from l2pd_plugins.slots import BlockSlots, SlotBatch
-from l2pd_plugins.uploading import upload
+from l2pd_plugins.transfer import upload
 
 
 class Canvases(ABC):

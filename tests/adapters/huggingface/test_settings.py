@@ -113,7 +113,7 @@ def test_load(keyword, monkeypatch):
     def read(name):
         raise Taken
 
-    monkeypatch.setattr("l2pd_adapters.huggingface.models.load.source_of", read)
+    monkeypatch.setattr("l2pd_adapters.huggingface.models.load.resolve_model", read)
     wrong = []
     for value in NASTY:
         arguments = {"name": "tiny-llada", keyword: value}

@@ -14,7 +14,7 @@ from sglang.srt.dllm.config import DllmConfig
 from sglang.srt.managers.schedule_batch import Req
 from sglang.srt.sampling.sampling_params import SamplingParams
 
-from l2pd_adapters.sglang.settings import ServerSettings
+from l2pd_adapters.sglang.settings import SglangServer
 from l2pd_plugins import ModelContext
 from l2pd_plugins.end_of_text import EndOfText
 
@@ -26,7 +26,7 @@ def make_config(
 ):
     """What `DllmConfig.from_server_args` gives for a checkpoint with this vocabulary."""
     config = DllmConfig(algorithm, options or {}, block, MASK, 64, first_done_first_out_mode=fdfo)
-    config.l2pd = ServerSettings(
+    config.l2pd = SglangServer(
         policy_name=algorithm,
         options=options or {},
         model=ModelContext("matrices", block, MASK, VOCABULARY),

@@ -231,9 +231,9 @@ class Model(Kind):
         return Line().read(text)
 
     def examine(self, value: str, called: str) -> None:
-        from l2pd_adapters.sources import source_of
+        from l2pd_adapters.sources import resolve_model
 
-        source_of(value, f"{called} {quoted(value)}")
+        resolve_model(value, f"{called} {quoted(value)}")
 
 
 @dataclass(frozen=True)

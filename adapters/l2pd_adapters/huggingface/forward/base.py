@@ -12,7 +12,7 @@ from torch import Tensor
 from l2pd_adapters.families import Attention, ModelFamily
 from l2pd_adapters.huggingface.forward.kv_cache import CanvasCache
 from l2pd_adapters.huggingface.forward.model_parts import parts_of
-from l2pd_plugins.uploading import upload
+from l2pd_plugins.transfer import upload
 
 CacheKind = Literal["none", "prefix", "dual", "block"]
 CACHES: dict[Attention, tuple[CacheKind, ...]] = {

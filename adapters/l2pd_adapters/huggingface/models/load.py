@@ -49,7 +49,7 @@ from l2pd_adapters.huggingface.checking import LOAD, check, close_to, short
 from l2pd_adapters.huggingface.keywords import DiffusionModel, Tokenizer
 from l2pd_adapters.huggingface.models.lora import add_adapter, require_adapter
 from l2pd_adapters.huggingface.models.native import MODELS
-from l2pd_adapters.sources import SMALL_FILES, commit_of, snapshot_of, source_of
+from l2pd_adapters.sources import SMALL_FILES, commit_of, resolve_model, snapshot_of
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.files import is_there, one_line, path_inside, read_object, reading
 
@@ -107,7 +107,7 @@ def load(
             f"device={short(device)} and device_map={short(device_map)} exclude each other; give "
             "one"
         )
-    source = source_of(name)
+    source = resolve_model(name)
     device_here(device)  # before anything is read
     if adapter is not None:
         require_adapter(adapter)

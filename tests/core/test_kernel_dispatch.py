@@ -1,4 +1,4 @@
-"""Which kernel computes the statistics, at every edge of the choice."""
+"""Which kernel computes the statistics, at every edge of the dispatch."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from l2pd_plugins.errors import L2PDError
-from l2pd_plugins.statistics import choice, row_statistics
-from l2pd_plugins.statistics.results import empty_results
+from l2pd_plugins.statistics import dispatch, row_statistics
+from l2pd_plugins.statistics._buffers import empty_results
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 VARIABLE = "L2PD_STATISTICS"
@@ -20,35 +20,35 @@ VARIABLE = "L2PD_STATISTICS"
 def everything_installed(monkeypatch):
     for name in (VARIABLE, "TRITON_INTERPRET"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(choice, "_INSTALLED", {"numba": True, "triton": True})
-    choice._announce.cache_clear()
+    monkeypatch.setattr(dispatch, "_INSTALLED", {"numba": True, "triton": True})
+    dispatch._announce.cache_clear()
 
 
 def test_numba_is_chosen_from_8192_columns_on(caplog):
-    chosen = [choice.choose(CPU, torch.float32, columns) for columns in (8191, 8192, 8193)]
+    chosen = [dispatch.choose(CPU, torch.float32, columns) for columns in (8191, 8192, 8193)]
     assert chosen == ["eager", "numba", "numba"]
-    assert choice.choose(torch.device("meta"), torch.float32, 9000) == "eager"
+    assert dispatch.choose(torch.device("meta"), torch.float32, 9000) == "eager"
     assert not caplog.records  # there is nothing faster that might have been expected
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("device", [CPU, CUDA])
 def test_the_fused_kernels_read_all_dtypes_of_logits(dtype, device):
-    assert choice.choose(device, dtype, 9000) == {"cpu": "numba", "cuda": "triton"}[device.type]
+    assert dispatch.choose(device, dtype, 9000) == {"cpu": "numba", "cuda": "triton"}[device.type]
 
 
 def test_whoever_asks_by_argument_is_heard_before_the_environment(monkeypatch):
     monkeypatch.setenv(VARIABLE, "eager")
-    assert choice.choose(CPU, torch.float32, 9000) == "eager"
-    assert choice.choose(CPU, torch.float32, 9000, "numba") == "numba"
+    assert dispatch.choose(CPU, torch.float32, 9000) == "eager"
+    assert dispatch.choose(CPU, torch.float32, 9000, "numba") == "numba"
     monkeypatch.setenv(VARIABLE, "")
-    assert choice.choose(CPU, torch.float32, 9000) == "numba"
+    assert dispatch.choose(CPU, torch.float32, 9000) == "numba"
 
 
 def test_a_kernel_that_cannot_be_had_says_why(monkeypatch):
     def refused(kernel, device=CPU, dtype=torch.float32):
         with pytest.raises(L2PDError) as got:
-            choice.choose(device, dtype, 9000, kernel)
+            dispatch.choose(device, dtype, 9000, kernel)
         return str(got.value)
 
     assert refused("quick") == "statistics kernel 'quick': the kernels are triton, numba, eager"
@@ -57,7 +57,7 @@ def test_a_kernel_that_cannot_be_had_says_why(monkeypatch):
     assert refused("numba", dtype=torch.float64).endswith(
         "it reads bfloat16, float16 and float32, not torch.float64"
     )
-    monkeypatch.setattr(choice, "_INSTALLED", {"numba": False, "triton": False})
+    monkeypatch.setattr(dispatch, "_INSTALLED", {"numba": False, "triton": False})
     assert refused("numba").endswith("numba is not installed; pip install 'l2pd-plugins[cpu]'")
     assert refused("triton").endswith("triton is not installed; pip install triton")
 
@@ -66,14 +66,14 @@ def test_triton_runs_on_the_cpu_in_its_interpreter_alone(monkeypatch):
     for value, device in (("0", CPU), ("1", torch.device("meta"))):
         monkeypatch.setenv("TRITON_INTERPRET", value)
         with pytest.raises(L2PDError, match="it runs on cuda"):
-            choice.choose(device, torch.float32, 9000, "triton")
-    assert choice.choose(CPU, torch.float32, 9000, "triton") == "triton"
-    assert choice.choose(CPU, torch.float32, 9000) == "numba"
-    assert choice.choose(CUDA, torch.float32, 9000, "triton") == "triton"
+            dispatch.choose(device, torch.float32, 9000, "triton")
+    assert dispatch.choose(CPU, torch.float32, 9000, "triton") == "triton"
+    assert dispatch.choose(CPU, torch.float32, 9000) == "numba"
+    assert dispatch.choose(CUDA, torch.float32, 9000, "triton") == "triton"
 
 
 def test_what_is_installed_is_found_out():
-    spec = importlib.util.spec_from_file_location("fresh_choice", choice.__file__)
+    spec = importlib.util.spec_from_file_location("fresh_dispatch", dispatch.__file__)
     fresh = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(fresh)
     found = fresh._INSTALLED
@@ -84,11 +84,11 @@ def test_what_is_installed_is_found_out():
 def test_the_slower_kernel_is_announced_once_and_never_to_a_compiler(caplog, monkeypatch):
     caplog.set_level(logging.WARNING)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    assert choice.choose(CPU, torch.float64, 9000) == "eager"
+    assert dispatch.choose(CPU, torch.float64, 9000) == "eager"
     assert not caplog.records
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: False)
     for _ in range(2):
-        assert choice.choose(CPU, torch.float64, 9000) == "eager"
+        assert dispatch.choose(CPU, torch.float64, 9000) == "eager"
     assert [record.getMessage() for record in caplog.records] == [
         "statistics of the logits: the slower eager kernel, since 'numba' is unavailable: it reads "
         "bfloat16, float16 and float32, not torch.float64"
@@ -126,7 +126,7 @@ def test_the_module_exports_what_it_says():
     found: dict = {}
     exec("from l2pd_plugins.statistics import *", found)
     assert found["row_statistics"] is row_statistics
-    assert (found["KERNELS"], found["ENVIRONMENT"]) == (choice.KERNELS, VARIABLE)
+    assert (found["KERNELS"], found["ENVIRONMENT"]) == (dispatch.KERNELS, VARIABLE)
     assert "RowStatistics" in found
 
 
