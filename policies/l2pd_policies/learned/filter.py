@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import os
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -126,15 +129,15 @@ def load_filter(kind: type[F], source: str | Path) -> F:
     """
     for _ in range(_SWAPS):
         folder = _folder(source)
-        before = _inode(folder)
-        try:
-            found = _read(kind, source, folder)
-        except L2PDError:
-            if _inode(folder) == before:
-                raise
-            continue
-        if _inode(folder) == before:
-            return found
+        with _unswapped(folder) as is_same:
+            try:
+                found = _read(kind, source, folder)
+            except L2PDError:
+                if is_same():
+                    raise
+                continue
+            if is_same():
+                return found
     raise L2PDError(f"filter {source}: the folder is written anew all the time")
 
 
@@ -170,8 +173,21 @@ def _read(kind: type[F], source: str | Path, folder: Path) -> F:
     return made.eval().requires_grad_(False)
 
 
-def _inode(folder: Path) -> int | None:
-    return folder.stat().st_ino if folder.is_dir() else None
+@contextmanager
+def _unswapped(folder: Path) -> Iterator[Callable[[], bool]]:
+    """Gives a check whether the path still names the folder that it named at first.
+
+    The folder is held open where the system allows it, since a new folder may be given the inode
+    number of one that is gone.
+    """
+    with reading(f"filter {folder} cannot be read"):
+        held = os.open(folder, os.O_RDONLY) if hasattr(os, "O_DIRECTORY") else None
+    try:
+        inode = os.stat(folder if held is None else held).st_ino
+        yield lambda: folder.is_dir() and folder.stat().st_ino == inode
+    finally:
+        if held is not None:
+            os.close(held)
 
 
 def _folder(source: str | Path) -> Path:
