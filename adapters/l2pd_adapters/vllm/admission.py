@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import logging
 import sys
 from typing import Any
@@ -23,14 +22,6 @@ from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.shown import shown
 
 logger = logging.getLogger(__name__)
-
-_HTTP = "vllm.entrypoints.openai"
-_REQUESTS = (
-    (f"{_HTTP}.chat_completion.protocol", "ChatCompletionRequest"),
-    (f"{_HTTP}.completion.protocol", "CompletionRequest"),
-    (f"{_HTTP}.responses.protocol", "ResponsesRequest"),
-)
-"""The requests of an HTTP server that sampling parameters are made of."""
 
 _ASKS_FOR_NOTHING: dict[str, tuple[Any, ...]] = {
     "min_p": (0, 0.0),
@@ -75,8 +66,8 @@ def install() -> None:
 
 
 def _install_in_servers() -> None:
-    """vLLM asks about a request when its answer is begun, which of a stream is after HTTP 200. So a
-    server of one of our models asks as soon as the parameters are made."""
+    """vLLM validates a request when its first output is awaited, which for a stream is after HTTP
+    200 has been sent. A server of one of our models validates it when `generate` is called."""
     from vllm.v1.engine.input_processor import InputProcessor
 
     begin = InputProcessor.__init__
@@ -84,27 +75,51 @@ def _install_in_servers() -> None:
     @functools.wraps(begin)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         begin(self, *args, **kwargs)
-        model_config = self.model_config
-        if settings_of(model_config) is not None and f"{_HTTP}.api_server" in sys.modules:
-            for module, name in _REQUESTS:
-                _ask_early(getattr(importlib.import_module(module), name), model_config)
+        # Importing it here would be too early, and of no use to a process that has no server.
+        server = sys.modules.get("vllm.v1.engine.async_llm")
+        if server is not None and settings_of(self.model_config) is not None:
+            _validate_when_called(server.AsyncLLM)
+            _refuse_beam_search()
 
     InputProcessor.__init__ = __init__
 
 
-def _ask_early(request_class: Any, model_config: Any) -> None:
-    make = request_class.to_sampling_params
-    if hasattr(make, "_l2pd"):
+def _validate_when_called(engine_class: Any) -> None:
+    generate = engine_class.generate
+    if hasattr(generate, "_l2pd"):
         return
 
-    @functools.wraps(make)
-    def to_sampling_params(self: Any, *args: Any, **kwargs: Any) -> Any:
-        params = make(self, *args, **kwargs)
-        params._validate_diffusion(model_config)
-        return params
+    @functools.wraps(generate)
+    def validated(self: Any, prompt: Any, sampling_params: Any, *args: Any, **kwargs: Any) -> Any:
+        if settings_of(self.model_config) is not None:
+            processor = self.input_processor
+            processor._validate_params(sampling_params, ("generate",))
+            if isinstance(prompt, dict) and "type" in prompt:  # else it is not tokenized yet
+                processor._validate_model_input(prompt, "decoder")
+        return generate(self, prompt, sampling_params, *args, **kwargs)
 
-    to_sampling_params._l2pd = True  # type: ignore[attr-defined]
-    request_class.to_sampling_params = to_sampling_params
+    validated._l2pd = True  # type: ignore[attr-defined]
+    engine_class.generate = validated
+
+
+def _refuse_beam_search() -> None:
+    """Beam search asks for log-probabilities of its own, token by token."""
+    from vllm.entrypoints.generate.beam_search.online import BeamSearchOnlineMixin
+
+    search = BeamSearchOnlineMixin.beam_search
+    if hasattr(search, "_l2pd"):
+        return
+
+    @functools.wraps(search)
+    def beam_search(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if settings_of(self.engine_client.model_config) is not None:
+            raise VLLMValidationError(
+                "use_beam_search=True is not supported with diffusion language models"
+            )
+        return search(self, *args, **kwargs)
+
+    beam_search._l2pd = True  # type: ignore[attr-defined]
+    BeamSearchOnlineMixin.beam_search = beam_search
 
 
 def check(params: SamplingParams, model_config: Any, settings: VllmServer) -> None:

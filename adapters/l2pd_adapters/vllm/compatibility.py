@@ -6,10 +6,13 @@ from l2pd_adapters.engines import VLLM
 
 _STATE = "vllm.v1.worker.gpu.model_states.interface.ModelState"
 _SCHEDULER = "vllm.v1.core.sched.diffusion_scheduler.DiffusionScheduler"
+_PROCESSOR = "vllm.v1.engine.input_processor.InputProcessor"
 _ADJUSTMENTS = "vllm.model_executor.models.config.VerifyAndUpdateConfig"
 
 SIGNATURES = {
     "vllm.sampling_params.SamplingParams._validate_diffusion": ("self", "model_config"),
+    f"{_PROCESSOR}._validate_params": ("self", "params", "supported_tasks"),
+    f"{_PROCESSOR}._validate_model_input": ("self", "prompt_input", "prompt_type"),
     "vllm.engine.arg_utils.EngineArgs.add_cli_args": ("parser",),
     "vllm.engine.arg_utils.EngineArgs.from_cli_args": ("args",),
     f"{_ADJUSTMENTS}.verify_and_update_config": ("vllm_config",),

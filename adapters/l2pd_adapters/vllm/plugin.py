@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from vllm.logger import init_logger
 
 logger = init_logger(f"vllm.{__name__}")  # as vLLM's own are set up
@@ -15,6 +17,7 @@ def register() -> None:
     does not fit the installed vLLM is said when one of ours is to be served."""
     from l2pd_adapters.vllm import arguments
 
+    _share_log()
     arguments.install()
     try:
         _register_models()
@@ -26,6 +29,25 @@ def register() -> None:
             "vllm %s has no place for l2pd-plugins' models, which cannot be served: %s",
             *(version("vllm"), error),
         )
+
+
+class _InVllmsLog(logging.Handler):
+    """Passes records on to vLLM's logger, which has its form and its level."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        theirs = logging.getLogger("vllm")
+        if theirs.isEnabledFor(record.levelno):
+            theirs.handle(record)
+
+
+def _share_log() -> None:
+    """Let what the modules that know no engine log appear in vLLM's log. vLLM sets its logger up
+    later, in each process."""
+    for name in ("l2pd_plugins", "l2pd_policies", "l2pd_adapters"):
+        ours = logging.getLogger(name)
+        if not any(isinstance(handler, _InVllmsLog) for handler in ours.handlers):
+            ours.addHandler(_InVllmsLog())
+            ours.setLevel(logging.DEBUG)
 
 
 def _install_admission() -> None:

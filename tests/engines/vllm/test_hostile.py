@@ -1,0 +1,162 @@
+"""A stranger at a real server: whatever a request says, it is refused, and the server goes on."""
+
+import httpx
+import pytest
+
+from l2pd_adapters.tiny_models import folder_of
+from tests.engines.hostile import BAD_NAMES, DEEP, HUGE, LONG, alternating, attack, bad_options
+from tests.engines.vllm.server import Server
+
+PATHS = ("/v1/chat/completions", "/v1/completions")
+PROMPT = "<|user|>Sort: ekvfinbhru<|assistant|>"
+XARGS = "vllm_xargs"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("server")
+    with Server(folder, model=folder_of("tiny-sdar")) as running:
+        running.said_at_launch = len(running.log)
+        yield running
+
+
+def body_of(path, stream, **params):
+    """A request that would be served, with these parameters."""
+    prompt = {
+        "/v1/completions": {"prompt": PROMPT},
+        "/v1/chat/completions": {"messages": [{"role": "user", "content": "Sort: ekvfinbhru"}]},
+    }[path]
+    return {"model": "tiny", "max_tokens": 8, "stream": stream, **prompt, **params}
+
+
+def asking(name, **options):
+    """The extra arguments that choose a policy and set its options."""
+    options = {f"decoding_plugin.{key}": value for key, value in options.items()}
+    return {"decoding_plugin": name, **options}
+
+
+def policies(folder):
+    turns = alternating(PATHS)
+    for name, options in bad_options(folder):
+        if any(str(value) in ("True", "[True]") for value in options.values()):
+            continue  # which vLLM reads as 1
+        path, stream = next(turns)
+        yield path, body_of(path, stream, **{XARGS: asking(name, **options)})
+    for name in (*BAD_NAMES, 5, True, ["oracle"], DEEP):
+        path, stream = next(turns)
+        yield path, body_of(path, stream, **{XARGS: {"decoding_plugin": name}})
+    for extra in (
+        "s",
+        5,
+        [1],
+        [[]],
+        True,
+        {"decoding_plugin": DEEP},
+        {"decoding_plugin.threshold.x": 1},
+        {"decoding_plugin.": 1},
+        {"diffusion_constrained": 1},
+        {**asking("confidence_threshold"), **{f"decoding_plugin.a{i}": 1 for i in range(99)}},
+        {f"decoding_plugin.{LONG}": 1},
+    ):
+        for path in PATHS:
+            yield path, body_of(path, False, **{XARGS: extra})
+
+
+NO_EFFECT = (
+    ("n", 2),
+    ("temperature", 0.7),
+    ("min_p", 0.1),
+    ("min_tokens", 3),
+    ("frequency_penalty", 0.5),
+    ("presence_penalty", 0.5),
+    ("repetition_penalty", 1.5),
+    ("logit_bias", {"5": 1.0}),
+    ("bad_words", ["a"]),
+    ("allowed_token_ids", [5, 6]),
+    ("prompt_logprobs", 1),
+    ("use_beam_search", True),
+    ("structured_outputs", {"regex": "a*"}),
+    ("structured_outputs", {"json": "{}"}),
+    ("structured_outputs", {"grammar": 'root ::= "a"'}),
+    ("response_format", {"type": "json_object"}),
+)
+WRONG_PARAMETERS = (
+    ("ignore_eos", "perhaps"),
+    ("max_tokens", "x"),
+    ("max_tokens", -1),
+    ("max_tokens", 0.5),
+    ("max_tokens", HUGE),
+    ("max_tokens", [HUGE]),
+    ("n", HUGE),
+    ("stop", 5),
+    ("stop_token_ids", [2**70]),
+    ("stop_token_ids", [-1]),
+    ("stop_token_ids", ["x"]),
+    ("seed", 2**70),
+    ("seed", "x"),
+    ("temperature", "hot"),
+    ("temperature", -1),
+    ("top_k", "x"),
+    ("thinking_token_budget", 5),
+    ("logit_bias", [1]),
+    ("logit_bias", {"5000000000": 1}),
+    ("logprobs", HUGE),
+    ("prompt_logprobs", HUGE),
+    ("repetition_detection", {"max_pattern_size": HUGE}),
+    ("truncate_prompt_tokens", HUGE),
+)
+
+
+def parameters(folder):
+    for path in PATHS:
+        for name, value in (*NO_EFFECT, *WRONG_PARAMETERS):
+            for stream in (False, True):
+                yield path, body_of(path, stream, **{name: value})
+    for ids in ([5, 10**6], [-1], [2**63 - 1], [[5], [10**6]], [2**31], [HUGE], [2**70]):
+        for stream in (False, True):
+            yield "/v1/completions", body_of("/v1/completions", stream, prompt=ids)
+
+
+def long_lists(folder):
+    for count in (200_000, 1_000_000):
+        extra = asking("confidence_threshold", threshold=[0.5] * count)
+        yield PATHS[0], body_of(PATHS[0], False, **{XARGS: extra})
+    yield PATHS[1], body_of(PATHS[1], False, stop=["x"] * 200_000)
+
+
+@pytest.fixture(scope="module")
+def ordinary(server):
+    def ask():
+        body = {**body_of(PATHS[1], False), "max_tokens": 32, "return_token_ids": True}
+        answer = httpx.post(f"{server.url}{PATHS[1]}", json=body, timeout=60).json()
+        return answer["choices"][0]["token_ids"]
+
+    first = ask()
+
+    def check():
+        assert ask() == first
+
+    return check
+
+
+@pytest.mark.parametrize("requests", [policies, parameters, long_lists])
+def test_refused_at_once_and_the_server_goes_on(server, ordinary, requests, tmp_path):
+    assert attack(server.url, requests(tmp_path), ordinary) == []
+
+
+def test_a_path_that_is_not_there_and_one_that_is_have_the_same_answer(server):
+    answers = []
+    for path in ("/nowhere", "/tmp"):
+        body = body_of(PATHS[0], False, **{XARGS: asking("learn2pd", filter=path)})
+        answer = httpx.post(f"{server.url}{PATHS[0]}", json=body, timeout=60)
+        answers.append(answer.text.replace(path, "PATH"))
+    assert answers[0] == answers[1]
+    assert "request_paths" in answers[0]
+
+
+def test_no_traceback_in_the_log(server):
+    assert "Traceback" not in server.log[server.said_at_launch :]
+
+
+def test_what_requests_may_set_is_in_the_log(server):
+    assert "request_policies=all" in server.log
