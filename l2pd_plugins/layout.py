@@ -1,0 +1,85 @@
+"""Where the blocks of a canvas lie. Every engine's adapter, and what records a decode, asks here.
+
+A canvas is the stretch of a sequence that is generated, behind its prompt. It is decoded in blocks
+of L positions, from left to right (LLaDA, arXiv 2502.09992; block diffusion, arXiv 2503.09573).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Attention = Literal["bidirectional", "block_causal"]
+
+
+@dataclass(frozen=True)
+class BlockLayout:
+    """The blocks of one canvas. Positions count from the sequence's start, or from wherever the
+    caller counts (columns of a batch that is padded on the left), the same for all fields."""
+
+    begin: int
+    """First position of the canvas, which is one past the prompt's last."""
+    end: int
+    """One past the last position of the canvas."""
+    origin: int
+    """First position of block 0. It lies before `begin` where the prompt has begun the block."""
+    block_length: int
+
+    @classmethod
+    def of(
+        cls,
+        attention: Attention,
+        begin: int,
+        new_tokens: int,
+        block_length: int,
+        *,
+        prompt_length: int | None = None,
+    ) -> BlockLayout:
+        """The layout of a canvas that begins at `begin` and is to hold `new_tokens` tokens.
+
+        Bidirectional models: block 0 begins with the canvas, and the last block may reach over the
+        canvas's end. Block-causal models: blocks count from the prompt's first token, so block 0 is
+        the one that the prompt has begun, and the canvas ends with its last block, for such a model
+        sees whole blocks only.
+
+        Args:
+            prompt_length: tokens of the prompt, where `begin` counts padding too; else `begin`.
+        """
+        if attention == "bidirectional":
+            return cls(begin, begin + new_tokens, begin, block_length)
+        in_prompt = (begin if prompt_length is None else prompt_length) % block_length
+        origin = begin - in_prompt
+        blocks = -(-(in_prompt + new_tokens) // block_length)
+        return cls(begin, origin + blocks * block_length, origin, block_length)
+
+    @property
+    def canvas_length(self) -> int:
+        """Positions from block 0's first to the canvas's last."""
+        return self.end - self.origin
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks."""
+        return -(-self.canvas_length // self.block_length)
+
+    @property
+    def whole_end(self) -> int:
+        """One past the last position of the last block, which may lie behind the canvas."""
+        return self.start_of(self.blocks)
+
+    def start_of(self, block: int) -> int:
+        """First position of the block."""
+        return self.origin + block * self.block_length
+
+    def canvas_start_of(self, block: int) -> int:
+        """First position of the block that belongs to the canvas."""
+        return max(self.begin, self.start_of(block))
+
+    def block_at(self, position: int) -> int:
+        """The block that holds this position, from `origin` on."""
+        return (position - self.origin) // self.block_length
+
+    def present_in(self, block: int) -> list[bool]:
+        """Which of the block's L positions belong to the canvas."""
+        start = self.start_of(block)
+        return [self.begin <= start + i < self.end for i in range(self.block_length)]

@@ -1,0 +1,56 @@
+"""Where blocks lie, against counting position by position."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from l2pd_plugins.layout import BlockLayout
+
+PROMPTS, TOKENS, LENGTHS = st.integers(0, 70), st.integers(1, 130), st.integers(1, 40)
+
+
+@given(PROMPTS, TOKENS, LENGTHS)
+def test_bidirectional(prompt: int, tokens: int, length: int) -> None:
+    layout = BlockLayout.of("bidirectional", prompt, tokens, length)
+    canvas = range(prompt, prompt + tokens)
+    blocks = [canvas[i : i + length] for i in range(0, tokens, length)]
+    assert layout.blocks == len(blocks)
+    assert layout.canvas_length == tokens
+    for number, block in enumerate(blocks):
+        assert layout.start_of(number) == layout.canvas_start_of(number) == block[0]
+        assert {layout.block_at(position) for position in block} == {number}
+        assert layout.present_in(number) == [i < len(block) for i in range(length)]
+    assert layout.whole_end == blocks[-1][0] + length
+
+
+@given(PROMPTS, TOKENS, LENGTHS, st.integers(0, 50))
+def test_block_causal(prompt: int, tokens: int, length: int, padding: int) -> None:
+    """Padding on the left moves everything, and changes nothing else."""
+    layout = BlockLayout.of("block_causal", padding + prompt, tokens, length, prompt_length=prompt)
+    borders = range(0, prompt + tokens + length, length)
+    blocks = [
+        [padding + at for at in range(border, border + length)]
+        for border in borders
+        if border + length > prompt and border < prompt + tokens
+    ]
+    assert layout.blocks == len(blocks)
+    assert layout.origin == blocks[0][0]
+    assert layout.end == layout.whole_end == blocks[-1][-1] + 1
+    assert layout.canvas_length == sum(map(len, blocks))
+    for number, block in enumerate(blocks):
+        inside = [position >= padding + prompt for position in block]
+        assert layout.present_in(number) == inside
+        assert layout.start_of(number) == block[0]
+        assert layout.canvas_start_of(number) == block[inside.index(True)]
+        assert {layout.block_at(position) for position in block} == {number}
+
+
+def test_the_prompt_is_as_long_as_begin_says() -> None:
+    assert BlockLayout.of("block_causal", 37, 64, 32) == BlockLayout(37, 128, 32, 32)
+
+
+@pytest.mark.parametrize("prompt", [0, 32])
+def test_a_prompt_of_whole_blocks_is_in_none(prompt: int) -> None:
+    assert BlockLayout.of("block_causal", prompt, 32, 32) == BlockLayout(
+        prompt, prompt + 32, prompt, 32
+    )
