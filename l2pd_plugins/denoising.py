@@ -12,9 +12,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from l2pd_plugins.blocks import OF_THE_BLOCK, BlockBatch, Group
+from l2pd_plugins.blocks import OF_THE_BLOCK, BlockBatch
 from l2pd_plugins.end_of_text import EndOfText, behind_end, is_end_of_text
 from l2pd_plugins.errors import ANY_FAILURE
+from l2pd_plugins.groups import Group
 from l2pd_plugins.policy import DenoisingStep
 from l2pd_plugins.policy_calls import InputChanged, OnError, report_failure, stand_in
 from l2pd_plugins.selection import leftmost, ranks, top_1
@@ -60,7 +61,8 @@ def denoising_step(
         positions: (N,) int64, ``row * L + position`` of each row of logits; it must cover
             `block.needed()`. None if logits are given for every position.
         end_of_text: the rule in force.
-        x0: (N,) tokens drawn from the logits (see `sample_tokens`); None for the argmax.
+        x0: (N,) tokens drawn from the logits (see `sample_tokens`), -1 for the argmax; None for the
+            argmax everywhere. With suppress_mask the mask token, too, stands for the argmax.
         suppress_mask: never predict the mask token. False is for exact parity with code that does
             not suppress it (LLaDA, Fast-dLLM): a position that is selected and whose prediction is
             the mask token stays masked, counts as what the step selected, and is decoded again.
@@ -111,9 +113,9 @@ def denoising_step(
         committed &= step.x0 != block.mask_token_id
 
     tokens = torch.where(committed, step.x0, block.tokens)
-    masked = block.masked & ~committed
-    remasked = torch.zeros_like(masked)
+    remasked = torch.zeros_like(committed)
     if any(group.runner.traits.remasks for group in block._groups):
+        masked = block.masked & ~committed
         # One fewer than were committed, so that the block ends; none where nothing was.
         allowed = ((committed & block.masked).sum(-1, keepdim=True) - 1).clamp_(min=0)
         open_to_it = ~masked & block.present
@@ -130,22 +132,19 @@ def denoising_step(
                 back = answer & _of(open_to_it, group)
                 _put(remasked, group, back & (ranks(-seen.confidence, back) < _of(allowed, group)))
         tokens = tokens.masked_fill(remasked, block.mask_token_id)
-        masked = masked | remasked
 
     block.step_index = block.step_index + block.masked.any(-1)
-    block.tokens, block.masked = tokens, masked
+    block.set_tokens(tokens)
     if end_of_text.rule == "off":
-        nowhere = torch.zeros_like(masked)
+        nowhere = torch.zeros_like(committed)
         return StepOutcome(step, committed, remasked, nowhere, nowhere[:, 0], sound)
 
     settled = torch.where(block.present, tokens, block.mask_token_id)
-    ended, behind = behind_end(settled, masked, step.x0, step.confidence, end_of_text)
+    ended, behind = behind_end(settled, block.masked, step.x0, step.confidence, end_of_text)
     ended = ended & ~block.ignores_end
     behind = behind & block.present & ended.unsqueeze(-1)
     kept = ~behind
-    block.tokens = tokens.masked_fill(behind, end_of_text.token_ids[0])
-    block.masked = masked & kept
-    block.present = block.present & kept
+    block.set_tokens(tokens.masked_fill(behind, end_of_text.token_ids[0]), block.present & kept)
     return StepOutcome(step, committed & kept, remasked & kept, behind, ended, sound)
 
 
@@ -183,6 +182,8 @@ def _observe(
         raise ValueError(f"logits of {len(flat)} rows for {rows} blocks of {length} positions")
     requires = block.requires
     suppress = block.mask_token_id if suppress_mask else None
+    if suppress is not None and x0 is not None:
+        x0 = torch.where(x0 == suppress, -1, x0)
     needed = block.needed()
     given = None
     if positions is None:  # of all positions: the others are skipped

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from l2pd_plugins.blocks import PER_ROW, BlockBatch
+from l2pd_plugins.blocks import PER_ROW, BlockBatch, masked_positions
 from l2pd_plugins.errors import ANY_FAILURE
+from l2pd_plugins.groups import MarkedRows
 from l2pd_plugins.policy import UnmaskPolicy
 from l2pd_plugins.policy_calls import Runner, State, prepare, stand_in
 from l2pd_plugins.transfer import upload
@@ -47,24 +48,15 @@ class SlotBatch:
     rows: list[Tensor]
     """int64, the rows of each group."""
 
-    def renew(self, where: Tensor, tokens: Tensor, present: Tensor) -> None:
-        """Begin the next block of the canvas in the rows where (B,) bool is True; tokens and
+    def advance(self, where: Tensor, tokens: Tensor, present: Tensor) -> None:
+        """Move the rows where (B,) bool is True to the next block of their canvases; tokens and
         present (B, L) as in `BlockBatch.start`."""
-        block, here = self.block, where.unsqueeze(-1)
-        masked = (tokens == block.mask_token_id) & present
-        block.tokens = torch.where(here, tokens, block.tokens)
-        block.present = torch.where(here, present, block.present)
-        block.masked = torch.where(here, masked, block.masked)
-        block.step_index = block.step_index.masked_fill(where, 0)
-        block.block_index = block.block_index + where
-        for resident, rows, state in zip(self.residents, self.rows, block.states, strict=True):
-            begins = where.index_select(0, rows)
-            for name, value in state.items():  # none, where something stands in for the policy
-                if name in resident.runner.traits.carries:
-                    continue
-                fresh = resident.fresh[name]
-                at = begins.view(-1, *[1] * (fresh.ndim - 1))
-                state[name] = torch.where(at, fresh, value)
+        parts = zip(self.block._groups, self.rows, self.residents, strict=True)
+        states = [
+            (group, MarkedRows(where.index_select(0, rows)), resident.fresh)
+            for group, rows, resident in parts
+        ]
+        self.block.renew(MarkedRows(where), tokens, present, states)
 
 
 _CHANGED = ("tokens", "masked", "present", "step_index", "block_index")
@@ -132,7 +124,7 @@ class BlockSlots:
         self._generators[slot] = generator
         self.tokens[slot] = row
         self.present[slot] = there
-        self.masked[slot] = (row == self.mask_token_id) & there
+        self.masked[slot] = masked_positions(row, self.mask_token_id, there)
         self.step_index[slot].fill_(0)
         self.block_index[slot].fill_(block_index)
         self.canvas_length[slot].fill_(canvas_length or self.block_length)

@@ -97,6 +97,33 @@ def test_an_engine_is_imported_by_its_own_adapter_only(engine: str) -> None:
     assert offenders(modules, {engine}) == {}
 
 
+def assigned_fields(source: str) -> set[str]:
+    """What a module assigns to fields of a `block`, or of something's `block`."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign):
+            continue
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        for target in (part for each in targets for part in ast.walk(each)):
+            if isinstance(target, ast.Attribute) and isinstance(target.ctx, ast.Store):
+                owner = ast.unparse(target.value)
+                if owner.rpartition(".")[2] in ("block", "blocks", "batch"):
+                    found.add(ast.unparse(target))
+    return found
+
+
+@pytest.mark.parametrize("package", ["l2pd_adapters", "l2pd_tools"])
+def test_only_the_core_assigns_what_a_block_holds(package: str) -> None:
+    """`BlockBatch.set_tokens` keeps masks, tokens and presence in step."""
+    found = {m.name: assigned_fields(m.read_text()) for m in PACKAGES[package].rglob("*.py")}
+    assert {name: fields for name, fields in found.items() if fields} == {}
+
+
+def test_the_check_itself_sees_assignments() -> None:
+    source = "self.block.masked, x = a\nblock.tokens |= b\nbatch.block.reference = c\nblock = d"
+    assert assigned_fields(source) == {"self.block.masked", "block.tokens", "batch.block.reference"}
+
+
 @pytest.mark.parametrize("folder", BELOW)
 def test_the_folders_of_the_tools_stand_in_order(folder: str) -> None:
     forbidden = {f"l2pd_tools.{other}" for other in BELOW.keys() - {folder} - BELOW[folder]}

@@ -110,7 +110,7 @@ def test_the_slots():
     logits = torch.empty(3, LENGTH, VOCABULARY, device=DEVICE)
     denoising_step(taken.block, logits, end_of_text=RULES[0])
     full = ~taken.block.masked.any(-1)
-    taken.renew(full, torch.full_like(taken.block.tokens, MASK), taken.block.present)
+    taken.advance(full, torch.full_like(taken.block.tokens, MASK), taken.block.present)
     slots.put(taken)
     assert slots.tokens.device == DEVICE
 

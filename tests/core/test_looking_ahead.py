@@ -247,7 +247,7 @@ def test_what_a_policy_carries_stays_when_the_next_block_begins():
     slots.assign(0, Counts(), [MASK] * LENGTH, [True] * LENGTH)
     taken = slots.take(np.array([0]))
     denoising_step(taken.block, torch.zeros(1, LENGTH, VOCABULARY), end_of_text=OFF)
-    taken.renew(
+    taken.advance(
         torch.tensor([True]),
         torch.full((1, LENGTH), MASK),
         torch.ones(1, LENGTH, dtype=torch.bool),

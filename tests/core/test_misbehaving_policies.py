@@ -230,7 +230,9 @@ def test_in_slots_it_costs_its_own_slots_alone(key, at):
             tokens = batch.block.tokens.tolist()
             seen.append([tokens[chosen.index(slot)] for slot in (0, 2)])
             full = ~batch.block.masked.any(-1)
-            batch.renew(full, torch.full_like(batch.block.tokens, MASK), batch.block.present | True)
+            batch.advance(
+                full, torch.full_like(batch.block.tokens, MASK), batch.block.present | True
+            )
             slots.put(batch)
         return seen
 

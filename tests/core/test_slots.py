@@ -104,7 +104,7 @@ def test_each_slot_goes_its_own_way(data: st.DataObject) -> None:
         for row, slot in enumerate(chosen):
             seen[slot].append(batch.block.tokens[row].tolist())
         full = ~batch.block.masked.any(-1)
-        batch.renew(
+        batch.advance(
             full,
             torch.full_like(batch.block.tokens, MASK),
             torch.ones_like(batch.block.present),
@@ -238,7 +238,7 @@ def test_the_next_block_begins_in_the_rows_that_are_named_and_nowhere_else() -> 
     before = batch.block.tokens.clone(), batch.block.masked.clone()
     tokens = torch.tensor([[MASK, 7, MASK, MASK, MASK]]).expand(3, -1)
     there = torch.tensor([[True, True, True, False, True]]).expand(3, -1)
-    batch.renew(torch.tensor([False, True, False]), tokens, there)
+    batch.advance(torch.tensor([False, True, False]), tokens, there)
     slots.put(batch)
     assert slots.tokens[0].tolist() == [MASK, 7, MASK, MASK, MASK]
     assert slots.masked[0].tolist() == [True, False, True, False, True]

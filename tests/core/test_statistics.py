@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from l2pd_plugins.errors import L2PDError
-from l2pd_plugins.statistics import ENVIRONMENT, KERNELS, RowStatistics, choice, row_statistics
+from l2pd_plugins.statistics import ENVIRONMENT, KERNELS, RowStatistics, dispatch, row_statistics
 
 EVERYTHING = frozenset({"confidence", "entropy", "margin"})
 NAMES = ("x0", "confidence", "entropy", "margin")
@@ -253,15 +253,15 @@ raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
 def choose(device="cpu", dtype=torch.bfloat16, vocabulary=150_000, asked=None):
-    return choice.choose(torch.device(device), dtype, vocabulary, asked)
+    return dispatch.choose(torch.device(device), dtype, vocabulary, asked)
 
 
 @pytest.fixture
 def without(monkeypatch):
     """A function after which a package counts as not installed."""
     monkeypatch.delenv(ENVIRONMENT, raising=False)
-    choice._announce.cache_clear()
-    return lambda package: monkeypatch.setitem(choice._INSTALLED, package, False)
+    dispatch._announce.cache_clear()
+    return lambda package: monkeypatch.setitem(dispatch._INSTALLED, package, False)
 
 
 def test_the_fastest_kernel_is_chosen_by_device_and_vocabulary(without):

@@ -192,7 +192,7 @@ def test_no_slots_are_taken(empty):
     slots.assign(0, Steady(), [MASK] * LENGTH, [True] * LENGTH)
     batch = slots.take(empty)
     denoising_step(batch.block, torch.zeros(0, LENGTH, VOCABULARY), end_of_text=END)
-    batch.renew(
+    batch.advance(
         torch.zeros(0, dtype=torch.bool), batch.block.tokens, torch.ones_like(batch.block.present)
     )
     slots.put(batch)

@@ -300,7 +300,7 @@ def _in_slots(case: Case) -> None:
         full = ~batch.block.masked.any(-1)
         tokens = torch.tensor([next_one.tokens]).expand(len(chosen), -1)
         present = torch.tensor([next_one.present]).expand(len(chosen), -1)
-        batch.renew(full, tokens, present)
+        batch.advance(full, tokens, present)
         for row, line in enumerate(taken):
             if not full[row]:
                 continue
@@ -426,7 +426,7 @@ def _compare(
     single = _denoise(case, alone, logits[None], given, [line])
     about = f"{alone.policies[0].describe()} at step {line.time + 1}"
     if isinstance(line.policy, Wild):
-        (group, place), states = batch._places()[row], alone.states[0]
+        (group, place), states = batch._groups.places()[row], alone.states[0]
         asked_of = int(group.state["calls"][place]), int(states["calls"][0])
         assert asked_of == (line.calls, line.calls), f"{about}: {asked_of}, not {line.calls} calls"
         assert int(group.state["seen"][place]) == int(states["seen"][0]), f"{about}: other states"

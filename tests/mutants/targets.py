@@ -27,6 +27,7 @@ _STATISTICS = [
 ]
 _STEP = [
     "tests/core/test_block_batch.py",
+    "tests/core/test_block_invariant.py",
     "tests/core/test_denoising.py",
     "tests/core/test_editing.py",
     "tests/core/test_looking_ahead.py",
@@ -44,6 +45,8 @@ _FILTERS = ["tests/policies/test_filter_policy.py", "tests/policies/test_exact.p
 
 TARGETS = {
     "blocks": Target("l2pd_plugins/blocks.py", _STEP),
+    "groups": Target("l2pd_plugins/groups.py", _STEP),
+    "later_blocks": Target("l2pd_plugins/later_blocks.py", _STEP),
     "denoising": Target("l2pd_plugins/denoising.py", _STEP),
     "policy_calls": Target("l2pd_plugins/policy_calls.py", _STEP),
     "end_of_text": Target("l2pd_plugins/end_of_text.py", ["tests/core/test_end_of_text.py"]),

@@ -113,8 +113,7 @@ class PolicySampler(EntropyBoundSampler):
         unknown = torch.full_like(current_canvas, NO_MASK_TOKEN)
         if self.block is None:
             self.block = BlockBatch.start(unknown, self.policies, mask_token_id=NO_MASK_TOKEN)
-        self.block.tokens = unknown
-        self.block.masked = torch.ones_like(self.block.masked)
+        self.block.set_tokens(unknown)
         outcome = denoising_step(
             self.block,
             logits,

@@ -176,11 +176,11 @@ class PolicySampler:
         block, at = batch.block, batch.index
         goes_on = ~(given_out | states.is_encoder_phase.index_select(0, at))
         inside = np.arange(blocks.block_length) < offered[:, None]
-        block.masked = goes_on.unsqueeze(-1) & upload(inside, at.device)
+        to_decide = goes_on.unsqueeze(-1) & upload(inside, at.device)
         before = states.canvas.index_select(0, at)
         # Positions that are not open for selection keep their token, so it is a valid index into
         # the vocabulary.
-        block.tokens = torch.where(block.masked, NO_MASK_TOKEN, before)
+        block.set_tokens(torch.where(to_decide, NO_MASK_TOKEN, before))
         positions = None if inside.all() else upload(np.flatnonzero(inside), at.device)
         drawn = self.drawn.index_select(0, at).flatten()
         outcome = denoising_step(
@@ -196,6 +196,6 @@ class PolicySampler:
         states.canvas.index_copy_(0, at, canvas)
         drafts = self.sampler.req_states.draft_tokens
         drafts[:, : blocks.block_length].index_copy_(0, at, canvas.to(drafts.dtype))
-        block.tokens = torch.full_like(block.tokens, NO_MASK_TOKEN)  # all is open at the next step
-        batch.renew(given_out, block.tokens, block.present)
+        block.set_tokens(torch.full_like(before, NO_MASK_TOKEN))  # all is open at the next step
+        batch.advance(given_out, block.tokens, block.present)
         blocks.put(batch)

@@ -106,7 +106,7 @@ class Canvases(ABC):
         batch = self.blocks.take(slots)
         if self.reference is not None:
             at = self._at(self.start, batch).unsqueeze(-1) + self.columns
-            batch.block.reference = self.reference[batch.index.unsqueeze(-1), at]
+            batch.block.set_reference(self.reference[batch.index.unsqueeze(-1), at])
         return batch
 
     def settled(self, batch: SlotBatch) -> tuple[Tensor, Tensor]:
@@ -127,7 +127,7 @@ class Canvases(ABC):
         """File what the step did; rows that are `ready` go on to the next block."""
         start = self._at(self.start, batch) + ready * self.block_length
         tokens = torch.full_like(batch.block.tokens, self.mask_token_id)
-        batch.renew(ready, tokens, self._present(batch, start))
+        batch.advance(ready, tokens, self._present(batch, start))
         self.start.index_copy_(0, batch.index, start)
         self.known.index_copy_(0, batch.index, self._at(self.known, batch).masked_fill(ready, 0))
         self.blocks.put(batch)

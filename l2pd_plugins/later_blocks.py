@@ -1,0 +1,85 @@
+"""The blocks behind those that are being decoded, for policies that look ahead."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from l2pd_plugins.policy_calls import OnError
+from l2pd_plugins.transfer import upload
+
+if TYPE_CHECKING:
+    from l2pd_plugins.blocks import BlockBatch
+
+
+@dataclass
+class LaterBlocks:
+    """The blocks behind those of a batch, whose policies look ahead."""
+
+    blocks: BlockBatch
+    """N blocks at their first step, which take none: they only fill the policies' states."""
+    rows: list[int]
+    """The row of the batch that each belongs to; of one row, the nearest comes first."""
+
+    @classmethod
+    def behind(
+        cls,
+        batch: BlockBatch,
+        rows: Sequence[int],
+        tokens: Tensor,
+        *,
+        present: Tensor | None,
+        reference: Tensor | None,
+        on_error: OnError,
+    ) -> LaterBlocks:
+        """The blocks behind those of these rows, as `BlockBatch.look_ahead` takes them."""
+        device = batch.tokens.device
+        distance: list[int] = []
+        so_far: Counter[int] = Counter()
+        for row in rows:
+            so_far[row] += 1
+            distance.append(so_far[row])
+        index = upload(rows, device)
+        blocks = batch.start(
+            tokens,
+            [batch.policies[row] for row in rows],
+            mask_token_id=batch.mask_token_id,
+            block_index=batch.block_index[index] + upload(distance, device),
+            canvas_length=batch.canvas_length[index],
+            present=present,
+            reference=reference,
+            generators=None if batch.generators is None else [batch.generators[r] for r in rows],
+            on_error=on_error,
+        )
+        return cls(blocks, list(rows))
+
+    @classmethod
+    def gathered(cls, rows: Sequence[tuple[BlockBatch, int]]) -> LaterBlocks | None:
+        """Those behind the rows of a batch that is gathered of these (see `BlockBatch.gather`)."""
+        found = [
+            (row, (batch._later.blocks, at))
+            for row, (batch, origin) in enumerate(rows)
+            if batch._later is not None
+            for at, owner in enumerate(batch._later.rows)
+            if owner == origin
+        ]
+        if not found:
+            return None
+        owners, blocks = zip(*found, strict=True)
+        return cls(blocks[0][0].gather(blocks), list(owners))
+
+    def nearest(self, rows: Collection[int]) -> dict[int, int]:
+        """For each of these rows that has one, its nearest later block, by its place in `rows`."""
+        return {row: at for at, row in reversed([*enumerate(self.rows)]) if row in rows}
+
+    def without(self, blocks: Collection[int]) -> LaterBlocks | None:
+        """These blocks left out, by their places in `rows`; None if no block is left."""
+        kept = [at for at in range(len(self.rows)) if at not in blocks]
+        if not kept:
+            return None
+        gathered = self.blocks.gather([(self.blocks, at) for at in kept])
+        return LaterBlocks(gathered, [self.rows[at] for at in kept])
