@@ -42,8 +42,8 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 from safetensors.torch import save_file
 
+from l2pd_adapters.checkpoints import resolve_model
 from l2pd_adapters.huggingface.api import configuration_of
-from l2pd_adapters.sources import resolve_model
 from l2pd_adapters.tiny_models import (
     folder_of,
     heldout_prompts,

@@ -14,8 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from l2pd_adapters import chat_templates
 from l2pd_adapters.chat_templates import MOST_LINES, all_rendered, rendered, template_problem
-from l2pd_adapters.checkpoints import INDEX, find_checkpoint
-from l2pd_adapters.config_checks import wrong_settings
+from l2pd_adapters.checkpoints import INDEX, find_checkpoint, wrong_settings
 from l2pd_adapters.huggingface import load
 from l2pd_plugins import L2PDError
 from l2pd_tools.evaluation.prompts import parse_prompts, read_prompts

@@ -231,7 +231,7 @@ class Model(Kind):
         return Line().read(text)
 
     def examine(self, value: str, called: str) -> None:
-        from l2pd_adapters.sources import resolve_model
+        from l2pd_adapters.checkpoints import resolve_model
 
         resolve_model(value, f"{called} {quoted(value)}")
 

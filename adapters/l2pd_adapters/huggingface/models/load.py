@@ -28,14 +28,18 @@ from transformers.utils import logging
 from l2pd_adapters.chat_templates import template_problem
 from l2pd_adapters.checkpoints import (
     INDEX,
+    SMALL_FILES,
     WEIGHTS,
     StoredTensor,
     check_files,
+    commit_of,
+    resolve_model,
+    snapshot_of,
     stored_tensors,
     type_problem,
     weight_files,
+    wrong_settings,
 )
-from l2pd_adapters.config_checks import wrong_settings
 from l2pd_adapters.families import (
     DIFFUSION_GEMMA,
     ModelFamily,
@@ -49,7 +53,6 @@ from l2pd_adapters.huggingface.checking import LOAD, check, close_to, short
 from l2pd_adapters.huggingface.keywords import DiffusionModel, Tokenizer
 from l2pd_adapters.huggingface.models.lora import add_adapter, require_adapter
 from l2pd_adapters.huggingface.models.native import MODELS
-from l2pd_adapters.sources import SMALL_FILES, commit_of, resolve_model, snapshot_of
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.files import is_there, one_line, path_inside, read_object, reading
 

@@ -19,9 +19,9 @@ from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from l2pd_adapters.checkpoints import HUB_ID
 from l2pd_adapters.families import ModelFamily
 from l2pd_adapters.huggingface.checking import Number, check, short
-from l2pd_adapters.sources import HUB_ID
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.files import read_object, reason_of
 

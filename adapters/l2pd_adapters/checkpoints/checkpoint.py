@@ -7,15 +7,30 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from l2pd_adapters.chat_templates import template_problem
-from l2pd_adapters.config_checks import wrong_settings
+from l2pd_adapters.checkpoints.config_checks import wrong_settings
+from l2pd_adapters.checkpoints.resolve import SMALL_FILES, resolve_model, snapshot_of
+from l2pd_adapters.checkpoints.small_files import (
+    TEMPLATE,
+    TOKENIZER_FILES,
+    Vocabulary,
+    check_files,
+    vocabulary_of,
+)
+from l2pd_adapters.checkpoints.weights import (
+    INDEX,
+    WEIGHTS,
+    StoredTensor,
+    stored_tensors,
+    tensors_on_hub,
+    type_problem,
+    weight_files,
+)
 from l2pd_adapters.families import (
     DIFFUSION_GEMMA,
     FAMILIES,
@@ -26,82 +41,13 @@ from l2pd_adapters.families import (
     family_of,
     mask_token_of,
 )
-from l2pd_adapters.sources import SMALL_FILES, resolve_model, snapshot_of
 from l2pd_plugins.errors import L2PDError
-from l2pd_plugins.files import (
-    is_there,
-    one_line,
-    path_inside,
-    read_object,
-    read_text,
-    reading,
-    reason_of,
-    require_file,
-    whole_number,
-)
+from l2pd_plugins.files import is_there, one_line, path_inside, read_object, reason_of
 
 DTYPES = ("float32", "bfloat16", "float16")
-"""In which a checkpoint's config may say that it is to be loaded."""
+"""The types that a checkpoint's config may name for its weights."""
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5}
-"""Of one weight."""
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model", "vocab.txt")
-"""A checkpoint needs one of these. Their size is not limited."""
-SETTINGS_FILES = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.json",
-    "processor_config.json",
-    "preprocessor_config.json",
-)
-"""Objects of settings, which transformers reads where they are there."""
-TEMPLATE = "chat_template.jinja"
-TEMPLATES = "additional_chat_templates"
-_FLOATS = ("F64", "F32", "F16", "BF16")
-_HEADERS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1}
-"""Bytes of an element, by what safetensors calls its type; those of float8 have one."""
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """A tensor as the header of its file has it."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    """As safetensors calls it: "BF16"."""
-
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        count = 1
-        for length in self.shape:
-            count *= length
-        return count
-
-    @property
-    def bytes(self) -> int:
-        """What it takes in its file."""
-        return self.size * _HEADERS.get(self.dtype, 1)
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """The tokens of a checkpoint's tokenizer."""
-
-    ids: Mapping[str, int] = field(repr=False)
-
-    @property
-    def largest(self) -> int:
-        """The largest id."""
-        return max(self.ids.values(), default=-1)
-
-    def text_of(self, token_id: int) -> str | None:
-        """The token of this id; None if there is none."""
-        return next((text for text, known in self.ids.items() if known == token_id), None)
+"""Bytes that a weight of a type takes."""
 
 
 class Checkpoint:
@@ -277,23 +223,15 @@ class Checkpoint:
         return {self.family.native_weight(name): tensor for name, tensor in stored.items()}
 
     def _of_hub(self) -> dict[str, StoredTensor]:
-        from huggingface_hub import get_safetensors_metadata
-        from huggingface_hub.errors import HfHubHTTPError, NotASafetensorsRepoError
-
         assert self.hub_id is not None
         try:
-            files = get_safetensors_metadata(self.hub_id).files_metadata.values()
-        except NotASafetensorsRepoError as error:
+            return tensors_on_hub(self.hub_id)
+        except L2PDError as error:
             self._problem(error)
             return {}
-        except (HfHubHTTPError, OSError) as error:
+        except OSError as error:  # those of the hub are subclasses
             self.notes.append(one_line(f"the weights were not looked at: {reason_of(error)}"))
             return {}
-        return {
-            name: StoredTensor(tuple(info.shape), info.dtype)
-            for file in files
-            for name, info in file.tensors.items()
-        }
 
     def _of_files(self) -> dict[str, StoredTensor]:
         tensors = {}
@@ -322,35 +260,16 @@ class Checkpoint:
         return []
 
     def _vocabulary(self) -> Vocabulary | None:
-        """Of tokenizer.json, else of vocab.json and what tokenizer_config.json adds to it."""
         try:
-            if self._has("tokenizer.json"):
-                return Vocabulary(_ids_of_tokenizer(self.folder))
-            if self._has("vocab.json"):
-                return Vocabulary({**_ids_of_vocabulary(self.folder), **self._added_tokens()})
+            vocabulary = vocabulary_of(self.folder, self.tokenizer_config)
         except L2PDError as error:
             self._problem(error)
             return None
-        if any(map(self._has, TOKENIZER_FILES)):
+        if vocabulary is None and any(map(self._has, TOKENIZER_FILES)):
             self.notes.append("the tokenizer's vocabulary was not looked into: no tokenizer.json")
-        else:
+        elif vocabulary is None:
             self._problem("tokenizer.json is missing, and every other tokenizer's file, too")
-        return None
-
-    def _added_tokens(self) -> dict[str, int]:
-        """Those of tokenizer_config.json. Raises L2PDError if they are none."""
-        added = self.tokenizer_config.get("added_tokens_decoder") or {}
-        entries = added.items() if isinstance(added, dict) else [("", None)]
-        tokens = {}
-        for number, entry in entries:
-            text = entry.get("content") if isinstance(entry, dict) else None
-            if not number.isdecimal() or len(number) > 9 or not isinstance(text, str):
-                raise L2PDError(
-                    "tokenizer_config.json: added_tokens_decoder must hold objects with a "
-                    "'content', by token id"
-                )
-            tokens[text] = int(number)
-        return tokens
+        return vocabulary
 
     def _mask_token_id(self) -> int | None:
         if self.family is None or self.family is DIFFUSION_GEMMA:
@@ -445,100 +364,6 @@ class Checkpoint:
     def _note_quantisation(self) -> None:
         if self.quantisation is not None:
             self.notes.append(f"the weights are quantised ({self.quantisation})")
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The files that are to hold a folder's weights: the one, else those that its index names,
-    whether they are there or not; none without either.
-
-    Raises L2PDError if the index cannot be read, or one of the files is not in the folder.
-    """
-    if is_there(folder / WEIGHTS):
-        return [path_inside(folder, WEIGHTS)]
-    if not is_there(folder / INDEX):
-        return []
-    files = read_object(path_inside(folder, INDEX), INDEX).get("weight_map")
-    if not isinstance(files, dict):
-        raise L2PDError(f"{INDEX} has no weight_map")
-    if not all(isinstance(name, str) for name in files.values()):
-        raise L2PDError(f"{INDEX}: weight_map must hold names of files")
-    try:
-        return [path_inside(folder, name) for name in sorted(set(files.values()))]
-    except L2PDError as error:
-        raise L2PDError(f"{INDEX}: {error}") from error
-
-
-def stored_tensors(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of a file of weights, by the names in it; of the file, only the header is read.
-
-    Raises L2PDError if it cannot be read.
-    """
-    from safetensors import safe_open
-
-    tensors = {}
-    what = f"{path.name} cannot be read"
-    require_file(path, path.name)
-    with reading(what), safe_open(path, framework="numpy") as opened:
-        for name in opened.keys():  # noqa: SIM118  (no mapping)
-            part = opened.get_slice(name)
-            tensors[name] = StoredTensor(tuple(part.get_shape()), str(part.get_dtype()))
-    return tensors
-
-
-def type_problem(tensors: Mapping[str, StoredTensor]) -> str:
-    """Which of the weights is of a type that no model here is loaded from; empty if none is."""
-    for name, tensor in tensors.items():
-        if tensor.dtype not in _FLOATS and name.endswith((".weight", ".bias")):
-            return (
-                f"the weight {one_line(name)} is stored as {tensor.dtype}, and the config has no "
-                f"quantization_config; expected {', '.join(_FLOATS)}"
-            )
-    return ""
-
-
-def check_files(folder: Path, skip: Iterable[str] = ()) -> None:
-    """Look at the small files that transformers reads, before it does.
-
-    Raises L2PDError if one is no regular file, leads out of the folder, holds no object where that
-    is wanted, or is a chat template that cannot be used.
-    """
-    for name in SETTINGS_FILES:
-        if name not in skip and is_there(folder / name):
-            values = read_object(path_inside(folder, name), name)
-            if name == "chat_template.json":
-                _check_template(name, values.get("chat_template"))
-    for name in TOKENIZER_FILES:
-        if is_there(folder / name):
-            require_file(path_inside(folder, name), name)
-    more = folder / TEMPLATES
-    names = sorted(f"{TEMPLATES}/{file.name}" for file in more.glob("*.jinja"))
-    for name in (TEMPLATE, *names):
-        if is_there(folder / name):
-            _check_template(name, read_text(path_inside(folder, name), name))
-
-
-def _check_template(name: str, template: object) -> None:
-    problem = template_problem(template)
-    if problem:
-        raise L2PDError(f"{name}: {problem}")
-
-
-def _ids_of_tokenizer(folder: Path) -> dict[str, int]:
-    from tokenizers import Tokenizer
-
-    name = "tokenizer.json"
-    path = path_inside(folder, name)
-    require_file(path, name)
-    with reading(f"{name} cannot be read"):
-        ids: dict[str, int] = Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
-    return ids
-
-
-def _ids_of_vocabulary(folder: Path) -> dict[str, int]:
-    ids = read_object(path_inside(folder, "vocab.json"), "vocab.json")
-    if not all(whole_number(value, 0, 2**31) for value in ids.values()):
-        raise L2PDError("vocab.json must hold token ids, whole numbers from 0")
-    return ids
 
 
 def find_checkpoint(name: str) -> Checkpoint:
