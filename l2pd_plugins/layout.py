@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 Attention = Literal["bidirectional", "block_causal"]
+"""Which positions a position sees. "bidirectional": all of prompt and canvas. "block_causal": those
+of its own block and of the blocks before it, blocks being counted from the prompt's first token."""
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from l2pd_plugins.errors import L2PDError
-
-Attention = Literal["bidirectional", "block_causal"]
-"""Which positions a position sees. "bidirectional": all of prompt and canvas. "block_causal": those
-of its own block and of the blocks before it, blocks being counted from the prompt's first token."""
+from l2pd_plugins.layout import Attention
 
 
 @dataclass(frozen=True)
@@ -110,14 +107,6 @@ class ModelFamily:
             if found:
                 return renamed
         return name
-
-    def prompt_in_block(self, prompt_length: int, block_length: int) -> int:
-        """How many positions of the first block to be decoded hold the end of the prompt.
-
-        None in a bidirectional model, whose first block begins with the canvas. A block-causal
-        model completes the block that the prompt has begun.
-        """
-        return prompt_length % block_length if self.attention == "block_causal" else 0
 
 
 _LLADA_CONFIG = {

@@ -22,7 +22,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from l2pd_adapters.families import Attention, ModelFamily, end_of_text_ids
+from l2pd_adapters.families import ModelFamily, end_of_text_ids
 from l2pd_adapters.huggingface.checking import (
     DRAWING,
     GENERATE,
@@ -45,6 +45,7 @@ from l2pd_plugins import ModelContext, UnmaskPolicy, create_policy
 from l2pd_plugins.denoising import StepOutcome
 from l2pd_plugins.end_of_text import EndOfText
 from l2pd_plugins.errors import L2PDError
+from l2pd_plugins.layout import Attention
 from l2pd_plugins.plugins import bind_policy
 from l2pd_plugins.traits import description_of
 

@@ -27,6 +27,7 @@ from l2pd_adapters.huggingface.settings import whole
 from l2pd_plugins import UnmaskPolicy, create_policy
 from l2pd_plugins.denoising import StepOutcome
 from l2pd_plugins.errors import L2PDError
+from l2pd_plugins.layout import BlockLayout
 from l2pd_plugins.shown import shown
 from l2pd_plugins.traits import description_of, fingerprint_of, options_of, printable_name_of
 from l2pd_plugins.trajectories import (
@@ -284,6 +285,16 @@ def _several(
     return found
 
 
+def _layouts(model: Any, inputs: tuple[Tensor, Tensor], manifest: Manifest) -> list[BlockLayout]:
+    """The layout of each row, in columns of the batch."""
+    ids, attention = inputs
+    size = (ids.shape[1], manifest.max_new_tokens, manifest.block_length)
+    return [
+        BlockLayout.of(family_of(model).attention, *size, prompt_length=seen)
+        for seen in attention.sum(-1).tolist()
+    ]
+
+
 def _states(
     model: Any, inputs: tuple[Tensor, Tensor], blocks: Tensor, manifest: Manifest
 ) -> States:
@@ -294,9 +305,8 @@ def _states(
     attention[:, prompt + size :] = 0
     mask = mask_token_of(model)
     tokens = torch.nn.functional.pad(inputs[0], (0, size + length), value=mask)
-    family = family_of(model)
-    in_prompt = [family.prompt_in_block(seen, length) for seen in inputs[1].sum(-1).tolist()]
-    starts = prompt - torch.tensor(in_prompt) + blocks * length
+    origins = torch.tensor([layout.origin for layout in _layouts(model, inputs, manifest)])
+    starts = origins + blocks * length
     device = model.device
     return States(tokens.to(device), attention.to(device), starts.to(device), length)
 
@@ -312,12 +322,10 @@ def _record(
     manifest: Manifest,
 ) -> list[Trajectories]:
     """Every step of a batch under one policy."""
-    length, family = manifest.block_length, family_of(model)
-    # The first block may begin within the prompt, and the last may reach over the canvas.
-    wanted_of = torch.nn.functional.pad(references, (length, length), value=-1)
-    first_of = torch.tensor(
-        [length - family.prompt_in_block(seen, length) for seen in inputs[1].sum(-1).tolist()]
-    )
+    prompt, length = inputs[0].shape[1], manifest.block_length
+    origins = torch.tensor([layout.origin for layout in _layouts(model, inputs, manifest)])
+    # The last block may reach over the canvas.
+    expected_of = torch.nn.functional.pad(references, (prompt, length), value=-1)
     if "reference" in policy.requires:
         policy = policy.with_reference(references.tolist())
     recorded: list[Trajectories] = []
@@ -326,11 +334,11 @@ def _record(
 
     def record(sequences: list[int], blocks: list[int], outcome: StepOutcome) -> None:
         step = outcome.step
-        columns = first_of[sequences] + torch.tensor(blocks) * length
+        columns = origins[sequences] + torch.tensor(blocks) * length
         columns = columns.unsqueeze(-1) + torch.arange(length)
-        wanted = wanted_of[torch.tensor(sequences).unsqueeze(-1), columns]
+        expected = expected_of[torch.tensor(sequences).unsqueeze(-1), columns]
         # A block-causal model decodes its last block whole; the reference ends before.
-        known = columns < length + manifest.max_new_tokens
+        known = columns < prompt + manifest.max_new_tokens
         x0 = step.x0.cpu()
         sequences_of.append(torch.tensor(sequences))
         in_block.append(step.tokens.cpu())
@@ -346,7 +354,7 @@ def _record(
                 confidence=step.confidence.cpu(),
                 entropy=step.entropy.cpu(),
                 margin=step.margin.cpu(),
-                correct=x0 == wanted,
+                correct=x0 == expected,
             )
         )
 

@@ -9,9 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from l2pd_adapters.families import Attention, ModelFamily
+from l2pd_adapters.families import ModelFamily
 from l2pd_adapters.huggingface.forward.kv_cache import CanvasCache
 from l2pd_adapters.huggingface.forward.model_parts import parts_of
+from l2pd_plugins.layout import Attention
 from l2pd_plugins.transfer import upload
 
 CacheKind = Literal["none", "prefix", "dual", "block"]

@@ -1,0 +1,146 @@
+"""What has become of each position: when it was committed, and how sure the model was."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from l2pd_adapters.huggingface.rows import Row, RowTensors, keep_rows
+from l2pd_plugins.denoising import StepOutcome
+from l2pd_plugins.end_of_text import EndOfText, is_end_of_text
+from l2pd_plugins.trace import Trace
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Answers of B sequences, the canvas of G positions behind the prompt."""
+
+    whole: Tensor
+    """(B, G' >= G) int64; behind an end of text, the end-of-text token. Behind the canvas is the
+    rest of the last block, which a block-causal model decodes with it."""
+    trace: Trace
+    reference_nfe: Tensor | None = None
+    """(B,) int64, forward passes of reference decodes that were made first."""
+
+    @property
+    def tokens(self) -> Tensor:
+        """(B, G) int64, the canvas alone."""
+        return self.whole[:, : self.trace.committed_at.shape[1]]
+
+
+@dataclass
+class BlockHistory:
+    """The blocks that the R live rows stand in."""
+
+    committed_at: Tensor
+    """(R, L) int64, forward pass of the commit, from 0; -1 before it."""
+    confidence: Tensor
+    """(R, L) float32, at the commit."""
+    broken: Tensor
+    """(R, L) bool, where logits were not numbers."""
+
+    @classmethod
+    def start(cls, columns: Tensor) -> BlockHistory:
+        """Of blocks at these columns (R, L), where nothing has happened yet."""
+        return cls(
+            torch.full_like(columns, -1),
+            torch.zeros_like(columns, dtype=torch.float32),
+            torch.zeros_like(columns, dtype=torch.bool),
+        )
+
+    def record(self, outcome: StepOutcome, forward: int, *, may_undo: bool) -> None:
+        """Note a step that followed this forward pass. may_undo: whether a step can take back what
+        an earlier one committed."""
+        committed, step = outcome.committed, outcome.step
+        at = torch.where(committed, forward, self.committed_at)
+        confidence = torch.where(committed, step.confidence, self.confidence)
+        if may_undo:
+            undone = outcome.remasked | outcome.behind
+            at, confidence = at.masked_fill(undone, -1), confidence.masked_fill(undone, 0.0)
+        self.committed_at, self.confidence = at, confidence
+        self.broken = self.broken | (step.masked ^ outcome.sound)
+
+    def restart(self, at: Tensor | slice) -> None:
+        """Begin anew at these rows."""
+        fresh = BlockHistory.start(self.committed_at[at])
+        for each in fields(self):
+            value = getattr(fresh, each.name)
+            if isinstance(at, Tensor):
+                value = getattr(self, each.name).index_copy(0, at, value)
+            setattr(self, each.name, value)
+
+    def keep(self, index: Tensor) -> None:
+        """Keep the rows of this index (K,), in this order."""
+        keep_rows(self, index)
+
+
+class History:
+    """All B sequences of a call, over all columns."""
+
+    def __init__(self, tokens: Tensor) -> None:
+        """tokens: (B, W), prompts and canvases as they begin."""
+        batch = len(tokens)
+        self.answers = tokens.clone()
+        self.committed_at = torch.full_like(tokens, -1)
+        self.confidence = torch.zeros_like(tokens, dtype=torch.float32)
+        self.broken = torch.zeros(batch, dtype=torch.bool, device=tokens.device)
+        self.nfe = [0] * batch
+        self.length = [0] * batch
+        """Tokens of each answer, up to and including the end of text."""
+        self.ahead = [0] * batch
+
+    def file_blocks(self, blocks: BlockHistory, tensors: RowTensors, at: Tensor | slice) -> None:
+        """Take over what happened in the blocks of these rows, which are full."""
+        sequences = tensors.sequences[at]
+        where = (sequences.unsqueeze(-1), tensors.columns[at])
+        self.committed_at[where] = blocks.committed_at[at]
+        self.confidence[where] = blocks.confidence[at]
+        self.broken[sequences] |= blocks.broken[at].any(-1)
+
+    def file_answers(
+        self, rows: Sequence[Row], tensors: RowTensors, at: Tensor, forwards: int
+    ) -> None:
+        """Take over the answers of rows (K,) that leave after so many forward passes."""
+        self.answers[tensors.sequences[at]] = tensors.tokens[at]
+        for row in rows:
+            self.nfe[row.sequence] = forwards
+            self.length[row.sequence] = row.last - row.layout.begin
+            self.ahead[row.sequence] = row.ahead
+
+    def result(self, prompt_length: int, size: int, end_of_text: EndOfText) -> Decoded:
+        """The answers, once no row is live: canvases of `size` positions behind the prompts."""
+        broken = self.broken.nonzero().flatten().tolist()
+        if broken:
+            logger.warning(
+                "the model's logits hold NaN, or nothing but -inf, in sequence(s) %s: such "
+                "predictions are taken last and mean nothing",
+                ", ".join(map(str, broken)),
+            )
+        device = self.answers.device
+        whole = self.answers[:, prompt_length:]
+        committed_at, confidence = (
+            history[:, prompt_length : prompt_length + size]
+            for history in (self.committed_at, self.confidence)
+        )
+        length = torch.tensor(self.length, device=device).clamp(max=size)
+        if end_of_text.rule == "off":
+            ends = is_end_of_text(whole[:, :size], end_of_text.token_ids)
+            length = torch.where(ends.any(-1), ends.to(torch.int64).argmax(-1) + 1, size)
+        else:
+            behind = torch.arange(whole.shape[1], device=device) >= length.unsqueeze(-1)
+            behind &= (length < size).unsqueeze(-1)
+            whole = whole.masked_fill(behind, end_of_text.token_ids[0])
+        trace = Trace(
+            committed_at=committed_at,
+            confidence=confidence,
+            nfe=torch.tensor(self.nfe, device=device),
+            length=length,
+            ahead=torch.tensor(self.ahead, device=device),
+        )
+        return Decoded(whole, trace)
