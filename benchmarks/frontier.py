@@ -43,7 +43,7 @@ from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 from safetensors.torch import save_file
 
 from l2pd_adapters.checkpoints import resolve_model
-from l2pd_adapters.huggingface.api import configuration_of
+from l2pd_adapters.huggingface.enabling import configuration_of
 from l2pd_adapters.tiny_models import (
     folder_of,
     heldout_prompts,

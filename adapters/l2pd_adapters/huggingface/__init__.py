@@ -10,12 +10,8 @@ from l2pd_adapters.engines import TRANSFORMERS
 TRANSFORMERS.require()
 
 from l2pd_adapters.families import ModelFamily  # noqa: E402  (after the version check)
-from l2pd_adapters.huggingface.api import (  # noqa: E402
-    custom_generate,
-    disable,
-    enable,
-    generate,
-)
+from l2pd_adapters.huggingface.api import custom_generate, generate  # noqa: E402
+from l2pd_adapters.huggingface.enabling import disable, enable  # noqa: E402
 from l2pd_adapters.huggingface.models.load import load  # noqa: E402
 from l2pd_adapters.huggingface.output import DiffusionGenerateOutput  # noqa: E402
 

@@ -13,7 +13,7 @@ from l2pd_adapters.huggingface.settings import PolicyChoice, StepObserver
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from l2pd_adapters.huggingface.api import BoundGenerate
+    from l2pd_adapters.huggingface.enabling import BoundGenerate
 
     class DiffusionModel(PreTrainedModel):
         """A transformers model whose `generate` decodes by diffusion."""

@@ -19,7 +19,7 @@ from l2pd_adapters.huggingface.forward import CanvasView, forward_for
 from l2pd_adapters.huggingface.history import BlockHistory, Decoded, History
 from l2pd_adapters.huggingface.references import given_references
 from l2pd_adapters.huggingface.rows import LaterColumns, Row, RowTensors
-from l2pd_adapters.huggingface.settings import DecodeSettings
+from l2pd_adapters.huggingface.settings import DecodeSettings, Observers, Sampling
 from l2pd_adapters.huggingface.stream import TextStream
 from l2pd_plugins import RemaskingPolicy, create_policy
 from l2pd_plugins.blocks import BlockBatch
@@ -45,7 +45,7 @@ def decode(
     finally:  # a reader of the stream must not wait for ever, whatever a policy does
         running.stream.end()
     decoded = running.history.result(
-        input_ids.shape[1], settings.max_new_tokens, settings.end_of_text
+        input_ids.shape[1], settings.canvas.max_new_tokens, settings.canvas.end_of_text
     )
     return replace(decoded, reference_nfe=reference_nfe)
 
@@ -75,13 +75,13 @@ class _Decode:
         reference: Tensor | None,
     ) -> None:
         prompt = input_ids.shape[1]
-        family = settings.family
+        family = settings.model.family
         self.settings, self.device = settings, input_ids.device
-        self.may_undo = settings.end_of_text.rule != "off" or any(
+        self.may_undo = settings.canvas.end_of_text.rule != "off" or any(
             isinstance(policy, RemaskingPolicy) for policy in settings.policies
         )
         """Whether a step may take back what an earlier one committed."""
-        self.forward = forward_for(model, family, settings.cache)
+        self.forward = forward_for(model, family, settings.model.cache)
         self.forwards = 0
         """Forward passes taken."""
         self.rows = [
@@ -90,8 +90,8 @@ class _Decode:
                 BlockLayout.of(
                     family.attention,
                     prompt,
-                    settings.max_new_tokens,
-                    settings.block_length,
+                    settings.canvas.max_new_tokens,
+                    settings.canvas.block_length,
                     prompt_length=seen,
                 ),
                 first=prompt - seen,
@@ -99,33 +99,33 @@ class _Decode:
             for sequence, seen in enumerate(attention_mask.sum(-1).tolist())
         ]
         self.tensors = tensors = RowTensors.of(
-            input_ids, attention_mask, self.rows, settings.mask_token_id
+            input_ids, attention_mask, self.rows, settings.model.mask_token_id
         )
         self.reference = None
         """(B, W), laid out like the tokens."""
         if reference is not None:
-            self.reference = torch.full_like(tensors.tokens, settings.filler)
+            self.reference = torch.full_like(tensors.tokens, settings.canvas.filler)
             self.reference[:, prompt:] = reference[:, : tensors.tokens.shape[1] - prompt]
         everything = slice(None)
         self.block = BlockBatch.start(
             tensors.tokens.gather(1, tensors.columns),
             settings.policies,
-            mask_token_id=settings.mask_token_id,
+            mask_token_id=settings.model.mask_token_id,
             canvas_length=tensors.ends.squeeze(-1) - tensors.columns[:, 0],
             present=tensors.present(tensors.columns, everything),
             reference=self._reference_at(everything, tensors.columns),
             generators=None
             if settings.seeds is None
             else [torch.Generator(self.device).manual_seed(seed) for seed in settings.seeds],
-            observe=settings.observe,
+            observe=settings.observers.statistics,
         )
         self.block_history = BlockHistory.start(tensors.columns)
         self.history = History(tensors.tokens)
         self.later: LaterColumns | None = None
         """Where the later blocks lie that policies look ahead at."""
-        if settings.looks_ahead:
+        if settings.model.looks_ahead:
             self._look_ahead()
-        self.stream = TextStream(settings.streamer, settings.max_new_tokens)
+        self.stream = TextStream(settings.observers.streamer, settings.canvas.max_new_tokens)
         self.stream.prompt(input_ids)
 
     def forward_and_step(self) -> None:
@@ -136,16 +136,18 @@ class _Decode:
             self.block,
             logits,
             positions,
-            end_of_text=settings.end_of_text,
-            x0=self._draw(logits, positions) if settings.do_sample else None,
-            suppress_mask=settings.suppress_mask,
+            end_of_text=settings.canvas.end_of_text,
+            x0=None
+            if settings.sampling is None
+            else self._draw(logits, positions, settings.sampling),
+            suppress_mask=settings.model.suppress_mask,
             later=later,
         )
         self.tensors.tokens.scatter_(1, self.tensors.columns, self.block.tokens)
         self.block_history.record(outcome, self.forwards - 1, may_undo=self.may_undo)
-        if settings.on_step is not None:
+        if settings.observers.on_step is not None:
             sequences, blocks = [row.sequence for row in self.rows], [r.block for r in self.rows]
-            settings.on_step(sequences, blocks, outcome)
+            settings.observers.on_step(sequences, blocks, outcome)
         self.stream.draft(self.rows[0], self.block, outcome)
         self._follow_up(self._learn(outcome))
 
@@ -159,7 +161,7 @@ class _Decode:
         index = upload(owners, self.device)
         distance = upload([1 + each for blocks in behind for each in range(blocks)], self.device)
         columns = self.tensors.columns[index]
-        columns = columns + self.settings.block_length * distance.unsqueeze(-1)
+        columns = columns + self.settings.canvas.block_length * distance.unsqueeze(-1)
         self.block.look_ahead(
             owners,
             self.tensors.tokens[index.unsqueeze(-1), columns],
@@ -176,7 +178,7 @@ class _Decode:
     def _logits(self) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
         """A forward pass: the needed logits (N, V), and where in (R, L) they belong; and the same
         of the later blocks, where a policy looks ahead."""
-        rows, length, later = self.rows, self.settings.block_length, self.later
+        rows, length, later = self.rows, self.settings.canvas.block_length, self.later
         view = CanvasView(
             tokens=self.tensors.tokens,
             attention=self.tensors.attention,
@@ -200,7 +202,7 @@ class _Decode:
         positions = upload(list(needed), self.device)
         return self.forward.logits(hidden, positions), positions, later_logits
 
-    def _draw(self, logits: Tensor, positions: Tensor) -> Tensor:
+    def _draw(self, logits: Tensor, positions: Tensor, sampling: Sampling) -> Tensor:
         """(N,) tokens drawn for the masked positions; -1, the argmax, for committed ones.
 
         Committed positions draw nothing, so a sequence's random stream depends on its decode alone
@@ -219,8 +221,8 @@ class _Decode:
             logits if index is None else logits.index_select(0, index),
             [sum(row.masked) for row in self.rows],
             [generator for generator in self.block.generators if generator is not None],
-            warp=settings.warp,
-            suppress=settings.mask_token_id if settings.suppress_mask else None,
+            warp=sampling.warp,
+            suppress=settings.model.mask_token_id if settings.model.suppress_mask else None,
         )
         if index is None:
             return drawn
@@ -228,10 +230,10 @@ class _Decode:
 
     def _learn(self, outcome: StepOutcome) -> list[_RowReport]:
         """What the step has left of each row."""
-        length, block = self.settings.block_length, self.block
-        if self.settings.end_of_text.rule == "off":  # nothing leaves the canvas
+        length, block = self.settings.canvas.block_length, self.block
+        if self.settings.canvas.end_of_text.rule == "off":  # nothing leaves the canvas
             visible = [sum(row.present) for row in self.rows]
-            if self.settings.suppress_mask and all(sum(row.masked) == 1 for row in self.rows):
+            if self.settings.model.suppress_mask and all(sum(row.masked) == 1 for row in self.rows):
                 # A step commits at least one mask, so none is left: nothing to read. (Where the
                 # mask token can be predicted it may commit none.)
                 nothing = [False] * length
@@ -287,7 +289,7 @@ class _Decode:
     def _advance(self, rows: list[int]) -> None:
         """Move these rows to their next blocks."""
         at, tensors = self._at(rows), self.tensors
-        columns = tensors.columns[at] + self.settings.block_length
+        columns = tensors.columns[at] + self.settings.canvas.block_length
         self.block.advance(
             rows,
             tensors.tokens[at].gather(1, columns),
@@ -335,7 +337,7 @@ def _references(
     reference, missing = given_references(settings, input_ids.device)
     if reference is None or not missing:
         return reference, None
-    if settings.do_sample:
+    if settings.sampling is not None:
         raise L2PDError(
             "a reference decode at one token per step is greedy: with do_sample=True, give the "
             "policy its reference"
@@ -348,10 +350,8 @@ def _references(
     first = replace(
         settings,
         policies=(slow,) * len(missing),
-        streamer=None,
-        on_step=None,
         seeds=None,
-        observe=frozenset(),
+        observers=Observers(),
     )
     made = decode(model, input_ids[at], attention_mask[at], first)
     reference[at, : made.whole.shape[1]] = made.whole

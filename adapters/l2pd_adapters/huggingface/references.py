@@ -27,8 +27,8 @@ def given_references(
             members.setdefault(id(policy), []).append(sequence)
     if not members:
         return None, []
-    shape = (len(settings.policies), settings.max_new_tokens + settings.block_length)
-    reference = torch.full(shape, settings.filler, device=device)
+    shape = (len(settings.policies), settings.canvas.max_new_tokens + settings.canvas.block_length)
+    reference = torch.full(shape, settings.canvas.filler, device=device)
     missing: list[int] = []
     for sequences in members.values():
         policy = settings.policies[sequences[0]]
@@ -53,9 +53,9 @@ def _fill(
     if len(lists) != len(sequences):
         raise L2PDError(f"{policy.name}: {len(lists)} references for {len(sequences)} sequences")
     for sequence, tokens in zip(sequences, lists, strict=True):
-        if len(tokens) > settings.max_new_tokens:
+        if len(tokens) > settings.canvas.max_new_tokens:
             raise L2PDError(
                 f"{policy.name}: a reference of {len(tokens)} tokens is longer than "
-                f"max_new_tokens={settings.max_new_tokens}"
+                f"max_new_tokens={settings.canvas.max_new_tokens}"
             )
         reference[sequence, : len(tokens)] = torch.tensor(list(tokens), device=reference.device)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from l2pd_adapters.huggingface import load
-from l2pd_adapters.huggingface.api import configuration_of
+from l2pd_adapters.huggingface.enabling import configuration_of
 from l2pd_adapters.tiny_models import heldout_prompts, shipped_models
 from l2pd_plugins import L2PDError, UnmaskPolicy, create_policy
 from l2pd_tools.evaluation.bootstrap import validity_difference

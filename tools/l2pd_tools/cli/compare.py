@@ -110,7 +110,7 @@ def compare(
 
     from rich.console import Console
 
-    from l2pd_adapters.huggingface.api import configuration_of
+    from l2pd_adapters.huggingface.enabling import configuration_of
     from l2pd_tools.evaluation.prompts import read_prompts
 
     if demo and limit is None:

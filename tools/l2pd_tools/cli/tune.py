@@ -99,7 +99,7 @@ def tune(
 
     from rich.console import Console
 
-    from l2pd_adapters.huggingface.api import configuration_of
+    from l2pd_adapters.huggingface.enabling import configuration_of
     from l2pd_tools.evaluation.frontier import Point, draw, fastest_within, require_drawable
     from l2pd_tools.evaluation.prompts import read_prompts
 

@@ -19,14 +19,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from l2pd_adapters.chat_templates import all_rendered
 from l2pd_adapters.families import end_of_text_ids
-from l2pd_adapters.huggingface.api import configuration_of
 from l2pd_adapters.huggingface.checking import EVALUATE, SEEDS_BELOW, checked, short
+from l2pd_adapters.huggingface.enabling import configuration_of
 from l2pd_adapters.huggingface.models.model_info import mask_token_of
-from l2pd_adapters.huggingface.settings import (
-    StepObserver,
-    check_room,
-    refuse_masks,
-)
+from l2pd_adapters.huggingface.prompts import check_room, refuse_masks
+from l2pd_adapters.huggingface.settings import StepObserver
 from l2pd_plugins import L2PDError, UnmaskPolicy, create_policy
 from l2pd_plugins.files import reading
 from l2pd_tools.evaluation.prompts import Prompt

@@ -21,7 +21,6 @@ from tqdm import tqdm
 
 from l2pd_adapters.chat_templates import rendered
 from l2pd_adapters.huggingface import load
-from l2pd_adapters.huggingface.api import configuration_of
 from l2pd_adapters.huggingface.checking import (
     GENERATE,
     LOAD,
@@ -36,9 +35,10 @@ from l2pd_adapters.huggingface.checking import (
     close_to,
     short,
 )
+from l2pd_adapters.huggingface.enabling import configuration_of
 from l2pd_adapters.huggingface.models.load import device_here
 from l2pd_adapters.huggingface.models.model_info import mask_token_of
-from l2pd_adapters.huggingface.settings import check_room, refuse_masks
+from l2pd_adapters.huggingface.prompts import check_room, refuse_masks
 from l2pd_plugins import L2PDError, UnmaskPolicy, create_policy
 from l2pd_plugins.errors import PolicyOptionError
 from l2pd_tools.evaluation.run import left_padded

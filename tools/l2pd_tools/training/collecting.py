@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from l2pd_adapters.families import end_of_text_ids
-from l2pd_adapters.huggingface.api import settings_of
+from l2pd_adapters.huggingface.enabling import settings_of
 from l2pd_adapters.huggingface.models.lora import ADAPTER
 from l2pd_adapters.huggingface.models.model_info import block_length_of, family_of, mask_token_of
 from l2pd_adapters.huggingface.settings import whole

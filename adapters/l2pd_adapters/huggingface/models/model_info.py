@@ -6,6 +6,7 @@ whatever wraps the model and hands attributes on.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
@@ -41,3 +42,27 @@ def is_masked_lm(model: Any) -> bool:
     """Whether it is an encoder with a head for masked tokens (BERT), which keeps no keys and
     values."""
     return type(within(model)).__name__ in MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()
+
+
+def positions_of(model: Any) -> int | None:
+    """How many positions the model was made for; None if its config does not say."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    return positions if isinstance(positions, int) and positions > 0 else None
+
+
+def local_folder(config: Any) -> str | None:
+    """The folder that the model was loaded from, if it was one."""
+    path = getattr(config, "_name_or_path", None)
+    return path if path and Path(path).is_dir() else None
+
+
+def name_of(model: Any) -> str:
+    """What messages and the configuration line call the model: the name that it was enabled with,
+    else that of its folder or its hub id, else its class."""
+    enabled = getattr(model.__dict__.get("generate"), "name", None)
+    if isinstance(enabled, str):
+        return enabled
+    folder = local_folder(model.config)
+    if folder is not None:
+        return Path(folder).name
+    return getattr(model.config, "_name_or_path", "") or type(model).__name__

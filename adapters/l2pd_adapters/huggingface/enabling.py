@@ -1,0 +1,211 @@
+"""`model.generate(..., unmask_policy=...)`: bound to one model, and undone again.
+
+Nothing is patched on import, and no class is touched: `enable` sets `generate` on the instance, as
+transformers itself does for models that ship a custom generate.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Literal, cast, overload
+
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+from typing_extensions import Unpack
+
+from l2pd_adapters.families import (
+    FAMILIES,
+    ModelFamily,
+    end_of_text_ids,
+    end_of_text_of,
+    mask_token_of,
+)
+from l2pd_adapters.huggingface import diffusion_gemma
+from l2pd_adapters.huggingface.accepted_keywords import merged_config
+from l2pd_adapters.huggingface.api import generate
+from l2pd_adapters.huggingface.checking import short
+from l2pd_adapters.huggingface.keywords import DiffusionModel, GenerateKeywords
+from l2pd_adapters.huggingface.models.attention_check import check_attention
+from l2pd_adapters.huggingface.models.model_info import (
+    FAMILY,
+    family_of,
+    is_masked_lm,
+    name_of,
+    within,
+)
+from l2pd_adapters.huggingface.output import DiffusionGenerateOutput
+from l2pd_adapters.huggingface.settings import DecodeSettings, make_settings
+from l2pd_plugins.errors import L2PDError
+
+
+class BoundGenerate:
+    """`generate` of one enabled model.
+
+    An object and no bound method: a pickled bound method looks its name up on the class again, and
+    a copy of the model would silently decode autoregressively.
+    """
+
+    def __init__(
+        self, model: Any, name: str, own: GenerationConfig | None, completed: GenerationConfig
+    ) -> None:
+        self.model = model
+        self.name = name
+        self.own, self.completed = own, completed
+        """The model's generation_config before it was enabled, and what became of it."""
+
+    @overload
+    def __call__(
+        self,
+        inputs: Tensor | None = None,
+        *,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        streamer: Any = None,
+        return_dict_in_generate: Literal[True],
+        **kwargs: Unpack[GenerateKeywords],
+    ) -> DiffusionGenerateOutput: ...
+    @overload
+    def __call__(
+        self,
+        inputs: Tensor | None = None,
+        *,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        generation_config: None = None,
+        streamer: Any = None,
+        return_dict_in_generate: Literal[False] | None = None,
+        **kwargs: Unpack[GenerateKeywords],
+    ) -> Tensor: ...
+    @overload
+    def __call__(
+        self,
+        inputs: Tensor | None = None,
+        *,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        streamer: Any = None,
+        return_dict_in_generate: bool | None = None,
+        **kwargs: Unpack[GenerateKeywords],
+    ) -> Tensor | DiffusionGenerateOutput: ...
+    def __call__(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
+        return generate(self.model, inputs, **kwargs)
+
+
+def enable(
+    model: Any, *, name: str | None = None, family: ModelFamily | None = None
+) -> DiffusionModel:
+    """Bind diffusion decoding to `model.generate`; returns the model.
+
+    `model.generation_config` gets the end-of-text tokens of the family, besides its own.
+
+    Args:
+        model: a transformers model of one of the families in `l2pd_adapters.families`, or a decoder
+            whose config says ``is_causal=False`` and names ``mask_token_id`` (and, if it has one,
+            ``block_length``); with a `family`, any decoder or masked LM; or DiffusionGemma, see
+            `diffusion_gemma`.
+        name: what the configuration line calls the model; its folder's or hub name by default.
+        family: how the model is to be read, where its config does not say; it stays with the model
+            and its copies. None keeps what the model was enabled with, else asks its config.
+
+    Raises L2PDError if the model is no diffusion language model, or does not see what its family
+    says.
+    """
+    _refuse_others(model, name, family)
+    if diffusion_gemma.decodes(model):
+        diffusion_gemma.refuse_family(family)
+        own = model.generation_config
+        model.generate = BoundGenerate(model, name or name_of(model), own, own)
+        return cast(DiffusionModel, model)
+    family = family or family_of(model)
+    _check_readable(model, family)
+    own = getattr(model, "generation_config", None)  # a masked LM has none
+    completed = _with_end_of_text(model, family, own)
+    bound = model.__dict__.get("generate")
+    if isinstance(bound, BoundGenerate) and own is bound.completed:
+        own = bound.own
+    model.generation_config = completed
+    setattr(model, FAMILY, family)
+    model.generate = BoundGenerate(model, name or name_of(model), own, completed)
+    return cast(DiffusionModel, model)
+
+
+def _refuse_others(model: Any, name: Any, family: Any) -> None:
+    """Raise L2PDError for arguments of `enable` that are something else."""
+    if not isinstance(within(model), PreTrainedModel):
+        raise L2PDError(
+            f"model={short(model)}: expected a model of transformers; load makes one from a name"
+        )
+    for keyword, value, kind in (("name", name, str), ("family", family, ModelFamily)):
+        if not isinstance(value, kind | None):
+            raise L2PDError(f"{keyword}={short(value)}: expected a {kind.__name__}")
+
+
+def disable(model: Any) -> Any:
+    """Give the model its own `generate` and `generation_config` back; returns the model.
+
+    Raises L2PDError if it was not enabled.
+    """
+    bound = getattr(model, "__dict__", {}).get("generate")
+    if not isinstance(bound, BoundGenerate):
+        raise L2PDError(f"{type(model).__name__} was not enabled")
+    if bound.own is None:
+        del model.generation_config
+    elif model.generation_config is bound.completed:
+        model.generation_config = bound.own
+    model.__dict__.pop(FAMILY, None)
+    del model.generate
+    return model
+
+
+def _check_readable(model: Any, family: ModelFamily) -> None:
+    mask_token_id = mask_token_of(model.config, family)
+    if family not in FAMILIES:
+        check_attention(model, family, mask_token_id)
+    elif (
+        family.attention == "bidirectional"
+        and not is_masked_lm(model)
+        and getattr(model.config, "is_causal", True) is not False
+    ):
+        raise L2PDError(
+            f"{family.name}: this {type(model).__name__} is autoregressive; a bidirectional one "
+            "has is_causal=False in its config before it is made"
+        )
+
+
+def _with_end_of_text(
+    model: Any, family: ModelFamily, own: GenerationConfig | None
+) -> GenerationConfig:
+    """The model's settings (None if transformers has none for it), completed by the family's
+    end-of-text tokens."""
+    config = GenerationConfig.from_model_config(model.config) if own is None else own
+    named = end_of_text_ids(config.eos_token_id)
+    missing = [i for i in end_of_text_of(model.config, family) if i not in named]
+    if missing:
+        config = copy.copy(config)
+        config.eos_token_id = [*named, *missing]
+    return config
+
+
+def configuration_of(model: Any, **settings: Any) -> str:
+    """The line that describes a call of generate, of which nothing is decoded.
+
+    Raises L2PDError as `settings_of` does.
+    """
+    return settings_of(model, **settings).describe(model)
+
+
+def settings_of(model: Any, **settings: Any) -> DecodeSettings:
+    """What a call of generate with one prompt would go by; nothing is decoded.
+
+    Raises L2PDError for settings that generate would refuse: a filter that does not fit the block
+    length is found before the first of several policies has run for an hour.
+    """
+    bound = getattr(model, "generate", None)
+    if not isinstance(bound, BoundGenerate):
+        raise L2PDError(
+            f"{type(model).__name__} is not enabled for diffusion decoding; load it with "
+            "l2pd_adapters.huggingface.load, or call enable(model)"
+        )
+    return make_settings(model, 0, 1, merged_config(model, None, settings), name=bound.name)
