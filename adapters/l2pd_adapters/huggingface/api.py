@@ -252,26 +252,24 @@ def _run(
     batch, prompt_length = prompts.shape
     name = name_of(model)
     settings = make_settings(model, prompt_length, batch, merged, name=name, streamer=streamer)
-    if (
-        settings.model.family.logit_shift
-        and int(mask.sum(-1).min()) < settings.model.family.logit_shift
-    ):
+    family, canvas = settings.model.family, settings.canvas
+    if family.logit_shift and int(mask.sum(-1).min()) < family.logit_shift:
         raise L2PDError(
-            f"{settings.model.family.name}: a position is predicted {settings.model.family.logit_shift} before "
-            "it, so every prompt holds at least as many tokens"
+            f"{family.name}: a position is predicted {family.logit_shift} before it, so every "
+            "prompt holds at least as many tokens"
         )
     keyword = "max_new_tokens" if "max_new_tokens" in merged else "max_length"
-    check_room(model, int(mask.sum(-1).max()), settings.canvas.max_new_tokens, keyword)
+    check_room(model, int(mask.sum(-1).max()), canvas.max_new_tokens, keyword)
     decoded = decode(model, prompts, mask, settings)
     trace = decoded.trace
-    longest = settings.canvas.max_new_tokens
-    if settings.canvas.end_of_text.rule != "off":
+    longest = canvas.max_new_tokens
+    if canvas.end_of_text.rule != "off":
         longest = int(trace.length.max())
     answers = decoded.tokens[:, :longest]
-    if settings.canvas.end_of_text.rule != "off":
+    if canvas.end_of_text.rule != "off":
         columns = torch.arange(longest, device=answers.device)
         behind = columns >= trace.length.unsqueeze(-1)
-        answers = answers.masked_fill(behind, settings.canvas.pad_token_id)
+        answers = answers.masked_fill(behind, canvas.pad_token_id)
     sequences = torch.cat([prompts, answers], dim=1)
     if not settings.return_dict:
         return sequences
