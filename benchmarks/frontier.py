@@ -59,6 +59,7 @@ from l2pd_tools.evaluation.results import Evaluation
 from l2pd_tools.evaluation.run import encode_prompts, evaluate
 from l2pd_tools.loading import load_model
 from l2pd_tools.policy_text import parse_policy
+from l2pd_tools.tiny_world import TASKS
 
 SMALL = ("tiny-llada", "tiny-sdar")
 CACHES = {"tiny-llada": "dual"}
@@ -139,7 +140,7 @@ def main() -> None:
         for options in sweep:
             if name != "pc_sampler":  # which cannot be made without a model's frequencies
                 create_policy(name, **options)  # likewise
-    prompts = read_prompts(arguments.prompts, arguments.limit)
+    prompts = read_prompts(arguments.prompts, arguments.limit, tasks=TASKS)
     settings = {"max_new_tokens": arguments.max_new_tokens, "batch_size": arguments.batch_size}
     run = Run(models, chosen, prompts, settings, str(device), strict=bool(arguments.setting))
 

@@ -43,6 +43,7 @@ from l2pd_tools.evaluation.results import Evaluation
 from l2pd_tools.evaluation.run import evaluate
 from l2pd_tools.loading import load_model
 from l2pd_tools.policy_text import parse_policy
+from l2pd_tools.tiny_world import TASKS
 
 BASELINE = "fixed_schedule"
 
@@ -68,8 +69,8 @@ def main() -> None:
     arguments = parser.parse_args()
 
     policies = [create_policy(parse_policy(text)) for text in arguments.policy or ["learn2pd"]]
-    timed = read_prompts(arguments.prompts, arguments.limit)
-    checked = read_prompts(arguments.prompts, arguments.checked)
+    timed = read_prompts(arguments.prompts, arguments.limit, tasks=TASKS)
+    checked = read_prompts(arguments.prompts, arguments.checked, tasks=TASKS)
     device = device_of(arguments.device)
     model, tokenizer = load_model(arguments.model, str(device))
     choices = ("none",) if is_masked_lm(model) else CACHES[family_of(model).attention]

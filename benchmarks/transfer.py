@@ -48,7 +48,7 @@ from l2pd_tools.evaluation.results import Evaluation
 from l2pd_tools.evaluation.run import evaluate
 from l2pd_tools.loading import load_model
 from l2pd_tools.policy_text import parse_policy
-from l2pd_tools.tiny_world import FAMILIES
+from l2pd_tools.tiny_world import TASKS
 from l2pd_tools.training.collecting import collect
 
 RESULTS = Path(__file__).parent / "results" / "transfer.jsonl"
@@ -80,25 +80,25 @@ class Case:
     name: str
     model: str
     gen: int
-    families: tuple[str, ...]
+    tasks: tuple[str, ...]
     filters: str | None
-    """The small model whose shipped filters decide; None for filters trained without `families`,
+    """The small model whose shipped filters decide; None for filters trained without `tasks`,
     which are those of `model`."""
 
 
 def cases() -> list[Case]:
     """All of them; those that need no training come first."""
-    every, small = tuple(FAMILIES), ("tiny-llada", "tiny-sdar")
+    every, small = tuple(TASKS), ("tiny-llada", "tiny-sdar")
     found = [Case(f"{m}, gen 128, own filters", m, 128, every, m) for m in small]
     found += [
         Case(f"{m}, gen 128, {other}'s filters", m, 128, every, other)
         for m, other in (small, small[::-1])
     ]
-    splits = [tuple(n for n, f in FAMILIES.items() if f.kind == kind) for kind in KINDS]
+    splits = [tuple(n for n, f in TASKS.items() if f.kind == kind) for kind in KINDS]
     trained = [
-        Case(f"tiny-llada, gen 128, trained without {name}", "tiny-llada", 128, families, None)
-        for name, families in [
-            *((kind, families) for kind, families in zip(KINDS, splits, strict=True)),
+        Case(f"tiny-llada, gen 128, trained without {name}", "tiny-llada", 128, tasks, None)
+        for name, tasks in [
+            *((kind, tasks) for kind, tasks in zip(KINDS, splits, strict=True)),
             *((", ".join(triple), triple) for triple in TRIPLES),
         ]
     ]
@@ -155,14 +155,14 @@ class Bench:
 
     def measure(self, case: Case, controls: Sequence[dict[str, Any]], learned: Any) -> None:
         """Decode what is missing of a case, each setting as a row."""
-        prompts = [p for p in read_prompts(heldout_prompts(), self.limit)
-                   if p.family in case.families]  # fmt: skip
+        prompts = [p for p in read_prompts(heldout_prompts(), self.limit, tasks=TASKS)
+                   if p.task and p.task.name in case.tasks]  # fmt: skip
         if not prompts:
             raise L2PDError(f"--limit {self.limit}: no held-out prompt is of {case.name}")
-        every = tuple(FAMILIES)
+        every = tuple(TASKS)
         # What needs no filter of the split's is decoded once for all splits, and cut to size later.
-        alike = dataclasses.replace(case, families=every)
-        whole = read_prompts(heldout_prompts(), self.limit)
+        alike = dataclasses.replace(case, tasks=every)
+        whole = read_prompts(heldout_prompts(), self.limit, tasks=TASKS)
         self._decode(alike, whole, REFERENCE, {}, None, "")
         for options in controls:
             self._decode(alike, whole, "confidence_threshold", options, None, "")
@@ -183,7 +183,7 @@ class Bench:
         """A filter trained without a case's tasks, and what rows call it; trained unless it is
         there. Raises TimeOver."""
         label = (
-            f"trained without {', '.join(case.families)}: {self.train_prompts} prompts less "
+            f"trained without {', '.join(case.tasks)}: {self.train_prompts} prompts less "
             f"theirs, {self.rounds} rounds"
         )
         place = self.work / f"{case.model}-{self.train_prompts}-{self.rounds}" / slug(case)
@@ -193,9 +193,7 @@ class Bench:
         self.check_time()
         data = self.everything(case)
         lines = training_prompts().read_text(encoding="utf-8").splitlines()[: self.train_prompts]
-        kept = [
-            i for i, line in enumerate(lines) if json.loads(line)["family"] not in case.families
-        ]
+        kept = [i for i, line in enumerate(lines) if json.loads(line)["task"] not in case.tasks]
         prompts = place / training_prompts().name
         place.mkdir(parents=True, exist_ok=True)
         prompts.write_text("\n".join(lines[i] for i in kept) + "\n", encoding="utf-8")
@@ -209,7 +207,8 @@ class Bench:
         else:
             part(data, place / "oracle", kept, references_alone=True)
             collect(
-                *loaded(case.model), read_prompts(prompts), place / "oracle", policies=["oracle"],
+                *loaded(case.model), read_prompts(prompts, tasks=TASKS), place / "oracle",
+                policies=["oracle"],
                 max_new_tokens=self.gen or 128, prompts_per_shard=SHARD, source=prompts.name,
             )  # fmt: skip
             train_filter(folder, place / "oracle", policy=policy, epochs=self.epochs)
@@ -218,7 +217,7 @@ class Bench:
     def everything(self, case: Case) -> Path:
         """The first round's trajectories of all training prompts; each split has a part."""
         folder = self.work / f"{case.model}-{self.train_prompts}-round-0"
-        prompts = read_prompts(training_prompts(), self.train_prompts)
+        prompts = read_prompts(training_prompts(), self.train_prompts, tasks=TASKS)
         collect(
             *loaded(case.model), prompts, folder,
             policies=[parse_policy(text) for text in STARTING_POLICIES],
@@ -248,7 +247,7 @@ class Bench:
             "policy": policy,
             "options": options,
             "filter": label,
-            "families": sorted(case.families),
+            "families": sorted(case.tasks),  # the name that the committed rows have
             "limit": self.limit,
         }
         if self.rows.has(what):
@@ -272,7 +271,7 @@ def outcome(found: Evaluation, label: str, folder: Path | None) -> dict[str, Any
         "validity": found.validity,
         "tokens_per_forward": found.tokens_per_forward,
         "seconds": round(found.seconds, 1),
-        "family_of": [a.prompt.family for a in found.answers],
+        "family_of": [a.prompt.task.name for a in found.answers],
         "valid": "".join("01"[bool(a.valid)] for a in found.answers),
         "lengths": [a.length for a in found.answers],
         "nfe": [a.nfe for a in found.answers],
@@ -310,7 +309,7 @@ def part(data: Path, folder: Path, kept: list[int], *, references_alone: bool = 
 
 def slug(case: Case) -> str:
     """The case's tasks as a name of a folder."""
-    return "without-" + "-".join(case.families)
+    return "without-" + "-".join(case.tasks)
 
 
 @functools.cache
@@ -330,13 +329,13 @@ def unmeasured(rows: Rows) -> list[str]:
 
 
 def _is_of(row: dict[str, Any], case: Case, policy: str, options: dict[str, Any]) -> bool:
-    own = f"trained without {', '.join(case.families)}:"
+    own = f"trained without {', '.join(case.tasks)}:"
     if case.filters is not None:
         own = f"{case.filters}'s shipped"
     return (
         (row["model"], row["gen"], row["policy"]) == (case.model, case.gen, policy)
         and row["options"] == options
-        and row["families"] == sorted(case.families)
+        and row["families"] == sorted(case.tasks)
         and row["filter"].startswith(own)
     )
 

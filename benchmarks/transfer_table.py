@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from frontier import REFERENCE
 
-from l2pd_tools.tiny_world import FAMILIES
+from l2pd_tools.tiny_world import TASKS
 
 LOSSES = (0.5, 1.5)
 """Points of validity that may be lost against one token per step."""
@@ -31,9 +31,9 @@ class Outcomes:
     configuration: str
 
     @classmethod
-    def of(cls, row: dict[str, Any], families: Iterable[str]) -> Outcomes:
+    def of(cls, row: dict[str, Any], tasks: Iterable[str]) -> Outcomes:
         """The part of a row that is of these tasks."""
-        kept = np.isin(row["family_of"], list(families))
+        kept = np.isin(row["family_of"], list(tasks))
         options = ", ".join(f"{name} {value}" for name, value in row["options"].items())
         return cls(
             options or "default",
@@ -106,7 +106,7 @@ class Group:
 
     model: str
     gen: int
-    families: tuple[str, ...]
+    tasks: tuple[str, ...]
     policy: str
     filter: str
     settings: list[Outcomes]
@@ -116,7 +116,7 @@ class Group:
     @property
     def tested(self) -> str:
         """What is decoded."""
-        return f"{self.model}, gen {self.gen}, {named(self.families)}"
+        return f"{self.model}, gen {self.gen}, {named(self.tasks)}"
 
     @property
     def trained(self) -> str:
@@ -131,7 +131,7 @@ def groups(rows: Sequence[dict[str, Any]]) -> list[Group]:
     """Everything that can be compared, in the order of the rows. A filter's rows stand beside the
     rows of the same model, canvas and held-out prompts that need no filter; where tasks were left
     out, beside those of the shipped filters on the same tasks too."""
-    every = sorted(FAMILIES)
+    every = sorted(TASKS)
     newest: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in rows:
         options = tuple(sorted(row["options"].items()))
@@ -141,12 +141,12 @@ def groups(rows: Sequence[dict[str, Any]]) -> list[Group]:
             newest[key] = row
     found = list(newest.values())
 
-    def of(row: dict[str, Any], policy: str, label: str, families: list[str]) -> list[Outcomes]:
+    def of(row: dict[str, Any], policy: str, label: str, tasks: list[str]) -> list[Outcomes]:
         return [
             Outcomes.of(one, row["families"])
             for one in found
             if (one["model"], one["gen"], one["policy"], one["filter"], one["families"])
-            == (row["model"], row["gen"], policy, label, families)
+            == (row["model"], row["gen"], policy, label, tasks)
             and one["limit"] == row["limit"]
         ]
 
@@ -158,8 +158,8 @@ def groups(rows: Sequence[dict[str, Any]]) -> list[Group]:
         labels = [(row["filter"], row["families"])]
         if row["families"] != every:
             labels.insert(0, (f"{row['model']}'s shipped", every))
-        for label, families in labels:
-            settings = of(row, row["policy"], label, families)
+        for label, tasks in labels:
+            settings = of(row, row["policy"], label, tasks)
             if slow and control and settings:
                 key = (row["model"], row["gen"], tuple(row["families"]), row["policy"], label)
                 made[key] = Group(*key, settings, control, slow[0])
@@ -209,7 +209,7 @@ def render(rows: Sequence[dict[str, Any]], unmeasured: Sequence[str] = ()) -> st
         lines += ["", f"### {model}, gen {gen}, all tasks, no filter yet", "", DETAIL, RULE]
         for row in rows:
             if (row["model"], row["gen"]) == (model, gen):
-                lines += detail(row["policy"], row["filter"], [Outcomes.of(row, FAMILIES)])
+                lines += detail(row["policy"], row["filter"], [Outcomes.of(row, TASKS)])
     return "\n".join(lines) + "\n"
 
 
@@ -230,11 +230,11 @@ def cell(settings: Sequence[Outcomes], name: str) -> str:
     return ""
 
 
-def named(families: Sequence[str]) -> str:
+def named(tasks: Sequence[str]) -> str:
     """Tasks for a reader: all, a kind, or their names."""
-    if set(families) == set(FAMILIES):
+    if set(tasks) == set(TASKS):
         return "all tasks"
-    for kind in {family.kind for family in FAMILIES.values()}:
-        if set(families) == {name for name, f in FAMILIES.items() if f.kind == kind}:
+    for kind in {task.kind for task in TASKS.values()}:
+        if set(tasks) == {name for name, f in TASKS.items() if f.kind == kind}:
             return f"the {kind.replace('_', ' ')} tasks"
-    return ", ".join(families)
+    return ", ".join(tasks)

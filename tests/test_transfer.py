@@ -16,7 +16,7 @@ from l2pd_adapters.huggingface import load
 from l2pd_adapters.tiny_models import training_prompts
 from l2pd_plugins.trajectories import load_references, read_trajectories
 from l2pd_tools.evaluation.prompts import read_prompts
-from l2pd_tools.tiny_world import FAMILIES
+from l2pd_tools.tiny_world import TASKS
 from l2pd_tools.training.collecting import collect
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -46,15 +46,13 @@ def quick(transfer, monkeypatch, tmp_path, *arguments):
 def test_the_cases_leave_out_every_kind_and_every_task(scripts):
     transfer, _ = scripts
     cases = transfer.cases()
-    splits = [set(case.families) for case in cases if case.filters is None]
-    kinds = [{n for n, f in FAMILIES.items() if f.kind == kind} for kind in transfer.KINDS]
+    splits = [set(case.tasks) for case in cases if case.filters is None]
+    kinds = [{n for n, f in TASKS.items() if f.kind == kind} for kind in transfer.KINDS]
     triples = [split for split in splits if len(split) == 3]
     assert all(kind in splits for kind in kinds)
     assert len(splits) == 8 and len(triples) == 5
-    assert set.union(*triples) == set.union(*kinds) == set(FAMILIES)
-    assert all(
-        {FAMILIES[name].kind for name in triple} == set(transfer.KINDS) for triple in triples
-    )
+    assert set.union(*triples) == set.union(*kinds) == set(TASKS)
+    assert all({TASKS[name].kind for name in triple} == set(transfer.KINDS) for triple in triples)
     assert {case.gen for case in cases} == {128, 256, 512}
     crossed = {
         (case.model, case.filters) for case in cases if case.filters not in (None, case.model)
@@ -77,7 +75,7 @@ def test_a_split_is_trained_without_its_tasks_and_measured_on_them(
         assert "max_new_tokens=32" in row["configuration"]
         assert str(tmp_path) not in row["configuration"]
     (prompts,) = (tmp_path / "work").rglob("train_prompts.jsonl")
-    trained_on = {prompt.family for prompt in read_prompts(prompts)}
+    trained_on = {prompt.task.name for prompt in read_prompts(prompts)}
     assert trained_on and not trained_on & out
     page = capsys.readouterr().out
     assert page.count("| never saw them (9 prompts less theirs, 1 rounds) |") >= 2
@@ -171,9 +169,9 @@ def test_a_case_is_measured_once_every_setting_has_its_row(scripts, tmp_path):
             assert transfer.unmeasured(rows) == every
             rows.append({
                 "model": split.model, "gen": split.gen, "policy": policy, "options": options,
-                "families": sorted(split.families), "limit": 2, "configuration": "line",
-                "filter": f"trained without {', '.join(split.families)}: 9 prompts",
-                "family_of": [split.families[0]] * 2, "valid": "10", "lengths": [4, 6],
+                "families": sorted(split.tasks), "limit": 2, "configuration": "line",
+                "filter": f"trained without {', '.join(split.tasks)}: 9 prompts",
+                "family_of": [split.tasks[0]] * 2, "valid": "10", "lengths": [4, 6],
                 "nfe": [1, 4],
             })  # fmt: skip
     assert transfer.unmeasured(rows) == [name for name in every if name != split.name]

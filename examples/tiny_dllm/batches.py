@@ -26,7 +26,7 @@ UNIFORM_MASKING = 0.3  # share of rows masked as in LLaDA's pre-training; the re
 BEYOND = 0.03  # share of rows whose block lies behind the end of the text
 
 Example = tuple[int, list[int], list[int]]
-"""Index of the family, prompt, answer."""
+"""Index of the task, prompt, answer."""
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Batch:
     targets: Tensor
     weights: Tensor  # of the loss; 0 where nothing is predicted
     valid: Tensor
-    family: Tensor
+    task: Tensor
     # In training for a cache:
     blocks: Tensor | None = None  # 0 for the prompt; all behind the current block counts as one
     closed: bool = False  # whether no position sees later blocks
@@ -203,5 +203,5 @@ def _batch(
         torch.from_numpy(targets),
         torch.from_numpy(weights * masked),
         torch.from_numpy(valid),
-        torch.tensor([family for family, _, _ in examples]),
+        torch.tensor([task for task, _, _ in examples]),
     )

@@ -1,4 +1,4 @@
-"""How often a checkpoint's answers are valid, family by family.
+"""How often a checkpoint's answers are valid, task by task.
 
     python examples/tiny_dllm/evaluate.py adapters/l2pd_adapters/tiny_models/tiny-llada \\
         --prompts adapters/l2pd_adapters/tiny_models/heldout.jsonl --gen-length 128 256
@@ -110,24 +110,24 @@ def evaluate(
     batch_size: int = 40,
 ) -> list[dict[str, Any]]:
     """The rows, each with its `answer`, `valid`, `tokens` and `forwards`."""
-    # Prompts of one family finish together, so little of a batch is idle.
-    ordered = sorted(rows, key=lambda row: (row["family"], len(row["prompt"])))
+    # Prompts of one task finish together, so little of a batch is idle.
+    ordered = sorted(rows, key=lambda row: (row["task"], len(row["prompt"])))
     scored = []
     for start in range(0, len(ordered), batch_size):
         batch = ordered[start : start + batch_size]
         prompts = [row["prompt"] for row in batch]
         outputs = decode_prompts(model, prompts, gen_length, threshold, dtype)
         for row, output in zip(batch, outputs, strict=True):
-            valid = check(row["family"], row["data"], output.answer)
+            valid = check(row["task"], row["data"], output.answer)
             scored.append({**row, **vars(output), "valid": valid})
     return scored
 
 
 def summary(scored: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Validity and tokens per forward of every family, every kind, and overall."""
+    """Validity and tokens per forward of every task, every kind, and overall."""
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in scored:
-        for name in (row["family"], f"[{row['kind']}]", "[all]"):
+        for name in (row["task"], f"[{row['kind']}]", "[all]"):
             groups[name].append(row)
     return {
         name: {
@@ -166,7 +166,7 @@ def main() -> None:
             results.append({"gen_length": gen_length, "threshold": threshold, "table": table})
             wrong = [row for row in scored if not row["valid"]]
             for row in wrong[: args.failures]:
-                print(f"    {row['family']}: {row['prompt']!r} -> {row['answer']!r}")
+                print(f"    {row['task']}: {row['prompt']!r} -> {row['answer']!r}")
             if args.json:
                 args.json.write_text(json.dumps(results, indent=1) + "\n")
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, Literal
 
-from l2pd_tools.tiny_world import DIAL_MOVES, FAMILIES, FEMALE, MALE
+from l2pd_tools.tiny_world import DIAL_MOVES, FEMALE, MALE, TASKS
 
 Split = Literal["train", "heldout"]
 
@@ -31,7 +31,7 @@ ITEMS = "bun cup egg fig ham ink jam mop nut oil pan pea pen pie pot tea".split(
 
 
 @dataclass(frozen=True)
-class Task:
+class Exercise:
     prompt: str
     answer: str
     data: dict[str, Any]
@@ -45,33 +45,33 @@ def _distinct_letters(rng: Random, low: int, high: int) -> str:
     return "".join(rng.sample(string.ascii_lowercase, rng.randint(low, high)))
 
 
-def reverse(rng: Random) -> Task:
+def reverse(rng: Random) -> Exercise:
     text = _letters(rng, 4, 28)
-    return Task(f"Reverse: {text}", text[::-1], {"text": text})
+    return Exercise(f"Reverse: {text}", text[::-1], {"text": text})
 
 
-def sort(rng: Random) -> Task:
+def sort(rng: Random) -> Exercise:
     text = _distinct_letters(rng, 5, 16)
-    return Task(f"Sort: {text}", "".join(sorted(text)), {"text": text})
+    return Exercise(f"Sort: {text}", "".join(sorted(text)), {"text": text})
 
 
-def json_(rng: Random) -> Task:
+def json_(rng: Random) -> Exercise:
     fields: list[tuple[str, str | int]] = [
         (key, rng.randint(10, 99) if rng.random() < 0.5 else _distinct_letters(rng, 2, 4))
         for key in rng.sample(KEYS, rng.randint(2, 5))
     ]
     prompt = "JSON: " + ", ".join(f"{key}={value}" for key, value in fields)
-    return Task(prompt, json.dumps(dict(fields)), {"fields": [list(field) for field in fields]})
+    return Exercise(prompt, json.dumps(dict(fields)), {"fields": [list(field) for field in fields]})
 
 
-def addition(rng: Random) -> Task:
+def addition(rng: Random) -> Exercise:
     total = rng.randint(200, 999)
     a = rng.randint(100, total - 100)
     b = total - a
-    return Task(f"Add: {a} + {b}", str(a + b), {"terms": [a, b]})
+    return Exercise(f"Add: {a} + {b}", str(a + b), {"terms": [a, b]})
 
 
-def dial(rng: Random) -> Task:
+def dial(rng: Random) -> Exercise:
     position = start = rng.randint(0, 9)
     moves = "".join(rng.choices("".join(DIAL_MOVES), k=rng.randint(4, 16)))
     prompt = answer = str(start)
@@ -79,12 +79,12 @@ def dial(rng: Random) -> Task:
         position = (position + DIAL_MOVES[move]) % 10
         prompt += f"{move}."
         answer += f"{move}{position}"
-    return Task(f"Dial: {prompt}", answer, {"start": start, "moves": moves})
+    return Exercise(f"Dial: {prompt}", answer, {"start": start, "moves": moves})
 
 
-def permutation(rng: Random) -> Task:
+def permutation(rng: Random) -> Exercise:
     items = _distinct_letters(rng, 5, 14)
-    return Task(f"Shuffle: {items}", "".join(rng.sample(items, len(items))), {"items": items})
+    return Exercise(f"Shuffle: {items}", "".join(rng.sample(items, len(items))), {"items": items})
 
 
 @cache
@@ -106,11 +106,11 @@ def _in_rows(square: str) -> str:
     return " ".join(square[i : i + 4] for i in range(0, 16, 4))
 
 
-def latin(rng: Random) -> Task:
+def latin(rng: Random) -> Exercise:
     square = rng.choice(_latin_squares())
     shown = set(rng.sample(range(16), rng.randint(1, 5)))
     clues = "".join(cell if i in shown else "." for i, cell in enumerate(square))
-    return Task(f"Latin: {_in_rows(clues)}", _in_rows(square), {"clues": clues})
+    return Exercise(f"Latin: {_in_rows(clues)}", _in_rows(square), {"clues": clues})
 
 
 @cache
@@ -121,7 +121,7 @@ def _completions(left: int, depth: int) -> int:
     return 1 if left == 0 else _completions(left - 1, depth + 1) + _completions(left - 1, depth - 1)
 
 
-def brackets(rng: Random) -> Task:
+def brackets(rng: Random) -> Exercise:
     style = rng.choice(("()", "[]", "{}", "<>"))
     length = 2 * rng.randint(4, 12)
     depth, answer = 0, ""
@@ -131,10 +131,10 @@ def brackets(rng: Random) -> Task:
         answer += style[0] if opens else style[1]
     prefix = answer[: rng.randint(1, length // 2)]
     data = {"style": style, "length": length, "prefix": prefix}
-    return Task(f"Balance: {prefix.ljust(length, '.')}", answer, data)
+    return Exercise(f"Balance: {prefix.ljust(length, '.')}", answer, data)
 
 
-def walk(rng: Random) -> Task:
+def walk(rng: Random) -> Exercise:
     low = rng.randint(0, 5)
     high = rng.randint(low + 3, 9)
     places = [rng.randint(low, high)]
@@ -144,7 +144,7 @@ def walk(rng: Random) -> Task:
         places.append(rng.choice([p for p in (place - 1, place + 1) if low <= p <= high]))
     answer = "".join(map(str, places))
     data = {"low": low, "high": high, "start": places[0], "length": length}
-    return Task(f"Walk {low}-{high}: {answer[0].ljust(length, '.')}", answer, data)
+    return Exercise(f"Walk {low}-{high}: {answer[0].ljust(length, '.')}", answer, data)
 
 
 def _two_numbers(rng: Random) -> tuple[int, int]:
@@ -154,19 +154,19 @@ def _two_numbers(rng: Random) -> tuple[int, int]:
     return a, 10 * tens + ones - a
 
 
-def split(rng: Random) -> Task:
+def split(rng: Random) -> Exercise:
     (a, b), (x, y) = _two_numbers(rng), rng.sample(string.ascii_lowercase, 2)
     data = {"names": x + y, "total": a + b}
-    return Task(f"Split {a + b}: {x} {y}", f"{x}={a} {y}={b}", data)
+    return Exercise(f"Split {a + b}: {x} {y}", f"{x}={a} {y}={b}", data)
 
 
-def solution(rng: Random) -> Task:
+def solution(rng: Random) -> Exercise:
     (a, b), (x, y) = _two_numbers(rng), rng.sample(string.ascii_lowercase, 2)
     answer = f"Let {x} = {a} and {y} = {b}. Then {x} + {y} = {a + b}."
-    return Task(f"Solve: {x} + {y} = {a + b}", answer, {"names": x + y, "total": a + b})
+    return Exercise(f"Solve: {x} + {y} = {a + b}", answer, {"names": x + y, "total": a + b})
 
 
-def booking(rng: Random) -> Task:
+def booking(rng: Random) -> Exercise:
     name, room, hours = rng.choice(FEMALE + MALE), rng.randint(10, 99), rng.randint(1, 4)
     begin, minute = rng.randint(1, 9 - hours), rng.choice(("00", "15", "30", "45"))
     record = {
@@ -177,19 +177,19 @@ def booking(rng: Random) -> Task:
         "hours": hours,
     }
     data = {"name": name, "room": room, "hours": hours}
-    return Task(f"Book: {name}, room {room}, {hours} hours", json.dumps(record), data)
+    return Exercise(f"Book: {name}, room {room}, {hours} hours", json.dumps(record), data)
 
 
-def schedule(rng: Random) -> Task:
+def schedule(rng: Random) -> Exercise:
     count = rng.randint(3, 6)
     names, hours = rng.sample(FEMALE + MALE, count), sorted(rng.sample(range(1, 10), count))
     drawn = rng.sample(hours, count)
     answer = ", ".join(f"{n} comes at {h}" for n, h in zip(names, drawn, strict=True)) + "."
     prompt = f"Plan: {', '.join(names)}; {' '.join(map(str, hours))}"
-    return Task(prompt, answer, {"names": names, "hours": hours})
+    return Exercise(prompt, answer, {"names": names, "hours": hours})
 
 
-def story(rng: Random) -> Task:
+def story(rng: Random) -> Exercise:
     names, animals = rng.sample(FEMALE + MALE, 2), rng.sample(ANIMALS, 2)
     name, animal, count, hour = (
         rng.choice(names),
@@ -203,10 +203,10 @@ def story(rng: Random) -> Task:
         f"and at {hour + 1} {name} sees {whose} {animal} sleep."
     )
     prompt = f"Story: {', '.join(names)}; {', '.join(animals)}"
-    return Task(prompt, answer, {"names": names, "animals": animals})
+    return Exercise(prompt, answer, {"names": names, "animals": animals})
 
 
-def receipt(rng: Random) -> Task:
+def receipt(rng: Random) -> Exercise:
     items, total = rng.sample(ITEMS, 3), rng.randint(5, 9)
     both = rng.randint(2, total - 1)
     a = rng.randint(1, both - 1)
@@ -216,10 +216,10 @@ def receipt(rng: Random) -> Task:
         f"The {x} costs {a}, the {y} costs {b}, makes {both}, the {z} costs {c}, makes {total}."
     )
     prompt = f"Receipt {total}: {', '.join(items)}"
-    return Task(prompt, answer, {"items": items, "total": total})
+    return Exercise(prompt, answer, {"items": items, "total": total})
 
 
-GENERATORS: dict[str, Callable[[Random], Task]] = {
+GENERATORS: dict[str, Callable[[Random], Exercise]] = {
     "reverse": reverse,
     "sort": sort,
     "json": json_,
@@ -244,31 +244,31 @@ def split_of(prompt: str) -> Split:
     return "heldout" if digest[0] < 32 else "train"
 
 
-def sample(family: str, rng: Random, split: Split = "train") -> Task:
-    """A random task of the family whose prompt belongs to `split`."""
+def sample(task: str, rng: Random, split: Split = "train") -> Exercise:
+    """A random exercise of the task whose prompt belongs to `split`."""
     while True:
-        task = GENERATORS[family](rng)
-        if split_of(task.prompt) == split:
-            return task
+        exercise = GENERATORS[task](rng)
+        if split_of(exercise.prompt) == split:
+            return exercise
 
 
-def distinct_prompts(split: Split, per_family: int, seed: int) -> list[dict[str, Any]]:
-    """`per_family` different prompts of every family, shuffled so that any prefix is a fair mix."""
-    by_family: list[list[dict[str, Any]]] = []
-    for family in GENERATORS:
-        rng, seen = Random(f"{seed}/{split}/{family}"), {}
-        while len(seen) < per_family:
-            task = sample(family, rng, split)
-            seen.setdefault(task.prompt, task.data)
-        kind = FAMILIES[family].kind
-        by_family.append(
+def distinct_prompts(split: Split, per_task: int, seed: int) -> list[dict[str, Any]]:
+    """`per_task` different prompts of every task, shuffled so that any prefix is a fair mix."""
+    by_task: list[list[dict[str, Any]]] = []
+    for task in GENERATORS:
+        rng, seen = Random(f"{seed}/{split}/{task}"), {}
+        while len(seen) < per_task:
+            exercise = sample(task, rng, split)
+            seen.setdefault(exercise.prompt, exercise.data)
+        kind = TASKS[task].kind
+        by_task.append(
             [
-                {"family": family, "kind": kind, "prompt": prompt, "data": data}
+                {"task": task, "kind": kind, "prompt": prompt, "data": data}
                 for prompt, data in seen.items()
             ]
         )
     order, mixed = Random(f"{seed}/{split}"), []
-    for round_ in zip(*by_family, strict=True):  # one of every family, in random order
+    for round_ in zip(*by_task, strict=True):  # one of every task, in random order
         mixed += order.sample(round_, len(round_))
     return [{"id": f"{split}-{i:04}", **row} for i, row in enumerate(mixed)]
 
@@ -279,11 +279,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    for split_, name, per_family in (
+    for split_, name, per_task in (
         ("heldout", "heldout.jsonl", 160),
         ("train", "train_prompts.jsonl", 107),
     ):
-        rows = distinct_prompts(split_, per_family, args.seed)
+        rows = distinct_prompts(split_, per_task, args.seed)
         (args.out / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
         print(f"{name}: {len(rows)} prompts")
 

@@ -29,14 +29,14 @@ from torch.nn import functional as F
 
 from batches import Batch, Example, bidirectional_batches, block_causal_batches, blocks_of
 from evaluate import evaluate, summary
-from l2pd_tools.tiny_world import FAMILIES
+from l2pd_tools.tiny_world import TASKS
 from model import Architecture, Shape, TinyModel, export, load
 from tasks import GENERATORS, distinct_prompts, sample
 from tokenizer import encode, prompt_ids
 
 NAMES = list(GENERATORS)
 EMA = 0.99
-EVEN_SHARE = 0.25  # how much a family that never fails is drawn, beside one that always does
+EVEN_SHARE = 0.25  # how much a task that never fails is drawn, beside one that always does
 WARM_UP = 20
 
 
@@ -44,7 +44,7 @@ WARM_UP = 20
 class Progress:
     step: int = 0
     seconds: float = 0.0
-    validity: dict[str, float] = field(default_factory=dict)  # of every family, last measured
+    validity: dict[str, float] = field(default_factory=dict)  # of every task, last measured
 
 
 # data
@@ -59,27 +59,27 @@ def make_step(
     cacheable: bool = False,
     rows: int = 96,
 ) -> list[Batch]:
-    """The micro-batches of one process and step, drawn by how often each family still fails."""
-    # The loss would be no guide: that of a coupled family stays high however well it is learnt.
+    """The micro-batches of one process and step, drawn by how often each task still fails."""
+    # The loss would be no guide: that of a coupled task stays high however well it is learnt.
     chances = [
         (EVEN_SHARE + 1.0 - progress.validity.get(name, 0.0)) * boost.get(name, 1.0)
         for name in NAMES
     ]
     examples: list[Example] = []
-    for family in rng.choices(range(len(NAMES)), chances, k=rows):
-        example = _example(family, rng)
+    for task in rng.choices(range(len(NAMES)), chances, k=rows):
+        example = _example(task, rng)
         if architecture == "sdar" and rng.random() < 0.5:
             # Answers that go on in another block are the harder ones.
-            example = max([example, *(_example(family, rng) for _ in range(3))], key=blocks_of)
+            example = max([example, *(_example(task, rng) for _ in range(3))], key=blocks_of)
         examples.append(example)
     if architecture == "sdar":
         return block_causal_batches(examples, rng)
     return bidirectional_batches(examples, done, rng, cacheable)
 
 
-def _example(family: int, rng: Random) -> Example:
-    task = sample(NAMES[family], rng)
-    return family, prompt_ids(task.prompt), encode(task.answer)
+def _example(task: int, rng: Random) -> Example:
+    exercise = sample(NAMES[task], rng)
+    return task, prompt_ids(exercise.prompt), encode(exercise.answer)
 
 
 # optimisation
@@ -107,7 +107,7 @@ def margin(done: float) -> float:
 def train_step(
     model: TinyModel, batches: list[Batch], device: torch.device, done: float, cacheable: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Backward through all micro-batches; summed loss and weight of every family, and the share of
+    """Backward through all micro-batches; summed loss and weight of every task, and the share of
     the attention that goes to later blocks in every layer."""
     loss_of, weight_of = torch.zeros(len(NAMES)), torch.zeros(len(NAMES))
     rows = sum(len(batch.tokens) for batch in batches)
@@ -131,9 +131,9 @@ def train_step(
         weighted = losses * weights.to(device)
         loss = weighted.sum() / weights.sum() + penalty
         (loss * len(batch.tokens) / rows).backward()
-        family = batch.family[:, None].expand_as(where)[where]
-        loss_of.index_add_(0, family, weighted.detach().cpu())
-        weight_of.index_add_(0, family, weights)
+        task = batch.task[:, None].expand_as(where)[where]
+        loss_of.index_add_(0, task, weighted.detach().cpu())
+        weight_of.index_add_(0, task, weights)
     return loss_of, weight_of, leak
 
 
@@ -182,7 +182,7 @@ def run(rank: int, args: argparse.Namespace) -> None:
     parameters = list(model.parameters())
     boost = {name: float(value) for name, value in (item.split("=") for item in args.boost)}
     before, began, reported = progress.seconds, time.perf_counter(), time.perf_counter()
-    recent = torch.zeros(2, len(NAMES))  # running loss and weight of every family
+    recent = torch.zeros(2, len(NAMES))  # running loss and weight of every task
     validated, done, tokens = progress.seconds, 0.0, 0
     validation = distinct_prompts("train", 12, args.seed + 1)[rank :: args.processes]
     while True:
@@ -234,7 +234,7 @@ def _validate(
     progress: Progress,
     args: argparse.Namespace,
 ) -> None:
-    """Validity of every family on a few prompts of the training split, each process a share."""
+    """Validity of every task on a few prompts of the training split, each process a share."""
     scored = evaluate(model, rows, gen_length=128, dtype=torch.bfloat16)
     gathered: list[Any] = [scored]
     if dist.is_initialized():
@@ -290,11 +290,11 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=29511)
     parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--validate-every", type=float, default=300, metavar="SECONDS")
-    parser.add_argument("--boost", nargs="*", default=[], metavar="FAMILY=FACTOR")
+    parser.add_argument("--boost", nargs="*", default=[], metavar="TASK=FACTOR")
     args = parser.parse_args()
-    unknown = {item.split("=")[0] for item in args.boost} - FAMILIES.keys()
+    unknown = {item.split("=")[0] for item in args.boost} - TASKS.keys()
     if unknown:
-        parser.error(f"unknown families: {', '.join(sorted(unknown))}")
+        parser.error(f"unknown tasks: {', '.join(sorted(unknown))}")
     if args.cacheable and args.architecture != "llada":
         parser.error(f"--cacheable is for llada; {args.architecture} sees no later blocks anyhow")
     args.out.mkdir(parents=True, exist_ok=True)

@@ -38,6 +38,7 @@ from l2pd_policies.learned.training import Recipe, train
 from l2pd_tools.cli.doctor import doctor, read_filter
 from l2pd_tools.evaluation.prompts import parse_prompts, read_prompts
 from l2pd_tools.evaluation.run import encode_prompts
+from l2pd_tools.tiny_world import TASKS
 from tests.fuzz import bases, malformed
 
 SECONDS = 20
@@ -200,7 +201,7 @@ def _prompts(rng: random.Random, folder: Path, outside: Path, done: list[str]) -
         done.append(malformed.kind_of_file(rng, path, outside))
         if path.is_fifo() or path.is_symlink():  # which may be waited for: a user names it
             path.unlink()
-    found = _answer(read_prompts, path)
+    found = _answer(lambda: read_prompts(path, tasks=TASKS))
     if found is not None and any("\ufeff" in prompt.text for prompt in found):
         raise Finding("a byte order mark in a prompt")
 

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from l2pd_adapters.tiny_models import heldout_prompts
-from l2pd_tools.tiny_world import FAMILIES, check
+from l2pd_tools.tiny_world import TASKS, check
 
 ROOT = Path(__file__).parents[2]
 DATA = heldout_prompts().parent
@@ -27,7 +27,7 @@ SEEDS = st.integers(0, 2**32)
 patient = settings(deadline=None)  # a busy machine is no failure
 
 
-def _load_tasks() -> ModuleType:
+def _load_generators() -> ModuleType:
     spec = importlib.util.spec_from_file_location(
         "tiny_dllm_tasks", ROOT / "examples/tiny_dllm/tasks.py"
     )
@@ -38,70 +38,72 @@ def _load_tasks() -> ModuleType:
     return module
 
 
-tasks = _load_tasks()
-family_names = pytest.mark.parametrize("family", list(FAMILIES))
+generators = _load_generators()
+task_names = pytest.mark.parametrize("task", list(TASKS))
 
 
-def test_every_family_has_a_generator() -> None:
-    assert list(tasks.GENERATORS) == list(FAMILIES)
-    assert Counter(f.kind for f in FAMILIES.values()) == {
+def test_every_task_has_a_generator() -> None:
+    assert list(generators.GENERATORS) == list(TASKS)
+    assert Counter(t.kind for t in TASKS.values()) == {
         "one_answer": 5,
         "coupled": 5,
         "mixed": 5,
     }
 
 
-@family_names
+@task_names
 @patient
 @given(seed=SEEDS)
-def test_generated_answers_are_valid(family: str, seed: int) -> None:
-    task = tasks.sample(family, Random(seed))
-    assert check(family, task.data, task.answer)
+def test_generated_answers_are_valid(task: str, seed: int) -> None:
+    exercise = generators.sample(task, Random(seed))
+    assert check(task, exercise.data, exercise.answer)
     # What is written to a file and read again checks the same.
-    assert check(family, json.loads(json.dumps(task.data)), task.answer)
-    assert len(task.prompt) <= 62 and 3 <= len(task.answer) <= 95
-    assert tasks.split_of(task.prompt) == "train"
+    assert check(task, json.loads(json.dumps(exercise.data)), exercise.answer)
+    assert len(exercise.prompt) <= 62 and 3 <= len(exercise.answer) <= 95
+    assert generators.split_of(exercise.prompt) == "train"
 
 
-@family_names
+@task_names
 @patient
 @given(seed=SEEDS, cut=st.integers(1, 200), tail=st.text(min_size=1, max_size=3))
-def test_cut_or_extended_answers_are_invalid(family: str, seed: int, cut: int, tail: str) -> None:
-    task = tasks.sample(family, Random(seed))
-    assert not check(family, task.data, task.answer[: -min(cut, len(task.answer))])
-    assert not check(family, task.data, task.answer + tail)
-    assert not check(family, task.data, " " + task.answer)
+def test_cut_or_extended_answers_are_invalid(task: str, seed: int, cut: int, tail: str) -> None:
+    exercise = generators.sample(task, Random(seed))
+    assert not check(task, exercise.data, exercise.answer[: -min(cut, len(exercise.answer))])
+    assert not check(task, exercise.data, exercise.answer + tail)
+    assert not check(task, exercise.data, " " + exercise.answer)
 
 
-@family_names
+@task_names
 @patient
 @given(seed=SEEDS, answer=st.text(max_size=80))
-def test_any_text_is_judged_without_raising(family: str, seed: int, answer: str) -> None:
-    task = tasks.sample(family, Random(seed))
-    assert check(family, task.data, answer) is (answer == task.answer)
+def test_any_text_is_judged_without_raising(task: str, seed: int, answer: str) -> None:
+    exercise = generators.sample(task, Random(seed))
+    assert check(task, exercise.data, answer) is (answer == exercise.answer)
 
 
-@family_names
-def test_a_foreign_answer_is_invalid(family: str) -> None:
-    task = tasks.sample(family, Random(0))
-    for other in FAMILIES:
-        if FAMILIES[other].kind != FAMILIES[family].kind:
-            foreign = tasks.sample(other, Random(1))
-            assert not check(family, task.data, foreign.answer)
+@task_names
+def test_a_foreign_answer_is_invalid(task: str) -> None:
+    exercise = generators.sample(task, Random(0))
+    for other in TASKS:
+        if TASKS[other].kind != TASKS[task].kind:
+            foreign = generators.sample(other, Random(1))
+            assert not check(task, exercise.data, foreign.answer)
 
 
-@pytest.mark.parametrize("family", [f.name for f in FAMILIES.values() if f.kind == "one_answer"])
+@pytest.mark.parametrize("task", [t.name for t in TASKS.values() if t.kind == "one_answer"])
 @patient
 @given(seed=SEEDS, where=st.integers(0, 200))
-def test_one_answer_means_one(family: str, seed: int, where: int) -> None:
-    task = tasks.sample(family, Random(seed))
-    where %= len(task.answer)
-    changed = "8" if task.answer[where] == "7" else "7"
-    assert not check(family, task.data, task.answer[:where] + changed + task.answer[where + 1 :])
+def test_one_answer_means_one(task: str, seed: int, where: int) -> None:
+    exercise = generators.sample(task, Random(seed))
+    where %= len(exercise.answer)
+    changed = "8" if exercise.answer[where] == "7" else "7"
+    assert not check(
+        task, exercise.data, exercise.answer[:where] + changed + exercise.answer[where + 1 :]
+    )
 
 
 @pytest.mark.parametrize(
-    ("family", "data", "valid", "invalid"),
+    ("task", "data", "valid", "invalid"),
     [
         ("reverse", {"text": "abca"}, ["acba"], ["abca", ""]),
         ("sort", {"text": "cab"}, ["abc"], ["abcc", "cba"]),
@@ -185,26 +187,26 @@ def test_one_answer_means_one(family: str, seed: int, where: int) -> None:
         ),
     ],
 )
-def test_examples(family: str, data: dict, valid: list[str], invalid: list[str]) -> None:
-    assert [answer for answer in valid if not check(family, data, answer)] == []
-    assert [answer for answer in invalid if check(family, data, answer)] == []
+def test_examples(task: str, data: dict, valid: list[str], invalid: list[str]) -> None:
+    assert [answer for answer in valid if not check(task, data, answer)] == []
+    assert [answer for answer in invalid if check(task, data, answer)] == []
 
 
-def test_an_unknown_family_is_named_with_the_choices() -> None:
-    with pytest.raises(ValueError, match=r"unknown family 'sudoku'.*addition.*walk"):
+def test_an_unknown_task_is_named_with_the_choices() -> None:
+    with pytest.raises(ValueError, match=r"task 'sudoku': unknown.*addition.*walk"):
         check("sudoku", {}, "")
 
 
 def test_coupled_answers_vary() -> None:
-    for family in (f.name for f in FAMILIES.values() if f.kind != "one_answer"):
-        answers = {tasks.sample(family, Random(seed)).answer for seed in range(50)}
-        assert len(answers) > 40, family
+    for task in (t.name for t in TASKS.values() if t.kind != "one_answer"):
+        answers = {generators.sample(task, Random(seed)).answer for seed in range(50)}
+        assert len(answers) > 40, task
 
 
 def test_generation_is_deterministic() -> None:
-    for family in FAMILIES:
-        assert tasks.sample(family, Random(7)) == tasks.sample(family, Random(7))
-    assert tasks.distinct_prompts("train", 3, 0) == tasks.distinct_prompts("train", 3, 0)
+    for task in TASKS:
+        assert generators.sample(task, Random(7)) == generators.sample(task, Random(7))
+    assert generators.distinct_prompts("train", 3, 0) == generators.distinct_prompts("train", 3, 0)
 
 
 @pytest.mark.parametrize(
@@ -215,12 +217,12 @@ def test_shipped_prompts(file: str, split: str, count: int) -> None:
     rows = [json.loads(line) for line in (DATA / file).read_text().splitlines()]
     assert len(rows) == count
     assert len({row["prompt"] for row in rows}) == len({row["id"] for row in rows}) == count
-    assert {tasks.split_of(row["prompt"]) for row in rows} == {split}
-    assert all(row["kind"] == FAMILIES[row["family"]].kind for row in rows)
+    assert {generators.split_of(row["prompt"]) for row in rows} == {split}
+    assert all(row["kind"] == TASKS[row["task"]].kind for row in rows)
     for size in (15, 150, count):  # any prefix is a fair mix
-        families = Counter(row["family"] for row in rows[:size])
-        assert set(families.values()) == {size // len(FAMILIES)}
-    assert rows == tasks.distinct_prompts(split, count // len(FAMILIES), seed=0)
+        counts = Counter(row["task"] for row in rows[:size])
+        assert set(counts.values()) == {size // len(TASKS)}
+    assert rows == generators.distinct_prompts(split, count // len(TASKS), seed=0)
 
 
 def test_checkers_need_no_engine() -> None:

@@ -1,7 +1,7 @@
 """Checkers of the small world: is an answer valid for its prompt?
 
-Every prompt of the small world comes with `data`, a JSON object from which its family's checker
-decides. Families of kind `one_answer` have a single right answer; those of kind `coupled` have
+Every prompt of the small world comes with `data`, a JSON object from which its task's checker
+decides. Tasks of kind `one_answer` have a single right answer; those of kind `coupled` have
 many, whose tokens depend on each other; `mixed` ones put coupled values into fixed prose. So a
 decode is scored by validity, and a policy that commits tokens which are wrong together is seen.
 
@@ -12,15 +12,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
 
-__all__ = ["DIAL_MOVES", "FAMILIES", "FEMALE", "MALE", "Family", "check"]
+from l2pd_tools.evaluation.tasks import Data, Task
 
-Kind = Literal["one_answer", "coupled", "mixed"]
-Data = Mapping[str, Any]
+__all__ = ["DIAL_MOVES", "FEMALE", "MALE", "TASKS", "check"]
 
 # Names of the stories; the checker must know which pronoun agrees with which name.
 FEMALE = ("Amy", "Ann", "Eva", "Ida", "Kim", "Liz", "Mia", "Zoe")
@@ -30,26 +26,15 @@ MALE = ("Ben", "Dan", "Jim", "Leo", "Max", "Sam", "Ted", "Tom")
 DIAL_MOVES = {"u": 1, "d": -1, "U": 2, "D": -2}
 
 
-@dataclass(frozen=True)
-class Family:
-    """One task family: `check(data, answer)` says whether `answer` is valid, and never raises."""
-
-    name: str
-    kind: Kind
-    check: Callable[[Data, str], bool]
-    description: str
-
-
-def check(family: str, data: Data, answer: str) -> bool:
+def check(task: str, data: Data, answer: str) -> bool:
     """Whether `answer` is valid for the prompt that `data` describes.
 
-    A malformed answer is invalid, not an error; an unknown family is a ValueError.
+    A malformed answer is invalid, not an error; an unknown task is a ValueError.
     """
-    try:
-        checker = FAMILIES[family].check
-    except KeyError:
-        choices = ", ".join(sorted(FAMILIES))
-        raise ValueError(f"unknown family {family!r}; choose one of: {choices}") from None
+    if task not in TASKS:
+        raise ValueError(f"task {task!r}: unknown; expected one of {', '.join(sorted(TASKS))}")
+    checker = TASKS[task].check
+    assert checker is not None
     return checker(data, answer)
 
 
@@ -188,23 +173,26 @@ def _receipt(data: Data, answer: str) -> bool:
     return a + b == both and both + c == total == data["total"]
 
 
-FAMILIES: dict[str, Family] = {
-    family.name: family
-    for family in (
-        Family("reverse", "one_answer", _reverse, "the letters in reverse order"),
-        Family("sort", "one_answer", _sort, "the letters in alphabetical order"),
-        Family("json", "one_answer", _json, "key=value pairs as a JSON object"),
-        Family("addition", "one_answer", _addition, "the sum of two three-digit numbers"),
-        Family("dial", "one_answer", _dial, "every place of a dial that is turned step by step"),
-        Family("permutation", "coupled", _permutation, "the letters in any order"),
-        Family("latin", "coupled", _latin, "a 4x4 Latin square that keeps a few clues"),
-        Family("brackets", "coupled", _brackets, "balanced brackets that start as given"),
-        Family("walk", "coupled", _walk, "a walk of steps +-1 inside a range of digits"),
-        Family("split", "coupled", _split, "two two-digit numbers of a given sum"),
-        Family("solution", "mixed", _solution, "two numbers of a given sum, in prose"),
-        Family("booking", "mixed", _booking, "a JSON record whose times fit its duration"),
-        Family("schedule", "mixed", _schedule, "everybody gets one of the given hours"),
-        Family("story", "mixed", _story, "a story whose name, pronouns and numbers agree"),
-        Family("receipt", "mixed", _receipt, "three prices that add up to a given total, in prose"),
+TASKS: dict[str, Task] = {
+    name: Task(name, kind, checker, description, place)
+    for place, (name, kind, checker, description) in enumerate(
+        (
+            ("reverse", "one_answer", _reverse, "the letters in reverse order"),
+            ("sort", "one_answer", _sort, "the letters in alphabetical order"),
+            ("json", "one_answer", _json, "key=value pairs as a JSON object"),
+            ("addition", "one_answer", _addition, "the sum of two three-digit numbers"),
+            ("dial", "one_answer", _dial, "every place of a dial that is turned step by step"),
+            ("permutation", "coupled", _permutation, "the letters in any order"),
+            ("latin", "coupled", _latin, "a 4x4 Latin square that keeps a few clues"),
+            ("brackets", "coupled", _brackets, "balanced brackets that start as given"),
+            ("walk", "coupled", _walk, "a walk of steps +-1 inside a range of digits"),
+            ("split", "coupled", _split, "two two-digit numbers of a given sum"),
+            ("solution", "mixed", _solution, "two numbers of a given sum, in prose"),
+            ("booking", "mixed", _booking, "a JSON record whose times fit its duration"),
+            ("schedule", "mixed", _schedule, "everybody gets one of the given hours"),
+            ("story", "mixed", _story, "a story whose name, pronouns and numbers agree"),
+            ("receipt", "mixed", _receipt, "three prices that add up to a given total, in prose"),
+        )
     )
 }
+"""The tasks of the small world by name, in the order of its tables."""

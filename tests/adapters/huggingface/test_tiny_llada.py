@@ -13,6 +13,7 @@ from l2pd_adapters.tiny_models import heldout_prompts
 from l2pd_plugins import create_policy
 from l2pd_tools.evaluation.prompts import read_prompts
 from l2pd_tools.evaluation.run import evaluate
+from l2pd_tools.tiny_world import TASKS
 
 
 @torch.no_grad()
@@ -156,7 +157,7 @@ def test_the_streamers_of_transformers(tiny_llada, capsys):
 
 
 def test_the_world_tells_policies_apart(tiny_llada):
-    prompts = read_prompts(heldout_prompts(), 60)
+    prompts = read_prompts(heldout_prompts(), 60, tasks=TASKS)
     sure, bold = (
         evaluate(
             *tiny_llada,
@@ -176,7 +177,7 @@ def test_the_world_tells_policies_apart(tiny_llada):
 )
 def test_a_cache_changes_no_answer(tiny_llada, policy):
     """The model has learnt not to look at what a cache holds stale."""
-    prompts = read_prompts(heldout_prompts(), 60)
+    prompts = read_prompts(heldout_prompts(), 60, tasks=TASKS)
     answers = {
         cache: evaluate(
             *tiny_llada, prompts, policy=create_policy(policy), max_new_tokens=128, cache=cache

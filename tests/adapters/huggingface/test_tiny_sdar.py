@@ -10,6 +10,7 @@ from l2pd_adapters.tiny_models import folder_of, heldout_prompts
 from l2pd_plugins.trajectories import read_trajectories
 from l2pd_tools.evaluation.prompts import read_prompts
 from l2pd_tools.evaluation.run import encode_prompts, evaluate
+from l2pd_tools.tiny_world import TASKS
 from l2pd_tools.training.collecting import collect
 
 
@@ -20,7 +21,7 @@ def tiny_sdar():
 
 @pytest.fixture(scope="module")
 def prompts():
-    return read_prompts(heldout_prompts(), 45)
+    return read_prompts(heldout_prompts(), 45, tasks=TASKS)
 
 
 def test_the_checkpoint(tiny_sdar):

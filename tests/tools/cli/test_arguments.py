@@ -78,7 +78,7 @@ SETTINGS = {
     "--end-of-text": NOT_WORDS,
     "--cache": NOT_WORDS,
 }
-FLAGS = {"--json", "--trace", "--watch", "--by-family", "--demo", "--version", "--help"}
+FLAGS = {"--json", "--trace", "--watch", "--by-task", "--demo", "--version", "--help"}
 
 TABLE: dict[str, dict[str, tuple[str, ...]]] = {
     "": {"--threads": (*NOT_WHOLE, str(10**9))},

@@ -16,6 +16,7 @@ from l2pd_tools.cli.compare import DEMO_POLICIES
 from l2pd_tools.evaluation.bootstrap import validity_difference
 from l2pd_tools.evaluation.prompts import read_prompts
 from l2pd_tools.evaluation.run import evaluate
+from l2pd_tools.tiny_world import TASKS
 
 if TYPE_CHECKING:
     from tests.conftest import PluginSite
@@ -48,7 +49,7 @@ def test_json_holds_what_evaluate_gives(l2pd, settings, loaded, tmp_path: Path) 
     assert json.loads(file.read_text()) == made
     assert (made["prompts_file"], made["prompts"]) == ("heldout.jsonl", 15)
 
-    prompts = read_prompts(heldout_prompts(), 15)
+    prompts = read_prompts(heldout_prompts(), 15, tasks=TASKS)
     slow = evaluate(*loaded, prompts, policy="fixed_schedule", max_new_tokens=16)
     fast, oracle = (
         evaluate(*loaded, prompts, policy=policy, max_new_tokens=16, reference_answers=slow.answers)
@@ -63,7 +64,7 @@ def test_json_holds_what_evaluate_gives(l2pd, settings, loaded, tmp_path: Path) 
         interval = validity_difference(expected, fast)
         assert row["validity_against_first"] == (interval and vars(interval))
         assert list(row["by_kind"]) == ["one_answer", "coupled", "mixed"]
-        assert len(row["by_family"]) == 15
+        assert len(row["by_task"]) == 15
         assert "batch_size=4" in row["configuration"]
     assert [row["agreement"] for row in made["rows"]] == [fast.agreement, 1.0, oracle.agreement]
     assert fast.agreement is not None and fast.agreement < 1
@@ -72,7 +73,7 @@ def test_json_holds_what_evaluate_gives(l2pd, settings, loaded, tmp_path: Path) 
 def test_agreement_without_a_row_at_one_token_per_step(l2pd, settings, loaded) -> None:
     ended = l2pd("compare", *policies("fixed_schedule,tokens_per_step=3"), *settings, "--json")
     (row,) = json.loads(ended.stdout)["rows"]
-    prompts = read_prompts(heldout_prompts(), 15)
+    prompts = read_prompts(heldout_prompts(), 15, tasks=TASKS)
     slow, fast = (
         evaluate(
             *loaded,
@@ -91,7 +92,7 @@ def test_agreement_without_a_row_at_one_token_per_step(l2pd, settings, loaded) -
 
 
 def test_the_demo_prints_everything(l2pd, settings) -> None:
-    ended = l2pd("compare", "--demo", "--by-family", *settings)
+    ended = l2pd("compare", "--demo", "--by-task", *settings)
     assert ended.returncode == 0, ended.stderr
     lines = ended.stdout.splitlines()
     assert "\x1b" not in ended.stdout + ended.stderr
@@ -104,12 +105,12 @@ def test_the_demo_prints_everything(l2pd, settings) -> None:
         assert f"policy={name}(" in configuration
         assert options in configuration
         assert configuration.endswith("prompts_file=heldout.jsonl")
-    families = [line.split() for line in lines if line.startswith(("story ", "latin ", "walk "))]
-    assert [len(cells) for cells in families] == [2 + 2 * len(ROWS)] * 3
+    tasks = [line.split() for line in lines if line.startswith(("story ", "latin ", "walk "))]
+    assert [len(cells) for cells in tasks] == [2 + 2 * len(ROWS)] * 3
     assert any(line.startswith("validity of 5 against 1: ") for line in lines)
     assert any(line.startswith("oracle is shown") for line in lines)
 
-    mixed = next(p for p in read_prompts(heldout_prompts(), 15) if p.kind == "mixed")
+    mixed = next(p for p in read_prompts(heldout_prompts(), 15, tasks=TASKS) if p.kind == "mixed")
     example = lines[lines.index(f"Example: {mixed.text}") :]
     for row in (ROWS[0], ROWS[3]):
         (heading,) = [line for line in example if line.startswith(row)]

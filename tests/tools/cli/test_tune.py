@@ -21,6 +21,7 @@ from l2pd_tools.evaluation.frontier import Point, fastest_within, on_frontier
 from l2pd_tools.evaluation.prompts import read_prompts
 from l2pd_tools.evaluation.run import evaluate
 from l2pd_tools.evaluation.sweeps import default_sweep
+from l2pd_tools.tiny_world import TASKS
 
 FEW = ["--limit", "8", "--max-new-tokens", "64"]
 
@@ -42,7 +43,7 @@ def test_points_are_what_evaluate_gives_on_tiny_llada(l2pd, tmp_path: Path) -> N
     )
     assert ended.returncode == 0, ended.stderr
     figures = json.loads(file.read_text())
-    model, prompts = load("tiny-llada"), read_prompts(heldout_prompts(), 8)
+    model, prompts = load("tiny-llada"), read_prompts(heldout_prompts(), 8, tasks=TASKS)
     slow = evaluate(*model, prompts, policy="fixed_schedule", max_new_tokens=64)
     for point, threshold in zip(figures["points"], (0.2, 0.9), strict=True):
         policy = create_policy("confidence_threshold", threshold=threshold)

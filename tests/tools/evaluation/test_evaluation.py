@@ -18,6 +18,8 @@ from l2pd_tools.evaluation.bootstrap import validity_difference
 from l2pd_tools.evaluation.prompts import Prompt, read_prompts
 from l2pd_tools.evaluation.results import Answer, Evaluation
 from l2pd_tools.evaluation.run import evaluate
+from l2pd_tools.evaluation.tasks import Task
+from l2pd_tools.tiny_world import TASKS
 
 POLICIES = [
     {"name": "fixed_schedule"},
@@ -28,7 +30,7 @@ POLICIES = [
 
 @pytest.fixture(scope="module")
 def prompts() -> list[Prompt]:
-    return read_prompts(heldout_prompts(), limit=9)
+    return read_prompts(heldout_prompts(), limit=9, tasks=TASKS)
 
 
 def write(path: Path, *lines: object) -> Path:
@@ -42,16 +44,31 @@ def write(path: Path, *lines: object) -> Path:
 def test_json_lines(tmp_path: Path) -> None:
     file = write(
         tmp_path / "p.jsonl",
-        {"id": "a", "prompt": "Add: 1 + 2", "family": "addition", "data": {"terms": [1, 2]}},
+        {"id": "a", "prompt": "Add: 1 + 2", "task": "addition", "data": {"terms": [1, 2]}},
         "",
         {"prompt": "Hello\u2028there", "kind": "chat"},
     )
-    first, second = read_prompts(file)
-    assert first == Prompt("Add: 1 + 2", "a", "addition", "one_answer", {"terms": [1, 2]})
+    first, second = read_prompts(file, tasks=TASKS)
+    assert first == Prompt("Add: 1 + 2", "a", TASKS["addition"], "one_answer", {"terms": [1, 2]})
     assert (first.valid("3"), first.valid("4")) == (True, False)
     assert second == Prompt("Hello\u2028there", "3", None, "chat")
     assert second.valid("anything") is None
-    assert read_prompts(file, limit=1) == [first]
+    assert read_prompts(file, limit=1, tasks=TASKS) == [first]
+
+
+def test_without_tasks_no_answer_is_checked(tmp_path: Path) -> None:
+    row = {"prompt": "Add: 1 + 2", "task": "addition", "data": {"terms": [1, 2]}}
+    (prompt,) = read_prompts(write(tmp_path / "p.jsonl", row))
+    assert prompt == Prompt("Add: 1 + 2", "1", Task("addition"), None, {"terms": [1, 2]})
+    assert prompt.valid("3") is None
+
+
+def test_tasks_of_ones_own(tmp_path: Path) -> None:
+    shout = Task("shout", "style", lambda data, answer: answer.isupper() is data["loud"])
+    rows = [{"prompt": "Hi", "task": "shout", "data": {"loud": loud}} for loud in (True, False)]
+    loud, quiet = read_prompts(write(tmp_path / "p.jsonl", *rows), tasks={"shout": shout})
+    assert (loud.task, loud.kind) == (shout, "style")
+    assert (loud.valid("YES"), quiet.valid("YES")) == (True, False)
 
 
 def test_plain_lines(tmp_path: Path) -> None:
@@ -67,17 +84,17 @@ def test_plain_lines(tmp_path: Path) -> None:
         ("[1]", 'line 2: expected an object with the text "prompt"'),
         ({"text": "x"}, 'line 2: expected an object with the text "prompt"'),
         ({"prompt": ""}, 'line 2: expected an object with the text "prompt"'),
-        ({"prompt": "x", "family": 3}, "line 2: family = 3; expected text"),
-        ({"prompt": "x", "data": [1], "family": "sort"}, "expected an object"),
-        ({"prompt": "x", "data": {}, "family": "srt"}, "no checker for family 'srt'.*sort"),
-        ({"prompt": "x", "data": {}}, "no checker for family None"),
-        ({"prompt": "x", "data": {"txt": "b"}, "family": "sort"}, "line 2: data does not fit"),
+        ({"prompt": "x", "task": 3}, "line 2: task = 3; expected text"),
+        ({"prompt": "x", "data": [1], "task": "sort"}, "expected an object"),
+        ({"prompt": "x", "data": {}, "task": "srt"}, "no checker for task 'srt'.*sort"),
+        ({"prompt": "x", "data": {}}, "no checker for task None"),
+        ({"prompt": "x", "data": {"txt": "b"}, "task": "sort"}, "line 2: data does not fit"),
     ],
 )
 def test_a_malformed_line_is_named(tmp_path: Path, line: object, message: str) -> None:
     file = write(tmp_path / "p.jsonl", {"prompt": "good"}, line)
     with pytest.raises(L2PDError, match=message):
-        read_prompts(file)
+        read_prompts(file, tasks=TASKS)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\n \n", b"\xff\xfe\x00"])
@@ -156,31 +173,35 @@ def test_progress_and_configuration(loaded, prompts) -> None:
         assert part in result.configuration
 
 
-def test_validity_by_family_and_kind(loaded, prompts) -> None:
+def test_validity_by_task_and_kind(loaded, prompts) -> None:
     settings = {"policy": "fixed_schedule", "max_new_tokens": 8}
     texts = [a.text for a in evaluate(*loaded, prompts[:4], **settings).answers]
     # A checker's data made for the answer that will come: valid, not valid, valid, no checker.
     asked = [
-        replace(prompts[0], family="reverse", kind="one_answer", data={"text": texts[0][::-1]}),
-        replace(prompts[1], family="reverse", kind="one_answer", data={"text": texts[1] + "x"}),
-        replace(prompts[2], family="sort", kind="other", data={"text": texts[2]}),
-        replace(prompts[3], family=None, kind=None, data=None),
+        replace(
+            prompts[0], task=TASKS["reverse"], kind="one_answer", data={"text": texts[0][::-1]}
+        ),
+        replace(
+            prompts[1], task=TASKS["reverse"], kind="one_answer", data={"text": texts[1] + "x"}
+        ),
+        replace(prompts[2], task=TASKS["sort"], kind="other", data={"text": texts[2]}),
+        replace(prompts[3], task=None, kind=None, data=None),
     ]
     result = evaluate(*loaded, asked, **settings)
     right = texts[2] == "".join(sorted(texts[2]))
     assert [a.valid for a in result.answers] == [True, False, right, None]
     assert result.validity == (1 + right) / 3
-    assert {name: part.validity for name, part in result.by_family().items()} == {
+    assert {name: part.validity for name, part in result.by_task().items()} == {
         "sort": float(right),
         "reverse": 0.5,
     }
     assert list(result.by_kind()) == ["one_answer", "other"]
     summary = json.loads(json.dumps(result.summary()))
-    assert summary["by_family"]["reverse"]["prompts"] == 2
+    assert summary["by_task"]["reverse"]["prompts"] == 2
     assert summary["by_kind"]["one_answer"]["validity"] == 0.5
     unchecked = evaluate(*loaded, asked[3:], **settings)
     assert unchecked.validity is None
-    assert unchecked.by_family() == {}
+    assert unchecked.by_task() == {}
 
 
 @pytest.mark.parametrize("end_of_text", ["block", "off"])
@@ -324,10 +345,10 @@ def test_validity_difference_at_its_edges() -> None:
 
 @pytest.mark.skipif("tiny-llada" not in shipped_models(), reason="tiny-llada is not here")
 def test_the_shipped_model_answers_its_heldout_prompts() -> None:
-    prompts = read_prompts(heldout_prompts(), limit=15)
+    prompts = read_prompts(heldout_prompts(), limit=15, tasks=TASKS)
     result = evaluate(
         *load("tiny-llada"), prompts, policy="confidence_threshold", max_new_tokens=128
     )
-    assert len(result.by_family()) == 15
+    assert len(result.by_task()) == 15
     assert result.validity is not None and result.validity >= 0.6
     assert result.tokens_per_forward > 1

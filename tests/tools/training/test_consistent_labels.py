@@ -23,9 +23,9 @@ def tiny():
 
 
 @pytest.fixture(scope="module")
-def of_family():
+def of_task():
     prompts = read_prompts(heldout_prompts())
-    return lambda family, count: [p for p in prompts if p.family == family][:count]
+    return lambda task, count: [p for p in prompts if p.task.name == task][:count]
 
 
 def start_of(model, tokenizer, prompts):
@@ -67,9 +67,9 @@ def one_at_a_time(model, tokens, start, x0, confidence):
         now = {i: (float(found[i, x0[i]]), float(found[i].max())) for i in left}
 
 
-def test_what_goes_together(tiny, of_family):
+def test_what_goes_together(tiny, of_task):
     model, tokenizer = tiny
-    prompts = [p for family in ("walk", "permutation", "addition") for p in of_family(family, 3)]
+    prompts = [p for task in ("walk", "permutation", "addition") for p in of_task(task, 3)]
     states = start_of(model, tokenizer, prompts)
     x0, confidence = predictions(model, states)
     masked = torch.ones_like(x0, dtype=torch.bool)
@@ -88,9 +88,9 @@ def test_what_goes_together(tiny, of_family):
     assert (found[:3] & (confidence[:3] < 0.7)).any()
 
 
-def test_nothing_is_taken_where_nothing_is_masked(tiny, of_family):
+def test_nothing_is_taken_where_nothing_is_masked(tiny, of_task):
     model, tokenizer = tiny
-    states = start_of(model, tokenizer, of_family("walk", 2))
+    states = start_of(model, tokenizer, of_task("walk", 2))
     x0, confidence = predictions(model, states)
     masked = torch.zeros_like(x0, dtype=torch.bool)
     masked[0, 3] = True
@@ -123,8 +123,8 @@ def test_answers_that_hold(tiny):
     assert answers_hold(model, states.take(none), []) == []
 
 
-def test_labels_of_trajectories(tiny, of_family, tmp_path):
-    prompts = of_family("walk", 4) + of_family("addition", 4)
+def test_labels_of_trajectories(tiny, of_task, tmp_path):
+    prompts = of_task("walk", 4) + of_task("addition", 4)
     settings = {
         "policies": [{"name": "confidence_threshold", "threshold": 0.7}],
         "max_new_tokens": 64,
@@ -146,9 +146,9 @@ def test_labels_of_trajectories(tiny, of_family, tmp_path):
     assert (made.correct & ~plain.correct & made.masked).any()
 
 
-def test_unknown_labels(tiny, of_family, tmp_path):
+def test_unknown_labels(tiny, of_task, tmp_path):
     with pytest.raises(L2PDError, match="labels='best': the choices are reference, consistent"):
-        collect(*tiny, of_family("walk", 2), tmp_path, labels="best")
+        collect(*tiny, of_task("walk", 2), tmp_path, labels="best")
 
 
 @pytest.mark.parametrize(
@@ -159,9 +159,9 @@ def test_unknown_labels(tiny, of_family, tmp_path):
         (lambda tokens: tokens + 10**6, "tokens has values from 10000"),
     ],
 )
-def test_references_of_others_are_what_they_say(tiny, of_family, tmp_path, change, words):
+def test_references_of_others_are_what_they_say(tiny, of_task, tmp_path, change, words):
     """Else rows of too many steps would be labelled by whatever stands there."""
-    prompts, theirs = of_family("walk", 2), tmp_path / "theirs"
+    prompts, theirs = of_task("walk", 2), tmp_path / "theirs"
     manifest = collect(*tiny, prompts, theirs, policies=["fixed_schedule"], max_new_tokens=32)
     path = manifest.reference_path_of(theirs, 0)
     save_references(path, change(load_references(path)[0]))

@@ -47,7 +47,7 @@ DEMO_POLICIES = (
     "oracle",
 )
 DEMO_PROMPTS = 120
-"""Eight of each family: the file has one of every family in each fifteen prompts."""
+"""Eight of each task: the file has one of every task in each fifteen prompts."""
 
 
 def compare(
@@ -73,8 +73,8 @@ def compare(
     end_of_text: EndOfTextRule = "block",
     cache: Cache = None,
     batch_size: BatchSize = 16,
-    by_family: Annotated[
-        bool, typer.Option("--by-family", help="Show validity and TPF of every family, too.")
+    by_task: Annotated[
+        bool, typer.Option("--by-task", help="Show validity and TPF of every task, too.")
     ] = False,
     demo: Annotated[
         bool,
@@ -111,12 +111,11 @@ def compare(
     from rich.console import Console
 
     from l2pd_adapters.huggingface.enabling import configuration_of
-    from l2pd_tools.evaluation.prompts import read_prompts
+    from l2pd_tools.cli.prompt_files import prompts_or_shipped
 
     if demo and limit is None:
         limit = DEMO_PROMPTS
-    source = heldout_prompts() if prompts is None else prompts
-    asked = read_prompts(source, limit)
+    file, asked = prompts_or_shipped(prompts, heldout_prompts(), limit)
     loaded, tokenizer = load_model(model, device, adapter)
     settings = {
         "max_new_tokens": max_new_tokens,
@@ -128,15 +127,14 @@ def compare(
         configuration_of(loaded, unmask_policy=made, **settings)
 
     rows = run_policies(loaded, tokenizer, asked, policies, {**settings, "batch_size": batch_size})
-    file = source.name if prompts is None else str(source)
     figures = _as_json(rows, file)
     if as_json:
         typer.echo(json.dumps(figures, indent=2))
     else:
         console = Console(highlight=False, markup=False)
         _print_table(console, rows)
-        if by_family:
-            _print_families(console, rows)
+        if by_task:
+            _print_tasks(console, rows)
         _print_configurations(console, rows, file)
         if demo:
             _print_example(console, rows, tokenizer)
@@ -205,18 +203,18 @@ def _print_configurations(console: Console, rows: Sequence[Row], file: str) -> N
         )
 
 
-def _print_families(console: Console, rows: Sequence[Row]) -> None:
+def _print_tasks(console: Console, rows: Sequence[Row]) -> None:
     from rich.table import Table
 
-    families = [row.result.by_family() for row in rows]
+    tasks = [row.result.by_task() for row in rows]
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("family", no_wrap=True)
+    table.add_column("task", no_wrap=True)
     table.add_column("n", justify="right")
     for number in range(1, len(rows) + 1):
         table.add_column(f"{number}\nvalid", justify="right", no_wrap=True)
         table.add_column("\nTPF", justify="right", no_wrap=True)
-    for name, part in families[0].items():
-        cells = [(parts[name].validity, parts[name].tokens_per_forward) for parts in families]
+    for name, part in tasks[0].items():
+        cells = [(parts[name].validity, parts[name].tokens_per_forward) for parts in tasks]
         figures = [cell for valid, tpf in cells for cell in (percent(valid), f"{tpf:.2f}")]
         table.add_row(name, str(len(part.answers)), *figures)
     console.print()

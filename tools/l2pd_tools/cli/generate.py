@@ -163,7 +163,8 @@ def generate(
 
 
 def _prompts(prompt: str | None, file: Path | None) -> list[Prompt]:
-    from l2pd_tools.evaluation.prompts import Prompt, parse_prompts, read_prompts
+    from l2pd_tools.cli.prompt_files import prompts_of
+    from l2pd_tools.evaluation.prompts import Prompt, parse_prompts
 
     if prompt is not None:
         return [Prompt(prompt, "1")]
@@ -172,7 +173,7 @@ def _prompts(prompt: str | None, file: Path | None) -> list[Prompt]:
             return parse_prompts(sys.stdin, "stdin")
         except UnicodeDecodeError as error:
             raise L2PDError(f"prompts stdin: {error}") from error
-    return read_prompts(file)
+    return prompts_of(file)
 
 
 def _as_json(result: Evaluation, seconds: float) -> dict[str, Any]:

@@ -411,7 +411,7 @@ def _recipes() -> dict[str, tuple[Any, Any, tuple[dict[str, float], ...]]]:
 
 def _prompts(path: Path | None, limit: int | None) -> tuple[str, list[Prompt]]:
     from l2pd_adapters.tiny_models import training_prompts
-    from l2pd_tools.evaluation.prompts import read_prompts
+    from l2pd_tools.cli.prompt_files import prompts_of
 
     path = path or training_prompts()
-    return path.name, read_prompts(path, limit)
+    return path.name, prompts_of(path, limit)

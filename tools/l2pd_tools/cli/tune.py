@@ -100,13 +100,12 @@ def tune(
     from rich.console import Console
 
     from l2pd_adapters.huggingface.enabling import configuration_of
+    from l2pd_tools.cli.prompt_files import prompts_or_shipped
     from l2pd_tools.evaluation.frontier import Point, draw, fastest_within, require_drawable
-    from l2pd_tools.evaluation.prompts import read_prompts
 
     if plot is not None:
         require_drawable(plot, f"--plot {quoted(plot)}")
-    source = heldout_prompts() if prompts is None else prompts
-    asked = read_prompts(source, limit)
+    file, asked = prompts_or_shipped(prompts, heldout_prompts(), limit)
     loaded, tokenizer = load_model(model, device, adapter)
     settings = {
         "max_new_tokens": max_new_tokens,
@@ -126,7 +125,6 @@ def tune(
     reference = points[0]
     swept = points if len(others) < len(policies) else points[1:]
     chosen = fastest_within(swept, lose / 100)
-    file = source.name if prompts is None else str(source)
     figures = {
         "prompts_file": file,
         "lose": lose,

@@ -10,7 +10,7 @@ from typing import Any
 
 from l2pd_plugins import L2PDError
 from l2pd_plugins.files import decoded, one_line, parse_json, read_text, reading
-from l2pd_tools.tiny_world import FAMILIES, check
+from l2pd_tools.evaluation.tasks import Task
 
 _JSON_LINES = (".jsonl", ".ndjson")
 
@@ -21,26 +21,31 @@ class Prompt:
 
     text: str
     id: str
-    family: str | None = None
+    task: Task | None = None
     kind: str | None = None
     data: Mapping[str, Any] | None = None
-    """What the family's checker decides from; None if answers cannot be checked."""
+    """What the task's checker decides from; None if answers cannot be checked."""
 
     def valid(self, answer: str) -> bool | None:
         """Whether the checker accepts the answer; None without a checker."""
-        if self.family is None or self.data is None:
+        if self.task is None or self.task.check is None or self.data is None:
             return None
-        return check(self.family, self.data, answer)
+        return self.task.check(self.data, answer)
 
 
-def read_prompts(path: str | Path, limit: int | None = None) -> list[Prompt]:
+def read_prompts(
+    path: str | Path, limit: int | None = None, *, tasks: Mapping[str, Task] | None = None
+) -> list[Prompt]:
     """The prompts of a file, the first `limit` of them.
 
-    ``.jsonl`` holds an object per line: ``{"prompt": ..., "id", "family", "kind", "data"}``, all
-    but the first optional; an answer is checked if family and data are there. Any other file holds
-    one prompt per line. Empty lines are skipped.
+    ``.jsonl`` holds an object per line: ``{"prompt": ..., "id", "task", "kind", "data"}``, all but
+    the first optional. Any other file holds one prompt per line. Empty lines are skipped.
 
-    Raises L2PDError, with the line's number, if the file cannot be read or a line is malformed.
+    tasks: the tasks that can be checked, by name, as `l2pd_tools.tiny_world.TASKS`. An answer is
+    checked if its prompt has data and names one of them. Without tasks, no answer is checked.
+
+    Raises L2PDError, with the line's number, if the file cannot be read, a line is malformed, or
+    has data that no task of `tasks` can check.
     """
     path = Path(path)
     return parse_prompts(
@@ -48,6 +53,7 @@ def read_prompts(path: str | Path, limit: int | None = None) -> list[Prompt]:
         str(path),
         json_lines=path.suffix in _JSON_LINES,
         limit=limit,
+        tasks=tasks,
     )
 
 
@@ -61,7 +67,12 @@ def read_prompt_text(path: Path) -> str:
 
 
 def parse_prompts(
-    lines: Iterable[str], source: str, *, json_lines: bool = False, limit: int | None = None
+    lines: Iterable[str],
+    source: str,
+    *,
+    json_lines: bool = False,
+    limit: int | None = None,
+    tasks: Mapping[str, Task] | None = None,
 ) -> list[Prompt]:
     """The prompts of some lines; `source` is what errors call them. See `read_prompts`."""
     if limit is not None and limit < 1:
@@ -76,13 +87,15 @@ def parse_prompts(
         if not line.strip():
             continue
         where = f"prompts {source}, line {number}"
-        prompts.append(_parsed(line, number, where) if json_lines else Prompt(line, str(number)))
+        prompts.append(
+            _parsed(line, number, where, tasks) if json_lines else Prompt(line, str(number))
+        )
     if not prompts:
         raise L2PDError(f"prompts {source}: there is no prompt")
     return prompts
 
 
-def _parsed(line: str, number: int, where: str) -> Prompt:
+def _parsed(line: str, number: int, where: str, tasks: Mapping[str, Task] | None) -> Prompt:
     try:
         row = parse_json(line)
     except ValueError as error:
@@ -91,22 +104,23 @@ def _parsed(line: str, number: int, where: str) -> Prompt:
         raise L2PDError(
             f'{where}: expected an object with the text "prompt", got {one_line(line[:60])}'
         )
-    wanted = {"family": (str, "text"), "kind": (str, "text"), "data": (dict, "an object")}
-    for key, (expected, called) in wanted.items():
+    fields = {"task": (str, "text"), "kind": (str, "text"), "data": (dict, "an object")}
+    for key, (expected, called) in fields.items():
         if not isinstance(row.get(key), expected | None):
             raise L2PDError(f"{where}: {key} = {one_line(repr(row[key]))}; expected {called}")
-    family, data = row.get("family"), row.get("data")
-    known = FAMILIES.get(family) if family is not None else None
-    if data is not None:
-        if known is None:
+    name, data = row.get("task"), row.get("data")
+    known = None if name is None or tasks is None else tasks.get(name)
+    if data is not None and tasks is not None:
+        if known is None or known.check is None:
             raise L2PDError(
-                f"{where}: data, but no checker for family {one_line(repr(family))}; "
-                f"those with one: {', '.join(FAMILIES)}"
+                f"{where}: data, but no checker for task {one_line(repr(name))}; "
+                f"expected one of {', '.join(tasks)}"
             )
         try:
             known.check(data, "")
         except (LookupError, TypeError, ValueError, AttributeError, re.error) as error:
             reason = one_line(f"{type(error).__name__}: {error}")
-            raise L2PDError(f"{where}: data does not fit family {family!r} ({reason})") from None
-    kind = row.get("kind") or (known.kind if known else None)
-    return Prompt(row["prompt"], str(row.get("id", number)), family, kind, data)
+            raise L2PDError(f"{where}: data does not fit task {name!r} ({reason})") from None
+    task = Task(name) if known is None and name is not None else known
+    kind = row.get("kind") or (task.kind if task else None)
+    return Prompt(row["prompt"], str(row.get("id", number)), task, kind, data)

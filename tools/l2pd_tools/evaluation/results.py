@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from l2pd_tools.evaluation.prompts import Prompt
-from l2pd_tools.tiny_world import FAMILIES
+from l2pd_tools.evaluation.tasks import UNKNOWN_PLACE
 
 
 @dataclass(frozen=True)
@@ -78,12 +78,12 @@ class Evaluation:
         """Seconds of all calls of generate together."""
         return sum(answer.seconds for answer in self.answers)
 
-    def by_family(self) -> dict[str, Evaluation]:
-        """An evaluation for each family, in the checkers' order."""
-        return self._parts(lambda prompt: prompt.family)
+    def by_task(self) -> dict[str, Evaluation]:
+        """An evaluation for each task, in the order of the tasks' places."""
+        return self._parts(lambda prompt: None if prompt.task is None else prompt.task.name)
 
     def by_kind(self) -> dict[str, Evaluation]:
-        """An evaluation for each kind, in the checkers' order."""
+        """An evaluation for each kind, in the order of the tasks' places."""
         return self._parts(lambda prompt: prompt.kind)
 
     def summary(self) -> dict[str, Any]:
@@ -102,18 +102,20 @@ class Evaluation:
             **figures(self),
             "seconds": self.seconds,
             "by_kind": {name: figures(part) for name, part in self.by_kind().items()},
-            "by_family": {name: figures(part) for name, part in self.by_family().items()},
+            "by_task": {name: figures(part) for name, part in self.by_task().items()},
             "configuration": self.configuration,
         }
 
     def _parts(self, name_of: Callable[[Prompt], str | None]) -> dict[str, Evaluation]:
         chosen: dict[str, list[int]] = {}
+        places: dict[str, int] = {}
         for i, answer in enumerate(self.answers):
             name = name_of(answer.prompt)
             if name is not None:
                 chosen.setdefault(name, []).append(i)
-        known = [name for f in FAMILIES.values() for name in (f.name, f.kind)]
-        order = sorted(chosen, key=lambda n: known.index(n) if n in known else len(known))
+                place = UNKNOWN_PLACE if answer.prompt.task is None else answer.prompt.task.place
+                places[name] = min(place, places.get(name, place))
+        order = sorted(chosen, key=places.__getitem__)
         reference = self.reference_answers
         return {
             name: Evaluation(

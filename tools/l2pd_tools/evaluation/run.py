@@ -1,6 +1,6 @@
 """Prompts decoded under one policy, and what can be measured on the answers.
 
-prompts = read_prompts(heldout_prompts(), limit=90)
+prompts = read_prompts(heldout_prompts(), limit=90, tasks=TASKS)
 slow = evaluate(model, tokenizer, prompts, policy="fixed_schedule", max_new_tokens=128)
 fast = evaluate(model, tokenizer, prompts, policy="learn2pd", max_new_tokens=128,
                 reference_answers=slow.answers)
@@ -205,13 +205,17 @@ def left_padded(encoded: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Te
 def _batches(
     prompts: Sequence[Prompt], encoded: Sequence[torch.Tensor], batch_size: int
 ) -> Iterator[list[int]]:
-    """Indices of the prompts of each batch: families together, whose answers end together, and
+    """Indices of the prompts of each batch: tasks together, whose answers end together, and
     lengths together, which need little padding."""
     order = list(range(len(prompts)))
     if batch_size > 1:
-        order.sort(key=lambda i: (prompts[i].family or "", len(encoded[i])))
+        order.sort(key=lambda i: (_task_name(prompts[i]), len(encoded[i])))
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]
+
+
+def _task_name(prompt: Prompt) -> str:
+    return "" if prompt.task is None else prompt.task.name
 
 
 def _answers(

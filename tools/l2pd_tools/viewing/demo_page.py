@@ -32,7 +32,7 @@ from l2pd_tools.viewing.stepped_decode import SteppedDecode
 from l2pd_tools.viewing.token_text import TokenTexts
 
 EXAMPLES = 15
-"""Prompts to choose from: one of each family of the small world."""
+"""Prompts to choose from: one of each task of the small world."""
 
 _BASELINE, _OTHER = "fixed_schedule", "confidence_threshold"
 _STYLE = Path(__file__).parent / "demo.css"

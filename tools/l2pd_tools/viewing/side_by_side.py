@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from l2pd_tools.evaluation.comparison import Row
 
 PROMPTS = 15
-"""Prompts that a page plays: one of each family of the small world."""
+"""Prompts that a page plays: one of each task of the small world."""
 
 _TEMPLATE = Path(__file__).parent / "page_template"
 _DIGITS = 4
