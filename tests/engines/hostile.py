@@ -5,6 +5,7 @@ import json
 import os
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 
@@ -82,6 +83,36 @@ class Watch:
                 self.slowest = max(self.slowest, time.monotonic() - begin)
                 if status != 200:
                     self.failures.append(status)
+
+
+class SlowHub:
+    """A model hub on this machine that answers after 40 seconds. Use as a context manager."""
+
+    def __init__(self):
+        self.asked = asked = []
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                asked.append(self.path)
+                time.sleep(40)
+                self.send_error(404)
+
+            do_HEAD = do_GET
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.variables = {
+            "HF_ENDPOINT": f"http://127.0.0.1:{self.server.server_port}",
+            "HF_HUB_OFFLINE": "0",
+            "no_proxy": "127.0.0.1",
+        }
+
+    def __enter__(self):
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self.server.shutdown()
 
 
 def attack(url, requests, ordinary, *, every=20):

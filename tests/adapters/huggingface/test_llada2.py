@@ -288,12 +288,12 @@ def test_logits_equal_a_dense_forward(model, weights, prompts, attention):
     model.set_attn_implementation(attention)
     for prompt in prompts:
         found = model(prompt[None]).logits[0]
-        torch.testing.assert_close(found, dense(weights, prompt), rtol=0, atol=1e-5)
+        torch.testing.assert_close(found, dense(weights, prompt), rtol=0, atol=3e-5)
     padded = left_padded(prompts, 5)
     found = model(**padded).logits
     for row, prompt in enumerate(prompts):
         torch.testing.assert_close(
-            found[row, -len(prompt) :], dense(weights, prompt), rtol=0, atol=1e-5
+            found[row, -len(prompt) :], dense(weights, prompt), rtol=0, atol=3e-5
         )
 
 

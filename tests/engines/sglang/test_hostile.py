@@ -3,7 +3,16 @@
 import httpx
 import pytest
 
-from tests.engines.hostile import BAD_NAMES, DEEP, HUGE, LONG, alternating, attack, bad_options
+from tests.engines.hostile import (
+    BAD_NAMES,
+    DEEP,
+    HUGE,
+    LONG,
+    SlowHub,
+    alternating,
+    attack,
+    bad_options,
+)
 from tests.engines.sglang.server import Server
 
 PATHS = ("/generate", "/v1/chat/completions", "/v1/completions")
@@ -11,8 +20,17 @@ PROMPT = "<|user|>Sort: ekvfinbhru<|assistant|>"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with Server(tmp_path_factory.mktemp("server")) as running:
+def hub():
+    with SlowHub() as slow:
+        yield slow
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, hub):
+    folder = tmp_path_factory.mktemp("server")
+    launched = Server(folder)
+    launched.variables |= hub.variables
+    with launched as running:
         running.said_at_launch = len(running.log)  # where the engine has its own tracebacks
         yield running
 
@@ -154,6 +172,11 @@ def test_a_path_that_is_not_there_and_one_that_is_have_the_same_answer(server):
         answers.append(answer.text.replace(path, "PATH"))
     assert answers[0] == answers[1]
     assert "request_paths" in answers[0]
+
+
+def test_no_hub_is_asked_for_a_request(server, hub):
+    """Hub ids among the requests above would have held up everyone for 40 seconds."""
+    assert hub.asked == []
 
 
 def test_no_traceback_in_the_log(server):

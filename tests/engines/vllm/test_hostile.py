@@ -4,7 +4,16 @@ import httpx
 import pytest
 
 from l2pd_adapters.tiny_models import folder_of
-from tests.engines.hostile import BAD_NAMES, DEEP, HUGE, LONG, alternating, attack, bad_options
+from tests.engines.hostile import (
+    BAD_NAMES,
+    DEEP,
+    HUGE,
+    LONG,
+    SlowHub,
+    alternating,
+    attack,
+    bad_options,
+)
 from tests.engines.vllm.server import Server
 
 PATHS = ("/v1/chat/completions", "/v1/completions")
@@ -13,9 +22,17 @@ XARGS = "vllm_xargs"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def hub():
+    with SlowHub() as slow:
+        yield slow
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, hub):
     folder = tmp_path_factory.mktemp("server")
-    with Server(folder, model=folder_of("tiny-sdar")) as running:
+    launched = Server(folder, model=folder_of("tiny-sdar"))
+    launched.variables |= hub.variables
+    with launched as running:
         running.said_at_launch = len(running.log)
         yield running
 
@@ -152,6 +169,11 @@ def test_a_path_that_is_not_there_and_one_that_is_have_the_same_answer(server):
         answers.append(answer.text.replace(path, "PATH"))
     assert answers[0] == answers[1]
     assert "request_paths" in answers[0]
+
+
+def test_no_hub_is_asked_for_a_request(server, hub):
+    """Hub ids among the requests above would have held up everyone for 40 seconds."""
+    assert hub.asked == []
 
 
 def test_no_traceback_in_the_log(server):
