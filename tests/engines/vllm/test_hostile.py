@@ -135,7 +135,7 @@ def parameters(folder):
 
 
 def long_lists(folder):
-    for count in (200_000, 1_000_000):
+    for count in (200_000, 500_000):
         extra = asking("confidence_threshold", threshold=[0.5] * count)
         yield PATHS[0], body_of(PATHS[0], False, **{XARGS: extra})
     yield PATHS[1], body_of(PATHS[1], False, stop=["x"] * 200_000)
