@@ -14,6 +14,11 @@ Attention = Literal["bidirectional", "block_causal"]
 of its own block and of the blocks before it, blocks being counted from the prompt's first token."""
 
 
+def whole_blocks(positions: int, block_length: int) -> int:
+    """The positions of the least number of whole blocks that hold so many."""
+    return -(-positions // block_length) * block_length
+
+
 @dataclass(frozen=True)
 class BlockLayout:
     """The blocks of one canvas. Positions count from the sequence's start, or from wherever the
@@ -51,8 +56,8 @@ class BlockLayout:
             return cls(begin, begin + new_tokens, begin, block_length)
         in_prompt = (begin if prompt_length is None else prompt_length) % block_length
         origin = begin - in_prompt
-        blocks = -(-(in_prompt + new_tokens) // block_length)
-        return cls(begin, origin + blocks * block_length, origin, block_length)
+        end = origin + whole_blocks(in_prompt + new_tokens, block_length)
+        return cls(begin, end, origin, block_length)
 
     @property
     def canvas_length(self) -> int:
@@ -62,7 +67,7 @@ class BlockLayout:
     @property
     def blocks(self) -> int:
         """Number of blocks."""
-        return -(-self.canvas_length // self.block_length)
+        return whole_blocks(self.canvas_length, self.block_length) // self.block_length
 
     @property
     def whole_end(self) -> int:

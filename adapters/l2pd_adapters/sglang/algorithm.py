@@ -21,7 +21,7 @@ from sglang.srt.managers.schedule_batch import FINISH_ABORT
 from torch import Tensor
 
 from l2pd_adapters.admission import ANY_FAILURE
-from l2pd_adapters.sglang import admission
+from l2pd_adapters.sglang import refusals
 from l2pd_adapters.sglang.requests import NFE, STEP_MAP, BlockRow, RequestState
 from l2pd_adapters.sglang.settings import SglangServer
 from l2pd_plugins.blocks import BlockBatch
@@ -62,7 +62,7 @@ class UnmaskPolicyAlgorithm(DllmAlgorithm):
         """
         settings: SglangServer = req.dllm_config.l2pd
         try:
-            problem = admission.refusal(req, settings)
+            problem = refusals.refusal(req, settings)
             if problem is not None:
                 return problem
             state = RequestState.of(req, settings)

@@ -72,7 +72,7 @@ def _read_config(original: Callable[[Any], Any], server_args: Any) -> Any:
     config = original(server_args)
     if config is None or not _is_ours(config.algorithm):
         return config
-    from l2pd_adapters.sglang.settings import complete_config
+    from l2pd_adapters.sglang.configuration import complete_config
 
     return complete_config(config, server_args)
 

@@ -17,6 +17,7 @@ from l2pd_adapters.serving import generator_of
 from l2pd_adapters.sglang.settings import SglangServer
 from l2pd_plugins import UnmaskPolicy
 from l2pd_plugins.blocks import BlockBatch
+from l2pd_plugins.layout import BlockLayout
 
 STEP_MAP, NFE = "step_map", "nfe"
 """Keys of a response's meta_info."""
@@ -84,17 +85,21 @@ class BlockRow:
         return self.mask_token_id in self.tokens[self.start :]
 
     @property
+    def layout(self) -> BlockLayout:
+        """Where the answer's blocks lie; positions count from the prompt's first token."""
+        return BlockLayout.of(
+            "block_causal", self.prompt_length, max(self.max_new_tokens, 1), len(self.tokens)
+        )
+
+    @property
     def block_index(self) -> int:
         """Which block of the answer this is, from 0."""
-        length = len(self.tokens)
-        return self.offset // length - self.prompt_length // length
+        return self.layout.block_at(self.offset)
 
     @property
     def canvas_length(self) -> int:
         """Positions of the answer's blocks, whole ones; the first may begin with prompt."""
-        length = len(self.tokens)
-        positions = self.prompt_length % length + max(self.max_new_tokens, 1)
-        return -(-positions // length) * length
+        return self.layout.canvas_length
 
     def reference(self, filler: int) -> list[int]:
         """What the policy takes for the answer in this block, which admission has checked to be one

@@ -27,6 +27,7 @@ from l2pd_adapters.serving import generator_of, guarded
 from l2pd_adapters.vllm.settings import DiffusionGemmaServer, settings_of
 from l2pd_plugins import UnmaskPolicy
 from l2pd_plugins.denoising import denoising_step
+from l2pd_plugins.layout import BlockLayout
 from l2pd_plugins.slots import BlockSlots, SlotBatch
 from l2pd_plugins.transfer import upload
 
@@ -64,10 +65,9 @@ class PolicyState(stock.DiffusionGemmaModelState):
         super().add_request(req_index, new_req_data)
         params, text = new_req_data.sampling_params, new_req_data.prefill_token_ids
         assert params is not None and text is not None
-        length = self.blocks.block_length
-        answer = min(
-            params.max_tokens or self.max_model_len, self.max_model_len - new_req_data.prompt_len
-        )
+        length, prompt = self.blocks.block_length, new_req_data.prompt_len
+        answer = min(params.max_tokens or self.max_model_len, self.max_model_len - prompt)
+        layout = BlockLayout.of("bidirectional", prompt, answer, length)
 
         def begin(policy: UnmaskPolicy) -> None:
             self.blocks.assign(
@@ -75,8 +75,8 @@ class PolicyState(stock.DiffusionGemmaModelState):
                 policy,
                 [NO_MASK_TOKEN] * length,
                 [True] * length,
-                block_index=(len(text) - new_req_data.prompt_len) // length,
-                canvas_length=-(-answer // length) * length,
+                block_index=layout.block_at(len(text)),
+                canvas_length=layout.whole_end - layout.origin,
                 # vLLM refuses requests with a seed.
                 generator=generator_of(f"{new_req_data.req_id}:{len(text)}", self.device),
             )

@@ -18,6 +18,7 @@ from vllm.v1.worker.gpu.model_states.interface import ModelState
 from vllm.v1.worker.gpu.states import RequestState
 
 from l2pd_adapters.serving import generator_of, guarded
+from l2pd_adapters.vllm.queries import hidden_rows, split_into_blocks
 from l2pd_adapters.vllm.sampler import UnmaskSampler
 from l2pd_adapters.vllm.settings import VllmServer, settings_of
 from l2pd_adapters.vllm.slot_canvases import BidirectionalCanvases, BlockCausalCanvases, Canvases
@@ -166,15 +167,9 @@ class BlockCausalState(DiffusionState):
         ends = input_batch.query_start_loc_np[: found["num_reqs"] + 1]
         if (np.diff(ends) <= length).all():
             return found
-        blocks = -(-np.diff(ends) // length)
-        owner = np.repeat(np.arange(len(blocks)), blocks)
-        ordinal = np.arange(len(owner)) - np.repeat(np.cumsum(blocks) - blocks, blocks)
-        begin = ends[owner] + ordinal * length
-        end = np.minimum(begin + length, ends[owner + 1])
-        layout = np.stack([owner, ends[owner + 1] - end])
-        of_request, behind = upload(layout, self.device).unbind()
-        begin_and_end = np.append(begin, ends[-1]).astype(np.int32)
-        seq_lens = found["seq_lens"].index_select(0, of_request) - behind.to(torch.int32)
+        owner, begin_and_end, behind = split_into_blocks(ends, length)
+        of_request, cut = upload(np.stack([owner, behind]), self.device).unbind()
+        seq_lens = found["seq_lens"].index_select(0, of_request) - cut.to(torch.int32)
         return {
             "num_reqs": len(owner),
             "query_start_loc_gpu": upload(begin_and_end, self.device, torch.int32),
@@ -201,13 +196,14 @@ class BidirectionalState(DiffusionState):
         ids = input_batch.input_ids
         ids[:size] = self.canvases.text[owner, input_batch.positions[:size]].to(ids.dtype)
 
-        rows = torch.arange(len(ids), device=self.device)
-        offered = input_batch.cu_num_logits[: count + 1].diff()
-        wanted = len(input_batch.logits_indices)
-        begin = torch.repeat_interleave(starts[:-1], offered, output_size=wanted)
-        block = self.canvases.start.index_select(0, input_batch.expanded_idx_mapping)
-        column = input_batch.expanded_local_pos - self.settings.logit_shift
-        rows[input_batch.logits_indices] = begin + block + column
+        rows = hidden_rows(
+            len(ids),
+            starts,
+            offered=input_batch.cu_num_logits[: count + 1].diff(),
+            logits_indices=input_batch.logits_indices,
+            blocks=self.canvases.start.index_select(0, input_batch.expanded_idx_mapping),
+            columns=input_batch.expanded_local_pos - self.settings.logit_shift,
+        )
         return {"input_ids": ids, "hidden_rows": rows}
 
     def queries(

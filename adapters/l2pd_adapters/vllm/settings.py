@@ -19,6 +19,7 @@ from l2pd_adapters.families import (
 )
 from l2pd_plugins import ModelContext, UnmaskPolicy
 from l2pd_plugins.errors import L2PDError
+from l2pd_plugins.layout import whole_blocks
 
 KEY = "decoding_plugin"
 """Where `additional_config` and a request's `vllm_xargs` name the policy. Options of a request's
@@ -103,7 +104,7 @@ def attach(model_config: Any, asked: Any, block_length: int | None, *, rows: int
         # Of the config as the checkpoint has it; vLLM's own needs may change it later.
         logit_shift=family_of(checkpoint).logit_shift,
         model=_context(model_config, length, mask_token_of(checkpoint)),
-        canvas=-(-model_config.max_model_len // length) * length,
+        canvas=whole_blocks(model_config.max_model_len, length),
         rows=rows,
     )
     setattr(model_config, _ATTRIBUTE, settings)
@@ -126,7 +127,7 @@ def attach_to_noise(model_config: Any, asked: Any, canvas_length: int, *, rows: 
         end_tokens=(),
         logit_shift=0,
         model=_context(model_config, canvas_length, NO_MASK_TOKEN),
-        canvas=-(-model_config.max_model_len // canvas_length) * canvas_length,
+        canvas=whole_blocks(model_config.max_model_len, canvas_length),
         rows=rows,
     )
     setattr(model_config, _ATTRIBUTE, settings)

@@ -14,19 +14,22 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from l2pd_plugins import UnmaskPolicy
+from l2pd_plugins.layout import Attention, BlockLayout
 from l2pd_plugins.slots import BlockSlots, SlotBatch
 from l2pd_plugins.transfer import upload
 
 
 class Canvases(ABC):
     """The canvases of all slots; positions are counted from the prompt's first token."""
+
+    attention: ClassVar[Attention]
 
     def __init__(
         self,
@@ -70,20 +73,23 @@ class Canvases(ABC):
     ) -> None:
         """Begin a request, or go on with one that was preempted: `text` is its prompt and what it
         has been given out."""
-        length = self.block_length
-        origin = prompt_length - self.prompt_in_block(prompt_length)
         limit = min(prompt_length + max_tokens, self.max_model_len)
-        begun = (len(text) - origin) // length
-        start = origin + begun * length
-        block = [*text[start:], *[self.mask_token_id] * (start + length - len(text))]
-        end = self.canvas_end(limit, origin)
+        layout = BlockLayout.of(
+            self.attention, prompt_length, limit - prompt_length, self.block_length
+        )
+        begun = layout.block_at(len(text))
+        start = layout.start_of(begun)
+        masks = [self.mask_token_id] * (start + self.block_length - len(text))
         self.blocks.assign(
             slot,
             policy,
-            block,
-            [len(text) <= start + column < end for column in range(length)],
+            [*text[start:], *masks],
+            [
+                present and start + column >= len(text)
+                for column, present in enumerate(layout.present_in(begun))
+            ],
             block_index=begun,
-            canvas_length=end - origin,
+            canvas_length=layout.canvas_length,
             ignores_end=ignores_end,
             generator=generator,
         )
@@ -133,14 +139,6 @@ class Canvases(ABC):
         self.blocks.put(batch)
 
     @abstractmethod
-    def prompt_in_block(self, prompt_length: int) -> int:
-        """How many positions of the first block the prompt holds."""
-
-    @abstractmethod
-    def canvas_end(self, limit: int, origin: int) -> int:
-        """One past the last position of the canvas whose first block starts at `origin`."""
-
-    @abstractmethod
     def ready(self, batch: SlotBatch, was_full: Tensor, is_full: Tensor, ended: Tensor) -> Tensor:
         """(B,) bool: which blocks are given out, that were or are full, and of which the text has
         ended or not."""
@@ -176,11 +174,7 @@ class Canvases(ABC):
 class BlockCausalCanvases(Canvases):
     """Of models whose blocks are counted from the prompt's first token."""
 
-    def prompt_in_block(self, prompt_length: int) -> int:
-        return prompt_length % self.block_length
-
-    def canvas_end(self, limit: int, origin: int) -> int:
-        return origin + -(-(limit - origin) // self.block_length) * self.block_length
+    attention = "block_causal"
 
     def ready(self, batch: SlotBatch, was_full: Tensor, is_full: Tensor, ended: Tensor) -> Tensor:
         end = self._at(self.start, batch) + self.block_length
@@ -200,6 +194,8 @@ class BlockCausalCanvases(Canvases):
 
 class BidirectionalCanvases(Canvases):
     """Of models that see all of prompt and canvas."""
+
+    attention = "bidirectional"
 
     def __init__(self, slots: int, block_length: int, max_model_len: int, *rest: Any) -> None:
         super().__init__(slots, block_length, max_model_len, *rest)
@@ -221,13 +217,7 @@ class BidirectionalCanvases(Canvases):
         super().assign(slot, policy, text, prompt_length, max_tokens, **rest)
         self.text[slot].fill_(self.mask_token_id)
         self.text[slot, : len(text)] = upload(text, self.device)
-        self.visible[slot].fill_(min(prompt_length + max_tokens, self.max_model_len))
-
-    def prompt_in_block(self, prompt_length: int) -> int:
-        return 0
-
-    def canvas_end(self, limit: int, origin: int) -> int:
-        return limit
+        self.visible[slot].copy_(self.limit[slot])
 
     def ready(self, batch: SlotBatch, was_full: Tensor, is_full: Tensor, ended: Tensor) -> Tensor:
         return is_full

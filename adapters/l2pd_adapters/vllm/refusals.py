@@ -1,0 +1,76 @@
+"""What a request may not ask for. Nothing here needs vLLM: parameters are read by their names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from l2pd_adapters.vllm.settings import KEY, DiffusionGemmaServer, VllmServer, takes_no_policy
+from l2pd_plugins.errors import L2PDError
+from l2pd_plugins.shown import shown
+
+ASKS_FOR_NOTHING: dict[str, tuple[Any, ...]] = {
+    "min_p": (0, 0.0),
+    "min_tokens": (0,),
+    "logit_bias": (None, {}),
+    "bad_words": (None, []),
+    "allowed_token_ids": (None,),
+    "logprobs": (None,),
+    "prompt_logprobs": (None,),
+    "logprob_token_ids": (None, []),
+    "presence_penalty": (0, 0.0),
+    "frequency_penalty": (0, 0.0),
+    "repetition_penalty": (1, 1.0),
+    "structured_outputs": (None,),
+}
+"""Parameters that cannot be granted, each with the values that ask for nothing."""
+
+
+def check(
+    params: Any, of_the_model: Mapping[str, Any], model_name: str, settings: VllmServer
+) -> None:
+    """Raise L2PDError, which names the parameter and the choices, for vLLM's SamplingParams that
+    cannot be granted. of_the_model: the sampling parameters that the checkpoint itself names."""
+    check_sampling(params, of_the_model)
+    unknown = [key for key in params.extra_args or {} if key.startswith("diffusion_")]
+    if unknown:
+        raise L2PDError(f"{shown(unknown[0])[1:-1]} is for DiffusionGemma, not for {model_name}")
+    settings.choose(params)
+
+
+def check_noise(params: Any, settings: DiffusionGemmaServer) -> None:
+    """As `check`, of what vLLM itself does not refuse for DiffusionGemma."""
+    if (params.extra_args or {}).get("diffusion_constrained"):
+        raise L2PDError(
+            "diffusion_constrained: the policy sees the probabilities of all tokens; a server that "
+            "is launched without --decoding-plugin grants it"
+        )
+    settings.choose(params)
+
+
+def check_names_no_policy(params: Any, model_config: Any) -> None:
+    """Raise L2PDError if a policy is named. A model with a sampler of its own takes none;
+    DiffusionGemma if none was named at launch."""
+    named = [key for key in params.extra_args or {} if key.partition(".")[0] == KEY]
+    if named:
+        raise L2PDError(f"{shown(named[0])[1:-1]}: {takes_no_policy(model_config)}")
+
+
+def check_sampling(params: Any, of_the_model: Mapping[str, Any]) -> None:
+    """Raise L2PDError for sampling parameters that would have no effect. Decoding is greedy; values
+    that equal the model's own defaults are not user requests."""
+    if params.n != 1:
+        raise L2PDError(
+            f"n={shown(params.n)}: decoding is greedy, so all answers are the same one; expected 1"
+        )
+    if params.temperature not in (0, 1, of_the_model.get("temperature")):
+        raise L2PDError(
+            f"temperature={shown(params.temperature)}: decoding is greedy; "
+            "temperature is 0, or left out"
+        )
+    for name, nothing in ASKS_FOR_NOTHING.items():
+        value = getattr(params, name)
+        if value not in nothing and value != of_the_model.get(name):
+            raise L2PDError(
+                f"{name}={shown(value)} is not supported with diffusion language models"
+            )
