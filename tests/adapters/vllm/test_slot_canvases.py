@@ -1,0 +1,275 @@
+"""Requests in vLLM's slots, without vLLM: where each stands in its canvas, and what it gives out.
+
+The model here is a table: what it predicts at a position depends on request and position alone, so
+that the answer is known without decoding.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from l2pd_adapters.vllm.slot_canvases import BidirectionalCanvases, BlockCausalCanvases, Canvases
+from l2pd_plugins import UnmaskPolicy, create_policy
+from l2pd_plugins.denoising import denoising_step
+from l2pd_plugins.end_of_text import EndOfText
+from l2pd_plugins.layout import BlockLayout
+from l2pd_plugins.slots import SlotBatch
+
+SLOTS, VOCABULARY, MASK, EOT = 4, 13, 12, 11
+END = EndOfText("block", (EOT,))
+KINDS = (BlockCausalCanvases, BidirectionalCanvases)
+
+
+def canvases_of(kind: type[Canvases], length: int, max_model_len: int = 64) -> Canvases:
+    return kind(SLOTS, length, max_model_len, MASK, torch.device("cpu"))
+
+
+@dataclass
+class Request:
+    seed: int
+    prompt: list[int]
+    max_tokens: int
+    ignores_end: bool
+    given_out: list[int] = field(default_factory=list)
+    steps: int = 0
+
+    def logits(self, start: int, length: int) -> torch.Tensor:
+        """(L, V), of the positions from `start` on."""
+        rows = []
+        for position in range(start, start + length):
+            generator = torch.Generator().manual_seed(1000 * self.seed + position)
+            row = torch.randn(VOCABULARY, generator=generator)
+            row[EOT] += random.Random(self.seed).choice([-9.0, 1.0])
+            rows.append(row)
+        return torch.stack(rows)
+
+    def answer(self, max_model_len: int) -> list[int]:
+        """What it has to give out: the most likely tokens, up to the first that ends the text."""
+        begin = len(self.prompt)
+        count = min(begin + self.max_tokens, max_model_len) - begin
+        logits = self.logits(begin, count)
+        logits[:, MASK] = -torch.inf
+        tokens = logits.argmax(-1).tolist()
+        if EOT in tokens and not self.ignores_end:
+            tokens = tokens[: tokens.index(EOT) + 1]
+        return tokens
+
+    @property
+    def text(self) -> list[int]:
+        return self.prompt + self.given_out
+
+
+def assign(canvases: Canvases, slot: int, request: Request, policy: UnmaskPolicy) -> None:
+    canvases.assign(
+        slot,
+        policy,
+        request.text,
+        len(request.prompt),
+        request.max_tokens,
+        ignores_end=request.ignores_end,
+        generator=torch.Generator(),
+    )
+
+
+def step(canvases: Canvases, slots: list[int], requests: dict[int, Request]) -> list[list[int]]:
+    """What vLLM's sampler does in a step; the tokens that each row gives out."""
+    batch = canvases.take(np.array(slots))
+    starts = canvases.start[slots].tolist()
+    length = canvases.block_length
+    logits = torch.stack(
+        [requests[slot].logits(start, length) for slot, start in zip(slots, starts, strict=True)]
+    )
+    was_full = ~batch.block.masked.any(-1)
+    outcome = denoising_step(batch.block, logits, end_of_text=END)
+    is_full = ~batch.block.masked.any(-1)
+    ready = canvases.ready(batch, was_full, is_full, outcome.ended)
+    tokens, counts = canvases.settled(batch)
+    counts = torch.where(ready, counts, 0)
+    canvases.count(batch, ~was_full, counts)
+    canvases.file(batch, ready, outcome.ended)
+    return [row[:count] for row, count in zip(tokens.tolist(), counts.tolist(), strict=True)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", range(12))
+def test_every_request_gives_out_its_answer(kind: type[Canvases], seed: int) -> None:
+    """Whatever runs beside it, in whichever order, and though it is preempted now and then."""
+    rng = random.Random(seed)
+    length, longest = rng.randint(1, 7), rng.randint(12, 40)
+    if kind is BlockCausalCanvases:
+        longest = longest // length * length  # as vLLM's configuration has it
+    canvases = canvases_of(kind, length, longest)
+    policies = [create_policy("fixed_schedule", tokens_per_step=n) for n in (1, 2)]
+    waiting = [
+        Request(
+            seed,
+            [rng.randrange(MASK) for _ in range(rng.randint(1, longest - 2))],
+            rng.randint(1, longest),
+            ignores_end=rng.random() < 0.3,
+        )
+        for seed in range(6)
+    ]
+    running: dict[int, Request] = {}
+    while waiting or running:
+        for slot in range(SLOTS):
+            if slot not in running and waiting:
+                running[slot] = waiting.pop()
+                assign(canvases, slot, running[slot], rng.choice(policies))
+        slots = rng.sample(sorted(running), rng.randint(1, len(running)))
+        for slot, tokens in zip(slots, step(canvases, slots, running), strict=True):
+            request = running[slot]
+            request.given_out += tokens
+            request.steps += 1
+            expected = request.answer(longest)
+            assert request.given_out == expected[: len(request.given_out)]
+            assert request.steps < 200
+            if request.given_out == expected:
+                canvases.release(slot)
+                del running[slot]
+            elif rng.random() < 0.1:
+                canvases.release(slot)
+                waiting.append(running.pop(slot))
+    assert len(canvases.blocks) == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=60, deadline=None)
+@given(
+    prompt=st.integers(1, 30),
+    max_tokens=st.integers(1, 40),
+    length=st.integers(1, 9),
+    before=st.integers(0, 3),
+)
+def test_a_request_begins_where_the_layout_says(
+    kind: type[Canvases], prompt: int, max_tokens: int, length: int, before: int
+) -> None:
+    """At the beginning, and where it goes on after some blocks that were given out."""
+    longest = 45 // length * length
+    new_tokens = min(prompt + max_tokens, longest) - prompt
+    if new_tokens < 1:
+        return
+    layout = BlockLayout.of(kind.attention, prompt, new_tokens, length)
+    number = min(before, layout.blocks - 1)
+    canvases = canvases_of(kind, length, longest)
+    text = [1] * layout.canvas_start_of(number)
+    request = Request(0, text[:prompt], max_tokens, False, text[prompt:])
+    assign(canvases, 1, request, create_policy("fixed_schedule"))
+    block = canvases.take(np.array([1])).block
+    start = layout.start_of(number)
+    assert int(canvases.start[1]) == start
+    assert int(canvases.known[1]) == len(text) - start
+    assert int(canvases.limit[1]) == prompt + new_tokens
+    assert block.block_index.tolist() == [number]
+    assert block.canvas_length.tolist() == [layout.canvas_length]
+    assert block.present[0].tolist() == layout.present_in(number)
+    known = len(text) - start
+    assert block.tokens[0].tolist() == [1] * known + [MASK] * (length - known)
+
+
+def full(canvases: Canvases, slots: list[int], tokens: int = 3) -> SlotBatch:
+    batch = canvases.take(np.array(slots))
+    batch.block.set_tokens(torch.full_like(batch.block.tokens, tokens))
+    return batch
+
+
+def started(kind: type[Canvases], prompts: list[int], max_tokens: int = 20) -> Canvases:
+    canvases = canvases_of(kind, 8)
+    for slot, prompt in enumerate(prompts):
+        request = Request(slot, [1] * prompt, max_tokens, False)
+        assign(canvases, slot, request, create_policy("fixed_schedule"))
+    return canvases
+
+
+NO, YES = torch.tensor([False]), torch.tensor([True])
+
+
+def test_a_block_causal_block_waits_for_the_pass_over_its_final_tokens() -> None:
+    """Unless no block follows it, which would read its keys and values."""
+    canvases = started(BlockCausalCanvases, [4])
+    batch = full(canvases, [0])
+    assert not canvases.ready(batch, NO, YES, NO)
+    assert canvases.ready(batch, YES, YES, NO)
+    assert canvases.ready(batch, NO, YES, YES)
+    for _ in range(2):  # the third block, which ends with the answer, at 24
+        assert not canvases.ready(batch, NO, YES, NO)
+        canvases.file(batch, YES, NO)
+        batch = full(canvases, [0])
+    assert canvases.start[0] == 16
+    assert canvases.ready(batch, NO, YES, NO)
+    assert not canvases.ready(batch, NO, NO, NO)
+
+
+def test_a_bidirectional_block_is_given_out_when_it_is_full() -> None:
+    canvases = started(BidirectionalCanvases, [4])
+    batch = full(canvases, [0])
+    assert canvases.ready(batch, NO, YES, NO)
+    assert not canvases.ready(batch, NO, NO, NO)
+
+
+def test_what_is_computed_again() -> None:
+    lengths, queries = np.array([3, 8, 21]), np.array([3, 8, 21])
+    causal, both = canvases_of(BlockCausalCanvases, 8), canvases_of(BidirectionalCanvases, 8)
+    assert causal.taken_back_after_prompt(lengths, queries).tolist() == [3, 0, 5]
+    assert both.taken_back_after_prompt(lengths, queries).tolist() == [3, 8, 21]
+    ready, of_block = torch.tensor([True, False]), torch.tensor([8, 8])
+    assert causal.taken_back(ready, of_block).tolist() == [0, 8]
+    assert both.taken_back(ready, of_block).tolist() == [8, 8]
+
+
+def test_the_answer_is_cut_where_the_request_ends() -> None:
+    """Of a block-causal canvas, which has whole blocks: 4 of the prompt, 2 of the answer, 2 behind
+    its limit."""
+    canvases = started(BlockCausalCanvases, [4], max_tokens=2)
+    tokens, counts = canvases.settled(full(canvases, [0]))
+    assert tokens.shape == (1, 8)
+    assert counts.tolist() == [2]
+
+
+def test_nothing_behind_the_end_of_a_text_is_seen() -> None:
+    canvases = started(BidirectionalCanvases, [4, 4])
+    assert isinstance(canvases, BidirectionalCanvases)
+    assert canvases.visible[:2].tolist() == [24, 24]
+    batch = canvases.take(np.array([1, 0]))
+    present = torch.arange(8) < torch.tensor([[3], [8]])
+    batch.block.set_tokens(torch.full_like(batch.block.tokens, 5), present)
+    canvases.file(batch, torch.tensor([True, True]), torch.tensor([True, False]))
+    assert canvases.visible[:2].tolist() == [24, 7]
+    assert canvases.text[1, :12].tolist() == [1] * 4 + [5] * 8
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_reference_is_shown_where_its_tokens_stand(kind: type[Canvases]) -> None:
+    canvases = canvases_of(kind, 8)
+    answer = list(range(20))
+    knowing, plain = create_policy("oracle", reference=answer), create_policy("fixed_schedule")
+    for slot, policy in ((0, knowing), (2, plain)):
+        assign(canvases, slot, Request(slot, [1] * 5, 20, False), policy)
+    seen: list[int] = []
+    for _ in range(4):
+        batch = full(canvases, [2, 0])
+        assert batch.block.reference is not None
+        seen += batch.block.reference[1].tolist()
+        canvases.file(batch, torch.tensor([True, True]), torch.tensor([False, False]))
+    before = 5 if kind is BlockCausalCanvases else 0
+    assert seen[: before + 20] == [0] * before + answer
+    canvases.release(0)
+    assign(canvases, 0, Request(0, [1] * 5, 20, False), create_policy("oracle", reference=[7]))
+    shown = canvases.take(np.array([0])).block.reference
+    assert shown is not None  # nothing of the request before is left
+    assert shown[0].tolist() == [0] * before + [7] + [0] * (7 - before)
+
+
+def test_what_the_log_says_is_counted_by_slot() -> None:
+    canvases = started(BlockCausalCanvases, [4, 4])
+    batch = full(canvases, [1, 0])
+    canvases.count(batch, torch.tensor([True, False]), torch.tensor([0, 6]))
+    canvases.count(batch, torch.tensor([True, True]), torch.tensor([8, 0]))
+    assert canvases.nfe[:2].tolist() == [1, 2]
+    assert canvases.given_out[:2].tolist() == [6, 8]
