@@ -7,11 +7,10 @@ transformers itself does for models that ship a custom generate.
 from __future__ import annotations
 
 import copy
-from typing import Any, Literal, cast, overload
+from typing import Any, cast
 
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
-from typing_extensions import Unpack
 
 from l2pd_adapters.families import (
     FAMILIES,
@@ -24,7 +23,7 @@ from l2pd_adapters.huggingface import diffusion_gemma
 from l2pd_adapters.huggingface.accepted_keywords import merged_config
 from l2pd_adapters.huggingface.api import generate
 from l2pd_adapters.huggingface.checking import short
-from l2pd_adapters.huggingface.keywords import DiffusionModel, GenerateKeywords
+from l2pd_adapters.huggingface.keywords import DiffusionModel
 from l2pd_adapters.huggingface.models.attention_check import check_attention
 from l2pd_adapters.huggingface.models.model_info import (
     FAMILY,
@@ -33,7 +32,6 @@ from l2pd_adapters.huggingface.models.model_info import (
     name_of,
     within,
 )
-from l2pd_adapters.huggingface.output import DiffusionGenerateOutput
 from l2pd_adapters.huggingface.settings import DecodeSettings, make_settings
 from l2pd_plugins.errors import L2PDError
 
@@ -42,7 +40,8 @@ class BoundGenerate:
     """`generate` of one enabled model.
 
     An object and no bound method: a pickled bound method looks its name up on the class again, and
-    a copy of the model would silently decode autoregressively.
+    a copy of the model would silently decode autoregressively. Type checkers see `DiffusionModel`,
+    whose `generate` has the types.
     """
 
     def __init__(
@@ -53,42 +52,6 @@ class BoundGenerate:
         self.own, self.completed = own, completed
         """The model's generation_config before it was enabled, and what became of it."""
 
-    @overload
-    def __call__(
-        self,
-        inputs: Tensor | None = None,
-        *,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        generation_config: GenerationConfig | None = None,
-        streamer: Any = None,
-        return_dict_in_generate: Literal[True],
-        **kwargs: Unpack[GenerateKeywords],
-    ) -> DiffusionGenerateOutput: ...
-    @overload
-    def __call__(
-        self,
-        inputs: Tensor | None = None,
-        *,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        generation_config: None = None,
-        streamer: Any = None,
-        return_dict_in_generate: Literal[False] | None = None,
-        **kwargs: Unpack[GenerateKeywords],
-    ) -> Tensor: ...
-    @overload
-    def __call__(
-        self,
-        inputs: Tensor | None = None,
-        *,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        generation_config: GenerationConfig | None = None,
-        streamer: Any = None,
-        return_dict_in_generate: bool | None = None,
-        **kwargs: Unpack[GenerateKeywords],
-    ) -> Tensor | DiffusionGenerateOutput: ...
     def __call__(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
         return generate(self.model, inputs, **kwargs)
 

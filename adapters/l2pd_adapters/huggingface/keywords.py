@@ -13,12 +13,12 @@ from l2pd_adapters.huggingface.settings import PolicyChoice, StepObserver
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from l2pd_adapters.huggingface.enabling import BoundGenerate
+    from l2pd_adapters.huggingface import api
 
     class DiffusionModel(PreTrainedModel):
         """A transformers model whose `generate` decodes by diffusion."""
 
-        generate: BoundGenerate
+        generate = api.generate  # a method: its overloads, without the model
 
     class Tokenizer(PreTrainedTokenizerBase):
         """A tokenizer of transformers. What its templates return depends on the arguments, which
