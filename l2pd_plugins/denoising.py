@@ -15,10 +15,11 @@ from torch import Tensor
 from l2pd_plugins.blocks import OF_THE_BLOCK, BlockBatch
 from l2pd_plugins.end_of_text import EndOfText, behind_end, is_end_of_text
 from l2pd_plugins.errors import ANY_FAILURE
-from l2pd_plugins.groups import Group
 from l2pd_plugins.policy import DenoisingStep
 from l2pd_plugins.policy_calls import InputChanged, OnError, report_failure, stand_in
-from l2pd_plugins.selection import leftmost, ranks, top_1
+from l2pd_plugins.policy_groups import Group
+from l2pd_plugins.progress import progress_of
+from l2pd_plugins.selection import ranks
 from l2pd_plugins.statistics import RowStatistics, row_statistics
 
 _COMPUTED = frozenset({"confidence", "entropy", "margin"})
@@ -103,7 +104,7 @@ def denoising_step(
         # By the core's own tensors: a policy may have written to those that it was shown.
         confidence, masked = _of(step.confidence, group), _of(block.masked, group)
         rule = group.runner.traits.progress
-        selected = selected | _progress(rule, selected, confidence, masked, candidates)
+        selected = selected | progress_of(rule, selected, confidence, masked, candidates)
         if group.runner.traits.edits:
             ignores_end = _of(block.ignores_end, group)
             selected = selected | (answer & _editable(seen, ignores_end, end_of_text))
@@ -330,19 +331,6 @@ def _editable(step: DenoisingStep, ignores_end: Tensor, end_of_text: EndOfText) 
         ends = is_end_of_text(step.tokens, end_of_text.token_ids)
         differs &= ~ends | ignores_end.unsqueeze(-1)
     return differs & ~step.confidence.isnan()
-
-
-def _progress(
-    rule: str, selected: Tensor, confidence: Tensor, masked: Tensor, sound: Tensor
-) -> Tensor:
-    """What a policy's progress rule commits besides the selection; sound (B, L): the masked
-    positions whose confidence is a number."""
-    if rule == "always_top1":
-        return top_1(confidence, masked)
-    empty = ~selected.any(-1, keepdim=True)
-    if rule == "leftmost_if_empty":
-        return empty & leftmost(torch.where(sound.any(-1, True), sound, masked))
-    return empty & top_1(confidence, masked)
 
 
 def _ask(

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from l2pd_plugins.blocks import PER_ROW, BlockBatch, masked_positions
 from l2pd_plugins.errors import ANY_FAILURE
-from l2pd_plugins.groups import MarkedRows
 from l2pd_plugins.policy import UnmaskPolicy
 from l2pd_plugins.policy_calls import Runner, State, prepare, stand_in
+from l2pd_plugins.policy_groups import MarkedRows
 from l2pd_plugins.transfer import upload
 
 

@@ -45,9 +45,10 @@ _FILTERS = ["tests/policies/test_filter_policy.py", "tests/policies/test_exact.p
 
 TARGETS = {
     "blocks": Target("l2pd_plugins/blocks.py", _STEP),
-    "groups": Target("l2pd_plugins/groups.py", _STEP),
+    "policy_groups": Target("l2pd_plugins/policy_groups.py", _STEP),
     "later_blocks": Target("l2pd_plugins/later_blocks.py", _STEP),
     "denoising": Target("l2pd_plugins/denoising.py", _STEP),
+    "progress": Target("l2pd_plugins/progress.py", _STEP),
     "policy_calls": Target("l2pd_plugins/policy_calls.py", _STEP),
     "end_of_text": Target("l2pd_plugins/end_of_text.py", ["tests/core/test_end_of_text.py"]),
     "selection": Target("l2pd_plugins/selection.py", ["tests/core/test_selection.py", _DEVICES]),

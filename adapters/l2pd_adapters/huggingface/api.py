@@ -18,13 +18,13 @@ from transformers.generation import (
 from typing_extensions import Unpack
 
 from l2pd_adapters.huggingface import diffusion_gemma
-from l2pd_adapters.huggingface.accepted_keywords import (
+from l2pd_adapters.huggingface.call_types import GenerateKeywords
+from l2pd_adapters.huggingface.checking import GENERATE, MOST_SEQUENCES, Whole, check
+from l2pd_adapters.huggingface.keywords import (
     OUR_KEYWORDS,
     merged_config,
     refuse_unknown,
 )
-from l2pd_adapters.huggingface.checking import GENERATE, MOST_SEQUENCES, Whole, check
-from l2pd_adapters.huggingface.keywords import GenerateKeywords
 from l2pd_adapters.huggingface.loop import decode
 from l2pd_adapters.huggingface.models.model_info import mask_token_of, name_of
 from l2pd_adapters.huggingface.output import DiffusionGenerateOutput

@@ -24,8 +24,8 @@ from transformers.models.diffusion_gemma.generation_diffusion_gemma import (
 
 from l2pd_adapters.diffusion_gemma import refuse_unsuitable_policy
 from l2pd_adapters.families import NO_MASK_TOKEN, ModelFamily, end_of_text_ids
-from l2pd_adapters.huggingface.accepted_keywords import OUR_KEYWORDS
 from l2pd_adapters.huggingface.checking import GENERATE, checked, close_to, short
+from l2pd_adapters.huggingface.keywords import OUR_KEYWORDS
 from l2pd_adapters.huggingface.models.model_info import local_folder
 from l2pd_adapters.huggingface.output import DiffusionGenerateOutput
 from l2pd_adapters.huggingface.settings import bound_policies

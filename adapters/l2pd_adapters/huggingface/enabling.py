@@ -20,10 +20,10 @@ from l2pd_adapters.families import (
     mask_token_of,
 )
 from l2pd_adapters.huggingface import diffusion_gemma
-from l2pd_adapters.huggingface.accepted_keywords import merged_config
 from l2pd_adapters.huggingface.api import generate
+from l2pd_adapters.huggingface.call_types import DiffusionModel
 from l2pd_adapters.huggingface.checking import short
-from l2pd_adapters.huggingface.keywords import DiffusionModel
+from l2pd_adapters.huggingface.keywords import merged_config
 from l2pd_adapters.huggingface.models.attention_check import check_attention
 from l2pd_adapters.huggingface.models.model_info import (
     FAMILY,

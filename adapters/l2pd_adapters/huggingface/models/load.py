@@ -48,9 +48,9 @@ from l2pd_adapters.families import (
     mask_token_of,
 )
 from l2pd_adapters.huggingface import diffusion_gemma
+from l2pd_adapters.huggingface.call_types import DiffusionModel, Tokenizer
 from l2pd_adapters.huggingface.checking import LOAD, check, close_to, short
 from l2pd_adapters.huggingface.enabling import enable
-from l2pd_adapters.huggingface.keywords import DiffusionModel, Tokenizer
 from l2pd_adapters.huggingface.models.lora import add_adapter, require_adapter
 from l2pd_adapters.huggingface.models.native import MODELS
 from l2pd_plugins.errors import L2PDError
