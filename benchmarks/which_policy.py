@@ -1,4 +1,4 @@
-"""Write docs/which_policy.md from what benchmarks/frontier.py has measured.
+"""Write docs/which_policy.md from the results of benchmarks/frontier.py.
 
 make frontier                      # measures, and then runs this
 python benchmarks/which_policy.py  # the page alone, from benchmarks/results/frontier.json
@@ -18,12 +18,12 @@ ROOT = Path(__file__).parents[1]
 MEASURED = ROOT / "benchmarks" / "results" / "frontier.json"
 PAGE = ROOT / "docs" / "which_policy.md"
 LOSSES = (0.5, 1.5)
-"""Points of validity that may be lost."""
+"""Losses of validity, in percentage points, for which the page names the fastest setting."""
 NO_WAY_TO_SERVE = ("oracle",)
 
 
 def main() -> None:
-    """Write the page and put the picture beside it."""
+    """Write the page and copy the picture next to it."""
     PAGE.write_text(page(json.loads(MEASURED.read_text(encoding="utf-8"))), encoding="utf-8")
     shutil.copyfile(MEASURED.with_suffix(".png"), PAGE.with_name("frontier.png"))
 
@@ -36,15 +36,15 @@ def page(found: dict[str, Any]) -> str:
         "",
         f"Measured on the small models, {prompts} prompts each ({found['prompts_file']}), greedy, "
         f"blocks of 32, by `{environment['command']}` on {environment['machine']} with torch "
-        f"{environment['torch']}. One answer is {100 / prompts:.2g} points. Lost is validity, by "
-        "the tasks' checkers, against one token per step; TPF is tokens per forward pass. A large "
-        "model will order the policies in another way: [`l2pd tune`](commands.md#tuning) measures "
-        "on yours.",
+        f'{environment["torch"]}. One answer is {100 / prompts:.2g} percentage points. "Lost" is '
+        "the loss of validity, by the tasks' checkers, compared with one token per step; TPF is "
+        "tokens per forward pass. The order of the policies may differ for a large model: "
+        "[`l2pd tune`](commands.md#tuning) measures them on yours.",
         "",
         *(answer(model, part) for model, part in found["models"].items()),
         "",
         "The filters of `settled` and `learn2pd` were trained on prompts of the same tasks. On "
-        "other kinds of text a filter can ruin answers without a warning: train one on prompts "
+        "other kinds of text a filter can ruin answers without a warning. Train one on prompts "
         "like those that you serve, or use another policy "
         "([with figures](learned_policies.md#prompts-unlike-those-trained-on)).",
         "",
@@ -54,16 +54,16 @@ def page(found: dict[str, Any]) -> str:
         lines += ["", f"## {model}", "", *table(part), "", *missing(part["not_measured"])]
     lines += [
         "",
-        "A dash: no setting that was measured loses so little. Every point, with its interval and "
-        "its configuration in one line, is in "
-        "[frontier.json](../benchmarks/results/frontier.json). `make frontier` measures anew and "
-        "writes this page, which nobody edits by hand.",
+        "A dash means that no measured setting loses so little. "
+        "[frontier.json](../benchmarks/results/frontier.json) has every point with its interval "
+        "and configuration. `make frontier` repeats the measurement and writes this page; do not "
+        "edit it by hand.",
     ]
     return "\n".join(lines) + "\n"
 
 
 def answer(model: str, part: dict[str, Any]) -> str:
-    """Which setting is the fastest that loses little, in a line for each model."""
+    """One line for a model: its fastest setting within each loss."""
     served = [p for p in points(part) if p.policy not in NO_WAY_TO_SERVE]
     said = [f"- {model}:"]
     for loss in LOSSES:
@@ -74,7 +74,7 @@ def answer(model: str, part: dict[str, Any]) -> str:
 
 
 def table(part: dict[str, Any]) -> list[str]:
-    """A row for each policy: its first setting, and its fastest ones within each loss."""
+    """One row for each policy: its first setting, and its fastest setting within each loss."""
     reference = Point(**part["reference"])
     within = " | ".join(f"lost at most {loss:g} | TPF" for loss in LOSSES)
     lines = [
@@ -103,7 +103,7 @@ def table(part: dict[str, Any]) -> list[str]:
 
 
 def missing(gaps: Iterable[dict[str, Any]]) -> list[str]:
-    """What was not measured, each reason once."""
+    """The policies that were not measured, grouped by reason."""
     reasons: dict[str, list[str]] = {}
     for gap in gaps:
         names = reasons.setdefault(f"{gap['reason']}", [])
@@ -120,24 +120,24 @@ def points(part: dict[str, Any]) -> list[Point]:
 
 
 def setting(point: Point) -> str:
-    """The options in a table's cell."""
+    """The options, as a table cell."""
     options = [f"{k} {short(v)}" for k, v in point.options.items() if k != "filter"]
     return ", ".join(options) or "default"
 
 
 def word(point: Point) -> str:
-    """The policy with its options, as a command takes it."""
+    """The policy with its options, as written on the command line."""
     options = [f"{k}={short(v)}" for k, v in point.options.items() if k != "filter"]
     return f"`{','.join([point.policy, *options])}`"
 
 
 def short(value: Any) -> str:
-    """An option's value without a float's last digits."""
+    """An option's value; floats are rounded to three digits."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def interval(point: Point) -> str:
-    """What the loss may be, in points."""
+    """The confidence interval of the loss, in percentage points."""
     if point.interval is None:
         return ""
     low, high = point.interval

@@ -1,4 +1,4 @@
-"""Links from the pages into the repository, which the site does not hold."""
+"""Rewrites links from the pages to files of the repository that are not part of the site."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LINK = re.compile(r"\[([^\]]+)\]\((\.\./[^)#]*)(#[^)]*)?\)")
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Write a link to a file of the repository as its path; warn of one that leads nowhere."""
+    """Write a link to a file of the repository as its path; warn about a broken link."""
 
     def written(match: re.Match[str]) -> str:
         text, target = match[1], match[2]

@@ -1,4 +1,4 @@
-"""The unmask policy of a diffusion language model as a plugin.
+"""Unmask policies of diffusion language models as plugins.
 
 This package is the core: what a policy is, how plugins are found, and the one denoising step that
 turns logits into committed tokens. It knows no engine and no particular policy, and importing it
@@ -40,7 +40,9 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """`policy_options`, whose module imports pydantic: listing policies does without it."""
+    """Import `policy_options` on first use: its module imports pydantic, which listing policies
+    does not need.
+    """
     if name == "policy_options":
         from l2pd_plugins.options import policy_options
 

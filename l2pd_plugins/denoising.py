@@ -28,17 +28,20 @@ _OF_LOGITS = ("x0", "confidence", "entropy", "margin")
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What a denoising step did; all (B, L) bool but `ended` and `step`."""
+    """The result of a denoising step; all fields except `ended` and `step` are (B, L) bool."""
 
     step: DenoisingStep
-    """The step before the commits, with all that was computed; a policy saw what it requires."""
+    """The step before the commits, with all computed statistics; a policy saw only what it
+    requires.
+    """
     committed: Tensor
     remasked: Tensor
     behind: Tensor
-    """Positions that this step put behind the end of the text: they are end-of-text now, and no
-    longer present."""
+    """Positions that this step found to be after the end of the text: they now hold end-of-text and
+    are no longer present.
+    """
     ended: Tensor
-    """(B,) bool, rows whose text has got its end in this block."""
+    """(B,) bool: rows whose text ends in this block."""
     sound: Tensor
     """Positions that were masked before the step and whose logits hold no NaN."""
 
@@ -61,7 +64,7 @@ def denoising_step(
         logits: (N, V), or (B, L, V) for every position of the block.
         positions: (N,) int64, ``row * L + position`` of each row of logits; it must cover
             `block.needed()`. None if logits are given for every position.
-        end_of_text: the rule in force.
+        end_of_text: the end-of-text rule to apply.
         x0: (N,) tokens drawn from the logits (see `sample_tokens`), -1 for the argmax; None for the
             argmax everywhere. With suppress_mask the mask token, too, stands for the argmax.
         suppress_mask: never predict the mask token. False is for exact parity with code that does
@@ -72,16 +75,16 @@ def denoising_step(
         on_error: for this call alone, instead of the batch's own `on_error`.
         later: for a batch that looks ahead (`BlockBatch.look_ahead`), the logits (M, V) of its
             later blocks and where they belong, (M,) int64, ``block * L + position``, blocks in the
-            order of `BlockBatch.later_rows`; they cover all masked positions of these blocks.
+            order of `BlockBatch.later_rows`; they must cover all masked positions of these blocks.
 
     A block that has masks has fewer of them afterwards, whatever the policy selects (without
-    suppress_mask from its step L on, so that a block ends in 2 L steps at most). Positions
-    whose logits hold NaN, which is seen by their confidence, are never selected; the progress rule
-    takes one where no other mask is left.
+    suppress_mask from its step L on, so that a block ends in 2 L steps at most). Positions whose
+    logits hold NaN (their confidence is then NaN) are never selected; the progress rule commits one
+    if no other mask is left.
 
     Raises PolicyRuntimeError, with the policy's name and the method's, if a policy raises or breaks
-    its contract and on_error is "raise". A policy that changes what it was shown is not asked again
-    in this block.
+    its contract and on_error is "raise". A policy that writes to its input is not called again in
+    this block.
     """
     on_error = block.on_error if on_error is None else on_error
     step = _observe(block, logits, positions, x0, suppress_mask)
@@ -93,15 +96,16 @@ def denoising_step(
         has_logits = seen.has("logits")
         answer = _ask(group, "select", seen, block, on_error)
         if answer is None:
-            # It may have written to what it was shown, which in a batch of its own is no copy;
-            # where it was shown the logits, which are read no second time, the rest was one.
+            # The policy may have written to its input. If it has the whole batch, that input is not
+            # a copy, so it is not called again; if it was given the logits, everything else was a
+            # copy.
             if group.index is None and not has_logits:
                 step = _observe(block, logits, positions, x0, suppress_mask)
             seen = _seen_by(step, group, block, on_error)
             answer = torch.zeros_like(seen.masked)
         candidates = _of(sound, group)
         selected = answer & candidates
-        # By the core's own tensors: a policy may have written to those that it was shown.
+        # From the core's own tensors: a policy may have written to those that it was given.
         confidence, masked = _of(step.confidence, group), _of(block.masked, group)
         rule = group.runner.traits.progress
         selected = selected | progress_of(rule, selected, confidence, masked, candidates)
@@ -117,10 +121,11 @@ def denoising_step(
     remasked = torch.zeros_like(committed)
     if any(group.runner.traits.remasks for group in block._groups):
         masked = block.masked & ~committed
-        # One fewer than were committed, so that the block ends; none where nothing was.
+        # At most one fewer than were committed, so that the block ends; none if nothing was
+        # committed.
         allowed = ((committed & block.masked).sum(-1, keepdim=True) - 1).clamp_(min=0)
         open_to_it = ~masked & block.present
-        if end_of_text.rule != "off":  # what was cut behind an end of text does not come back
+        if end_of_text.rule != "off":  # positions after an end of text stay cut
             ends = is_end_of_text(tokens, end_of_text.token_ids)
             open_to_it &= ~ends | block.ignores_end.unsqueeze(-1)
         for group in block._groups:
@@ -155,7 +160,7 @@ def _look_ahead(
     suppress_mask: bool,
     on_error: OnError,
 ) -> None:
-    """Show the policies what the model predicts for the later blocks; only their states change."""
+    """Pass the predictions for the later blocks to the policies; only their states change."""
     if (block._later is None) != (logits is None):
         raise ValueError(
             f"a batch with {len(block.later_rows)} later blocks and "
@@ -176,7 +181,7 @@ def _observe(
     x0: Tensor | None,
     suppress_mask: bool,
 ) -> DenoisingStep:
-    """The statistics of the given rows of logits, laid out over the blocks."""
+    """The statistics of the given rows of logits, scattered to the positions of the blocks."""
     rows, length = block.tokens.shape
     flat = logits.flatten(0, -2)
     if positions is None and len(flat) != rows * length:
@@ -187,7 +192,7 @@ def _observe(
         x0 = torch.where(x0 == suppress, -1, x0)
     needed = block.needed()
     given = None
-    if positions is None:  # of all positions: the others are skipped
+    if positions is None:  # logits of all positions were given: skip those that are not needed
         every = torch.arange(rows * length, device=flat.device)
         given = torch.where(needed.flatten(), every, -1)
     found = row_statistics(flat, requires & _COMPUTED, suppress, x0=x0, rows=given)
@@ -202,8 +207,7 @@ def _observe(
         return torch.where(needed, full, elsewhere)
 
     predicted = lay_out(found.x0, block.tokens)
-    # Committed positions are certain. A masked one whose logits were not given is the last to be
-    # taken.
+    # Committed positions have confidence 1. A masked one without logits has the lowest confidence.
     committed = (block.present > block.masked).to(torch.float32)
     confidence = lay_out(found.confidence, committed)
     entropy = margin = cube = None
@@ -242,7 +246,7 @@ def _suppressed_late(
     x0: Tensor | None,
     given: Tensor | None,
 ) -> RowStatistics:
-    """Statistics (N,) that predict no mask token in the rows that have taken L steps."""
+    """Statistics (N,) in which rows that have taken L steps do not predict the mask token."""
     length = block.tokens.shape[1]
     late = block.step_index >= length
     if positions is None:
@@ -271,7 +275,7 @@ def _suppressed_late(
 def _seen_by(
     step: DenoisingStep, group: Group, block: BlockBatch, on_error: OnError
 ) -> DenoisingStep:
-    """The group's rows of the step, with nothing that its policy did not require."""
+    """The step for the group's rows, with only the statistics that its policy requires."""
     requires = group.runner.traits.requires
     changes: dict[str, Any] = {
         name: None for name in ("entropy", "margin", "logits", "reference") if name not in requires
@@ -286,16 +290,17 @@ def _seen_by(
             changes["margin"] = torch.where(masked, step.margin, certain)
     generators = block.generators
     if generators is not None and generators[group.members[0]] is not None:
-        # Of its rows alone; others are never read.
+        # Only for its own rows; the others are never read.
         changes["generator"] = tuple(generators)
-    # A copy in any case, so that no policy holds the step that the core goes on with.
+    # Always a copy, so that no policy holds the step that the core continues to use.
     seen = step.changed(policy=group.runner.traits.name, **changes)
     if group.index is not None:
         return seen.select_rows(group.index, group.members)
-    if on_error == "raise":  # a policy that writes to them ends the decode
+    if on_error == "raise":  # a policy that writes to its input ends the decode
         return seen
-    # Of all rows: the block's own tensors are copied, so that a write does not reach the block.
-    # Of a policy that may write to the logits, all that was made of them is.
+    # The group has all rows: copy the block's own tensors, so that a write does not reach the
+    # block. If the policy may write to the logits, copy everything that was computed from them,
+    # too.
     names = [*OF_THE_BLOCK]
     if seen.has("logits"):
         names += [name for name in _OF_LOGITS if seen.has(name)]
@@ -314,7 +319,7 @@ def _put(target: Tensor, group: Group, values: Tensor) -> None:
 
 
 def _joined(block: BlockBatch, values: list[Tensor]) -> Tensor:
-    """bool (B, L) of all rows, out of those of each group."""
+    """bool (B, L) of all rows, joined from those of each group."""
     if len(values) == 1 and block._groups[0].index is None:
         return values[0]
     joined = torch.zeros_like(block.masked)
@@ -324,10 +329,11 @@ def _joined(block: BlockBatch, values: list[Tensor]) -> Tensor:
 
 
 def _editable(step: DenoisingStep, ignores_end: Tensor, end_of_text: EndOfText) -> Tensor:
-    """bool (B, L): the committed positions with another prediction, which is one. ignores_end: (B,)
-    bool, the rows in which an end-of-text token is a token like any other."""
+    """bool (B, L): the committed positions whose prediction is valid and differs from their token.
+    ignores_end: (B,) bool, rows in which end-of-text tokens have no special meaning.
+    """
     differs = (step.x0 != step.tokens) & ~step.masked & step.present & step.masked.any(-1, True)
-    if end_of_text.rule != "off":  # what was cut behind an end of text does not come back
+    if end_of_text.rule != "off":  # positions after an end of text stay cut
         ends = is_end_of_text(step.tokens, end_of_text.token_ids)
         differs &= ~ends | ignores_end.unsqueeze(-1)
     return differs & ~step.confidence.isnan()
@@ -340,7 +346,7 @@ def _ask(
     block: BlockBatch,
     on_error: OnError,
 ) -> Tensor | None:
-    """What the policy answers; None where it fails."""
+    """The policy's answer; None if it fails."""
     runner, before = group.runner, dict(group.state)
     try:
         return runner.ask(method, step, group.state)
@@ -348,7 +354,7 @@ def _ask(
         raise
     except ANY_FAILURE as error:
         if isinstance(error, InputChanged) or not runner.keeps_form(before, step.masked):
-            # It cannot be asked again: the rows, or their state, are not what they were.
+            # It cannot be called again: it has changed the rows or their state.
             group.runner, before = stand_in(runner.policy, method, error, on_error), {}
             for row in group.members:
                 block.policies[row] = group.runner.policy

@@ -1,4 +1,4 @@
-"""How a public name is deprecated: it goes on working, and warns once.
+"""Deprecation of public names: a deprecated name continues to work, and warns once.
 
 docs/stability.md says what is public, and how long a deprecated name stays.
 """
@@ -21,8 +21,8 @@ _lock = threading.Lock()
 class L2PDDeprecationWarning(FutureWarning):
     """A public name will be removed; the message says when, and what to use.
 
-    It is a FutureWarning, since Python hides a DeprecationWarning outside ``__main__``, and the
-    people who have to change something also use packages, notebooks and servers.
+    It is a FutureWarning, since Python hides a DeprecationWarning outside ``__main__``, and users
+    must also see it from packages, notebooks and servers.
     """
 
 
@@ -35,9 +35,9 @@ def warn_deprecated(
         name: The public name, as the user writes it.
         since: The version that deprecated it.
         removed_in: The first version without it.
-        instead: What to use, as the user writes it; or why nothing takes its place.
-        stacklevel: Whose line the warning names, as in ``warnings.warn``: 2 is the caller of the
-            function that calls this one.
+        instead: The replacement, as the user writes it; or why there is none.
+        stacklevel: As in ``warnings.warn``: 2 is the line of the caller of the function that calls
+        this one.
     """
     with _lock:
         if name in _warned:
@@ -54,15 +54,15 @@ def warn_deprecated(
 def deprecated(name: str, *, since: str, removed_in: str, instead: str) -> Callable[[_T], _T]:
     """Decorate a function, a method or a class: it works as before, and its first call warns.
 
-    A class stays the class that it is, so that ``isinstance`` and subclasses work; creating an
-    instance of it, or of a subclass, is what warns. The arguments are those of `warn_deprecated`.
+    A class is not replaced, so ``isinstance`` and subclasses work; the warning comes when an
+    instance of it, or of a subclass, is created. The arguments are those of `warn_deprecated`.
 
     Raises:
-        TypeError: What is decorated is neither a class nor a function.
+        TypeError: The decorated object is neither a class nor a function.
     """
 
     def warn() -> None:
-        # The caller of the deprecated object: behind this function and the wrapper.
+        # The caller of the deprecated object: two frames above, past the wrapper.
         warn_deprecated(name, since=since, removed_in=removed_in, instead=instead, stacklevel=3)
 
     def decorate(decorated: _T) -> _T:
@@ -83,7 +83,7 @@ def deprecated(name: str, *, since: str, removed_in: str, instead: str) -> Calla
 
 
 def _warn_when_created(decorated: Any, warn: Callable[[], None]) -> None:
-    """Put a warning before the class's own ``__init__``."""
+    """Make the class's ``__init__`` warn first."""
     created = decorated.__init__
     # object.__init__ refuses arguments once a class has an __init__, also those meant for __new__.
     only_new = created is object.__init__ and decorated.__new__ is not object.__new__

@@ -1,7 +1,7 @@
-"""Looks for plugins: which entry points there are, which of them work, and what they offer.
+"""Finding plugins: which entry points exist, which of them work, and what they offer.
 
 pluggy's own `load_setuptools_entrypoints` stops at the first import that fails and skips the
-second of two entry points of one name, so entry points are loaded here, each on its own.
+second of two entry points with the same name, so entry points are loaded here one by one.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ logger = logging.getLogger(__name__)
 _FACTORY = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 _LONGEST_NAME = 100
-"""Characters of a policy's name; longer names are refused."""
+"""Greatest length of a policy's name, in characters; longer names are refused."""
 
 
 @dataclass(frozen=True)
 class PluginInfo:
-    """One entry point of the group ``l2pd_plugins``, and what became of it."""
+    """One entry point of the group ``l2pd_plugins``, and whether it works."""
 
     name: str
     """Name of the entry point."""
@@ -47,17 +47,17 @@ class PluginInfo:
     """The distribution's version."""
     status: Literal["active", "failed", "disabled"]
     reason: str = ""
-    """Why it failed or is disabled; for an active plugin, which of its names are in conflict."""
+    """Why it failed or is disabled; for an active plugin, the name conflicts."""
     policies: tuple[PolicySpec, ...] = ()
 
     @property
     def origin(self) -> str:
-        """``"distribution:entry point"``, which no other plugin has."""
+        """``"distribution:entry point"``, unique to this plugin."""
         return f"{self.distribution}:{self.name}"
 
 
 def discover() -> tuple[PluginInfo, ...]:
-    """Every plugin that is installed, sorted by origin. Never raises for a plugin's failure."""
+    """All installed plugins, sorted by origin. A plugin's failure never raises here."""
     disabled = {
         normalize_distribution(name)
         for name in os.environ.get(DISABLE_VARIABLE, "").split(",")
@@ -72,11 +72,11 @@ def discover() -> tuple[PluginInfo, ...]:
 
 
 def offered_policies(plugin: object) -> tuple[PolicySpec, ...]:
-    """The policies that a plugin (a module, or an object) offers by its hook, without an origin.
+    """The policies that a plugin (a module or an object) returns from its hook, without an origin.
 
-    Raises PluginRefused, with the reason, for whatever is wrong with it.
+    Raises PluginRefused, with the reason, if anything is wrong with it.
     """
-    # A manager of its own, so that what one plugin leaves in it blames no other.
+    # A separate manager for each plugin, so that one plugin's leftovers do not affect another.
     manager = pluggy.PluginManager(hookspecs.PROJECT_NAME)
     manager.add_hookspecs(hookspecs)
     try:
@@ -91,7 +91,7 @@ def offered_policies(plugin: object) -> tuple[PolicySpec, ...]:
         raise PluginRefused("it has no function l2pd_policies marked with @hookimpl")
     if hooks[0].hookwrapper or hooks[0].wrapper:
         raise PluginRefused(
-            "l2pd_policies cannot be a wrapper: each plugin answers for itself alone"
+            "l2pd_policies cannot be a wrapper: each plugin lists only its own policies"
         )
     try:
         offered = hooks[0].function()
@@ -112,16 +112,18 @@ class PluginRefused(Exception):
 
 
 def _distributions() -> list[metadata.Distribution]:
-    """The distributions that declare plugins, each name once: the one that imports would find."""
+    """The distributions that declare plugins; for duplicate names, the one that an import would
+    find.
+    """
     found: dict[str, metadata.Distribution] = {}
     for distribution in metadata.distributions():
-        # The group is searched in the raw text: parsing every installed distribution's metadata
-        # would be most of the time that `l2pd plugins` takes.
+        # Search the raw text for the group: parsing the metadata of all installed distributions
+        # would take most of the time of `l2pd plugins`.
         try:
             if hookspecs.PROJECT_NAME in (distribution.read_text("entry_points.txt") or ""):
                 name = distribution.metadata["Name"]
                 found.setdefault(normalize_distribution(name), _first_on_path(name, distribution))
-        except Exception:  # a broken installation, which need not even be a plugin
+        except Exception:  # a broken installation, perhaps not even of a plugin
             logger.debug("cannot read the entry points of %r", distribution, exc_info=True)
     return list(found.values())
 
@@ -129,7 +131,7 @@ def _distributions() -> list[metadata.Distribution]:
 def _first_on_path(name: str, distribution: metadata.Distribution) -> metadata.Distribution:
     try:
         return metadata.distribution(name)
-    except metadata.PackageNotFoundError:  # its folder bears another name than its metadata
+    except metadata.PackageNotFoundError:  # its folder's name differs from that in its metadata
         return distribution
 
 
@@ -137,9 +139,9 @@ def _load_distribution(distribution: metadata.Distribution, disabled: set[str]) 
     name, version = "?", ""
     try:
         name = distribution.metadata["Name"]
-        version = distribution.version or ""  # None where the metadata lacks it
+        version = distribution.version or ""  # None if the metadata lacks it
         entries = [e for e in distribution.entry_points if e.group == hookspecs.PROJECT_NAME]
-    except Exception as error:  # whatever the parser makes of a malformed file
+    except Exception as error:  # whatever the parser raises for a malformed file
         logger.debug("metadata of %s", name, exc_info=True)
         reason = f"its metadata or entry_points.txt is malformed ({describe_error(error)})"
         return [PluginInfo("?", name, version, "failed", reason)]
@@ -172,13 +174,13 @@ def _imported(entry: metadata.EntryPoint) -> object:
 
 
 def _is(value: object, kind: type[T]) -> TypeGuard[T]:
-    """isinstance, by the type alone: the attribute `__class__` of a stranger's object may raise."""
+    """isinstance by the type alone: the attribute `__class__` of an untrusted object may raise."""
     return issubclass(type(value), kind)
 
 
 def _checked_specs(offered: object) -> tuple[PolicySpec, ...]:
     if _is(offered, list):
-        # Not by a method of a subclass, which may raise or never end.
+        # Not through a method of a subclass, which may raise or never return.
         items: list[object] = [*list.__iter__(offered)]
     elif _is(offered, tuple):
         items = [*tuple.__iter__(offered)]
@@ -195,7 +197,9 @@ def _checked_specs(offered: object) -> tuple[PolicySpec, ...]:
 
 
 def _checked_spec(given: object) -> PolicySpec:
-    """A PolicySpec of plain text, since a subclass may raise whenever it is read."""
+    """A checked copy of a PolicySpec with plain strings: a subclass may raise whenever it is
+    read.
+    """
     if not _is(given, PolicySpec):
         kind = type(given).__name__
         raise PluginRefused(f"l2pd_policies() returned a list with {kind}, expected PolicySpec")
@@ -230,7 +234,7 @@ def _checked_spec(given: object) -> PolicySpec:
 
 
 def _checked_api_version(name: str, version: object) -> int:
-    """Raise PluginRefused, with what to do, for a version of the contract that is not run here."""
+    """Raise PluginRefused, with what to do, for an unsupported version of the contract."""
     known = f"{MIN_API_VERSION} to {API_VERSION}"
     if MIN_API_VERSION == API_VERSION:
         known = str(API_VERSION)

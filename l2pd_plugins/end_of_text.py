@@ -1,9 +1,9 @@
-"""End-of-text prediction (EoTP, arXiv 2509.25188): where a sequence has ended.
+"""End-of-text prediction (EoTP, arXiv 2509.25188): at which position a sequence ends.
 
-Once an end-of-text token is committed, everything behind it is end-of-text: those positions leave
-the canvas and cost no more compute. Positions before it that are still masked go on. The authors'
-code has a second, aggressive rule, which does not wait for the commit; it is here by its own name,
-as their loops with a cache have it, which see one block.
+Once an end-of-text token is committed, all positions after it are end-of-text: they are removed
+from the canvas and cost no more compute. Masked positions before it are still decoded. The authors'
+code has a second, more aggressive rule, which does not wait for the commit. It is implemented here
+as "predicted", in the form of their loops with a cache, which see one block.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ class EndOfText:
 
     rule: EndOfTextRule
     """"block": a committed end-of-text token ends the row (the paper's rule).
-    "predicted": where none is committed yet, a masked position of the block that merely predicts
-    one ends the row too, the most confident of several; it stays masked itself and may still become
-    another token. This is the second rule of the authors' code with a cache. Without one theirs
-    looks at every masked position of the canvas, and cuts at an end of text that a later block
-    predicts; that was worse (31 of 40 answers valid against 40), and is not here.
-    "off": such a token is a token like any other, and the whole canvas is decoded."""
+    "predicted": if no end-of-text token is committed yet, a masked position of the block that
+    predicts one also ends the row (the most confident of several). This position stays masked and
+    may still become another token. This is the second rule of the authors' code with a cache. Their
+    code without a cache considers every masked position of the canvas, and cuts at an end of text
+    that a later block predicts; that was worse (31 of 40 answers valid, against 40 of 40) and is
+    not implemented. "off": end-of-text tokens have no special meaning, and the whole canvas is
+    decoded."""
     token_ids: tuple[int, ...]
 
     def __post_init__(self) -> None:
@@ -47,7 +48,7 @@ class EndOfText:
 
 
 def is_end_of_text(tokens: Tensor, token_ids: Sequence[int]) -> Tensor:
-    """bool, of the shape of tokens: which are one of the end-of-text tokens."""
+    """bool, of the shape of tokens: whether each is an end-of-text token."""
     found = torch.zeros_like(tokens, dtype=torch.bool)
     for token_id in token_ids:
         found |= tokens == token_id
@@ -59,9 +60,9 @@ def behind_end(
 ) -> tuple[Tensor, Tensor]:
     """Where each row has ended: ``(ended (B,) bool, behind (B, L) bool)``.
 
-    All arguments (B, L), as they stand after the step's commits; a position that is not to count
-    as an end of text holds another token and is not masked. `behind` marks the positions behind the
-    end.
+    All arguments are (B, L) and describe the blocks after the step's commits. To exclude a
+    position, pass any other token there, and False for masked. `behind` marks the positions after
+    the end.
     """
     if end_of_text.rule == "off":
         nowhere = torch.zeros_like(masked)

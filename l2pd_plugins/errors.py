@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class L2PDError(Exception):
-    """Something the user asked for cannot be done; the message names it and the choices."""
+    """A request of the user cannot be fulfilled; the message names it and the choices."""
 
 
 class UnknownPolicyError(L2PDError, LookupError):
@@ -20,7 +20,7 @@ class PluginConflictError(L2PDError):
 
 
 class PluginLoadError(L2PDError):
-    """A plugin's policy cannot be imported, or is no UnmaskPolicy of a supported version."""
+    """A plugin's policy cannot be imported, or is not an UnmaskPolicy of a supported version."""
 
 
 class PolicyRuntimeError(L2PDError, RuntimeError):
@@ -29,21 +29,24 @@ class PolicyRuntimeError(L2PDError, RuntimeError):
 
 
 ANY_FAILURE = BaseException
-"""What code of other people may raise: SystemExit and CancelledError among it. Put ``except
-KeyboardInterrupt: raise`` before it, since that one comes from the user."""
+"""Exceptions that third-party code may raise, including SystemExit and CancelledError. Put ``except
+KeyboardInterrupt: raise`` before it, since KeyboardInterrupt comes from the user.
+"""
 
 
 def printable(text: str, limit: int = 300) -> str:
-    """The text in one line that every terminal shows: what cannot be printed (control characters,
-    line ends, lone surrogates) is escaped, and what is longer than `limit` characters is cut."""
-    text = str.__str__(text)  # of a subclass, which may print something else
+    """The text as one printable line: characters that cannot be printed (control characters, line
+    ends, lone surrogates) are escaped, and text beyond `limit` characters is cut off.
+    """
+    text = str.__str__(text)  # a subclass may print something else
     shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:limit])
     return f"{shown}..." if len(text) > limit else shown
 
 
 def describe_error(error: BaseException, *, named: bool = True) -> str:
-    """``"ValueError: its message"`` in one printable line, also where str(error) raises; without
-    the type's name unless `named`."""
+    """``"ValueError: its message"`` as one printable line, even if str(error) raises; without the
+    type's name if not `named`.
+    """
     kind = type(error).__name__
     try:
         said = str(error)

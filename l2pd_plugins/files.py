@@ -1,8 +1,8 @@
-"""Files that others wrote, read within bounds.
+"""Bounded reading of untrusted files.
 
-A checkpoint, a filter, a folder of trajectories or a prompt file may come from anybody. What is
-wrong with one is an `L2PDError` of one line that names it; a FIFO is not waited for, and nothing
-outside the folder is read.
+A checkpoint, a filter, a folder of trajectories or a prompt file may come from anybody. A fault in
+one raises an `L2PDError` of one line that names the file. Reading never blocks on a FIFO, and
+nothing outside the folder is read.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from typing import Any
 from l2pd_plugins.errors import L2PDError
 
 LARGEST_JSON = 256 * 2**20
-"""Bytes; the tokenizers and the indices of the largest models known have a tenth."""
+"""Size limit of a JSON file in bytes; the largest known tokenizers and weight indices have a tenth
+of this.
+"""
 DEEPEST_JSON = 64
-"""Objects and lists within each other."""
+"""Nesting limit of objects and lists in JSON."""
 _LONGEST_REASON = 400
 _KINDS = {
     stat.S_ISDIR: "a folder",
@@ -32,14 +34,14 @@ _KINDS = {
 
 
 def one_line(text: object) -> str:
-    """The text without line breaks and control characters, cut off where it is too long."""
+    """The text without line breaks and control characters, cut off if it is too long."""
     words = " ".join(str(text).split())
     shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in words)
     return shown if len(shown) <= _LONGEST_REASON else f"{shown[:_LONGEST_REASON]} ..."
 
 
 def reason_of(error: BaseException) -> str:
-    """What went wrong, in one line."""
+    """The error as one line."""
     plain = type(error).__name__ in ("Exception", "SafetensorError")
     if plain or isinstance(error, L2PDError | ValueError | RuntimeError):
         return one_line(error) or type(error).__name__
@@ -50,12 +52,12 @@ def reason_of(error: BaseException) -> str:
 
 @contextmanager
 def reading(what: str) -> Iterator[None]:
-    """Around the calls of a library that reads somebody's file: what it raises becomes an
+    """Context manager for library calls that read an untrusted file: any exception becomes an
     L2PDError of one line that begins with `what`.
 
     Libraries raise almost anything on malformed input: TypeError, KeyError, a plain Exception
-    (tokenizers), and a panic of their Rust code, which is no Exception. So keep this around their
-    calls alone; an error of our own code has to stay one.
+    (tokenizers), or a panic of their Rust code, which is not an Exception. Wrap only the library's
+    calls: a bug in our own code must not be hidden.
     """
     try:
         yield
@@ -75,10 +77,10 @@ def path_inside(folder: Path, name: object) -> Path:
     A link may lead to another file of the folder, or of the same repository in the hub's cache,
     whose snapshots are links into its blobs.
 
-    Raises L2PDError for what is no relative path, or leads out of the folder.
+    Raises L2PDError if the name is not a relative path or leads out of the folder.
     """
     if not isinstance(name, str) or not name or "\0" in name:
-        raise L2PDError(f"{one_line(repr(name))} is no name of a file")
+        raise L2PDError(f"{one_line(repr(name))} is not a file name")
     relative = Path(name)
     if relative.is_absolute() or ".." in relative.parts or not relative.parts:
         raise L2PDError(f"{one_line(repr(name))} leads out of the folder; expected a file in it")
@@ -98,13 +100,14 @@ def path_inside(folder: Path, name: object) -> Path:
 
 
 def is_there(path: Path) -> bool:
-    """Whether anything has that name: a file, a folder, a link that leads nowhere."""
+    """Whether the path exists: a file, a folder, or a broken link."""
     return os.path.lexists(path)
 
 
 def require_file(path: Path, called: str | None = None, largest: int | None = None) -> None:
-    """Raise L2PDError if the path is no regular file, cannot be looked at, or is larger than that
-    many bytes. `called` is what the message calls it."""
+    """Raise L2PDError if the path is not a regular file, cannot be examined, or has more than
+    `largest` bytes. `called` is its name in the message.
+    """
     called = str(path) if called is None else called
     try:
         found = path.stat()
@@ -120,9 +123,9 @@ def require_file(path: Path, called: str | None = None, largest: int | None = No
 
 
 def read_text(path: Path, called: str | None = None, largest: int | None = None) -> str:
-    """What a text file holds. A byte order mark of UTF-8 is left out.
+    """The content of a UTF-8 text file, without a byte order mark.
 
-    Raises L2PDError if it is no regular file, too large, or not UTF-8.
+    Raises L2PDError if it is not a regular file, too large, or not UTF-8.
     """
     called = str(path) if called is None else called
     require_file(path, called, largest)
@@ -133,8 +136,7 @@ def read_text(path: Path, called: str | None = None, largest: int | None = None)
 
 
 def decoded(content: bytes, called: str) -> str:
-    """The text of some bytes of UTF-8, without its byte order mark. Raises L2PDError if it is
-    none."""
+    """Decode UTF-8 bytes, without a byte order mark. Raises L2PDError if they are not UTF-8."""
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise L2PDError(f"{called} cannot be read: it is UTF-16, expected UTF-8")
     try:
@@ -157,13 +159,14 @@ def read_object(path: Path, called: str | None = None) -> dict[str, Any]:
         raise L2PDError(f"{called} cannot be read: {one_line(error)}") from error
     if not isinstance(values, dict):
         kind = {list: "a list", str: "a text", bool: "a truth value", type(None): "null"}
-        raise L2PDError(f"{called} holds no object (it holds {kind.get(type(values), 'a number')})")
+        raise L2PDError(f"{called} holds {kind.get(type(values), 'a number')}; expected an object")
     return values
 
 
 def parse_json(text: str) -> Any:
-    """The value of a JSON text. Raises ValueError, also for what is nested too deep, for a key that
-    is given twice with two values, and for text that cannot be printed (half of a surrogate)."""
+    """Parse a JSON text. Raises ValueError, also if it is nested too deeply, gives a key twice with
+    different values, or contains half of a surrogate pair.
+    """
     try:
         values = json.loads(text, object_pairs_hook=_object)
     except RecursionError:
@@ -199,5 +202,5 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def whole_number(value: object, least: int, greatest: int) -> bool:
-    """Whether the value is a whole number (not a truth value) within the bounds."""
+    """Whether the value is a whole number (not a bool) within the bounds."""
     return type(value) is int and least <= value <= greatest

@@ -23,8 +23,8 @@ def l2pd_policies() -> list[PolicySpec]:  # type: ignore[empty-body]
 
     Called once per process, when policies are first looked up or listed. It takes no arguments and
     should import nothing heavy: a spec names its policy by a ``"module:attribute"`` string, which
-    is imported only when the policy is made. The names must differ among themselves; `origin` is
-    filled in by the manager.
+    is imported only when the policy is created. The names must be unique; the manager fills in
+    `origin`.
 
     If it raises or returns anything else, the whole plugin is marked as failed, with the reason;
     other plugins are not affected.
@@ -35,7 +35,7 @@ def l2pd_policies() -> list[PolicySpec]:  # type: ignore[empty-body]
                 PolicySpec(
                     name="entropy_bound",
                     factory="my_package.policies:EntropyBound",
-                    summary="as many tokens as a bound on their entropy allows",
+                    summary="the most tokens whose summed entropy stays within a bound",
                     api_version=1,
                 )
             ]

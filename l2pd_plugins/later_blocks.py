@@ -1,4 +1,4 @@
-"""The blocks behind those that are being decoded, for policies that look ahead."""
+"""The blocks after those that are being decoded, for policies that look ahead."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class LaterBlocks:
-    """The blocks behind those of a batch, whose policies look ahead."""
+    """The later blocks of a batch's rows whose policies look ahead."""
 
     blocks: BlockBatch
-    """N blocks at their first step, which take none: they only fill the policies' states."""
+    """N blocks that stay at their first step: they only fill the policies' states."""
     rows: list[int]
-    """The row of the batch that each belongs to; of one row, the nearest comes first."""
+    """The batch row of each later block; for one row, the nearest block comes first."""
 
     @classmethod
     def behind(
@@ -36,7 +36,7 @@ class LaterBlocks:
         reference: Tensor | None,
         on_error: OnError,
     ) -> LaterBlocks:
-        """The blocks behind those of these rows, as `BlockBatch.look_ahead` takes them."""
+        """The later blocks of these rows; the arguments are those of `BlockBatch.look_ahead`."""
         device = batch.tokens.device
         distance: list[int] = []
         so_far: Counter[int] = Counter()
@@ -59,7 +59,9 @@ class LaterBlocks:
 
     @classmethod
     def gathered(cls, rows: Sequence[tuple[BlockBatch, int]]) -> LaterBlocks | None:
-        """Those behind the rows of a batch that is gathered of these (see `BlockBatch.gather`)."""
+        """The later blocks of a batch that is gathered from these rows (see
+        `BlockBatch.gather`).
+        """
         found = [
             (row, (batch._later.blocks, at))
             for row, (batch, origin) in enumerate(rows)
@@ -73,11 +75,15 @@ class LaterBlocks:
         return cls(blocks[0][0].gather(blocks), list(owners))
 
     def nearest(self, rows: Collection[int]) -> dict[int, int]:
-        """For each of these rows that has one, its nearest later block, by its place in `rows`."""
+        """For each of these batch rows that has a later block: the index of its nearest one in
+        `rows`.
+        """
         return {row: at for at, row in reversed([*enumerate(self.rows)]) if row in rows}
 
     def without(self, blocks: Collection[int]) -> LaterBlocks | None:
-        """These blocks left out, by their places in `rows`; None if no block is left."""
+        """A copy without these blocks, given by their indices in `rows`; None if no block is
+        left.
+        """
         kept = [at for at in range(len(self.rows)) if at not in blocks]
         if not kept:
             return None

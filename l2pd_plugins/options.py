@@ -1,7 +1,7 @@
 """Declaring a policy's options so that wrong ones are refused by name, value and choices.
 
-What a declaration says is also what servers go by: `describe` reads it, and `Option.check` holds a
-value that a stranger has sent to it, before anything is made of the value.
+Servers use the same declarations: `describe` reads them, and `Option.check` validates a value from
+an untrusted request before it is used.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ from l2pd_plugins.shown import LONGEST, shown
 T = TypeVar("T")
 
 Bound = int | float | Literal["block", "canvas", "vocabulary"]
-"""A number, or what becomes one with the model: positions per block, positions of the longest
-answer, tokens of the vocabulary."""
+"""A number, or a name whose number depends on the model: "block" (positions per block), "canvas"
+(positions of the longest answer), "vocabulary" (its tokens).
+"""
 
 
 @plain_dataclass(frozen=True)
@@ -39,7 +40,7 @@ class UpTo:
 
     ``Annotated[int, UpTo("block")]``.
 
-    Numbers that are known when the code is written may as well be given with ``Field(le=...)``.
+    A constant bound can also be declared with ``Field(le=...)``.
     """
 
     bound: Bound
@@ -61,18 +62,19 @@ class Longest:
 
 @plain_dataclass(frozen=True)
 class _OperatorsOwn:
-    """Marks what only the operator of a server may set."""
+    """Marks an option that only the operator of a server may set."""
 
 
 OperatorPath = Annotated[str, _OperatorsOwn()]
-"""The type of an option that names a file, a folder or a hub id. Whoever runs a server sets it; a
-request may not, except to a path that the server was launched with. Read what it names through
-`l2pd_plugins.resources.load`, which servers do once, before they begin."""
+"""The type of an option that names a file, a folder or a hub id. Only the operator of a server may
+set it; a request may set it only to a path that was allowed at launch. Read the file through
+`l2pd_plugins.resources.load`, so that a server reads it once, before it starts.
+"""
 
 
 @plain_dataclass(frozen=True)
 class Limits:
-    """What the named bounds are for one model: numbers of positions and of tokens."""
+    """The named bounds for one model: numbers of positions and of tokens."""
 
     block: int
     canvas: int
@@ -91,15 +93,15 @@ Kind = Literal["flag", "whole", "number", "choice", "text", "path", "list", "oth
 
 @plain_dataclass(frozen=True)
 class Option:
-    """What an option's declaration says about its values."""
+    """The declaration of one option."""
 
     name: str
     kinds: frozenset[Kind]
-    """What a value may be. "other" is a type that no request can bring, or none was declared."""
+    """Types of a value. "other": a type that a request cannot contain, or none was declared."""
     required: bool = False
     default: Any = None
     optional: bool = False
-    """Whether None is a value."""
+    """Whether None is allowed."""
     choices: tuple[Any, ...] = ()
     at_least: Bound | None = None
     above: Bound | None = None
@@ -107,13 +109,13 @@ class Option:
     below: Bound | None = None
     """Bounds of a number, or of the numbers of a list."""
     longest: Bound | None = None
-    """Of a list."""
+    """Greatest length of a list."""
 
     @property
     def for_requests(self) -> bool:
-        """Whether strangers may set it as it is declared: flags, numbers, choices, and lists.
+        """Whether a request may set it by default: flags, numbers, choices, and lists of them.
 
-        A text without choices may name a file, and of what is not declared nothing is known.
+        A string without choices may name a file, and an undeclared type could be anything.
         """
         return not self.kinds & {"text", "path", "other"}
 
@@ -121,8 +123,8 @@ class Option:
         """Raise PolicyOptionError for a value that a server must not take from a request.
 
         The cost does not grow with the value: a list is refused by its length before its elements
-        are looked at. Whole numbers without a declared bound end at the larger of canvas and
-        vocabulary, lists at the canvas. What is more particular, the policy itself checks.
+        are examined. Whole numbers without a declared bound are limited to the larger of canvas and
+        vocabulary, lists to the canvas. The policy itself checks further conditions.
         """
         if isinstance(value, (list, tuple)):
             self._check_list(value, limits)
@@ -166,7 +168,7 @@ class Option:
             self._check_bounds(value, limits)
 
     def _takes(self, value: bool | int | float | str) -> bool:
-        """Whether a value of this type is declared."""
+        """Whether the declaration allows a value of this type."""
         if "other" in self.kinds:
             return True
         if any(type(value) is type(choice) and value == choice for choice in self.choices):
@@ -208,10 +210,10 @@ class Option:
 
 
 def describe(factory: Callable[..., Any]) -> dict[str, Option] | None:
-    """The options of a policy's factory by name; None if its signature does not tell them.
+    """The options of a policy's factory by name; None if its signature does not define them.
 
-    Reads the declarations of a class under `policy_options`, and of any other class or function the
-    annotations of its parameters, which may carry the same bounds.
+    For a class decorated with `policy_options` it reads the declared fields; for any other class or
+    function, the annotations of the parameters, which may contain the same bounds.
     """
     found: dict[str, FieldInfo] | None = getattr(factory, "__pydantic_fields__", None)
     if found is not None:
@@ -269,7 +271,7 @@ _PLAIN: tuple[tuple[type, Kind], ...] = (
 
 
 def _alternatives(annotation: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Each thing that a value of this type may be, with what is said about it."""
+    """Each alternative of a type, with its metadata."""
     origin = get_origin(annotation)
     if origin is Annotated:
         base, *extras = get_args(annotation)
@@ -328,11 +330,11 @@ def _details(extras: Sequence[Any]) -> dict[str, Any]:
 def policy_options(cls: type[T]) -> type[T]:
     """Class decorator: the annotated attributes become validated keyword options.
 
-    A pydantic dataclass in strict mode (``"0.9"`` and ``True`` are no floats, infinity and NaN are
-    no numbers); ranges are given with ``Annotated[float, Field(gt=0, le=1)]``, and bounds that
-    follow from the model with `UpTo`, `Below` and `Longest`, which servers hold requests to. What
-    names a file, a folder or a hub id is an `OperatorPath`. An option that is unknown, of the wrong
-    type or out of range raises PolicyOptionError.
+    The class becomes a pydantic dataclass in strict mode: ``"0.9"`` and ``True`` are not floats,
+    and infinity and NaN are refused. Declare ranges with ``Annotated[float, Field(gt=0, le=1)]``,
+    and bounds that depend on the model with `UpTo`, `Below` and `Longest`, which servers enforce on
+    requests. Declare an option that names a file, a folder or a hub id as `OperatorPath`. An option
+    that is unknown, of the wrong type or out of range raises PolicyOptionError.
 
         @policy_options
         class EntropyBound(UnmaskPolicy):

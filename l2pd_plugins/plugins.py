@@ -1,4 +1,4 @@
-"""The plugins that are installed, the policies they offer, and making a policy from a config."""
+"""The installed plugins, their policies, and creating a policy from a config."""
 
 from __future__ import annotations
 
@@ -43,13 +43,15 @@ def _plugins() -> tuple[PluginInfo, ...]:
 
 
 def reload() -> None:
-    """Look for plugins anew at the next call. Modules that are imported already stay imported."""
+    """Search for plugins again at the next call. Modules that are already imported stay
+    imported.
+    """
     importlib.invalidate_caches()
     _plugins.cache_clear()
 
 
 def list_plugins() -> list[PluginInfo]:
-    """Every installed plugin, those that failed or are disabled included, sorted by origin.
+    """Every installed plugin, including failed and disabled ones, sorted by origin.
 
     The first call in a process imports the plugins' modules; later ones return the same answer.
     """
@@ -57,7 +59,7 @@ def list_plugins() -> list[PluginInfo]:
 
 
 def list_policies() -> list[PolicySpec]:
-    """The policies of all active plugins, sorted by name; nothing of them is imported.
+    """The policies of all active plugins, sorted by name; their code is not imported.
 
     A name that two plugins offer appears twice, with different origins.
     """
@@ -105,7 +107,7 @@ def load_factory(spec: PolicySpec) -> Callable[..., Any]:
             f"{_label(spec)}: cannot import {spec.factory} ({describe_error(error)})"
         ) from error
     if not callable(factory):
-        raise PluginLoadError(f"{_label(spec)}: {spec.factory} is no class or function")
+        raise PluginLoadError(f"{_label(spec)}: {spec.factory} is not a class or function")
     if abstract:
         missing = ", ".join(sorted(factory.__abstractmethods__))
         raise PluginLoadError(f"{_label(spec)}: {spec.factory} does not implement {missing}")
@@ -118,7 +120,7 @@ def option_parameters(factory: Callable[..., Any]) -> list[inspect.Parameter] | 
         parameters = list(inspect.signature(factory).parameters.values())
     except KeyboardInterrupt:
         raise
-    except ANY_FAILURE:  # it has none that Python can tell, or says so in a way of its own
+    except ANY_FAILURE:  # Python cannot determine it, or asking raises
         return None
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return None
@@ -130,8 +132,8 @@ def create_policy(
 ) -> UnmaskPolicy:
     """Make a policy from its name and options, or from a config.
 
-    A config is a mapping with the key ``"name"``, the options beside it; an option that is also
-    given as a keyword has the keyword's value. A policy object is returned as it is.
+    A config is a mapping with the key ``"name"`` and the options as further keys; keywords take
+    precedence over the config. A policy object is returned unchanged.
 
         create_policy("confidence_threshold", threshold=0.9)
         create_policy({"name": "confidence-threshold", "threshold": 0.9})
@@ -143,7 +145,7 @@ def create_policy(
     if isinstance(name_or_config, UnmaskPolicy):
         if options:
             raise PolicyOptionError(
-                f"{description_of(name_or_config)} is made already and takes no options, got "
+                f"{description_of(name_or_config)} is a policy object and takes no options, got "
                 f"{_listed(options)}"
             )
         return name_or_config
@@ -170,8 +172,8 @@ def create_policy(
 def bind_policy(policy: UnmaskPolicy, model: ModelContext) -> UnmaskPolicy:
     """The policy to run with this model: `policy.for_model(model)`, checked.
 
-    Raises L2PDError as `for_model` does, and PolicyRuntimeError, with the policy's name, for
-    whatever else it raises and for what is no policy.
+    Raises L2PDError if `for_model` does, and PolicyRuntimeError, with the policy's name, if it
+    raises anything else or does not return a policy.
     """
     try:
         bound: object = policy.for_model(model)
@@ -258,7 +260,7 @@ def _unknown(name: str) -> str:
     hint = f" (did you mean {next(s.name for s in specs if s.key == close[0])!r}?)" if close else ""
     choices = ", ".join(dict.fromkeys(spec.name for spec in specs)) or "none is installed"
     message = f"no policy {shown(name)}{hint}; policies: {choices}"
-    # The wanted policy may live in a plugin that does not work or is switched off.
+    # The policy may belong to a plugin that failed or is switched off.
     for plugin in _plugins():
         if plugin.status != "active":
             message += f"; plugin {plugin.origin} {plugin.status}: {plugin.reason}"

@@ -1,4 +1,4 @@
-"""What a policy is: the types that policies, engines and plugins share.
+"""The contract of a policy: the types that policies, engines and plugins share.
 
 Nothing here imports torch at run time, so that policies can be listed without it.
 """
@@ -26,14 +26,14 @@ MIN_API_VERSION = 1
 STATISTICS = frozenset(
     {"confidence", "entropy", "margin", "logits", "committed", "reference", "ahead"}
 )
-"""What a policy may put into `requires`."""
+"""Names that a policy may put into `requires`."""
 
 PROGRESS_RULES = ("argmax_if_empty", "always_top1", "leftmost_if_empty")
-"""How a block that still has masks makes sure of at least one commit a step."""
+"""Progress rules: how a block with masks commits at least one position per step."""
 
 
 class _Statistic:
-    """A field of `DenoisingStep` that is computed for those who require it."""
+    """A field of `DenoisingStep` that is computed only for policies that require it."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
@@ -53,26 +53,26 @@ class _Statistic:
 
 
 def _given(step: DenoisingStep, name: str) -> Any:
-    """A field of a step, None where it is not there."""
+    """A field of a step, or None if it was not computed."""
     return step.__dict__[name]
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class DenoisingStep:
-    """What a policy sees at one denoising step: a batch of blocks and the model's predictions.
+    """The input of a policy at one denoising step: a batch of blocks and the model's predictions.
 
-    B rows (each a block of one sequence), L positions. Positions that are not masked carry
-    ``x0 = tokens``, confidence 1, entropy 0 and margin 1, unless the policy requires
-    ``"committed"``; then they carry what the model predicts there now. Positions that are not
+    There are B rows (each a block of one sequence) and L positions. Positions that are not masked
+    have ``x0 = tokens``, confidence 1, entropy 0 and margin 1; if the policy requires
+    ``"committed"``, they have the model's current predictions instead. Positions that are not
     present are not masked and have confidence 0.
 
-    `entropy`, `margin`, `logits` and `reference` are there if the policy requires them. Reading one
-    that it does not raises L2PDError, with the policy's name and the line to add. A policy never
-    changes any of these tensors.
+    `entropy`, `margin`, `logits` and `reference` are available if the policy requires them. Reading
+    one that it does not require raises L2PDError, with the policy's name and the line to add. A
+    policy must not write to any of these tensors.
     """
 
     tokens: Tensor
-    """(B, L) int64, the block as it stands, mask_token_id where masked."""
+    """(B, L) int64: the current tokens, mask_token_id where masked."""
     masked: Tensor
     """(B, L) bool."""
     x0: Tensor
@@ -82,40 +82,47 @@ class DenoisingStep:
     step_index: Tensor
     """(B,) int64, denoising steps already taken in this block."""
     block_index: Tensor
-    """(B,) int64, which block of the canvas this is, from 0."""
+    """(B,) int64: index of this block in its canvas, from 0."""
     canvas_length: Tensor
-    """(B,) int64, positions of all the row's blocks, up to the canvas's end."""
+    """(B,) int64: number of positions of all the row's blocks, up to the canvas's end."""
     present: Tensor
-    """(B, L) bool, False behind the end of the text or of the canvas, and where a block begins
-    before the canvas, with the end of the prompt."""
+    """(B, L) bool: False after the end of the text or of the canvas, and at positions of the
+    prompt, if the block begins before the canvas.
+    """
     mask_token_id: int
-    """The token that stands at masked positions."""
+    """Id of the token at masked positions."""
     entropy: _Statistic = _Statistic()
     """(B, L) float32, nats."""
     margin: _Statistic = _Statistic()
     """(B, L) float32, p(top1) - p(top2)."""
     logits: _Statistic = _Statistic()
-    """(B, L, V) as the model gave them. Rows that were not computed are 0."""
+    """(B, L, V): the model's logits; 0 at positions that were not computed."""
     reference: _Statistic = _Statistic()
     """(B, L) int64, the reference decode of this block."""
     generator: Sequence[torch.Generator] | None = None
-    """One generator per row for policies that draw random numbers; None where the rows have none.
-    Rows with and without one are asked apart. In `StepOutcome.step` it is None."""
+    """One generator per row, for policies that draw random numbers; None if the rows have none.
+    Rows with and without a generator are passed in separate calls. In `StepOutcome.step` it is
+    None.
+    """
     policy: str = ""
-    """Name of the policy that is asked, for messages. Empty in `StepOutcome.step`."""
+    """Name of the policy that receives this step, for messages. Empty in `StepOutcome.step`."""
 
     def has(self, statistic: str) -> bool:
-        """Whether a statistic that is to be required is there: "entropy", "margin", "logits" or
-        "reference"."""
+        """Whether this optional statistic is available: "entropy", "margin", "logits" or
+        "reference".
+        """
         return _given(self, statistic) is not None
 
     def changed(self, **fields_: Any) -> DenoisingStep:
-        """A copy with these fields, as `dataclasses.replace` makes one, which would read statistics
-        that are not there."""
+        """A copy with these fields changed. (`dataclasses.replace` would read unavailable
+        statistics.)
+        """
         return DenoisingStep(**{**self.__dict__, **fields_})
 
     def select_rows(self, rows: Tensor, indices: Sequence[int]) -> DenoisingStep:
-        """The same step for some of its rows: `rows` on the device, `indices` its host copy."""
+        """The step restricted to some rows: `rows` (N,) int64 on the device, `indices` the same on
+        the host.
+        """
         picked: dict[str, Any] = {}
         for name, value in self.__dict__.items():
             if name == "generator":
@@ -136,40 +143,47 @@ class UnmaskPolicy(ABC):
     """
 
     requires: ClassVar[frozenset[str]] = frozenset()
-    """Which statistics the policy reads besides x0 and its confidence, which are always there
-    ("confidence" may be named all the same): "entropy", "margin", "logits". "committed" asks for
-    them at committed positions too, "reference" for the tokens of a reference decode, "ahead" for a
-    state that begins before its block does: where the engine has the logits of the row's later
-    blocks, `select` is called for these blocks too, at every step, with step_index 0; its answer is
-    dropped, and the block begins with the state that was left. Elsewhere it begins with
-    `init_state`."""
+    """Statistics that the policy reads in addition to x0 and its confidence, which are always
+    available ("confidence" may be listed, too): "entropy", "margin", "logits". "committed" adds
+    statistics at committed positions, "reference" the tokens of a reference decode. "ahead" lets
+    the state of a block begin before the block does: if the engine has the logits of the row's
+    later blocks, `select` is also called for these blocks at every step, with step_index 0; its
+    answer is ignored, and the block begins with the state that these calls have left. In other
+    engines the block begins with `init_state`.
+    """
 
     reference: Sequence[int] | Sequence[Sequence[int]] | None = None
-    """The tokens that a policy which requires "reference" is shown, of one row or of each row; None
-    where the engine makes a reference decode first, if it can. See `with_reference`."""
+    """The reference tokens for a policy that requires "reference", for one row or for each row. If
+    None, the engine makes a reference decode first, if it can. See `with_reference`.
+    """
 
     progress: ClassVar[str] = "argmax_if_empty"
-    """What is committed besides the selection: "argmax_if_empty" (the most confident masked
-    position if nothing was selected), "always_top1" (the most confident one at every step),
-    "leftmost_if_empty" (the first masked position if nothing was selected)."""
+    """Positions that are committed in addition to the selection: "argmax_if_empty" (the most
+    confident masked position if nothing was selected), "always_top1" (the most confident one at
+    every step), "leftmost_if_empty" (the first masked position if nothing was selected).
+    """
 
     edits: ClassVar[bool] = False
-    """Whether a selection may cover committed positions, whose tokens x0 then overwrites. It takes
-    "committed" in `requires`; end-of-text tokens stay."""
+    """Whether a selection may contain committed positions, whose tokens are then overwritten by x0.
+    This needs "committed" in `requires`; end-of-text tokens are not overwritten.
+    """
 
     counts_commits: ClassVar[bool] = False
-    """Whether the rule counts on what it selects staying: it shares a block out over the steps, a
-    number of tokens for each. It cannot run where every step decides on the whole block anew."""
+    """Whether the rule relies on selected tokens to stay committed, since it plans a number of
+    tokens for each step. Such a policy cannot run where every step decides about the whole block
+    again.
+    """
 
     carries: ClassVar[frozenset[str]] = frozenset()
-    """Names in the state that stay when a row's next block begins: what the rule has learned of the
-    answer so far. All others begin anew."""
+    """Names of state tensors that are kept when a row's next block begins: state about the answer
+    so far. All other tensors are initialised again.
+    """
 
     def for_model(self, model: ModelContext) -> UnmaskPolicy:
-        """Called once before a decode, with the model at hand; returns the policy to run.
+        """Return the policy to run with this model; called once before a decode.
 
-        A policy whose weights belong to a model finds them here. It returns a new object rather
-        than changing itself: the same policy may serve two models.
+        A policy whose weights belong to a model loads them here. It returns a new object and does
+        not change itself, since the same policy may be used with two models.
 
         Raises L2PDError if the policy cannot run with this model.
         """
@@ -199,27 +213,27 @@ class UnmaskPolicy(ABC):
         return given or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(self).__name__).lower()
 
     def named(self, name: str) -> UnmaskPolicy:
-        """A copy of this policy that bears the name."""
+        """A copy of this policy with this name."""
         return self._with("_name", name)
 
     def with_reference(self, tokens: Sequence[int] | Sequence[Sequence[int]]) -> UnmaskPolicy:
-        """A copy that is shown these tokens, of one row or of each row of a batch."""
+        """A copy with these reference tokens, for one row or for each row of a batch."""
         return self._with("reference", tokens)
 
     def _with(self, attribute: str, value: object) -> UnmaskPolicy:
         made = copy.copy(self)
-        # Not a plain assignment: a policy may well be a frozen dataclass.
+        # Not a plain assignment: a policy may be a frozen dataclass.
         object.__setattr__(made, attribute, value)
         return made
 
     def options(self) -> dict[str, Any]:
-        """The options in force, for the one line that describes a run."""
+        """The current options, for the line that describes a run."""
         if not is_dataclass(self):
             return {}
         return {f.name: getattr(self, f.name) for f in fields(self) if f.init and f.repr}
 
     def fingerprint(self) -> str:
-        """Tells this policy's weights from others; empty if it has none."""
+        """A hash that identifies this policy's weights; empty if it has none."""
         return ""
 
     def describe(self) -> str:
@@ -229,21 +243,21 @@ class UnmaskPolicy(ABC):
 
 
 class RemaskingPolicy(UnmaskPolicy):
-    """A policy that may also take committed tokens back."""
+    """A policy that may also mask committed tokens again."""
 
     @abstractmethod
     def remask(self, step: DenoisingStep, state: dict[str, Tensor]) -> Tensor:
         """bool (B, L): committed positions to mask again.
 
-        `step` shows tokens and masks as they stand after this step's commits; the predictions are
-        those `select` saw. Fewer positions are masked again than were committed in the step, the
+        `step` has the tokens and masks after this step's commits; the predictions are those that
+        `select` saw. The core masks fewer positions again than were committed in the step, the
         least confident first, so that every block ends.
         """
 
 
 @dataclass(frozen=True)
 class ModelContext:
-    """What a policy may know about the model that it decides for."""
+    """Facts about the model that a policy may use."""
 
     name: str
     """Name of the model, as the user gave it."""
@@ -252,13 +266,14 @@ class ModelContext:
     mask_token_id: int
     vocab_size: int
     path: str | None = None
-    """Local folder of the checkpoint, if it has one; a policy's weights for this model lie in
-    ``path/policies/<policy name>``."""
+    """Local folder of the checkpoint, if it has one; a policy's weights for this model are in
+    ``path/policies/<policy name>``.
+    """
 
 
 @dataclass(frozen=True)
 class PolicySpec:
-    """What a plugin says about a policy that it offers, without importing it."""
+    """A plugin's description of a policy, readable without importing the policy."""
 
     name: str
     """Name by which users choose the policy; case, hyphens and underscores do not matter."""
@@ -268,13 +283,14 @@ class PolicySpec:
     """One line for `l2pd policies`."""
     api_version: int | None = None
     """The version of the contract that the policy was written for, from MIN_API_VERSION to
-    API_VERSION. A plugin that gives none is refused."""
+    API_VERSION. A plugin without it is refused.
+    """
     origin: str = ""
     """``"distribution:entry point"`` of the plugin that offers it; filled in by the manager."""
 
     @property
     def key(self) -> str:
-        """The name as it is compared."""
+        """The normalised name, for comparisons."""
         return normalize_name(self.name)
 
 

@@ -1,9 +1,9 @@
 """Calling policies, and what happens when one fails.
 
-A policy is code of somebody else's. Whatever it does, raising, answering something that is no
-selection, leaving a state that is no state, changing what it was shown, ends here: in a
-PolicyRuntimeError, or with its own rows going on by its progress rule. Nothing here reads a value
-back to the host: shapes, types and version counters are known there.
+A policy is third-party code. Every failure is handled here, whether it raises, returns something
+that is not a selection, leaves an invalid state, or writes to its input: the result is a
+PolicyRuntimeError, or its rows continue with its progress rule. Nothing here reads a value back to
+the host: shapes, types and version counters are known there.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ _failed: set[str] = set()
 """The policies whose failure has been logged."""
 
 _MOST_REPORTS = 1000
-"""A policy's name may differ at every read; this bounds the log and `_failed`."""
+"""Greatest number of logged failures. A policy's name may differ at every read; this bounds the log
+and `_failed`.
+"""
 
 _TENSORS = (
     "tokens",
@@ -53,15 +55,15 @@ _TENSORS = (
 
 
 class ContractError(Exception):
-    """A policy answered, or left in its state, what the contract does not allow."""
+    """A policy returned, or left in its state, something that the contract does not allow."""
 
 
 class InputChanged(ContractError):
-    """A policy wrote to a tensor that it was shown."""
+    """A policy wrote to a tensor of its input."""
 
 
 class _ProgressOnly(UnmaskPolicy):
-    """Stands in for a policy that cannot be asked any more: nothing but its progress rule."""
+    """Replaces a policy that cannot be called any more: only its progress rule is left."""
 
     def __init__(self, name: str, progress: str) -> None:
         self.__dict__.update(_name=name, progress=progress)
@@ -77,7 +79,7 @@ class Runner:
     policy: UnmaskPolicy
     traits: Traits
     form: dict[str, tuple[torch.Size, torch.dtype, torch.device]] = field(default_factory=dict)
-    """Of each tensor of its state: the shape of one row, the dtype and the device."""
+    """For each tensor of its state: the shape of one row, the dtype and the device."""
 
     def initial_state(self, rows: int, like: Tensor) -> State:
         """The policy's state for so many new blocks like those of tokens `like` (B, L). Raises what
@@ -95,8 +97,9 @@ class Runner:
         return printable(f"the state {', '.join(parts) or '{}'}")
 
     def ask(self, method: Literal["select", "remask"], step: DenoisingStep, state: State) -> Tensor:
-        """The policy's answer, checked, and its state with it. Raises what the policy raises, and
-        ContractError."""
+        """The policy's answer, after checking it and the state. Raises what the policy raises, and
+        ContractError.
+        """
         rows, shape, shown = step.masked, step.masked.shape, _versions(step)
         answer = getattr(self.policy, method)(step, state)
         if _versions(step) != shown:
@@ -112,7 +115,7 @@ class Runner:
         return answer  # type: ignore[no-any-return]
 
     def keeps_form(self, state: State, like: Tensor) -> bool:
-        """Whether a state has the form that it began with, and the rows of `like` (B, ...)."""
+        """Whether a state still has its initial form, and as many rows as `like` (B, ...)."""
         if len(state) != len(self.form):
             return False
         for name, (shape, dtype, device) in self.form.items():
@@ -132,11 +135,11 @@ class Runner:
 def prepare(
     policy: UnmaskPolicy, rows: int, like: Tensor, on_error: OnError
 ) -> tuple[Runner, State]:
-    """The policy as a batch runs it, with its state for so many new blocks like those of tokens
+    """The runner of a policy, and its state for `rows` new blocks with the length and device of
     `like` (B, L).
 
-    Where its attributes or its `init_state` fail it raises PolicyRuntimeError, or with
-    on_error="progress" gives a stand-in that is nothing but the policy's progress rule.
+    If its attributes or its `init_state` fail, it raises PolicyRuntimeError; with
+    on_error="progress" it returns a stand-in that applies only the policy's progress rule.
     """
     try:
         traits = read_traits(policy)
@@ -152,7 +155,7 @@ def prepare(
 
 
 def stand_in(policy: UnmaskPolicy, method: str, error: BaseException, on_error: OnError) -> Runner:
-    """What runs instead of a policy that has failed for good: its progress rule.
+    """The replacement of a policy that has failed permanently: only its progress rule.
 
     Raises PolicyRuntimeError if on_error is "raise".
     """
@@ -171,7 +174,7 @@ def report_failure(
         method = error.attribute
         said = error.problem
     else:
-        # These say it all without their type's name; a policy may have raised one of its own.
+        # The messages of these types need no type name; a policy may have raised one itself.
         plain = isinstance(error, (ContractError, L2PDError))
         said = describe_error(error, named=not plain)
     name = name_of(policy)
@@ -182,7 +185,7 @@ def report_failure(
         return
     _failed.add(name)
     logger.error(
-        "%s; its rows go on by the progress rule %r: %s",
+        "%s; its rows continue with the progress rule %r: %s",
         label,
         _progress_of(policy),
         said,
@@ -191,7 +194,7 @@ def report_failure(
 
 
 def _progress_of(policy: UnmaskPolicy) -> str:
-    """The policy's progress rule, the default one where it names none."""
+    """The policy's progress rule, or the default if it names none."""
     try:
         return read_progress(policy)
     except TraitError:
@@ -226,7 +229,7 @@ def _form_of(state: State) -> dict[str, tuple[torch.Size, torch.dtype, torch.dev
 
 
 def _problem_of(answer: Any, masked: Tensor) -> str | None:
-    """What is wrong with an answer; None if it is a selection."""
+    """The fault of an answer; None if it is a valid selection."""
     if type(answer) is not type(masked):  # a subclass may be anything
         return f"returned {type(answer).__name__}; expected a tensor"
     if (
@@ -241,8 +244,9 @@ def _problem_of(answer: Any, masked: Tensor) -> str | None:
 
 
 def _versions(step: DenoisingStep) -> list[int] | None:
-    """How often each tensor of the step was written to. Torch counts neither under a compiler,
-    where this is None, nor for tensors that were made in inference mode."""
+    """Version counters: how often each tensor of the step was written to. None under a compiler,
+    where torch does not count; it also does not count for tensors created in inference mode.
+    """
     if torch.compiler.is_compiling():
         return None
     return [

@@ -1,8 +1,8 @@
-"""The rows of a batch by the policy that decides for them, and what each policy remembers of them.
+"""The rows of a batch, grouped by policy, and the state that each policy keeps for them.
 
-Rows are named in two ways: by their indices, where the host knows which they are, and by a mask on
-the device, where it does not. `put` writes to them in the same way for both, so everything that
-follows from rows that go on is written once. Nothing here reads a value back to the host.
+A set of rows is given in two ways: by indices, if the host knows them, or by a mask on the device,
+if it does not. `put` has the same interface for both, so the code that moves rows to their next
+block is written once. Nothing here reads a value back to the host.
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ class Rows(Protocol):
     """Some of the rows of tensors (B, ...)."""
 
     def put(self, values: Tensor, new: Tensor) -> Tensor:
-        """values (B, ...) with `new` in these rows. Never in place: whoever watches the steps may
-        still hold the tensor."""
+        """A copy of values (B, ...) with `new` in these rows. Not in place, since an observer of
+        the steps may still hold the tensor.
+        """
 
     def take(self, values: Tensor) -> Tensor:
-        """What `put` takes as `new` to leave values (B, ...) as they are."""
+        """The values (B, ...) of these rows, in the form that `put` takes as `new`."""
 
 
 @dataclass(frozen=True)
 class IndexedRows:
-    """Rows by their indices; `new` (N, ...) has as many rows as there are indices."""
+    """Rows given by N indices; `new` is (N, ...)."""
 
     index: Tensor | None
     """(N,) int64; None for all rows, in their order."""
@@ -49,7 +50,7 @@ class IndexedRows:
 
 @dataclass(frozen=True)
 class MarkedRows:
-    """Rows that a mask on the device marks; `new` has all B rows, or one for all of them."""
+    """Rows given by a mask on the device; `new` has B rows, or one row for all of them."""
 
     where: Tensor
     """(B,) bool."""
@@ -63,17 +64,18 @@ class MarkedRows:
 
 @dataclass(eq=False)
 class Group:
-    """The rows of a batch that one policy decides for. Rows with a generator and rows without are
-    two groups."""
+    """The rows of a batch that run the same policy. Rows with a generator and rows without are
+    separate groups.
+    """
 
     runner: Runner
     members: list[int]
     state: State
     index: Tensor | None = None
-    """`members` on the device; None when they are all rows."""
+    """`members` on the device; None if they are all rows."""
 
     def rows_at(self, local: list[int], device: torch.device) -> IndexedRows:
-        """Rows of the group, by their places in `members`, in order."""
+        """The rows at these places of `members`, in order."""
         everything = len(local) == len(self.members)
         return IndexedRows(None if everything else upload(local, device))
 
@@ -83,8 +85,9 @@ class Group:
         return {name: self.state[name][at : at + 1].clone() for name in names}
 
     def carry(self, carried: Sequence[Mapping[str, Tensor]]) -> None:
-        """Begin with what earlier blocks left: of each row of the batch what `carried` gave, or
-        nothing."""
+        """Restore the state that earlier blocks have left: for each row of the batch the result of
+        `carried`, or an empty dict.
+        """
         for name in self.runner.traits.carries:
             new = self.state[name]
             rows = enumerate(self.members)
@@ -93,10 +96,11 @@ class Group:
             )
 
     def renew(self, rows: Rows, fresh: Mapping[str, Tensor]) -> None:
-        """Begin a block in these of the group's rows: their state is `fresh`, but for what the
-        policy carries from one block to the next."""
+        """Begin a block in these rows of the group: their state becomes `fresh`, except the tensors
+        that the policy carries from block to block.
+        """
         carries = self.runner.traits.carries
-        # Nothing, where something stands in for the policy.
+        # Empty if a stand-in runs instead of the policy.
         names = [name for name in self.runner.form if name not in carries]
         self.state = {
             **self.state,
@@ -105,7 +109,7 @@ class Group:
 
 
 class Groups:
-    """All rows of a batch, by the policy that decides for them.
+    """All rows of a batch, grouped by policy.
 
     Which row runs which policy is known on the host, so grouping costs no synchronisation.
     """
@@ -114,12 +118,14 @@ class Groups:
         self, policies: list[UnmaskPolicy], observe: frozenset[str], device: torch.device
     ) -> None:
         self.policies = policies
-        """The batch's own list, one for each row: the policy that a group runs stands there."""
+        """The batch's own list: the policy of each row."""
         self.observe, self.device = observe, device
         self.requires: frozenset[str] = frozenset()
-        """What any of the policies requires, or is observed."""
+        """Union of the statistics that the policies require and that are observed."""
         self.whole_rows: Tensor | None = None
-        """(B, 1) bool, rows of which committed positions are read, too; None if there are none."""
+        """(B, 1) bool: rows whose policies also read committed positions; None if there are
+        none.
+        """
         self._each: list[Group] = []
 
     def __iter__(self) -> Iterator[Group]:
@@ -131,7 +137,7 @@ class Groups:
     def by_policy(
         self, generators: Sequence[torch.Generator | None] | None
     ) -> Iterator[tuple[UnmaskPolicy, list[int]]]:
-        """Each policy object, with the rows that run it; those with a generator by themselves."""
+        """Each policy object with the rows that run it; rows with a generator are separate."""
         members: dict[tuple[int, bool], list[int]] = {}
         for row, policy in enumerate(self.policies):
             drawing = generators is not None and generators[row] is not None
@@ -140,14 +146,17 @@ class Groups:
             yield self.policies[rows[0]], rows
 
     def add(self, members: list[int], runner: Runner, state: State) -> None:
-        """Have these rows run so. After the last group, `index` is called."""
+        """Add a group: these rows, their runner and their state. Call `index` after the last
+        group.
+        """
         for row in members:
             self.policies[row] = runner.policy
         self._each.append(Group(runner, members, state))
 
     def replace(self, group: Group, local: list[int], runner: Runner) -> None:
-        """Let another policy, which has no state, run some of the group's rows, by their places
-        there. After the last change, `index` is called."""
+        """Let a stateless policy run some rows of the group, given by their places in it. Call
+        `index` after the last change.
+        """
         leaving = [group.members[at] for at in local]
         staying = [at for at in range(len(group.members)) if at not in set(local)]
         self._each = [each for each in self._each if each is not group]
@@ -158,7 +167,7 @@ class Groups:
         self.add(leaving, runner, {})
 
     def index(self) -> None:
-        """Note what follows from the groups as they are now."""
+        """Update everything that is derived from the groups."""
         self.requires = self.observe.union(*(group.runner.traits.requires for group in self))
         whole = np.zeros((len(self.policies), 1), dtype=bool)
         for group in self:
@@ -169,16 +178,16 @@ class Groups:
             group.index = None if everything else upload(group.members, self.device)
 
     def places(self) -> dict[int, tuple[Group, int]]:
-        """The group of each row, and its place there."""
+        """The group of each row, and the row's place in it."""
         return {row: (group, at) for group in self for at, row in enumerate(group.members)}
 
 
 def joined_state(
     rows: Sequence[tuple[Group, int]], like: Tensor, on_error: OnError
 ) -> tuple[Runner, State]:
-    """How a policy runs these rows of groups of its own, and its state of them.
+    """The runner and the state of one policy for rows that come from several of its groups.
 
-    A policy that has begun its blocks with states of several forms cannot go on with them.
+    A policy whose states have different forms in these groups cannot continue.
     """
     groups = list({id(group): group for group, _ in rows}.values())
     runner = groups[0].runner
@@ -206,12 +215,12 @@ def joined_state(
 
 @dataclass
 class Beginnings:
-    """What the policies of some rows begin their next blocks with."""
+    """The states with which some rows begin their next blocks."""
 
     fresh: list[tuple[Group, IndexedRows, State]]
-    """Groups, rows of them, and the state that these begin with."""
+    """Groups, rows of each group, and the state with which these begin."""
     failed: list[tuple[Group, list[int], Runner]]
-    """Groups whose policy has failed, places of rows in them, and what stands in for it there."""
+    """Groups whose policy has failed, places of rows in them, and the stand-in that runs there."""
 
     @classmethod
     def of(
@@ -222,11 +231,12 @@ class Beginnings:
         like: Tensor,
         on_error: OnError,
     ) -> Beginnings:
-        """For the moving rows, and blocks like those of tokens `like` (N, L): the state that was
-        kept for the row's next block, where there is one, else that of `init_state`.
+        """The states for the moving rows, whose new blocks have the shape of `like` (N, L): the
+        state that was kept for the row's next block if there is one, otherwise that of
+        `init_state`.
 
-        kept: of rows, the group and place of the state that was kept. Raises PolicyRuntimeError if
-        a policy fails and on_error is "raise". Nothing is changed.
+        kept: for rows, the group and place of the kept state. Raises PolicyRuntimeError if a policy
+        fails and on_error is "raise". Does not change the groups.
         """
         fresh: list[tuple[Group, IndexedRows, State]] = []
         failed: list[tuple[Group, list[int], Runner]] = []
@@ -253,7 +263,7 @@ class Beginnings:
 
 
 def _is_kept(group: Group, at: int, kept: Mapping[int, tuple[Group, int]]) -> bool:
-    """Whether a state was kept for the next block of the group's row. A stand-in has none."""
+    """Whether a state was kept for the next block of this row of the group. A stand-in has none."""
     found = kept.get(group.members[at])
     if found is None:
         return False

@@ -1,8 +1,9 @@
-"""A decode step by step, in positions of the canvas: for those who watch, and never for the loop.
+"""Recording a decode step by step, in positions of the canvas. Only for observers; the loop does
+not use it.
 
-A `Recorder` keeps what each step saw and did, and costs the decode nothing: it reads from the
-device afterwards. A `FrameReader` reads at once, for those who watch live. A `Canvas` is how the
-positions stand after some frames.
+A `Recorder` stores the input and the result of each step without slowing the decode: it reads from
+the device afterwards. A `FrameReader` reads at once, for live displays. A `Canvas` is the state of
+the positions after some frames.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from l2pd_plugins.denoising import StepOutcome
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model predicted at a position."""
+    """The model's prediction at a position."""
 
     token: int
     confidence: float
@@ -26,29 +27,31 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Frame:
-    """What one denoising step of one sequence saw and did.
+    """The input and the result of one denoising step, for one sequence.
 
-    Positions are those of the canvas, from 0 behind the prompt.
+    Positions are those of the canvas, from 0 directly after the prompt.
     """
 
     block: range
-    """The positions of the block, of those that are left."""
+    """The positions of the block that are still part of the canvas."""
     predictions: Mapping[int, Prediction]
-    """Of every position that was masked, and of those that were overwritten."""
+    """Predictions of every position that was masked, and of those that were overwritten."""
     committed: tuple[int, ...]
-    """Positions that took their prediction, in ascending order."""
+    """Committed positions, in ascending order."""
     remasked: tuple[int, ...]
     """Positions that were masked again."""
     end: int | None
-    """One past the last position of the text, once it is known; what lies behind has left."""
+    """One past the last position of the text, once it is known; later positions are no longer part
+    of the canvas.
+    """
 
 
 class FrameReader:
     """Reads frames out of the steps of one call of generate, in the order of the steps.
 
     Args:
-        size: positions of each canvas. A block-causal model decodes its last block to its border;
-            what lies behind the canvas is left out.
+        size: positions of each canvas. A block-causal model decodes its last block completely;
+        positions beyond the canvas are left out.
     """
 
     def __init__(self, size: int) -> None:
@@ -59,14 +62,14 @@ class FrameReader:
     def read(
         self, sequences: Sequence[int], blocks: Sequence[int], outcome: StepOutcome
     ) -> list[tuple[int, Frame]]:
-        """The frame of each sequence of a step, by one read from the device.
+        """The frames of one step, one per sequence, with a single read from the device.
 
         The arguments are those of an observer of steps: R sequences (indices into the batch), the
         block that each stands in, and what the step did to the (R, L) positions.
         """
         step = outcome.step
         parts = (
-            step.x0,  # float32 holds token ids below 2**24 exactly
+            step.x0,  # float32 represents token ids below 2**24 exactly
             step.confidence,
             step.masked,
             step.present,
@@ -84,7 +87,7 @@ class FrameReader:
         x0, confidence, masked, present, committed, remasked, last = values
         length = len(x0)
         if sequence not in self._origins:
-            # Absent positions in front of a canvas belong to the end of the prompt.
+            # Absent positions before a canvas belong to the prompt.
             self._origins[sequence] = -present.index(1.0)
         begin = self._origins[sequence] + block * length
 
@@ -116,12 +119,12 @@ class Recorder:
         self._steps: list[tuple[list[int], list[int], StepOutcome]] = []
 
     def __call__(self, sequences: list[int], blocks: list[int], outcome: StepOutcome) -> None:
-        """Take a step's tensors, which nothing changes later, and leave the logits."""
+        """Store a step's tensors, which are not changed later, without the logits."""
         small = replace(outcome, step=outcome.step.changed(logits=None))
         self._steps.append((sequences, blocks, small))
 
     def frames(self) -> dict[int, list[Frame]]:
-        """The frames of each sequence, in order; one per forward pass that it took part in."""
+        """The frames of each sequence, in order: one per forward pass in which it took part."""
         reader = FrameReader(self._size)
         found: dict[int, list[Frame]] = {}
         for step in self._steps:
@@ -132,10 +135,10 @@ class Recorder:
 
 @dataclass
 class Canvas:
-    """How the positions behind a prompt stand after some frames."""
+    """The state of the canvas after some frames."""
 
     size: int
-    """Positions that are left; those behind the end of the text are not."""
+    """Number of positions of the canvas, without those after the end of the text."""
     tokens: dict[int, int] = field(default_factory=dict)
     """Position -> token, of those that are not masked."""
     committed_at: dict[int, int] = field(default_factory=dict)
@@ -144,12 +147,12 @@ class Canvas:
     """Forward passes."""
 
     def length(self, ends: Collection[int]) -> int:
-        """Tokens that are there, up to and including the first that is one of `ends`."""
+        """Number of tokens, up to and including the first that is in `ends`."""
         stop = min((at for at, token in self.tokens.items() if token in ends), default=self.size)
         return sum(at <= stop for at in self.tokens)
 
     def take(self, frame: Frame) -> None:
-        """Go one forward pass further."""
+        """Apply the frame of one forward pass."""
         for at in frame.committed:
             self.tokens[at] = frame.predictions[at].token
             self.committed_at[at] = self.nfe

@@ -1,7 +1,7 @@
-"""What policies read from files and hubs, and when.
+"""Files and hub ids that policies read, and when they are read.
 
-By themselves policies read when they are made. A server makes policies while others wait for it,
-out of what strangers say; there everything is read before serving begins, and nothing afterwards.
+Normally a policy reads them when it is created. A server creates policies from untrusted requests
+while other requests wait, so it reads everything before serving begins, and nothing afterwards.
 """
 
 from __future__ import annotations
@@ -21,25 +21,30 @@ _in_use: ContextVar[Resources | None] = ContextVar("l2pd_resources", default=Non
 
 
 def load(loader: Callable[..., R], *args: Any) -> R:
-    """``loader(*args)``; in a server what that gave at launch, or the error that it raised.
+    """Return ``loader(*args)``; in a server, return the result from launch, or raise the error from
+    launch.
 
-    loader: a function or class of a module, and args that can be compared by their repr. Whoever
-    gets the result shares it, and must not change it.
+    loader: a function or class of a module; args must be comparable by their repr. The result is
+    shared and must not be changed.
     """
     resources = _in_use.get()
     return loader(*args) if resources is None else resources.get(loader, *args)
 
 
 class Resources:
-    """What was read for one server. Goes with its settings to the server's other processes."""
+    """Everything that was read for one server. It is sent with the settings to the server's other
+    processes.
+    """
 
     def __init__(self) -> None:
         self._kept: dict[tuple[str, ...], Any] = {}
         self.sealed = False
-        """Whether nothing more is read."""
+        """Whether reading is finished, so that nothing more is read."""
 
     def get(self, loader: Callable[..., Any], *args: Any) -> Any:
-        """What `load` says. Raises L2PDError for what was not read before the server began."""
+        """Implements `load`. Raises L2PDError for anything that was not read before the server
+        started.
+        """
         name = f"{loader.__module__}:{loader.__qualname__}"
         key = (name, *(repr(arg) for arg in args))
         if key not in self._kept:
@@ -58,7 +63,7 @@ class Resources:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """`load` asks these inside."""
+        """Context manager: `load` uses these resources inside it."""
         token = _in_use.set(self)
         try:
             yield
@@ -66,7 +71,7 @@ class Resources:
             _in_use.reset(token)
 
     def __getstate__(self) -> bytes:
-        # By value: torch's own way between processes shares memory, whose owner may end first.
+        # By value: torch's own method shares memory between processes, and its owner may end first.
         return pickle.dumps((self._kept, self.sealed))
 
     def __setstate__(self, state: bytes) -> None:

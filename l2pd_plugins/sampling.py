@@ -21,13 +21,13 @@ def sample_tokens(
     """Draw a token per row of logits from softmax(warp(logits)): (N, V) -> (N,) int64.
 
     Args:
-        counts: how many consecutive rows of logits belong to each generator; sums to N.
-        generators: one per sequence, so that what a sequence draws does not depend on its batch.
+        counts: number of consecutive rows of logits for each generator; sums to N.
+        generators: one per sequence, so that a sequence's draws do not depend on its batch.
         warp: float32 rows of logits -> the same, by temperature, top-k, top-p, ...; a row's result
             must not depend on the others.
         suppress: a token that is never drawn (the mask token).
 
-    By the exponential race: argmax of p / e with e ~ Exp(1) is a draw from p. In float32, where
+    Uses the exponential race: argmax of p / e with e ~ Exp(1) is a draw from p. It runs in float32;
     LLaDA's code adds float64 Gumbel noise for the same distribution.
     """
     vocabulary = logits.shape[1]
@@ -46,7 +46,7 @@ def sample_tokens(
             noise = torch.empty_like(scores).exponential_(generator=generator)
             found = (scores - noise.log_()).argmax(-1)
             if suppress is not None:
-                # Where nothing but -inf or NaN is left, argmax takes any column, this one too.
+                # If only -inf or NaN is left, argmax may return any column, including this one.
                 found = torch.where(found == suppress, int(suppress == 0), found)
             drawn[part] = found
         start += count

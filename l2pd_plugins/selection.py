@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 def ranks(score: Tensor, candidates: Tensor) -> Tensor:
-    """Rank of every position by falling score among the candidates of its row, from 0.
+    """Rank of every position by descending score among the candidates of its row, from 0.
 
     score (B, L) float, candidates (B, L) bool -> (B, L) int64. Of equal scores the leftmost comes
-    first; NaN comes behind every number; non-candidates rank last.
+    first; NaN ranks after every number; non-candidates rank last.
     """
     lowest = torch.finfo(score.dtype).min
     score = score.nan_to_num(nan=lowest, neginf=lowest).masked_fill(~candidates, -torch.inf)
@@ -45,10 +45,10 @@ def leftmost(candidates: Tensor) -> Tensor:
 def longest_prefix(
     score: Tensor, candidates: Tensor, condition: Callable[[Tensor, Tensor], Tensor]
 ) -> Tensor:
-    """bool (B, L): the candidates with the n highest scores, n the largest that is admitted.
+    """bool (B, L): the candidates with the n highest scores, for the largest admitted n.
 
-    `condition` gets the scores (B, L) from high to low and n = 1..L, and answers bool (B, L): is
-    the prefix of length n admitted? NaN is no candidate.
+    `condition` gets the scores (B, L) in descending order and n = 1..L, and returns bool (B, L):
+    whether the prefix of length n is admitted. Positions with NaN are not candidates.
     """
     candidates = candidates & ~score.isnan()
     rank = ranks(score, candidates)

@@ -1,4 +1,4 @@
-"""Values of other people's in messages: short, in one line, whatever they are."""
+"""Untrusted values in messages: short, in one line, whatever their type."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 from l2pd_plugins.errors import ANY_FAILURE, printable
 
 LONGEST = 200
-"""Characters of a value that a message repeats."""
+"""Greatest number of characters of a value in a message."""
 _MOST_ITEMS = 8
 _DEEPEST = 3
 _LONGEST_NUMBER = 4 * LONGEST
 """Bits."""
 _SHORT = (type(None), type(...), type(NotImplemented), complex, FunctionType, BuiltinFunctionType)
-"""Types of Python's own whose repr is short."""
+"""Built-in types whose repr is short."""
 _OF_LIBRARIES = {
     "torch": ("dtype", "device", "layout"),
     "numpy": ("bool", "bool_", "int8", "int16", "int32", "int64", "uint8", "float16", "float32"),
@@ -26,18 +26,18 @@ _OF_LIBRARIES = {
 
 
 def shown(value: object) -> str:
-    """The value as a message repeats it: at most 200 characters, the middle or the end left out.
+    """The value for a message: at most 200 characters, with the middle or the end left out.
 
-    The cost does not grow with the value: of a list of millions only the first few are looked at,
-    of a long text or of bytes only the beginning and the end. No code of the value's own is run:
-    numbers, texts, collections and paths, of subclasses too, are shown as Python's own show
-    theirs, and any other value by the name of its type.
+    The cost does not grow with the value: of a long list only the first few elements are read, of a
+    long string or bytes only the beginning and the end. No code of the value itself is run:
+    numbers, strings, collections and paths (including subclasses) are formatted like the built-in
+    types, and any other value by the name of its type.
     """
     try:
         text = _shown(value, _DEEPEST)
     except KeyboardInterrupt:
         raise
-    except ANY_FAILURE:  # it was changed meanwhile, or is broken inside
+    except ANY_FAILURE:  # it was changed during the call, or is broken
         text = _named(value)
     text = printable(text, LONGEST)
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
@@ -48,7 +48,7 @@ def _named(value: object) -> str:
 
 
 def _type_name(value: object) -> str:
-    """Of the type itself, whatever its metaclass says."""
+    """The type's own name, ignoring its metaclass."""
     name: str = type.__dict__["__name__"].__get__(type(value))
     return name[:LONGEST]
 
@@ -68,7 +68,7 @@ def _shown(value: object, deeper: int) -> str:
 
 
 def _text(value: Any) -> str:
-    """A str or bytes, of which only what is shown is looked at."""
+    """A str or bytes; only the part that is shown is read."""
     kind = str if isinstance(value, str) else bytes if isinstance(value, bytes) else bytearray
     if kind.__len__(value) <= LONGEST:
         return kind.__repr__(kind.__getitem__(value, slice(None)))
@@ -83,7 +83,7 @@ def _whole(value: Any) -> str:
 
 
 def _items(begin: str, parts: Iterable[str], count: int, end: str) -> str:
-    """The parts, of which there are no more than are shown."""
+    """Join the parts, which are already limited to those that are shown."""
     return f"{begin}{', '.join([*parts, *['...'] * (count > _MOST_ITEMS)])}{end}"
 
 
@@ -147,4 +147,4 @@ _KINDS: tuple[tuple[Any, Any], ...] = (
     (range, _range),
     (PurePath, _path),
 )
-"""How each kind of value is shown."""
+"""The formatter of each type."""

@@ -1,4 +1,4 @@
-"""What was committed at which step."""
+"""Which tokens were committed at which step."""
 
 from __future__ import annotations
 
@@ -9,20 +9,25 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Trace:
-    """The history of a batch of decodes: B rows, G positions of the canvas behind the prompt."""
+    """The history of a batch of decodes: B rows, G positions of the canvas (after the prompt)."""
 
     committed_at: Tensor
-    """(B, G) int64, the forward pass (from 0) in which each position got its final token;
-    -1 behind the end of text."""
+    """(B, G) int64: the forward pass (from 0) in which each position got its final token; -1 after
+    the end of text.
+    """
     confidence: Tensor
-    """(B, G) float32, the probability of the token when it was committed; 0 behind the end."""
+    """(B, G) float32: the probability of the token when it was committed; 0 after the end of
+    text.
+    """
     nfe: Tensor
-    """(B,) int64, forward passes that each row took part in."""
+    """(B,) int64: number of forward passes in which each row took part."""
     length: Tensor
     """(B,) int64, tokens up to and including the end-of-text token."""
     ahead: Tensor | None = None
-    """(B,) int64, positions of later blocks whose logits were made besides, summed over the forward
-    passes, since the row's policy looks ahead; 0 where it does not or could not."""
+    """(B,) int64: number of positions of later blocks whose logits were computed only because the
+    row's policy looks ahead, summed over the forward passes; 0 if it does not or cannot look
+    ahead.
+    """
 
     @property
     def tokens_per_forward(self) -> Tensor:

@@ -1,6 +1,6 @@
-"""What a policy says of itself, read once and checked. Imports no torch.
+"""The attributes of a policy, read once and checked. Imports no torch.
 
-A policy is code of somebody else's: what it says of itself may raise, or be anything.
+A policy is third-party code: its attributes may raise, or have any value.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from l2pd_plugins.shown import shown
 
 @dataclass(frozen=True)
 class Traits:
-    """The attributes of a policy by which a decode runs it.
+    """The attributes of a policy that a decode uses.
 
-    A decode reads them when a block begins and never again: an attribute may be a property, which
-    may raise or answer something else the next time.
+    A decode reads them when a block begins and never again: an attribute may be a property that
+    raises or returns something else the next time.
     """
 
     requires: frozenset[str]
@@ -33,7 +33,7 @@ class Traits:
 
 
 class TraitError(Exception):
-    """An attribute of a policy cannot be read, or holds a value that means nothing."""
+    """An attribute of a policy cannot be read, or has an invalid value."""
 
     def __init__(self, attribute: str, problem: str) -> None:
         super().__init__(problem)
@@ -44,7 +44,7 @@ class TraitError(Exception):
 def read_traits(policy: Any) -> Traits:
     """Raises TraitError, which names the attribute, its value and what is expected."""
     requires = _read(policy, "requires")
-    if issubclass(type(requires), str):  # not by isinstance, which asks the value
+    if issubclass(type(requires), str):  # not isinstance, which reads the value's __class__
         said = shown(requires)
         raise TraitError("requires", f"requires = {said} is a text; write frozenset({{{said}}})")
     needed = _guarded("requires", lambda: _set_of(requires))
@@ -61,7 +61,7 @@ def read_traits(policy: Any) -> Traits:
             "carries", f"carries = {shown(carries)} must be a set of names in the state"
         )
     return Traits(
-        # The strings of this module, since the policy's may be of a subclass.
+        # Return this module's strings, since the policy's may be of a str subclass.
         requires=frozenset(name for name in STATISTICS if name in needed),
         progress=read_progress(policy),
         edits=edits,
@@ -81,7 +81,7 @@ def read_progress(policy: Any) -> str:
 
 
 def _set_of(value: Any) -> frozenset[Any] | None:
-    """A plain set of the elements, which are read once; None if the value is no set."""
+    """The elements as a plain set, read once; None if the value is not a set."""
     return frozenset(value) if isinstance(value, AbstractSet) else None
 
 
@@ -99,7 +99,7 @@ def _guarded(attribute: str, read: Callable[[], Any]) -> Any:
 
 
 def name_of(policy: Any) -> str:
-    """The policy's name; its class's where the name cannot be read or is no text."""
+    """The policy's name, or its class's name if that cannot be read or is not a string."""
     try:
         name = policy.name
         if isinstance(name, str):
@@ -116,13 +116,14 @@ _MOST_OPTIONS = 100
 
 
 def printable_name_of(policy: Any) -> str:
-    """As `name_of`, in one line that can be printed."""
+    """As `name_of`, as one printable line."""
     return printable(name_of(policy))
 
 
 def description_of(policy: Any) -> str:
-    """What the policy `describe`s itself as, in one line of 1000 characters at most; its name where
-    it fails, or gives no text."""
+    """The result of the policy's `describe`, as one line of at most 1000 characters; its name if
+    `describe` fails or does not return a string.
+    """
     try:
         text = policy.describe()
         if isinstance(text, str):
@@ -135,8 +136,9 @@ def description_of(policy: Any) -> str:
 
 
 def options_of(policy: Any) -> dict[str, Any]:
-    """The policy's `options`, in plain values that JSON can hold; others as a message shows them.
-    None where it fails, or gives no mapping."""
+    """The policy's `options` as plain JSON values; other values as strings, as in messages. Empty
+    if `options` fails or does not return a mapping.
+    """
     try:
         given = policy.options()
         if not isinstance(given, Mapping):
@@ -150,10 +152,10 @@ def options_of(policy: Any) -> dict[str, Any]:
 
 
 def fingerprint_of(policy: Any) -> str:
-    """The policy's `fingerprint`: what was made with one of its weights is not mixed with what was
-    made with others. So one that cannot be read is an error.
+    """The policy's `fingerprint`, which keeps results of different weights apart; if it cannot be
+    read, that is an error.
 
-    Raises PolicyRuntimeError, with the policy's name, if it fails or gives no text.
+    Raises PolicyRuntimeError, with the policy's name, if it fails or does not return a string.
     """
     what = f"policy {shown(name_of(policy))}: fingerprint failed"
     try:
@@ -168,7 +170,7 @@ def fingerprint_of(policy: Any) -> str:
 
 
 def _plain(value: Any, deeper: int = 3) -> Any:
-    """The value, if JSON can hold it; else a text."""
+    """The value if JSON can represent it, otherwise a string."""
     if value is None or type(value) in (bool, int, float, str):
         return value
     if type(value) in (list, tuple) and deeper and len(value) <= _LONGEST:

@@ -1,9 +1,9 @@
 """Trajectories on disk: what a model predicted at every denoising step, and what was right.
 
 A folder holds `manifest.json` and numbered safetensors shards, each with the steps of a fixed range
-of prompts, and their reference decodes beside them. Files appear whole or not at all, so a run that
-was killed goes on with the missing ones and gives the same data. What is read is checked: the files
-may be anybody's, or cut off by a disk that was full.
+of prompts, and a file with their reference decodes for each shard. Files are written atomically, so
+a killed run can be resumed with the missing shards and gives the same data. Everything that is read
+is checked: the files may be untrusted, or truncated by a full disk.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ from l2pd_plugins.shown import shown
 from l2pd_plugins.writing import require_writable, sweep, write_text, write_whole
 
 LABELS = ("reference", "consistent")
-"""What `Trajectories.correct` may say. "reference": the prediction is the token of the reference
-decode. "consistent": where the model holds other answers than the reference for as good, the
-prediction goes together with the surer ones; elsewhere as "reference"."""
+"""Meanings of `Trajectories.correct`. "reference": the prediction equals the token of the reference
+decode. "consistent": for prompts with several answers, the prediction is consistent with the surer
+ones; for all others as "reference".
+"""
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -44,19 +45,20 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a folder of trajectories was made from; equal manifests mean equal data."""
+    """The inputs from which a folder of trajectories was made; equal manifests mean equal data."""
 
     model: str
     model_fingerprint: str
-    """Of its weights, see `fingerprint`."""
+    """Hash of the model's weights, see `fingerprint`."""
     prompts: str
     """Name of the prompt file."""
     prompts_sha256: str
-    """Of their token ids."""
+    """Hash of the prompts' token ids."""
     prompt_count: int
     policies: list[str]
-    """The policies whose states were recorded, in the order of `policy`: what each describes
-    itself as, and the fingerprint of its weights if it has any."""
+    """The policies whose states were recorded, in the order of `policy`: the description of each,
+    and the fingerprint of its weights if it has any.
+    """
     max_new_tokens: int
     block_length: int
     end_of_text: str
@@ -69,7 +71,7 @@ class Manifest:
 
     @property
     def shards(self) -> int:
-        """How many shards a complete folder has."""
+        """Number of shards of a complete folder."""
         return -(-self.prompt_count // self.prompts_per_shard)
 
     def path_of(self, folder: Path, shard: int) -> Path:
@@ -86,12 +88,13 @@ class Manifest:
         return range(first, min(first + self.prompts_per_shard, self.prompt_count))
 
     def missing(self, folder: Path) -> list[int]:
-        """Shards that are not there yet, or are broken."""
+        """Shards that do not exist yet, or are broken."""
         return [i for i in range(self.shards) if not self.holds(folder, i)]
 
     def holds(self, folder: Path, shard: int) -> bool:
-        """Whether a shard is there, with the tensors and sizes that this run would write; only its
-        header is read."""
+        """Whether a shard exists, with the tensors and sizes that this run would write; reads only
+        its header.
+        """
         path = self.path_of(folder, shard)
         if not is_there(path):
             return False
@@ -102,7 +105,7 @@ class Manifest:
         return True
 
     def holds_references(self, folder: Path, shard: int) -> bool:
-        """The same of a shard's reference decodes."""
+        """The same for a shard's reference decodes."""
         path = self.reference_path_of(folder, shard)
         if not is_there(path):
             return False
@@ -121,7 +124,7 @@ class Trajectories:
     prompt: Tensor
     """(N,) int64, index of the prompt in its file."""
     policy: Tensor
-    """(N,) int64, index into the manifest's policies: whose state this is."""
+    """(N,) int64: index into the manifest's policies: the policy that reached this state."""
     block: Tensor
     """(N,) int64, block of the canvas."""
     step: Tensor
@@ -133,13 +136,13 @@ class Trajectories:
     x0: Tensor
     """(N, L) int32, the predictions."""
     confidence: Tensor
-    """(N, L) float32; of committed positions too."""
+    """(N, L) float32: the probability of x0, also at committed positions."""
     entropy: Tensor
     """(N, L) float32, nats."""
     margin: Tensor
     """(N, L) float32."""
     correct: Tensor
-    """(N, L) bool, whether x0 may be taken, see `LABELS`."""
+    """(N, L) bool: whether x0 is right, see `LABELS`."""
 
     def __len__(self) -> int:
         return len(self.prompt)
@@ -157,8 +160,8 @@ class Trajectories:
     def load(cls, path: Path, block_length: int | None = None) -> Trajectories:
         """Read a safetensors file.
 
-        Raises L2PDError if it is none, or a tensor is missing, has another type or another shape
-        than above; with a block_length, also if its blocks have another one.
+        Raises L2PDError if it is not one, or if a tensor is missing or has another type or shape
+        than declared above; with a block_length, also if its blocks have another length.
         """
         sizes = {} if block_length is None else {"L": block_length}
         tensors = _loaded(path, _TENSORS, sizes, "trajectories")
@@ -166,14 +169,15 @@ class Trajectories:
 
     @classmethod
     def concatenate(cls, parts: list[Trajectories]) -> Trajectories:
-        """One after the other."""
+        """The steps of all parts, in order."""
         names = [f.name for f in fields(cls)]
         return cls(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
 
 def fingerprint(weights: Mapping[str, Tensor]) -> str:
-    """A hash of some weights by names, shapes and a sample of values: quick for a model of any
-    size, and almost certainly different for different weights."""
+    """A hash of weights by names, shapes and a sample of values: fast for a model of any size, and
+    almost certainly different for different weights.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(weights.items()):
         values = tensor.detach().flatten()
@@ -184,8 +188,9 @@ def fingerprint(weights: Mapping[str, Tensor]) -> str:
 
 
 def save_references(path: Path, tokens: Tensor, several: Tensor | None = None) -> None:
-    """Write the reference decodes of a shard's prompts, (P, G) int64, in the prompts' order, and
-    for which of them other answers are as good, (P,) bool, if that is known."""
+    """Write the reference decodes of a shard's prompts, (P, G) int64, in the prompts' order, and,
+    if known, which prompts have several answers, (P,) bool.
+    """
     tensors = {"tokens": tokens} | ({} if several is None else {"several": several})
     made = {name: tensor.contiguous() for name, tensor in tensors.items()}
     write_whole(path, lambda temporary: save_file(made, temporary))
@@ -194,15 +199,14 @@ def save_references(path: Path, tokens: Tensor, several: Tensor | None = None) -
 def load_references(
     path: Path, manifest: Manifest | None = None, shard: int = 0, vocab_size: int | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """What `save_references` wrote: the tokens, and for which prompts other answers are as good,
+    """Read what `save_references` wrote: the tokens, and which prompts have several answers, or
     None if that is not known.
 
-    With a manifest these are the reference decodes of one of its shards: as many prompts and tokens
-    as it says, the second tensor if its labels ask for it and only then, and a file that lies in
-    its folder.
+    With a manifest, the file must be in its folder and match one of its shards: its number of
+    prompts and tokens, and the second tensor if and only if its labels need it.
 
-    Raises L2PDError if the file holds no reference decodes, or others than these, or tokens that
-    are outside the vocabulary.
+    Raises L2PDError if the file holds no reference decodes, does not match the manifest, or has
+    tokens outside the vocabulary.
     """
     sizes = {}
     if manifest is not None:
@@ -239,8 +243,9 @@ def _references_of(manifest: Manifest) -> dict[str, tuple[torch.dtype, str]]:
 
 
 def _stored(path: Path, holding: str = "trajectories") -> dict[str, tuple[str, list[int]]]:
-    """Type and shape of each tensor of a file, out of its header, by which its length is checked.
-    Raises L2PDError if it cannot be read."""
+    """Type and shape of each tensor of a file, from its header, which is also checked against the
+    file's length. Raises L2PDError if it cannot be read.
+    """
     what = f"{path} holds no {holding}"
     require_file(path, f"{what}: it")
     with reading(what), safe_open(path, framework="numpy") as opened:
@@ -256,8 +261,9 @@ def _check_tensors(
     wanted: Mapping[str, tuple[torch.dtype, str]],
     sizes: Mapping[str, int],
 ) -> None:
-    """Raise L2PDError if a tensor is missing, or has another type or shape; one size goes by one
-    letter throughout."""
+    """Raise L2PDError if a tensor is missing, or has another type or shape; the same letter means
+    the same size in all tensors.
+    """
     known = dict(sizes)
     for name, (dtype, letters) in wanted.items():
         if name not in stored:
@@ -289,10 +295,10 @@ def _loaded(
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Put the manifest into the folder, or check that the one there says the same. What processes
-    that were killed left there half written is removed.
+    """Write the manifest to the folder, or check that the existing one is equal. Partial files of
+    killed processes are removed.
 
-    Raises L2PDError, naming what differs, if the folder holds data that was made otherwise.
+    Raises L2PDError, naming the difference, if the folder holds data from other inputs.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -317,8 +323,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a folder.
 
-    Raises L2PDError if there is none, it is of another version, or a field is missing, unknown, or
-    no possible value.
+    Raises L2PDError if there is none, it has another version, or a field is missing, unknown or
+    invalid.
     """
     path = folder / MANIFEST
     if not is_there(path):
@@ -360,18 +366,18 @@ _FIELDS: dict[str, tuple[Callable[[object], bool], str]] = {
         "a list of texts",
     ),
 }
-"""What the manifest's fields of each type may be."""
+"""Valid values of the manifest's fields, by type."""
 
 
 def read_trajectories(folder: Path) -> tuple[Manifest, Trajectories]:
     """All shards of a complete folder.
 
-    Raises L2PDError if one is missing, broken, or of other prompts, policies or blocks than the
-    manifest says.
+    Raises L2PDError if one is missing or broken, or has other prompts, policies or blocks than the
+    manifest.
     """
     manifest = read_manifest(folder)
     there = sum(1 for path in folder.iterdir() if re.fullmatch(_SHARD, path.name))
-    # The manifest may name more shards than anybody could look for.
+    # The manifest may name more shards than could be checked one by one.
     absent = (i for i in range(manifest.shards) if not is_there(manifest.path_of(folder, i)))
     first = next(absent, None)
     if first is not None:

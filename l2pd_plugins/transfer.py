@@ -1,4 +1,4 @@
-"""Small host values on the model's device."""
+"""Copying small host values to the model's device."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from torch import Tensor
 
 
 def upload(values: Any, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """The values, a sequence, nested or not, or an array, on the device, without waiting for what
-    the device does. Lists of whole numbers become int64; arrays keep their type."""
+    """Copy values (a sequence, possibly nested, or an array) to the device without waiting for it.
+    Lists of whole numbers become int64; arrays keep their type.
+    """
     if dtype is None and len(values) == 0:
         dtype = torch.int64
     tensor = torch.tensor(values, dtype=dtype)
     if device.type == "cuda":
-        tensor = tensor.pin_memory()  # else the copy would wait
+        tensor = tensor.pin_memory()  # otherwise the copy would block
     return tensor.to(device, non_blocking=True)

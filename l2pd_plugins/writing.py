@@ -1,7 +1,7 @@
-"""Files and folders of ours, written whole or not at all.
+"""Writing files and folders atomically.
 
-What is written goes under a temporary name beside its place first, and is renamed into it. A
-temporary name says which process made it, so that `sweep` finds those of processes that have ended.
+Data is first written under a temporary name in the same folder and then renamed. A temporary name
+contains the process that made it, so that `sweep` finds those of processes that have ended.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from l2pd_plugins.files import reason_of
 
 _HOST = re.sub(r"[^A-Za-z0-9]", "_", socket.gethostname()) or "localhost"
 _TEMPORARY = re.compile(rf"\..+\.{_HOST}-(\d+)\.(tmp|old)(\.[^.]*)?")
-"""Of this host: a process of another one, on a shared disk, may well be alive."""
+"""Identifies this host: a process of another host, on a shared disk, may still be alive."""
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
-"""How a file system says that it does not know a call."""
+"""Error numbers by which a file system says that it does not support a call."""
 _NO_LINKS = (*_NO_SYNC, errno.EPERM, errno.EXDEV, errno.EMLINK)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 def temporary_of(path: Path, kind: str = "tmp") -> Path:
-    """The temporary name, of this process, of a file or folder; it keeps the file's ending."""
+    """This process's temporary name for a file or folder; it keeps the file's suffix."""
     return path.with_name(f".{path.stem or path.name}.{_HOST}-{os.getpid()}.{kind}{path.suffix}")
 
 
 def write_whole(path: Path, write: Callable[[Path], object], called: str | None = None) -> None:
-    """Have a file written under a temporary name, and put it in place.
+    """Write a file under a temporary name, then rename it to its path.
 
-    Something that is there and is no regular file (``/dev/stdout``) is written to as it is.
+    An existing special file (``/dev/stdout``) is written to directly.
 
     Args:
         write: writes to the path that it is given.
-        called: what an error calls the file.
+        called: the file's name in errors.
 
-    Raises L2PDError if it cannot be written; the file that was there stays.
+    Raises L2PDError if it cannot be written; an existing file is then unchanged.
     """
     called = str(path) if called is None else called
     place = _place_of(path)
@@ -64,14 +64,15 @@ def write_whole(path: Path, write: Callable[[Path], object], called: str | None 
 
 
 def write_text(path: Path, text: str, called: str | None = None) -> None:
-    """Write a text file whole or not at all. Raises L2PDError if it cannot be written."""
+    """Write a text file atomically. Raises L2PDError if it cannot be written."""
     write_whole(path, lambda place: place.write_text(text, encoding="utf-8"), called)
 
 
 def require_writable(path: Path, called: str | None = None) -> None:
-    """Raise L2PDError if `write_whole` could not write the file: before work that would be lost.
+    """Raise L2PDError if `write_whole` could not write the file; call it before work that would be
+    lost.
 
-    What is there stays as it is.
+    An existing file is not changed.
     """
     called = str(path) if called is None else called
     try:
@@ -95,34 +96,36 @@ def _require_writable(place: Path, called: str) -> None:
 
 
 def require_place(path: Path, called: str | None = None) -> None:
-    """Raise L2PDError if nothing can be written under a path of which the folders may not be there
-    yet: before a program that makes them when its work is done."""
+    """Raise L2PDError if nothing can be written under a path whose folders may not exist yet; call
+    it before a program that creates them at the end of its work.
+    """
     place = Path(os.path.realpath(path))
     while not place.exists() and place != place.parent:
         place = place.parent
     if place.is_dir():
         require_writable(place / "probe", called)
     elif place != Path(os.path.realpath(path)):
-        raise L2PDError(f"{called or path} cannot be written: {place} is no folder")
+        raise L2PDError(f"{called or path} cannot be written: {place} is not a folder")
 
 
 def require_place_for_folder(folder: Path, called: str | None = None) -> None:
-    """Raise L2PDError if no files can be written into a folder that may not be there yet, nor those
-    above it. Nothing is made."""
+    """Raise L2PDError if no files can be written into a folder, which may not exist yet, nor its
+    parents. Nothing is created.
+    """
     called = str(folder) if called is None else called
     try:
         if folder.exists() and not folder.is_dir():
             raise L2PDError(f"{called} cannot be written: it is a file, expected a folder")
         require_place(folder, called)
-    except OSError as error:  # of a name that is too long
+    except OSError as error:  # the name is too long
         raise L2PDError(f"{called} cannot be written: {reason_of(error)}") from error
 
 
 def require_writable_folder(folder: Path, called: str | None = None) -> None:
-    """Raise L2PDError if `write_folder` could not put the folder there, before the work; finish a
-    swap that was interrupted, and sweep what ended processes left beside it.
+    """Raise L2PDError if `write_folder` could not write the folder; call it before the work. Also
+    finishes an interrupted swap, and removes the temporary files of ended processes.
 
-    Folders above it are made.
+    Parent folders are created.
     """
     called = str(folder) if called is None else called
     place = Path(os.path.realpath(folder))
@@ -152,19 +155,20 @@ def require_writable_folder(folder: Path, called: str | None = None) -> None:
 
 
 def write_folder(folder: Path, write: Callable[[Path], object], called: str | None = None) -> None:
-    """Have a folder written under a temporary name, and swap it with the one that is there.
+    """Write a folder under a temporary name, then swap it with the existing one.
 
-    Files of the old folder that the new one does not have (a log, notes) are kept. On Linux the
-    two change places at once; elsewhere there is a moment in which the old folder has left and the
-    new one is not there yet, and `recover` puts the old one back if a process ends in it. A reader
-    of several files gets one version of them by holding the folder open and reading below it.
+    Files of the old folder that the new one does not have (a log, notes) are kept. On Linux the two
+    are exchanged in one operation. On other systems there is a moment in which neither is in place;
+    if a process ends then, `recover` puts the old one back. A reader of several files gets one
+    consistent version by holding the folder open and reading relative to it.
 
     Args:
         write: fills the folder that it is given.
-        called: what an error calls the folder.
+        called: the folder's name in errors.
 
-    Raises L2PDError if it cannot be written. The old folder stays then; a new one that is complete
-    and could not be put in place stays beside it, under a name that the error tells.
+    Raises L2PDError if it cannot be written. The old folder is then unchanged; a complete new
+    folder that could not be moved into place is kept next to it, under a name that the error
+    contains.
     """
     called = str(folder) if called is None else called
     place = Path(os.path.realpath(folder))
@@ -186,7 +190,7 @@ def write_folder(folder: Path, write: Callable[[Path], object], called: str | No
         if not complete:
             shutil.rmtree(temporary, ignore_errors=True)
             raise L2PDError(f"{called} cannot be written: {reason_of(error)}") from error
-        kept = place.with_name(f"{place.name}.new-{os.getpid()}")  # which is not swept
+        kept = place.with_name(f"{place.name}.new-{os.getpid()}")  # `sweep` keeps this name
         try:
             temporary.rename(kept)
         except OSError:
@@ -197,7 +201,7 @@ def write_folder(folder: Path, write: Callable[[Path], object], called: str | No
 
 
 def recover(folder: Path) -> None:
-    """Put the old folder back where a swap was interrupted between its two steps."""
+    """Put the old folder back if a swap was interrupted between its two steps."""
     place = Path(os.path.realpath(folder))
     if place.exists() or not place.parent.is_dir():
         return
@@ -210,8 +214,9 @@ def recover(folder: Path) -> None:
 
 
 def sweep(folder: Path) -> list[Path]:
-    """Remove the temporary files and folders of processes of this host that have ended; returns
-    them. Old folders (see `recover`) are removed only where a new one is in their place."""
+    """Remove the temporary files and folders of ended processes of this host; return them. Old
+    folders (see `recover`) are removed only if a new one is in their place.
+    """
     swept = []
     for left in sorted(folder.glob(".*")):
         found = _TEMPORARY.fullmatch(left.name)
@@ -234,7 +239,7 @@ def _swap(new: Path, place: Path) -> None:
         new.rename(place)
         return
     if _exchange(new, place):
-        new.rename(old)  # a name under which nobody takes it for a folder that is complete
+        new.rename(old)  # a name by which it is not mistaken for a complete folder
     else:
         place.rename(old)
         new.rename(place)
@@ -242,10 +247,10 @@ def _swap(new: Path, place: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Let two folders change places in one step; False where the system cannot."""
+    """Exchange two folders in one operation; False if the system cannot."""
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    except (OSError, AttributeError):  # no glibc from 2.28 on, so no Linux, or another libc
+    except (OSError, AttributeError):  # not Linux with glibc 2.28 or newer
         return False
     done: int = renameat2(
         _AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), ctypes.c_uint(_RENAME_EXCHANGE)
@@ -262,8 +267,8 @@ def _keep_others(place: Path, new: Path) -> None:
 
 
 def _link(file: Path, other: Path) -> None:
-    """The same file under another name, not a copy, since a log may be open. A disk without hard
-    links (FAT, some that are shared) gets a copy: the old folder has to stay whole until the swap.
+    """Hard-link the file instead of copying it, since a log may be open. On a disk without hard
+    links (FAT, some shared disks) it is copied: the old folder has to stay complete until the swap.
     """
     try:
         os.link(file, other, follow_symlinks=False)
@@ -276,8 +281,9 @@ def _link(file: Path, other: Path) -> None:
 
 
 def _place_of(path: Path) -> Path:
-    """The file behind all links; a special file by the name given, since the link of a pipe
-    (/dev/stdout) leads to no name."""
+    """The path with all links resolved; for a special file the given path, since the link of a pipe
+    (/dev/stdout) has no target path.
+    """
     return path if _is_special(path) else Path(os.path.realpath(path))
 
 
@@ -298,7 +304,7 @@ def _is_alive(process: int) -> bool:
 
 
 def _to_disk(file: Path) -> None:
-    """So that a name never stands for an empty file after the power has failed."""
+    """Flush to disk, so that after a power failure a name never refers to an empty file."""
     descriptor = os.open(file, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -310,5 +316,5 @@ def _to_disk(file: Path) -> None:
 
 
 def _of_writing(error: Exception) -> bool:
-    """Whether it tells of the disk, and not of a mistake of ours."""
+    """Whether the error comes from the disk and not from a bug of ours."""
     return isinstance(error, OSError) or type(error).__name__ == "SafetensorError"

@@ -1,4 +1,4 @@
-"""The engines: one folder each, importing its engine at its own top, and the command line.
+"""The adapters for engines: one folder for each engine; only this folder imports the engine.
 
 This module imports nothing, so that one adapter never pulls in another's engine.
 """

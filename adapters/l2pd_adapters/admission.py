@@ -1,7 +1,7 @@
-"""What requests may say about their policies: read at launch, held to at admission.
+"""Rules for the policies and options of requests: read at launch, enforced at admission.
 
-A server talks to strangers. What they say about a policy is typed and bounded by what its options
-declare, before anything is made of it; what names a file, a folder or a hub id is the operator's.
+Requests are untrusted. Their policies and options are checked against the declared types and bounds
+before they are used; only the operator may name files, folders and hub ids.
 """
 
 from __future__ import annotations
@@ -28,37 +28,42 @@ from l2pd_plugins.traits import name_of
 logger = logging.getLogger(__name__)
 
 ANY_FAILURE = (Exception, SystemExit)
-"""What code of other people may raise where a server must go on."""
+"""Exceptions that third-party code may raise and that must not end a server."""
 
 MIB = 1 << 20
 
 KEYS = ("request_policies", "request_options", "request_paths", "request_state_mib")
-"""Settings of a server by which its operator says what requests may set."""
+"""Settings by which the operator restricts requests."""
 
 
 @dataclass(frozen=True)
 class Admission:
     """What requests may set.
 
-    Without these settings: every installed policy, and of its options those that are flags,
-    numbers, choices, or lists of them.
+    By default: every installed policy, and those of its options that are flags, numbers, choices,
+    or lists of them.
     """
 
     request_policies: tuple[str, ...] | None = None
-    """Names of the policies that requests may choose, besides the server's own; None for all."""
+    """Names of the policies that requests may choose, in addition to the server's own; None for
+    all.
+    """
     request_options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """By a policy's name the options that requests may set, where that is said. It may also open
-    options that are closed by default, such as one that takes any text."""
+    """For a policy's name, the options that requests may set. This may include options that are
+    closed by default, such as one that accepts any string.
+    """
     request_paths: tuple[str, ...] = ()
-    """Files, folders and hub ids that requests may name, in just these words."""
+    """Files, folders and hub ids that requests may name, spelled exactly like this."""
     request_state_mib: int = 1024
-    """MiB that a policy which a request chooses may keep on the device, for all rows together."""
+    """MiB that the state of a request's policy may take on the device, for all batch rows
+    together.
+    """
 
     @classmethod
     def taken_from(cls, settings: dict[str, Any]) -> Admission:
-        """What these settings of a server say; takes the keys out of them.
+        """Read the rules from a server's settings, and remove their keys from the settings.
 
-        Raises L2PDError, which names the key, for what is wrong.
+        Raises L2PDError, which names the key, for an invalid value.
         """
         given = {key: settings.pop(key) for key in KEYS if settings.get(key) is not None}
         for key in KEYS:
@@ -90,7 +95,9 @@ class Admission:
         return self.request_policies is None or _label(spec) in self.request_policies
 
     def check_options(self, spec: PolicySpec, given: Mapping[str, Any], limits: Limits) -> None:
-        """Raise PolicyOptionError, which names the option, for one that no request may set so."""
+        """Raise PolicyOptionError, which names the option, if a request may not set it to this
+        value.
+        """
         declared = describe(load_factory(spec))
         known = [option.name for option in (declared or {}).values() if self._open(spec, option)]
         for name, value in given.items():
@@ -119,7 +126,7 @@ class Admission:
         return option.for_requests if listed is None else option.name in listed
 
     def _check_path(self, option: Option, value: object) -> None:
-        """The same answer for a path that is not allowed and for one that is not there."""
+        """Gives the same error for a path that is not allowed and for one that does not exist."""
         if not isinstance(value, str) or value not in self.request_paths:
             raise option.error(
                 value,
@@ -151,8 +158,9 @@ def check_plain(options: Mapping[Any, Any], *, names: int = 64) -> None:
 def state_bytes(policy: UnmaskPolicy, block_length: int, most: int = 1024 * MIB) -> int:
     """Bytes of the policy's state of one block.
 
-    Without memory where its `init_state` runs without; else it is made on the CPU, where no tensor
-    over `most` bytes is made: the size of the first one is the answer then.
+    If its `init_state` runs on fake tensors, no memory is allocated. Otherwise it runs on the CPU,
+    where no tensor over `most` bytes is created; the size of the first such tensor is then the
+    result.
     """
     try:
         return _bytes_of(policy.init_state(1, block_length, torch.device("meta")))
@@ -164,7 +172,7 @@ def state_bytes(policy: UnmaskPolicy, block_length: int, most: int = 1024 * MIB)
         return _bytes_of(state)
     except _TooLarge as error:
         return error.size
-    except ANY_FAILURE as error:  # the policy's own: what becomes of it in a step, the core decides
+    except ANY_FAILURE as error:  # the policy's own failure, which the core handles in a step
         logger.debug("policy %s has no state to be counted: %s", name_of(policy), error)
         return 0
 
@@ -180,7 +188,7 @@ class _TooLarge(Exception):
 
 
 class _Bounded(TorchDispatchMode):
-    """Raises _TooLarge before a tensor of more bytes is made."""
+    """Raises _TooLarge before a tensor of more than `most` bytes is created."""
 
     def __init__(self, most: int) -> None:
         super().__init__()
@@ -195,8 +203,9 @@ class _Bounded(TorchDispatchMode):
 
 
 def _size_of_result(func: Any, args: Any, kwargs: Any) -> int:
-    """Bytes of what an operator returns, by its run on tensors without memory; of one that has no
-    such run, by the shape that it is given, if any."""
+    """Bytes of an operator's result, from a run on meta tensors; for an operator without meta
+    support, from the shape among its arguments, if any.
+    """
 
     def on_meta(value: Any) -> Any:
         return value.to("meta") if isinstance(value, Tensor) else value
@@ -214,8 +223,8 @@ def _size_of_result(func: Any, args: Any, kwargs: Any) -> int:
 
 
 def load_for_requests(admission: Admission, model: ModelContext) -> None:
-    """Have every policy that requests may choose read what it reads: of the model's own, and of
-    each of `request_paths`. Called once, while `resources` are in use.
+    """Load the files of every policy that requests may choose: the model's own, and each of
+    `request_paths`. Called once, while `resources` are in use.
 
     Raises L2PDError for a path that no policy can use.
     """
@@ -248,13 +257,17 @@ def load_for_requests(admission: Admission, model: ModelContext) -> None:
 def _try(spec: PolicySpec, options: dict[str, Any], model: ModelContext) -> str | None:
     try:
         bind_policy(create_policy(_label(spec), **options), model)
-    except ANY_FAILURE as error:  # also of another kind of filter; such a policy is not to be had
+    except (
+        ANY_FAILURE
+    ) as error:  # for example a filter of another kind; the policy is then unavailable
         return str(error) or type(error).__name__
     return None
 
 
 def plain_key(name: str, options: Mapping[str, Any]) -> str:
-    """What tells choices apart. Raises PolicyOptionError for what is no plain value."""
+    """A key that is equal for equal choices. Raises PolicyOptionError for values that are not
+    plain.
+    """
     try:
         return json.dumps([name, dict(options)], sort_keys=True)
     except (TypeError, ValueError, RecursionError) as error:

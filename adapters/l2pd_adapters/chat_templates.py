@@ -1,9 +1,9 @@
-"""Chat templates of checkpoints: programs in Jinja, which anybody may have written.
+"""Chat templates of checkpoints: untrusted Jinja programs.
 
-transformers renders them in Jinja's sandbox, which keeps them from Python's objects, and not from
-running for ever or filling the memory (`'%999999999d' | format(1)`, a text that `~` doubles in a
-loop). So they are looked at before they are used, counted while they run, and run in a process of
-their own, which may take little memory and time.
+transformers renders them in Jinja's sandbox. The sandbox protects Python's objects, but a template
+can still run forever or exhaust the memory (`'%999999999d' | format(1)`, or a string that `~`
+doubles in a loop). So templates are checked before use, their executed lines are counted, and they
+run in a separate process with limits on memory and time.
 """
 
 from __future__ import annotations
@@ -26,23 +26,26 @@ from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.files import one_line, reading
 
 LONGEST = 2**20
-"""Characters of a template; the longest known have some tens of thousands."""
+"""Greatest length of a template, in characters; the longest known have some tens of thousands."""
 GREATEST_NUMBER = 100_000
-"""In a template: it could be the length of a text that is made of it."""
+"""Greatest number in a template, since a number could be the length of a string that it creates."""
 MOST_LINES = 300_000
-"""Lines of a template that may run for one conversation: a few hundred in all that are known."""
+"""Greatest number of executed template lines for one conversation; known templates execute a few
+hundred.
+"""
 MOST_MEMORY = 512 * 2**20
-"""Bytes that a template may take for all conversations that are rendered at once."""
+"""Bytes of memory for all conversations that are rendered at once."""
 MOST_CHARACTERS = 2**22
-"""Of a conversation as it is rendered."""
+"""Greatest number of characters of a rendered conversation."""
 MOST_SECONDS = 60.0
-"""For all conversations that are rendered at once."""
+"""Time limit for all conversations that are rendered at once."""
 _NOT_ALONE = "its 'default' is missing"
 
 
 def template_problem(template: object) -> str:
-    """What is wrong with a template, or with the templates by name; empty if nothing is. Nothing of
-    it is run."""
+    """The fault of a template, or of named templates; empty if there is none. Does not run the
+    template.
+    """
     if template is None:
         return ""
     if isinstance(template, Mapping):
@@ -88,7 +91,7 @@ def _problem_of(template: str) -> str:
         return one_line(f"it is no Jinja: {error.message} (line {error.lineno})")
     except RecursionError:
         return "it is nested too deep"
-    # Jinja works out constants when it compiles, before any of it runs.
+    # Jinja evaluates constants when it compiles, before anything runs.
     for number in parsed.find_all(nodes.Const):
         if isinstance(number.value, int | float) and abs(number.value) > GREATEST_NUMBER:
             return f"it holds the number {number.value:.3g}; expected at most {GREATEST_NUMBER}"
@@ -101,18 +104,17 @@ def _problem_of(template: str) -> str:
 
 
 def rendered(tokenizer: Any, messages: Sequence[Mapping[str, str]], **settings: Any) -> str:
-    """A conversation as the tokenizer's chat template writes it; see `all_rendered`."""
+    """Render a conversation with the tokenizer's chat template; see `all_rendered`."""
     return all_rendered(tokenizer, [messages], **settings)[0]
 
 
 def all_rendered(
     tokenizer: Any, conversations: Sequence[Sequence[Mapping[str, str]]], **settings: Any
 ) -> list[str]:
-    """Conversations as the tokenizer's chat template writes them.
+    """Render conversations with the tokenizer's chat template.
 
-    Raises L2PDError if the template cannot be read, raises, runs over `MOST_LINES` or
-    `MOST_SECONDS`, writes more than `MOST_CHARACTERS`, or takes more than `MOST_MEMORY` (the last
-    on Linux alone).
+    Raises L2PDError if the template cannot be read, raises, exceeds `MOST_LINES` or `MOST_SECONDS`,
+    writes more than `MOST_CHARACTERS`, or takes more than `MOST_MEMORY` (checked only on Linux).
     """
     what = "the tokenizer's chat template"
     problem = template_problem(getattr(tokenizer, "chat_template", None))
@@ -135,11 +137,12 @@ def all_rendered(
 
 
 def _limited(what: str, write: Callable[[], list[str]]) -> list[str]:
-    """What `write` returns in a child of this process, whose memory and time are limited. Raises
-    the L2PDError that it raises."""
+    """Run `write` in a child process with limited memory and time, and return its result. Raises
+    the L2PDError that it raises.
+    """
     read, written = os.pipe()
     with warnings.catch_warnings():
-        # Other threads of ours are not in the child, which runs nothing but the template.
+        # The child has none of our other threads; it runs only the template.
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if not child:
@@ -162,7 +165,7 @@ def _limited(what: str, write: Callable[[], list[str]]) -> list[str]:
         raise L2PDError(f"{what} runs for more than {MOST_SECONDS:g} seconds")
     try:
         found = json.loads(answer)
-    except ValueError:  # the child has ended in the midst
+    except ValueError:  # the child ended before its answer was complete
         raise L2PDError(f"{what} takes more than {MOST_MEMORY >> 20} MiB") from None
     if isinstance(found, str):
         raise L2PDError(found)
@@ -171,7 +174,7 @@ def _limited(what: str, write: Callable[[], list[str]]) -> list[str]:
 
 
 def _write_answer(write: Callable[[], list[str]], written: int) -> None:
-    """In the child: the texts as JSON, or what is wrong as one text."""
+    """In the child: write the strings as JSON, or the error as one string."""
     try:
         _limit_memory()
         answer = json.dumps(write())
@@ -184,7 +187,7 @@ def _write_answer(write: Callable[[], list[str]], written: int) -> None:
 
 
 def _limit_memory() -> None:
-    """Of this process, to what it has and `MOST_MEMORY`."""
+    """Limit this process to its current memory plus `MOST_MEMORY`."""
     if not sys.platform.startswith("linux"):
         return
     import resource
@@ -200,7 +203,7 @@ def _limit_memory() -> None:
 
 
 def _read_all(pipe: int, until: float) -> bytes | None:
-    """What comes out of a pipe, up to its end; None if it does not end in time."""
+    """Read a pipe to its end; None if it does not end in time."""
     parts: list[bytes] = []
     with selectors.DefaultSelector() as selector:
         selector.register(pipe, selectors.EVENT_READ)
@@ -214,7 +217,9 @@ def _read_all(pipe: int, until: float) -> bytes | None:
 
 @contextmanager
 def _counted(what: str) -> Iterator[None]:
-    """Ends a template that runs over `MOST_LINES`: its frames are those of Jinja's file name."""
+    """Ends a template that executes more than `MOST_LINES`; its frames are recognised by Jinja's
+    file name.
+    """
     left = MOST_LINES
 
     def of_template(frame: FrameType, event: str, argument: Any) -> Any:

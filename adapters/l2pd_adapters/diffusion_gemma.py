@@ -1,6 +1,6 @@
-"""Models whose canvas holds noise where that of others holds masks: DiffusionGemma.
+"""Models whose canvas holds noise instead of masks: DiffusionGemma.
 
-Nothing is committed before a canvas ends: every step decides about all of it anew.
+Nothing is committed before a canvas ends: every step decides about the whole canvas again.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from l2pd_plugins.errors import L2PDError
 
 
 def refuse_unsuitable_policy(policy: UnmaskPolicy) -> None:
-    """Raise L2PDError for a policy whose rule has no meaning where nothing accepted stays."""
+    """Raise L2PDError for a policy whose rule relies on accepted tokens to stay."""
     reason = ""
     if isinstance(policy, RemaskingPolicy):
-        reason = "it takes committed tokens back, and here none is committed"
+        reason = "it remasks committed tokens, and here none is committed"
     elif policy.edits:
         reason = "it overwrites committed tokens, and here none is committed"
     elif policy.counts_commits:
-        reason = "it shares a canvas out over steps, and here every step begins anew"
+        reason = "it plans a number of tokens for each step, and here no token stays committed"
     elif "reference" in policy.requires:
         reason = "it needs a decode at one token per step, and this model has none"
     if reason:

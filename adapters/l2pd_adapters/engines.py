@@ -1,6 +1,6 @@
-"""The engines: which versions of each are known to work, and which families each decodes.
+"""The engines: the supported versions of each, and the families that each decodes.
 
-Read without importing any of them.
+Does not import any engine.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class Engine:
     """An engine that an adapter of this package runs on."""
 
     name: str
-    """Of its distribution, too."""
+    """Name of the engine and of its distribution."""
     extra: str
-    """The extra of this distribution that brings the engine, in the supported versions."""
+    """The extra of this distribution that installs the engine in a supported version."""
     opt_out: str
-    """The environment variable that lets every version pass."""
+    """The environment variable that disables the version check."""
     families: tuple[str, ...]
     """Names of the families that it decodes."""
 
@@ -45,7 +45,7 @@ class Engine:
 
     @property
     def supported(self) -> SpecifierSet:
-        """The versions that the extra asks for, by the metadata of this distribution.
+        """The versions that the extra requires, from the metadata of this distribution.
 
         Without metadata (a source tree that is not installed) every version is supported.
         """
@@ -76,13 +76,13 @@ class Engine:
         return self.version_problem()
 
     def version_problem(self) -> str:
-        """What is wrong with the installed version, in one line; empty if nothing."""
+        """Why the installed version is not supported, in one line; empty if it is."""
         installed = version(self.name)
         if _contains(self.supported, installed) or os.environ.get(self.opt_out) == "1":
             return ""
         return (
             f"{self.name} {installed} is outside the supported range {self.supported_range}; "
-            f"{self.opt_out}=1 tries it all the same"
+            f"{self.opt_out}=1 skips this check"
         )
 
     def require(self) -> None:
@@ -102,8 +102,8 @@ class Engine:
     ) -> str:
         """Why an adapter cannot run on the installed engine, in one line; empty if it can.
 
-        Besides the version, it compares the parameters of functions and classes, and the fields of
-        dataclasses, each by full name, with those that the adapter uses.
+        In addition to the version, it compares the parameters of functions and classes and the
+        fields of dataclasses, each given by its full name, with those that the adapter uses.
         """
         problem = self.version_problem()
         if problem:
@@ -118,8 +118,9 @@ class Engine:
 
 
 def _contains(supported: SpecifierSet, installed: str) -> bool:
-    """Whether the version is supported. Pre-releases between the bounds are; those of a bound are
-    not."""
+    """Whether the version is supported. Pre-releases between the bounds are supported, those of a
+    bound are not.
+    """
     try:
         return supported.contains(Version(installed), prereleases=True)
     except InvalidVersion:
@@ -151,14 +152,14 @@ def _changed(
 _ALL = tuple(family.name for family in (*FAMILIES, DIFFUSION_GEMMA))
 
 TRANSFORMERS = Engine("transformers", "hf", "L2PD_ANY_TRANSFORMERS", _ALL)
-"""Before 5.0 `is_causal = False` had no effect; 5.11 brought the streamer for diffusion models."""
+"""Before 5.0 `is_causal = False` had no effect; 5.11 added the streamer for diffusion models."""
 VLLM = Engine("vllm", "vllm", "L2PD_ANY_VLLM", _ALL)
-"""The seam for diffusion models is the same in all supported versions."""
+"""The interface for diffusion models is the same in all supported versions."""
 SGLANG = Engine(
     "sglang",
     "sglang",
     "L2PD_ANY_SGLANG",
     tuple(family.name for family in FAMILIES if family.attention == "block_causal"),
 )
-"""0.5.22 brought `get_algorithm_cls` and `validate_request`."""
+"""0.5.22 added `get_algorithm_cls` and `validate_request`."""
 ENGINES = (TRANSFORMERS, VLLM, SGLANG)

@@ -1,4 +1,4 @@
-"""How each model family is read: one table for all engines."""
+"""The model families and how to decode them: one table for all engines."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from l2pd_plugins.layout import Attention
 
 @dataclass(frozen=True)
 class ModelFamily:
-    """What an engine has to know to decode a family of diffusion language models.
+    """The facts that an engine needs to decode a family of diffusion language models.
 
-    Raises L2PDError, when made, for what cannot be decoded.
+    The constructor raises L2PDError for a combination that cannot be decoded.
     """
 
     name: str
@@ -23,32 +23,39 @@ class ModelFamily:
     model_types: tuple[str, ...] = ()
     """`config.model_type` of its checkpoints."""
     architecture: str | None = None
-    """The name in `config.architectures` that tells its checkpoints from others on `decoder`."""
+    """The name in `config.architectures` that distinguishes its checkpoints from others of the same
+    `decoder`.
+    """
     decoder: str | None = None
-    """The native model type whose code fits, where `model_types` are those of remote code;
-    checkpoints that name the `architecture` may have it as their model type."""
+    """The native model type with the same architecture, if `model_types` are those of remote code.
+    Checkpoints that name the `architecture` may also have it as their model type.
+    """
     block_length: int = 32
-    """Positions per block where the checkpoint's config names none: those it was trained with, or,
-    of models that were trained on whole texts, what their authors decode with."""
+    """Positions per block if the checkpoint's config names none: the length used in training, or,
+    for models trained without blocks, the length that the authors decode with.
+    """
     mask_token_id: int | None = None
-    """The mask token where the checkpoint's config names none."""
+    """Id of the mask token if the checkpoint's config names none."""
     end_of_text_ids: tuple[int, ...] = ()
-    """Tokens that end a text, besides those that the checkpoint names."""
+    """Ids of tokens that end a text, in addition to those that the checkpoint names."""
     logit_shift: int = 0
-    """How far before a position the logits that predict it are."""
+    """The logits that predict position i are at position i - `logit_shift`."""
     first_position: int = 0
     """The position id of a text's first token (2 in RoBERTa)."""
     config_names: Mapping[str, str] = field(default_factory=dict)
-    """What `decoder` calls the settings of the checkpoint's config, where the names differ."""
+    """Maps names of settings in the checkpoint's config to those of `decoder`, if they differ."""
     config_fixed: Mapping[str, Any] = field(default_factory=dict)
-    """Settings of the checkpoint's config that `decoder` has one way only, and how."""
+    """Settings of the checkpoint's config for which `decoder` supports only one value, and this
+    value.
+    """
     weight_names: tuple[tuple[str, str], ...] = ()
-    """How the names of the checkpoint's weights begin, and what `decoder` calls that; a `*` stands
-    for the number of a layer. Names that begin in no such way are the same in both."""
+    """Maps prefixes of the checkpoint's weight names to those of `decoder`; `*` stands for the
+    number of a layer. Names without such a prefix are the same in both.
+    """
     ignored_weights: tuple[str, ...] = ()
-    """Weights of the checkpoint that the model has no use for, as patterns (`cls.seq_*`)."""
+    """Weights of the checkpoint that the model does not use, as patterns (`cls.seq_*`)."""
     chat_template: str | None = None
-    """For tokenizers that bring none (Jinja)."""
+    """Jinja template for tokenizers without one."""
 
     def __post_init__(self) -> None:
         if self.attention not in get_args(Attention):
@@ -65,17 +72,17 @@ class ModelFamily:
         if self.logit_shift and self.attention == "block_causal":
             raise L2PDError(
                 f"family {self.name!r}: logit_shift={self.logit_shift} with block-causal attention "
-                "is not supported: what predicts a block's first position has left with the block "
+                "is not supported: the logits of a block's first position belong to the block "
                 "before"
             )
 
     def native_config(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The settings of a checkpoint's config.json as `decoder` names them.
 
-        Raises L2PDError if they ask for what `decoder` does not have.
+        Raises L2PDError if a setting is not supported by `decoder`.
         """
         for name, wanted in self.config_fixed.items():
-            if name in values and (values[name] or False) != wanted:  # None asks for nothing
+            if name in values and (values[name] or False) != wanted:  # None means not set
                 raise L2PDError(
                     f"{name}={values[name]!r} in the checkpoint's config: {self.name} is decoded "
                     f"with {name}={wanted!r} only"
@@ -85,7 +92,7 @@ class ModelFamily:
             for name, value in values.items()
             if name not in self.config_fixed
         }
-        native.pop("auto_map", None)  # the way to the checkpoint's own code
+        native.pop("auto_map", None)  # refers to the checkpoint's own code
         if self.decoder is not None:
             native["model_type"] = self.decoder
         if self.architecture is not None:
@@ -101,7 +108,7 @@ class ModelFamily:
         }
 
     def native_weight(self, name: str) -> str:
-        """The name of a checkpoint's weight as `decoder` has it."""
+        """The name of a checkpoint's weight in `decoder`."""
         for pattern, native in self.weight_patterns.items():
             renamed, found = re.subn(rf"{pattern}(?!\w)", native, name)
             if found:
@@ -230,15 +237,17 @@ DIFFUSION_GEMMA = ModelFamily(
     attention="bidirectional",
     architecture="DiffusionGemmaForBlockDiffusion",
 )
-"""Not among the others, which are decoded by masks: engines have a loop of their own for it, in
-which a policy takes the sampler's decision."""
+"""Not in `FAMILIES`, which are decoded with masks: engines have a separate loop for it, in which a
+policy replaces the sampler.
+"""
 NO_MASK_TOKEN = -1
-"""Stands for the mask token of such a model, which has none: in `ModelContext`, and in
-`DenoisingStep.tokens`."""
+"""Replaces the mask token id for a model without masks, in `ModelContext` and in
+`DenoisingStep.tokens`.
+"""
 
 
 def family_of(config: Any) -> ModelFamily:
-    """The family of a model, by its config.
+    """The family of a model, from its config.
 
     Raises L2PDError if the config describes no diffusion language model that can be decoded here.
     """
@@ -264,7 +273,7 @@ def family_of(config: Any) -> ModelFamily:
 
 
 def known_model_types() -> list[str]:
-    """`config.model_type` of the checkpoints that need no description."""
+    """`config.model_type` of the checkpoints that need no `ModelFamily` from the user."""
     return sorted({name for family in FAMILIES for name in family.model_types})
 
 
@@ -273,10 +282,10 @@ def _named_architectures() -> str:
 
 
 def mask_token_of(config: Any, family: ModelFamily | None = None) -> int:
-    """The id of the mask token: the config's `mask_token_id`, else the family's (None: the one
-    that the config is of).
+    """The id of the mask token: the config's `mask_token_id`, else the family's (None: the config's
+    family).
 
-    Raises L2PDError if there is none, or none within the vocabulary.
+    Raises L2PDError if there is none, or if it is outside the vocabulary.
     """
     mask_token_id = getattr(config, "mask_token_id", None)
     if mask_token_id is None:
@@ -292,14 +301,14 @@ def mask_token_of(config: Any, family: ModelFamily | None = None) -> int:
 
 def block_length_of(config: Any, family: ModelFamily | None = None) -> int:
     """Positions per block: the config's `block_length` or, as SDAR's code calls it, `block_size`;
-    else the family's (None: the one that the config is of)."""
+    else the family's (None: the config's family)."""
     named = getattr(config, "block_length", None) or getattr(config, "block_size", None)
     return named or (family or family_of(config)).block_length
 
 
 def end_of_text_of(config: Any, family: ModelFamily) -> tuple[int, ...]:
-    """The family's end-of-text tokens. A config that names another mask token than the family's
-    has another vocabulary, for which they say nothing.
+    """The family's end-of-text tokens; empty if the config names a different mask token from the
+    family's, since the vocabulary then differs.
 
     Raises L2PDError if one is beyond the vocabulary.
     """
@@ -320,4 +329,4 @@ def end_of_text_ids(value: Any) -> tuple[int, ...]:
         return ()
     found = value.tolist() if hasattr(value, "tolist") else value
     ids = found if isinstance(found, list | tuple) else (found,)
-    return tuple(each for each in ids if each != -1)  # some checkpoints say -1 for no such token
+    return tuple(each for each in ids if each != -1)  # some checkpoints use -1 for "no such token"

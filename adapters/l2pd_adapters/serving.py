@@ -1,4 +1,4 @@
-"""What a server was launched with, and what one request makes of it; for every serving engine."""
+"""Settings of a server and the policies of its requests; shared by all serving engines."""
 
 from __future__ import annotations
 
@@ -38,34 +38,34 @@ logger = logging.getLogger(__name__)
 _Settings = TypeVar("_Settings", bound="PolicyServer")
 
 SETTINGS = ("end_of_text", "suppress_mask", *KEYS)
-"""Keys beside the policy's options that every server knows."""
+"""Keys, besides the policy's options, that every server accepts."""
 
 
 @dataclass(frozen=True)
 class PolicyServer:
-    """The default policy and what holds for every request."""
+    """The default policy and the settings for all requests."""
 
     policy_name: str
     options: Mapping[str, Any]
-    """Of the default policy."""
+    """Options of the default policy."""
     model: ModelContext
     end_of_text: EndOfText
     suppress_mask: bool
     admission: Admission = field(default_factory=Admission)
     canvas: int = 1 << 15
-    """Positions of the longest answer, whole blocks."""
+    """Positions of the longest answer, in whole blocks."""
     rows: int = 1
-    """Requests that are decoded together, at most."""
+    """Greatest number of requests that are decoded together."""
     resources: Resources = field(default_factory=Resources, compare=False, repr=False)
-    """What the policies have read."""
+    """The files that the policies have read."""
     _made: WeakValueDictionary[str, UnmaskPolicy] = field(
         default_factory=WeakValueDictionary, init=False, compare=False, repr=False
     )
-    """By the choice, the policies that requests run; each goes with the last of them."""
+    """The policies of running requests, by choice; each is dropped with its last request."""
     _default: list[UnmaskPolicy] = field(
         default_factory=list, init=False, compare=False, repr=False
     )
-    """The server's own policy, which stays."""
+    """Keeps the server's own policy alive."""
 
     @classmethod
     def at_launch(
@@ -76,12 +76,12 @@ class PolicyServer:
         end_tokens: Sequence[int],
         **known: Any,
     ) -> _Settings:
-        """Of a server that is launched with this policy. asked: the policy's options, the settings
-        `end_of_text` and `suppress_mask`, and what requests may set (`Admission`). end_tokens: what
-        ends a text. known: the other fields.
+        """Create the settings of a server that is launched with this policy. asked: the policy's
+        options, the settings `end_of_text` and `suppress_mask`, and the rules for requests
+        (`Admission`). end_tokens: ids of tokens that end a text. known: the other fields.
 
-        Everything that the policies of this server will read is read here. Raises L2PDError, which
-        names the choices, for what is wrong.
+        All files that the policies of this server need are read here. Raises L2PDError, which names
+        the choices, for an invalid setting.
         """
         options = dict(asked)
         admission = Admission.taken_from(options)
@@ -97,7 +97,7 @@ class PolicyServer:
             admission=admission,
             **known,
         )
-        policy = made.policy(None, {})  # what is wrong is said at launch, not to the first request
+        policy = made.policy(None, {})  # an error appears at launch, not in the first request
         made._check_state(policy, choices=1)
         with made.resources.in_use():
             load_for_requests(admission, made.model)
@@ -109,7 +109,7 @@ class PolicyServer:
         """The policy of that name, or for None the default one, bound to the model.
 
         Without a name, or with the default's, options that are not given are the server's. Equal
-        choices give the same object, as long as somebody has it.
+        choices give the same object, as long as it is in use.
 
         Raises L2PDError, which names the choices, for an unknown policy or a bad option.
         """
@@ -128,18 +128,17 @@ class PolicyServer:
             name, read = json.loads(key)
             with self.resources.in_use():
                 found = bind_policy(create_policy(name, **read), self.model)
-            with suppress(TypeError):  # a class that no weak reference is made to
+            with suppress(TypeError):  # the class does not support weak references
                 self._made[key] = found
         if is_default and own:
             self._default.append(found)
         return found
 
     def for_request(self, name: Any, options: Any) -> UnmaskPolicy:
-        """As `policy`, for a request that is to be admitted with it.
+        """As `policy`, but for admitting a request.
 
-        Raises L2PDError, which names the option, also for what no request may set, for what the
-        policy's own code raises, for a policy whose reference is missing, and for one whose state
-        has no room.
+        Also raises L2PDError, which names the option, for options that requests may not set, if the
+        policy's own code raises, if its reference is missing, and if its state is too large.
         """
         try:
             self.check_request(name, options)
@@ -161,7 +160,7 @@ class PolicyServer:
         return policy
 
     def check_request(self, name: Any, options: Any) -> None:
-        """Raise L2PDError for what no request may set, before anything is made of it."""
+        """Raise L2PDError for a policy or option that requests may not set, before it is used."""
         if not isinstance(options, Mapping):
             raise L2PDError(f"options {shown(options)}: expected names and values")
         name = self.policy_name if name is None else name
@@ -180,11 +179,11 @@ class PolicyServer:
 
     @property
     def _choices(self) -> int:
-        """For how many choices of a policy's options room is kept, where each takes as much."""
+        """For how many choices of a policy's options state is allocated."""
         return 1
 
     def _check_state(self, policy: UnmaskPolicy, choices: int) -> None:
-        """Raise L2PDError if what the policy would keep for all rows has no room."""
+        """Raise L2PDError if the policy's state for all rows is too large."""
         most = max(self.admission.request_state_mib, 1)
         each = state_bytes(policy, self.model.block_length, most * MIB)
         wanted = each * self.rows * choices
@@ -198,7 +197,7 @@ class PolicyServer:
 
     def __getstate__(self) -> dict[str, Any]:
         kept = dict(self.__dict__)
-        del kept["_made"], kept["_default"]  # made anew in each process, of what was read
+        del kept["_made"], kept["_default"]  # created again in each process
         return kept
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -206,8 +205,9 @@ class PolicyServer:
 
 
 def guarded(begin: Callable[[], None], otherwise: Callable[[], None]) -> None:
-    """Begin a request in a worker, which must not end by it: if that raises, `otherwise`, and an
-    error in the log, once for each kind."""
+    """Begin a request in a worker without ending the worker: if `begin` raises, call `otherwise`,
+    and log the error once for each kind.
+    """
     try:
         begin()
     except ANY_FAILURE as error:
@@ -222,6 +222,6 @@ _reported: set[str] = set()
 
 
 def generator_of(seed: str, device: torch.device) -> torch.Generator:
-    """For a policy that draws: the same stream on every rank, for what the seed says."""
+    """A generator for a policy that draws: the same stream on every rank for the same seed."""
     digest = hashlib.sha256(seed.encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))

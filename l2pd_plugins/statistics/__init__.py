@@ -1,9 +1,9 @@
-"""Logits to x0, confidence, entropy and margin, in one pass and in float32.
+"""Compute x0, confidence, entropy and margin from logits, in one pass and in float32.
 
-A full softmax over a vocabulary of 150,000 is written to memory only to read one number per row.
-Here each row is read once, and nothing of its size is written: `numba_kernel` on the CPU,
-`triton_kernel` on GPUs, and `eager`, in plain PyTorch, everywhere. Never float64, never a copy of
-the logits.
+A full softmax over a vocabulary of 150,000 would be written to memory only to read one number per
+row. Here each row is read once, and nothing of its size is written. The kernels are `numba_kernel`
+on the CPU, `triton_kernel` on GPUs, and `eager`, in plain PyTorch, everywhere. They never use a
+float64 copy, or any copy, of the logits.
 """
 
 from __future__ import annotations
@@ -48,19 +48,19 @@ def row_statistics(
     Args:
         requires: of {"confidence", "entropy", "margin"}; other names are ignored.
         suppress: a token that cannot be predicted (the mask token), as if its logit were -inf.
-        x0: (N,) tokens that were sampled, -1 for the argmax; without it x0 is the argmax.
-        rows: (N,) int64, the rows of logits to read, in this order; a negative one stands for no
-            row and has zeros for statistics. Without it all M rows are read, and N = M.
-        kernel: one of `KERNELS`; without it the environment variable L2PD_STATISTICS names one, or
-            the fastest available one is used (see `choose`).
+        x0: (N,) sampled tokens, -1 for the argmax; None for the argmax everywhere.
+        rows: (N,) int64, the rows of logits to read, in this order; for a negative index no row is
+        read and the statistics are zero. None reads all M rows, and N = M.
+        kernel: one of `KERNELS`; None uses the environment variable L2PD_STATISTICS, or else the
+        fastest available kernel (see `choose`).
 
-    A row's result does not depend on the other rows, to the bit, for one kernel on the CPU. A row
-    that holds NaN or +inf, or nothing but -inf, has NaN for confidence, entropy and margin. Its x0
-    is the argmax as torch takes it, in every kernel: the first NaN, else the first of the highest,
+    With the same kernel on the CPU, a row's result is bit-identical whatever the other rows are. A
+    row that contains NaN or +inf, or only -inf, has NaN as confidence, entropy and margin. Its x0
+    is torch's argmax, in every kernel: the first NaN, otherwise the first of the highest values,
     among the columns that are not suppressed.
 
-    Raises ValueError for logits of another shape, L2PDError for a kernel that is unknown or cannot
-    be had.
+    Raises ValueError for logits of another shape, L2PDError for a kernel that is unknown or
+    unavailable.
     """
     if logits.ndim != 2:
         raise ValueError(f"logits must be (rows, vocabulary), got shape {tuple(logits.shape)}")
@@ -83,8 +83,8 @@ def row_statistics(
     )
 
 
-# One operator for torch, so that a compiler or a tracer that meets a kernel knows the shapes of its
-# results without looking inside.
+# A custom torch operator, so that a compiler or tracer knows the shapes of a kernel's results
+# without tracing into it.
 @torch.library.custom_op(
     "l2pd_plugins::row_statistics",
     mutates_args=(),

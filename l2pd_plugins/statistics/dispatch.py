@@ -17,10 +17,10 @@ KERNELS = ("triton", "numba", "eager")
 """Triton on GPUs, Numba on the CPU, plain PyTorch anywhere."""
 
 ENVIRONMENT = "L2PD_STATISTICS"
-"""Environment variable that asks for a kernel by name."""
+"""Environment variable that selects a kernel by name."""
 
 LARGE_VOCABULARY = 8192
-"""Columns from which a fused kernel on the CPU is worth its compilation."""
+"""Least number of columns for which compiling the fused CPU kernel pays off."""
 
 _FUSED_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _INSTALLED = {name: importlib.util.find_spec(name) is not None for name in ("triton", "numba")}
@@ -32,9 +32,9 @@ def choose(
 ) -> str:
     """The kernel for logits of this device, dtype and vocabulary: one of `KERNELS`.
 
-    What was asked for by name, by `asked` or else by the environment variable L2PD_STATISTICS, or
-    the fastest: Triton on a GPU, Numba on the CPU from 8192 columns on, else eager. Where the
-    fastest is unavailable, a warning is logged once and the eager kernel is used.
+    This is the kernel named by `asked` or else by the environment variable L2PD_STATISTICS. Without
+    a name it is the fastest: Triton on a GPU, Numba on the CPU from 8192 columns on, otherwise
+    eager. If the fastest is unavailable, a warning is logged once and the eager kernel is used.
 
     Raises L2PDError if the kernel asked for is unknown or unavailable.
     """
@@ -78,7 +78,7 @@ def _obstacle(kernel: str, device: str, dtype: torch.dtype) -> str | None:
 @cache
 def _announce(kernel: str, obstacle: str) -> None:
     logger.warning(
-        "statistics of the logits: the slower eager kernel, since %r is unavailable: %s",
+        "statistics of the logits: using the slower eager kernel, since %r is unavailable: %s",
         kernel,
         obstacle,
     )

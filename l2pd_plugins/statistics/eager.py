@@ -11,14 +11,14 @@ from torch import Tensor
 from l2pd_plugins.statistics._buffers import Results, empty_results
 
 _CPU_BUFFER = 1 << 18
-"""Elements of the float32 buffer on the CPU: what one core's L2 cache holds."""
+"""Elements of the float32 buffer on the CPU: as many as fit in one core's L2 cache."""
 
 _GPU_SHARE = 250
 """On a GPU the buffer holds this fraction of the logits: two float32 ones stay under 2 % of the
 memory of bf16 logits."""
 
 _VECTORS = 128
-"""Elements in a whole number of turns of torch's vector loops, on any processor."""
+"""A multiple of the elements per iteration of torch's vector loops, on any processor."""
 
 _TILE = 512
 """Columns per tile of the search for the maximum."""
@@ -34,8 +34,8 @@ def eager_kernel(
 ) -> Results:
     """The statistics as `row_statistics` describes them; suppress is -1 for no column."""
     count = len(logits) if rows is None else len(rows)
-    # At least two rows: torch sums a single long row in another order than several (it splits the
-    # row over threads), and then a row's bits would depend on how many rows stand beside it.
+    # At least two rows: torch sums a single long row in a different order from several rows (it
+    # splits the row over threads), and then a row's bits would depend on the number of rows.
     vocabulary = logits.shape[1]
     width = -(-vocabulary // _TILE) * _TILE
     room = _CPU_BUFFER
@@ -81,13 +81,14 @@ def eager_kernel(
 def _statistics(
     z: Tensor, vocabulary: int, x0: Tensor | None, powers: Tensor | None, margin: bool, lowest: int
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """x0, confidence, entropy and margin of z, (rows, width) float32, which is used up; each
-    (rows, 1). Behind the vocabulary z is -inf. `powers` is room for the entropy, None without;
-    `lowest` the first column that may be predicted."""
+    """x0, confidence, entropy and margin, each (rows, 1), of z, (rows, width) float32, which is
+    overwritten. z is -inf beyond the vocabulary. `powers` is a buffer for the entropy, or None
+    without entropy; `lowest` is the first column that may be predicted.
+    """
     # Whole vectors, so that torch computes every element in its vector loop.
     used = z[:, : -(-vocabulary // _VECTORS) * _VECTORS]
     top, best = _maximum(z, used)
-    if lowest:  # only in a row of nothing but -inf is the suppressed column 0 the first of equals
+    if lowest:  # the suppressed column 0 is the first of equals only in a row of all -inf
         best = best.clamp_(min=lowest)
     second = None
     if margin:
@@ -108,7 +109,7 @@ def _statistics(
     else:
         e = torch.exp(z, out=powers[: len(z)])
         total = e.sum(-1, keepdim=True)
-        # The clamp: 0 * -inf would be NaN, and such a token adds nothing to the entropy.
+        # Clamp, since 0 * -inf would be NaN; such a token adds nothing to the entropy.
         mean = e.mul_(z.clamp_(min=-1e30)).sum(-1, keepdim=True) / total
         entropy = total.log() - mean
     confidence = logit.exp() / total

@@ -1,8 +1,8 @@
 """The statistics on the CPU, compiled by Numba: each row is read from memory once.
 
-The passes over a row (maximum, sum of powers) meet it in the cache, and are written so that LLVM
-vectorises them: the maximum over integers that are ordered as the floats are, the powers of two as
-a polynomial. On the first use it is compiled, which is announced, and cached on disk.
+The second pass over a row (maximum, then sum of powers) reads it from the cache. Both are written
+so that LLVM vectorises them: the maximum uses integers in the same order as the floats, and powers
+of two use a polynomial. The kernel is compiled on first use, which is logged, and cached on disk.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _TILE = 1024
 """Columns per tile: sums are float32 within a tile and float64 over the tiles."""
 
 _PIECE = 1 << 19
-"""Logits, in whole rows, that a thread takes at a time."""
+"""Logits that a thread processes at a time, rounded to whole rows."""
 
-# Sums may be reordered, for vectorisation. NaN and infinity are kept, unlike with "fast".
+# Allow reordered sums, for vectorisation. NaN and infinity keep their meaning, unlike with "fast".
 _FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
 
 _BITS = {torch.bfloat16: torch.uint16, torch.float16: torch.int16, torch.float32: torch.int32}
-"""The integer type that stands for each dtype, which NumPy knows only in part, in the kernel."""
+"""The integer type by which the kernel reads each dtype, since NumPy lacks some of them."""
 
 _LOG2_E = np.float32(math.log2(math.e))
 _LN_2 = math.log(2)
@@ -85,14 +85,18 @@ def _bits_of(typing_context: Any, value: Any) -> Any:
 
 @njit(inline="always")
 def _key(bits):
-    """int32 that are ordered as the float32 are, NaN above or below all; its own inverse."""
+    """Map float32 bits to int32 in the same order, with NaN above or below all numbers; its own
+    inverse.
+    """
     return np.int32(bits ^ ((bits >> np.int32(31)) & _MAGNITUDE))
 
 
 @njit(fastmath=_FASTMATH, inline="always")
 def _power_of_2(x):
-    """2 ** x for -126 <= x <= 0, to 2e-7 and 1 for 0: the whole part goes into the exponent, for
-    the rest a polynomial of least maximum relative error on [0, 1) whose constant is 1."""
+    """2 ** x for -126 <= x <= 0, with relative error 2e-7, and exactly 1 for 0. The integer part
+    goes into the exponent; the fraction uses a minimax polynomial on [0, 1) whose constant term is
+    1.
+    """
     whole = np.floor(x)
     part = x - whole
     p = np.float32(1.86713005e-3)
@@ -114,11 +118,11 @@ def _highest_key(tile):
 
 @njit(fastmath=_FASTMATH)
 def _sum_of_powers(tile, top):
-    """Of e ** (z - top), in float32."""
+    """Sum of e ** (z - top), in float32."""
     total = np.float32(0)
     for i in range(tile.shape[0]):
         x = (_wide(tile[i]) - top) * _LOG2_E
-        # Where this clamps, the power is nothing beside the maximum's 1. NaN passes.
+        # Clamped powers are negligible compared with the maximum's 1. NaN passes through.
         x = _SMALLEST if x < _SMALLEST else x
         total += _power_of_2(x)
     return total
@@ -126,7 +130,7 @@ def _sum_of_powers(tile, top):
 
 @njit(fastmath=_FASTMATH)
 def _sums_for_entropy(tile, top):
-    """Of the same powers, and of power times exponent (to base 2)."""
+    """Sums of the same powers, and of power times exponent (to base 2)."""
     total = np.float32(0)
     weighted = np.float32(0)
     for i in range(tile.shape[0]):
@@ -140,8 +144,9 @@ def _sums_for_entropy(tile, top):
 
 @njit
 def _first_nan(row, suppress, otherwise):
-    """The first column but `suppress` that holds NaN, or `otherwise`. For the few rows whose sum is
-    NaN: as integers, NaN stand above or below all numbers by their sign."""
+    """The first column with NaN, except `suppress`; or `otherwise`. Called only for the few rows
+    whose sum is NaN, since as integers NaNs are above or below all numbers by their sign.
+    """
     for i in range(row.shape[0]):
         if i != suppress and (_bits_of(_wide(row[i])) & _MAGNITUDE) > _INFINITY:
             return i
@@ -175,8 +180,9 @@ def _sums(row, start, end, top, entropy):
 def _rows_of(
     flat, stride, vocabulary, rows, given, suppress, begin, end, x0, confidence, entropy, margin
 ):
-    """Statistics of rows[begin:end]; `flat` holds row i from i * stride on. The last four are the
-    results, empty where not asked for."""
+    """Statistics of rows[begin:end]; row i starts at `flat[i * stride]`. The last four arguments
+    are the results, empty if not requested.
+    """
     for i in range(begin, end):
         if rows[i] < 0:
             x0[i], confidence[i] = 0, 0
@@ -186,8 +192,8 @@ def _rows_of(
                 margin[i] = 0
             continue
         row = flat[rows[i] * stride : rows[i] * stride + vocabulary]
-        # Two stretches, before and behind the suppressed column. A row of nothing but -inf has its
-        # first column that is not suppressed for its maximum.
+        # Two ranges, before and after the suppressed column. In a row of all -inf, the maximum is
+        # the first column that is not suppressed.
         highest, place = np.int32(_LOWEST_KEY), (1 if suppress == 0 and vocabulary > 1 else 0)
         highest, place = _maximum(row, 0, suppress, highest, place)
         highest, place = _maximum(row, suppress + 1, vocabulary, highest, place)
@@ -197,7 +203,7 @@ def _rows_of(
         before, weighted_before = _sums(row, 0, suppress, top, entropy.size > 0)
         behind, weighted_behind = _sums(row, suppress + 1, vocabulary, top, entropy.size > 0)
         total = before + behind
-        if total == 0:  # one column, and that suppressed
+        if total == 0:  # the only column is suppressed
             total = math.nan
         if math.isnan(total):
             place = _first_nan(row, suppress, place)
@@ -216,7 +222,7 @@ def _rows_of(
 
 
 class _Announcement(event.Listener):
-    """Says once that something is compiled; what comes from the cache on disk is not."""
+    """Logs once that the kernel is compiled; loading it from the disk cache logs nothing."""
 
     def __init__(self) -> None:
         self.said = False
@@ -237,13 +243,16 @@ _announcement = _Announcement()
 def _compiled() -> Any:
     try:
         return njit(_rows_of, nogil=True, fastmath=_FASTMATH, cache=True)
-    except RuntimeError as error:  # nowhere to write, neither beside this file nor at home
+    except (
+        RuntimeError
+    ) as error:  # no writable folder, neither next to this file nor in the home folder
         logger.warning("the compiled statistics kernel is not cached on disk: %s", error)
         return njit(_rows_of, nogil=True, fastmath=_FASTMATH)
 
 
-# Threads of our own and not Numba's: those would be a second pool of spinning OpenMP threads beside
-# torch's, and are unsafe to call from several threads, or after a fork, by layer.
+# Our own threads instead of Numba's: those would be a second pool of spinning OpenMP threads in
+# addition to torch's, and some of Numba's threading layers are unsafe with several callers or after
+# a fork.
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="l2pd-statistics")
@@ -262,7 +271,7 @@ def numba_kernel(
 ) -> Results:
     """The statistics as `row_statistics` describes them; suppress is -1 for no column.
 
-    On as many threads as torch uses. Raises IndexError for a row or a token that does not exist.
+    Uses as many threads as torch. Raises IndexError for a row or a token that does not exist.
     """
     results = empty_results(logits, rows, entropy, margin)
     count = len(results[0])
@@ -287,7 +296,7 @@ def numba_kernel(
     run = _compiled()
 
     def work() -> None:
-        for begin in starts:  # which all threads share
+        for begin in starts:  # an iterator shared by all threads
             end = min(begin + piece, count)
             run(arrays[0], stride, vocabulary, *arrays[1:3], suppress, begin, end, *arrays[3:])
 

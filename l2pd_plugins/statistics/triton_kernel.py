@@ -1,8 +1,8 @@
 """The statistics on a GPU, in two Triton kernels: each logit is read once.
 
-The first takes a span of a row per program: maximum, its place, the runner-up, and the sums
-relative to that maximum. The second joins the spans of a row. Spans depend on the vocabulary alone,
-so that a row's result does not depend on how many rows there are.
+Each program of the first kernel reduces one span of a row: the maximum, its column, the second
+highest value, and the sums relative to that maximum. The second kernel combines the spans of a row.
+Spans depend only on the vocabulary, so that a row's result does not depend on the number of rows.
 
 With TRITON_INTERPRET=1 in the environment both run in Triton's interpreter, on CPU tensors.
 """
@@ -22,10 +22,12 @@ _SPAN = 4096
 _WARPS = 4
 
 _BEHIND = 1 << 30
-"""Added to the column of a maximum, so that a column of NaN, without it, is the smaller number."""
+"""Added to the column of a maximum but not to that of a NaN, so that the column of a NaN is
+smaller.
+"""
 
 _NOWHERE = (1 << 31) - 1
-"""In the place of a column that is no candidate."""
+"""Replaces a column that is not a candidate."""
 
 
 @triton.jit
@@ -54,25 +56,26 @@ def _span_kernel(
     end = vocabulary
     if HAS_ROWS:
         source = tl.load(rows + row)
-        end = tl.where(source < 0, 0, vocabulary)  # where there is no row nothing is read
+        end = tl.where(source < 0, 0, vocabulary)  # reads nothing if there is no row
     columns = tl.program_id(1) * SPAN + tl.arange(0, SPAN)
     z = tl.load(logits + source * stride + columns, mask=columns < end, other=float("-inf"))
-    # Not in the mask of the load, which would then read one by one.
+    # Not in the mask of the load, which would then not be vectorised.
     z = tl.where(columns == suppress, float("-inf"), z.to(tl.float32))
     top = tl.max(z, axis=0)
-    # The first of equals that is not suppressed, or the first NaN, which is told by lacking BEHIND.
-    # The maximum does not tell: whether it is NaN then depends on the device.
+    # The first of equal maxima that is not suppressed, or the first NaN, recognised by a column
+    # without BEHIND added. The maximum cannot be used for this: whether it is NaN depends on the
+    # device.
     best = tl.where((z == top) & (columns != suppress), columns + BEHIND, NOWHERE)
     candidate = tl.min(tl.where(z != z, columns, best), axis=0)
     place = candidate & (BEHIND - 1)
-    # A span of nothing but -inf adds nothing; relative to itself it would be NaN.
+    # A span of all -inf adds nothing; relative to its own maximum it would be NaN.
     distance = z - tl.where(top == float("-inf"), 0.0, top)
     powers = tl.exp(distance)
     tl.store(tops + at, top)
     tl.store(places + at, candidate)
     tl.store(totals + at, tl.sum(powers, axis=0))
     if ENTROPY:
-        # 0 * -inf would be NaN, and such a token adds nothing to the entropy.
+        # 0 * -inf would be NaN; such a token adds nothing to the entropy.
         weighted = tl.where(z == float("-inf"), 0.0, powers * distance)
         tl.store(weights + at, tl.sum(weighted, axis=0))
     if MARGIN:
@@ -119,7 +122,7 @@ def _join_kernel(
     candidates = tl.load(places + at, mask=inside, other=NOWHERE)
     span_totals = tl.load(totals + at, mask=inside, other=0.0)
     top = tl.max(span_tops, axis=0)
-    # As in a span: its NaN come before the first of equal maxima.
+    # As in a span: NaN comes before the first of equal maxima.
     best = tl.where((candidates < BEHIND) | (inside & (span_tops == top)), candidates, NOWHERE)
     place = tl.min(best, axis=0) & (BEHIND - 1)
     place = tl.minimum(place, vocabulary - 1)  # one column, and that suppressed
@@ -169,8 +172,8 @@ def triton_kernel(
 ) -> Results:
     """The statistics as `row_statistics` describes them; suppress is -1 for no column.
 
-    Two launches on the current stream, no synchronisation. The memory beside the results is three
-    to five numbers per span of 4096 columns. Rows and tokens that do not exist are not caught.
+    Two launches on the current stream, without synchronisation. Besides the results it allocates
+    three to five numbers per span of 4096 columns. Row and token indices are not checked.
     """
     results = empty_results(logits, rows, entropy, margin)
     count = len(results[0])
@@ -187,7 +190,7 @@ def triton_kernel(
 
     partial = (room(), room(dtype=torch.int32), room(), room(margin), room(entropy))
     shared = (logits.stride(0), vocabulary, suppress)
-    which = rows if rows is not None else results[0]  # not read without rows
+    which = rows if rows is not None else results[0]  # unread if rows is None
     _span_kernel[(count, spans)](
         logits,
         which,

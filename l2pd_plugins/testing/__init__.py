@@ -1,8 +1,8 @@
 """The conformance kit: does a policy keep the contract that engines rely on?
 
-Three ways to the same checks: `check_policy(factory)` anywhere, `PolicyConformance` as the base
-class of a test class, and ``python -m l2pd_plugins.testing module:Class`` for pytest's report.
-The last two need the extra ``l2pd-plugins[testing]``.
+There are three ways to run the same checks: `check_policy(factory)` anywhere, `PolicyConformance`
+as the base class of a test class, and ``python -m l2pd_plugins.testing module:Class`` for pytest's
+report. The last two need the extra ``l2pd-plugins[testing]``.
 """
 
 from l2pd_plugins.testing.checks import CHECKS, ConformanceError, Report, check_policy

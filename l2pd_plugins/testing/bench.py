@@ -1,4 +1,6 @@
-"""Blocks to try policies on: random logits, and a decode that records what a policy answers."""
+"""Blocks for testing policies: random logits, and a decode that records the tokens after each
+step.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ class Bench:
         )
 
     def logits(self, rows: int, step: int, seed: int = 0) -> Tensor:
-        """(rows, L, V), which drift from step to step. A row's depend on seed, row and step."""
+        """(rows, L, V) float32 logits that change slowly from step to step. A row's logits depend
+        on seed, row and step.
+        """
         made = []
         for row in range(rows):
             base = torch.Generator().manual_seed(1000 * seed + row)
@@ -61,7 +65,7 @@ class Bench:
     def decode(
         self, policy: UnmaskPolicy, rows: int = 4, *, seed: int = 0, masks: int | None = None
     ) -> list[Tensor]:
-        """Decode some blocks to their end; the tokens (rows, L) after every step."""
+        """Decode some blocks to their end; return the tokens (rows, L) after every step."""
         batch = self.start(policy, rows, masks, seed)
         history = []
         for step in range(self.length):
@@ -71,12 +75,12 @@ class Bench:
 
 
 def take_step(batch: BlockBatch, logits: Tensor) -> StepOutcome:
-    """One step of the core, without an end of text."""
+    """One denoising step, with end of text off."""
     return denoising_step(batch, logits, end_of_text=_OFF)
 
 
 def generators(rows: int, seed: int) -> list[torch.Generator]:
-    """One per row, so that what a row draws does not depend on its batch."""
+    """One generator per row, so that a row's draws do not depend on its batch."""
     return [torch.Generator().manual_seed(1000 * seed + row) for row in range(rows)]
 
 

@@ -1,6 +1,6 @@
-"""Policies that break the contract, each in one way, to see that the kit catches it.
+"""Policies that each break the contract in one way, to test that the kit catches it.
 
-`CAUGHT_BY` names the check that is meant for each.
+`CAUGHT_BY` names the check that must catch each policy.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class LeakingBetweenRows(UnmaskPolicy):
 
 
 class RememberingRequests(UnmaskPolicy):
-    """Counts its calls on the object, and grows bolder."""
+    """Counts its calls on the object, and lowers its threshold with them."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -117,7 +117,7 @@ class Nameless(_Threshold):
 
 
 class Unprintable(_Threshold):
-    """Its name would paint the terminal red."""
+    """Its name contains a terminal escape sequence."""
 
     @property
     def name(self) -> str:
@@ -125,7 +125,7 @@ class Unprintable(_Threshold):
 
 
 class NeedingUnknown(_Threshold):
-    """Requires what nobody computes."""
+    """Requires a statistic that does not exist."""
 
     requires = frozenset({"mood"})
 
@@ -169,7 +169,7 @@ class Unreadable(_Threshold):
     """Raises an error whose message raises."""
 
     class Error(Exception):
-        """Its message is not to be had."""
+        """Its message cannot be read."""
 
         def __str__(self) -> str:
             raise LookupError("no message")
@@ -218,7 +218,7 @@ class StateChangesDtype(_Threshold):
 
 
 class StateChangesNames(_Threshold):
-    """Adds a tensor to its state in the midst of a block."""
+    """Adds a tensor to its state in the middle of a block."""
 
     def select(self, step: DenoisingStep, state: State) -> Tensor:
         answer = super().select(step, state)
@@ -252,21 +252,21 @@ class WritingToLogits(_Threshold):
 
 
 class Undescribed(_Threshold):
-    """Says nothing of itself."""
+    """Its `describe` raises."""
 
     def describe(self) -> str:
         raise RuntimeError("not a word")
 
 
 class OddOptions(_Threshold):
-    """Counts an object among its options."""
+    """Has an object among its options."""
 
     def options(self) -> dict[str, object]:
         return {"device": torch.device("cpu")}
 
 
 class FingerprintOfNumbers(_Threshold):
-    """Tells its weights by a number."""
+    """Returns a number as its fingerprint."""
 
     def fingerprint(self) -> str:
         return 5  # type: ignore[return-value]

@@ -1,6 +1,6 @@
 """The checks, each a function from a bench to nothing; a failed one raises AssertionError.
 
-A check's name is what users read, and the first line of its docstring what it holds.
+Users see a check's name, and the first line of its docstring, which says what it verifies.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from l2pd_plugins.testing.bench import MASK, VOCABULARY, Bench, Factory, generat
 from l2pd_plugins.traits import TraitError, read_traits
 
 BLOCK_LENGTHS = (1, 2, 3, 7, 8, 32, 33, 256)
-"""Tried by default; a policy that is made for one length is given that alone."""
+"""Block lengths of the default run; a policy that is made for one length is tested with that one
+only.
+"""
 
 
 class ConformanceError(AssertionError):
@@ -34,7 +36,7 @@ class ConformanceError(AssertionError):
 
 @dataclass
 class Report:
-    """What became of each check."""
+    """The result of each check."""
 
     failures: dict[str, str] = field(default_factory=dict)
     passed: list[str] = field(default_factory=list)
@@ -74,8 +76,8 @@ def makes_progress(bench: Bench) -> None:
             logits[..., 0] = 5.0 * (step + 1)
             take_step(batch, logits)
     assert any(bool(answer.any()) for _, answer in calls), (
-        "not one position was selected although every prediction stays the same and grows "
-        "certain; the progress rule did it all"
+        "no position was selected although every prediction stays the same and becomes certain; "
+        "only the progress rule committed tokens"
     )
 
 
@@ -99,7 +101,7 @@ def is_deterministic(bench: Bench) -> None:
         torch.manual_seed(2)
         second = bench.decode(bench.policy())
     assert same(first, second), (
-        "two decodes with one seed differ; draw random numbers from step.generator alone"
+        "two decodes with the same seed differ; draw random numbers only from step.generator"
     )
 
 
@@ -137,8 +139,8 @@ def survives_reordering(bench: Bench) -> None:
         take_step(moved, logits if step < 2 else logits[order])
         if step >= 2:
             assert torch.equal(moved.tokens, straight.tokens[order]), (
-                f"rows decode differently after they were reordered (step {step}); keep what "
-                "belongs to a row in the state, with the batch as the first dimension"
+                f"rows decode differently after they were reordered (step {step}); keep all "
+                "values of a row in the state, with the batch as the first dimension"
             )
 
 
@@ -185,7 +187,7 @@ def forgets_blocks(bench: Bench) -> None:
     for step in range(bench.length):
         take_step(batch, bench.logits(2, step))
         take_step(fresh, bench.logits(2, step))
-        assert torch.equal(batch.tokens, fresh.tokens), "a block shows what the one before it was"
+        assert torch.equal(batch.tokens, fresh.tokens), "a block depends on the one before it"
 
 
 def names_itself(bench: Bench) -> None:
@@ -211,7 +213,7 @@ def describes_itself(bench: Bench) -> None:
                 {name: str(v) if isinstance(v, PurePath) else v for name, v in given.items()}
             )
         except (TypeError, ValueError) as error:
-            raise AssertionError(f"options: a value is none that JSON can hold: {error}") from error
+            raise AssertionError(f"options: a value cannot be stored as JSON: {error}") from error
 
 
 def says_what_it_needs(bench: Bench) -> None:
@@ -307,7 +309,7 @@ def reads_nothing_back(bench: Bench) -> None:
 
     policy = bench.policy()
     if any(isinstance(v, (Tensor, torch.nn.Module)) for v in _deep_values(policy)):
-        return  # its weights hold values; fake tensors do not mix with them
+        return  # its weights are real tensors, which cannot be combined with fake ones
     step = _step_of(bench, policy, 2)
     state = policy.init_state(2, bench.length, torch.device("cpu"))
     mode: Any = FakeTensorMode()
@@ -401,10 +403,10 @@ def check_policy(
 
 
 def lengths_of(name: str, block_lengths: tuple[int, ...]) -> tuple[int, ...]:
-    """At which of the lengths a check runs.
+    """The block lengths at which a check runs.
 
-    Of those that decode whole blocks several times, long ones would take long; `makes_progress`
-    leaves a policy the time to gather its history.
+    Checks that decode whole blocks several times would be slow at long lengths; `makes_progress`
+    needs enough steps for a policy to build up its history.
     """
     if name == "makes_progress":
         return tuple(n for n in block_lengths if 4 <= n <= 32)
@@ -424,7 +426,7 @@ def lengths_of(name: str, block_lengths: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def first_line(check: Callable[[Bench], None]) -> str:
-    """What a check holds, in a line."""
+    """What a check verifies, in one line."""
     return (check.__doc__ or "").splitlines()[0]
 
 
@@ -442,7 +444,7 @@ def _time(factory: Factory, block_lengths: tuple[int, ...]) -> float:
 
 
 def _step_of(bench: Bench, policy: UnmaskPolicy, rows: int) -> DenoisingStep:
-    """A first step as this policy sees one."""
+    """A first step, as this policy would receive it."""
     step = take_step(bench.start(policy, rows), bench.logits(rows, 0)).step
     return step.changed(generator=generators(rows, seed=0))  # the outcome's step has none
 
@@ -458,7 +460,7 @@ def _wrap(policy: UnmaskPolicy, method: str, around: Callable[..., Tensor]) -> N
 
 @contextmanager
 def _watched(policy: UnmaskPolicy) -> Iterator[list[tuple[DenoisingStep, Tensor]]]:
-    """What `select` is asked and answers, as a list that grows."""
+    """Record the inputs and answers of `select` in a list."""
     calls: list[tuple[DenoisingStep, Tensor]] = []
 
     def noting(

@@ -10,7 +10,8 @@ from l2pd_plugins.testing.checks import BLOCK_LENGTHS, CHECKS, lengths_of, run_c
 
 
 class PolicyConformance(ABC):
-    """Subclass it in a test file, name it ``Test...``, and say how the policy is made.
+    """Subclass it in a test file, name the subclass ``Test...``, and define how the policy is
+    created.
 
         class TestEntropyThreshold(PolicyConformance):
             def make_policy(self):

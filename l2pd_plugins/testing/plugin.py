@@ -1,4 +1,4 @@
-"""Whether a plugin can be used, for a test of its author's."""
+"""Check whether a plugin can be used, for the tests of its author."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from l2pd_plugins.testing.checks import ConformanceError
 def check_plugin(plugin: object) -> tuple[PolicySpec, ...]:
     """The policies that a plugin offers: its module, or the object that its entry point names.
 
-    Each of them is imported. Raises ConformanceError, with the reason that `l2pd plugins` or the
-    user of a policy would be given.
+    Each policy is imported. Raises ConformanceError, with the reason that `l2pd plugins` or the
+    user of a policy would see.
 
         import my_package.plugin
 

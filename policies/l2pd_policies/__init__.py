@@ -54,7 +54,7 @@ def l2pd_policies() -> list[PolicySpec]:
         PolicySpec(
             name="cora",
             factory="l2pd_policies.cora:Cora",
-            summary="CORA-Diff: confident, and predicted the step before too",
+            summary="CORA-Diff: confident, with the same prediction as the step before",
             api_version=1,
         ),
         PolicySpec(
@@ -84,7 +84,7 @@ def l2pd_policies() -> list[PolicySpec]:
         PolicySpec(
             name="ccd",
             factory="l2pd_policies.ccd:CCD",
-            summary="CCD: what two steps in a row rank high and predict alike",
+            summary="CCD: positions that two consecutive steps rank high with the same token",
             api_version=1,
         ),
         PolicySpec(
@@ -102,7 +102,7 @@ def l2pd_policies() -> list[PolicySpec]:
         PolicySpec(
             name="saber",
             factory="l2pd_policies.saber:Saber",
-            summary="Saber: beats the mean so far; takes back what has lost most",
+            summary="Saber: above the mean confidence so far; remasks what has lost most",
             api_version=1,
         ),
         PolicySpec(
@@ -132,7 +132,7 @@ def l2pd_policies() -> list[PolicySpec]:
         PolicySpec(
             name="transformer_sampler",
             factory="l2pd_policies.transformer_sampler:TransformerSampler",
-            summary="a learned transformer layer that positions are drawn by (arXiv 2512.09106)",
+            summary="positions drawn by a learned transformer layer (arXiv 2512.09106)",
             api_version=1,
         ),
         PolicySpec(

@@ -1,4 +1,4 @@
-"""CCD: what two steps in a row agree on."""
+"""CCD: predictions on which two consecutive steps agree."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from l2pd_plugins.selection import top_k
 class CCD(UnmaskPolicy):
     """Unmask the positions that two consecutive steps rank high with the same prediction.
 
-    Each step keeps the `candidates` most confident masked positions; one that was kept by the step
-    before too, with the same prediction, is committed.
+    Each step remembers the `candidates` most confident masked positions. A position that the step
+    before also remembered, with the same prediction, is committed.
 
-    Source: Coherent Contextual Decoding, arXiv 2512.02044. Of its history buffer, which weighs
-    tokens by mutual information, this is the rule on two steps; 4 is a choice of this project. The
-    authors' code has no blocks and ranks the whole canvas; here a block's first step has nothing to
-    agree with.
+    Source: Coherent Contextual Decoding, arXiv 2512.02044. The paper's history buffer weighs tokens
+    by mutual information; this is the rule for a history of two steps. The default 4 was chosen by
+    this project. The authors' code has no blocks and ranks the whole canvas; here a block's first
+    step has no previous step to agree with.
     """
 
     counts_commits = True

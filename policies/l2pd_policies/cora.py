@@ -14,17 +14,17 @@ from l2pd_plugins.policy import DenoisingStep, UnmaskPolicy
 
 @policy_options
 class Cora(UnmaskPolicy):
-    """Unmask what is confident and has been predicted before.
+    """Unmask confident positions whose prediction was the same in the steps before.
 
-    A position is taken at confidence >= `threshold` if its prediction is the same as in each of the
-    last `persistence` steps. Steps count within the block; the first is compared with the step
-    before it, the last one of the block before.
+    A position is unmasked at confidence >= `threshold` if its prediction is the same as in each of
+    the last `persistence` steps. The first step of a block is compared with the last step of the
+    block before.
 
     Source: CORA-Diff, arXiv 2608.11235, defaults 0.65 and 1 (calibrated on GSM8K). The authors'
     code keeps the last prediction of the whole canvas. So does this policy where the engine has the
     logits of later blocks (transformers, bidirectional models, cache "none" or "prefix"); elsewhere
-    a block's first step has nothing to compare with, and its tokens are taken one step later. Its
-    end-of-text truncation is the engine's business here (`end_of_text`).
+    a block's first step has no previous step to compare with, and its tokens are unmasked one step
+    later. The authors' end-of-text truncation is done by the engine here (`end_of_text`).
     """
 
     requires = frozenset({"ahead"})

@@ -1,4 +1,4 @@
-"""CreditDecoding: predictions earn credit by being made again."""
+"""CreditDecoding: repeated predictions gain credit."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from l2pd_policies import exact
 from l2pd_policies.logit_reads import probability_of
 
 _TIE = 1e-5
-"""How far below the best a position may be where none reaches the threshold."""
+"""If no position reaches the threshold, those within this distance of the best are unmasked."""
 
 
 @policy_options
 class Credit(UnmaskPolicy):
-    """Unmask what is confident once the credit of earlier steps is added to the logits.
+    """Unmask positions that are confident after the credit of earlier steps is added to the logits.
 
     Every step, all credits decay by `beta` and the predicted token earns p^`gamma`; the logit of a
-    token with credit C rises by `alpha` log(1 + C). A position is taken if its prediction is still
-    the likeliest token then, with at least `threshold`; if none is, the likeliest of them, and what
-    comes within 1e-5 of it.
+    token with credit C rises by `alpha` log(1 + C). A position is unmasked if its prediction is
+    then still the likeliest token and has a probability of at least `threshold`. If there is none,
+    the likeliest such prediction is unmasked, and those within 1e-5 of it.
 
     Source: CreditDecoding, arXiv 2510.06133, with dInfer's rule and defaults (alpha 0.7, beta 0.8,
-    gamma 0.2). There a token with more credit can replace the prediction; a policy chooses
-    positions, so here such a position waits until the model predicts it, and where all wait, the
-    most confident is taken. The credit is kept for the tokens that have any, not (B, L, V). As
-    there, it begins with the block.
+    gamma 0.2). In dInfer a token with more credit can replace the prediction. A policy only chooses
+    positions, so here such a position waits until the model itself predicts that token; if all
+    positions wait, the most confident one is unmasked. Credit is stored only for tokens that have
+    any, not as (B, L, V). As in dInfer, it begins with the block.
     """
 
     requires = frozenset({"logits"})

@@ -16,11 +16,11 @@ from l2pd_plugins.selection import longest_prefix
 class EBSampler(UnmaskPolicy):
     """Unmask the k positions of lowest entropy, k the largest whose entropies stay in a bound.
 
-    The bound is on what the tokens could lose by being drawn apart: the sum of the k entropies
-    (nats) less the largest of them is at most `gamma`. One position always qualifies.
+    The bound limits the loss from drawing the tokens independently: the sum of the k entropies
+    (nats) minus the largest of them is at most `gamma`. One position always qualifies.
 
-    Source: EB-Sampler, arXiv 2505.24857, gamma from 0.01 to 0.1 there; SGLang's
-    EBSampling has 0.15, DiffusionGemma 0.1, which is the default here.
+    Source: EB-Sampler, arXiv 2505.24857, with gamma from 0.01 to 0.1. SGLang's EBSampling uses
+    0.15, DiffusionGemma 0.1, which is the default here.
     """
 
     requires = frozenset({"entropy"})
@@ -28,7 +28,8 @@ class EBSampler(UnmaskPolicy):
     gamma: Annotated[float, Field(ge=0)] = 0.1
 
     def select(self, step: DenoisingStep, state: dict[str, Tensor]) -> Tensor:
-        # From low to high entropy, so the last is the largest: the sum of those before it counts.
+        # Sorted from low to high entropy: the last is the largest, and only those before it are
+        # summed.
         return longest_prefix(
             -step.entropy, step.masked, lambda h, _: (h - h.cumsum(-1)) <= self.gamma
         )

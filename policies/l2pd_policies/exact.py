@@ -1,14 +1,15 @@
-"""Functions of single numbers whose result never depends on where in a tensor a number stands.
+"""Elementwise functions whose result does not depend on a number's position in the tensor.
 
-torch computes `pow`, `sigmoid`, `silu` and `gelu` on several numbers at once, and what is left over
-at the end by other code, which rounds differently: the last bit of a row would depend on the rows
-beside it, and its tokens, too, where a threshold lies at that value. Here they are made of
-additions, multiplications, divisions and operations on bits, in float64, which IEEE 754 rounds in
-one way whatever the layout. The result is rounded to the input's dtype at the end; it is off by
-less than 1e-9 of its value, where float32 itself is off by up to 6e-8.
+torch computes `pow`, `sigmoid`, `silu` and `gelu` with vector instructions, and the remaining
+numbers at the end of a tensor with scalar code that rounds differently. The last bit of a row would
+therefore depend on the other rows of the batch, and so would its tokens if a threshold equals that
+value. Here the functions are composed of additions, multiplications, divisions and bit operations
+in float64, for which IEEE 754 defines the rounding whatever the layout. The result is rounded to
+the input's dtype at the end. Its relative error is below 1e-9; rounding to float32 alone has an
+error of up to 6e-8.
 
-`exp`, `log`, `softmax`, `layer_norm`, sums over the last dimension and sines are independent of the
-layout in torch, too (tests hold that), and are used as they are.
+torch's `exp`, `log`, `softmax`, `layer_norm`, sums over the last dimension and sines do not depend
+on the layout (tests check this), and are used unchanged.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ import torch
 from torch import Tensor
 
 _LN2_HIGH = 0.693147180369123816490
-"""log 2, but for the digits that a product with the exponent of a float64 would round away."""
+"""The high digits of log 2: few enough that a product with the exponent of a float64 is exact."""
 _LN2_LOW = 1.90821492927058770002e-10
 _BIAS, _MANTISSA = 1023, 52
 _LEAST = 2.0**-1022
-"""The least float64 with full precision."""
+"""The smallest normal float64."""
 
 
 def sigmoid(x: Tensor) -> Tensor:
@@ -60,7 +61,7 @@ def gelu(x: Tensor) -> Tensor:
 
 
 def _exp(x: Tensor) -> Tensor:
-    """float64 -> float64; far from 0 it stays at e^-708 and e^709."""
+    """float64 -> float64; clamped to e^-708 and e^709."""
     x = x.clamp(-708.0, 709.0)
     power = (x / math.log(2)).round()
     rest = (x - power * _LN2_HIGH) - power * _LN2_LOW  # at most half of log 2

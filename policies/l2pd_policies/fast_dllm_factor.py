@@ -16,7 +16,8 @@ from l2pd_plugins.selection import longest_prefix
 class FastDLLMFactor(UnmaskPolicy):
     """Unmask the n most confident positions, n the largest with (n + 1) (1 - c_(n)) < `factor`.
 
-    c_(n) is the n-th highest confidence: the more tokens at once, the surer each has to be.
+    c_(n) is the n-th highest confidence. The more tokens are unmasked at once, the more confident
+    each has to be.
 
     Source: Fast-dLLM, arXiv 2505.22618 (factor-based decoding), default
     factor 1. Its code compares with 1 - f / (n + 1) and is off by one at the first and the last

@@ -18,14 +18,15 @@ from l2pd_plugins.selection import top_k
 class FixedSchedule(UnmaskPolicy):
     """Unmask the k most confident positions of each step, with k from a schedule set in advance.
 
-    `tokens_per_step` fixes k; `steps` spreads that many steps evenly over the canvas and, inside a
-    block of m masks and S steps, commits floor(m / S) tokens a step and one more in the first
-    m mod S. Without either, one token per step: the slowest and best decode, which every other
-    policy is compared with.
+    `tokens_per_step` sets k. `steps` distributes that many steps evenly over the canvas; in a block
+    of m masks and S steps, each step commits floor(m / S) tokens, and the first m mod S steps one
+    more. Without either option it commits one token per step: the slowest and best decode, with
+    which every other policy is compared.
 
     Source: LLaDA, arXiv 2502.09992 (low-confidence remasking), and
-    `get_num_transfer_tokens` of its code. That code wants `steps` to be a multiple of the number of
-    blocks; here any number is shared out by positions. A step whose share is 0 commits one token.
+    `get_num_transfer_tokens` of its code. That code requires `steps` to be a multiple of the number
+    of blocks; here any number is distributed in proportion to positions. A step whose share is 0
+    commits one token.
     """
 
     counts_commits = True
@@ -51,7 +52,7 @@ class FixedSchedule(UnmaskPolicy):
         return top_k(self.score(step), step.masked, self._count(step, state))
 
     def score(self, step: DenoisingStep) -> Tensor:
-        """(B, L): by what positions are ordered, the highest first."""
+        """(B, L): the score by which positions are ordered, highest first."""
         return step.confidence
 
     def _count(self, step: DenoisingStep, state: dict[str, Tensor]) -> Tensor | int:
@@ -67,5 +68,7 @@ class FixedSchedule(UnmaskPolicy):
         return self.share(step, masks, (after - before).clamp(min=1))
 
     def share(self, step: DenoisingStep, masks: Tensor, steps: Tensor) -> Tensor:
-        """(B,) tokens of this step, in a block of `masks` at its start and that many `steps`."""
+        """(B,): number of tokens to commit in this step, for blocks that start with `masks` masks
+        and take `steps` steps.
+        """
         return masks // steps + (step.step_index < masks % steps)

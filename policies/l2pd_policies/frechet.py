@@ -16,9 +16,9 @@ from l2pd_plugins.selection import longest_prefix
 class Frechet(UnmaskPolicy):
     """Unmask the n most confident positions, n the largest whose Frechet bounds differ enough.
 
-    With c_(1) >= c_(2) >= ..., L_n = max(0, sum of c_(1..n) - (n - 1)) bounds the probability that
-    all n predictions are right from below, U_n = 1 - c_(n) that of another joint answer from above;
-    n is admitted if L_n - U_n > `delta`.
+    With c_(1) >= c_(2) >= ..., L_n = max(0, sum of c_(1..n) - (n - 1)) is a lower bound on the
+    probability that all n predictions are right, and U_n = 1 - c_(n) an upper bound on the
+    probability of another joint answer. n is admitted if L_n - U_n > `delta`.
 
     Source: Fast-dLLM++, arXiv 2606.02955, default delta 0.25.
     """

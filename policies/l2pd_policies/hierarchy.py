@@ -1,4 +1,4 @@
-"""Hierarchy decoding: one token out of every run of masks."""
+"""Hierarchy decoding: one token from every run of masks."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from l2pd_plugins.selection import ranks
 class Hierarchy(UnmaskPolicy):
     """Unmask the most confident position of every run of masks, and all that are very confident.
 
-    A run's best is taken above `low_threshold`, any position above `threshold`. Committed tokens
-    cut the runs, so that each step divides what is left.
+    The best position of a run is unmasked above `low_threshold`, any position above `threshold`.
+    Committed tokens split the runs, so that each step divides the remaining masks.
 
     Source: hierarchy decoding as in dInfer (HierarchyDecoder), defaults 0.4 and 0.9. dInfer can
-    also remask, which is off by default there and absent here, and takes one sequence at a time.
+    also remask, which is off by default and not implemented here, and it decodes one sequence at a
+    time.
     """
 
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.9

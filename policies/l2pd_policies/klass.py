@@ -18,23 +18,24 @@ from l2pd_policies.logit_reads import memory_of, without_mask_token
 
 @policy_options
 class Klass(UnmaskPolicy):
-    """Unmask what is confident and whose distribution has stopped moving.
+    """Unmask confident positions whose predicted distribution has stopped changing.
 
-    A position is taken at confidence > `threshold` if KL(p_t || p_t-1) < `kl_threshold` (nats) held
-    for the last `history` steps; the first history - 1 steps of a block take nothing so. It
-    remembers the distributions: 4 L V bytes for each block of each row, 16 MB for blocks of 32 and
-    a vocabulary of 126,464.
+    A position is unmasked at confidence > `threshold` if KL(p_t || p_t-1) < `kl_threshold` (nats)
+    held in the last `history` steps; in the first history - 1 steps of a block none qualifies. The
+    state holds the distributions: 4 L V bytes for each block of each row, 16 MB for blocks of 32
+    and a vocabulary of 126,464.
 
     Source: KLASS, arXiv 2511.05664; the defaults are those for LLaDA on GSM8K (0.6 and
     0.015, history 2). The authors' code keeps the last distributions of the whole canvas, so that a
     block's first step is compared with the last one of the block before. So does this policy where
     the engine has the logits of later blocks (transformers, bidirectional models, cache "none" or
     "prefix"), at 4 V bytes for each masked position of the canvas; elsewhere a block's first step
-    has nothing to compare with. The first step of all is compared with zeros there, which is below
-    no threshold of use. The mask token, which is never predicted, has no part in the distributions,
-    where theirs counts it. Its top-u fallback is the most confident position.
+    has no previous step to compare with. The authors' code compares the very first step with zeros,
+    which is below no usable threshold. The distributions here exclude the mask token, which is
+    never predicted; theirs include it. The top-u fallback of the paper is the most confident
+    position here.
 
-    Raises L2PDError where the distributions are larger than the device's memory.
+    Raises L2PDError if the distributions do not fit in the device's memory.
     """
 
     requires = frozenset({"logits", "ahead"})
@@ -71,8 +72,8 @@ class Klass(UnmaskPolicy):
                 raise
             raise L2PDError(
                 f"klass: it remembers the distributions over {self._vocabulary} tokens of "
-                f"{shape[0]} blocks of {shape[1]} positions, {size / 2**30:.1f} GiB, which "
-                f"{device} has no room for; decode fewer sequences at once, or fewer tokens"
+                f"{shape[0]} blocks of {shape[1]} positions, {size / 2**30:.1f} GiB, for which "
+                f"{device} has not enough memory; decode fewer sequences at once, or fewer tokens"
             ) from error
 
     def select(self, step: DenoisingStep, state: dict[str, Tensor]) -> Tensor:
@@ -83,7 +84,7 @@ class Klass(UnmaskPolicy):
                 f"{self._vocabulary}"
             )
         p = log_p.exp()
-        # 0 log 0 is 0. A first step has NaN to compare with, which is below no threshold.
+        # 0 log 0 is 0. A first step compares with NaN, which is below no threshold.
         kl = torch.where(p > 0, p * (log_p - state["log_p"]), 0).sum(-1)
         stable = torch.where(kl < self.kl_threshold, state["stable"] + 1, 0)
         state.update(log_p=log_p, stable=stable)
@@ -93,5 +94,5 @@ class Klass(UnmaskPolicy):
 
 
 def _out_of_memory(error: RuntimeError, device: torch.device) -> bool:
-    """torch's allocator on the CPU raises a plain RuntimeError."""
+    """Whether memory ran out; torch's CPU allocator raises a plain RuntimeError."""
     return isinstance(error, torch.OutOfMemoryError) or device.type == "cpu"

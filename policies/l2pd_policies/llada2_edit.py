@@ -1,4 +1,4 @@
-"""LLaDA2.1's threshold that also edits."""
+"""LLaDA2.1's threshold rule that also edits committed tokens."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from l2pd_plugins.policy import DenoisingStep, UnmaskPolicy
 class LLaDA2Edit(UnmaskPolicy):
     """Unmask above one threshold, and overwrite committed tokens above another.
 
-    A masked position is taken at confidence > `threshold`; a committed token for which the model
-    predicts another with confidence > `edit_threshold` is replaced by that.
+    A masked position is unmasked at confidence > `threshold`. If the model predicts a different
+    token for a committed position with confidence > `edit_threshold`, that token replaces the
+    committed one.
 
     Source: LLaDA2.1's joint threshold decoding (SGLang: JointThreshold), quality mode 0.7 and 0.5;
-    speed mode is 0.5 and 0.0. There a finished block may be edited for up to 16 further steps;
-    here a block ends with its last mask.
+    speed mode is 0.5 and 0.0. In SGLang a finished block may be edited for up to 16 further steps;
+    here a block ends when no mask is left.
     """
 
     requires = frozenset({"committed"})

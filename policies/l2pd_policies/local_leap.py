@@ -1,4 +1,4 @@
-"""LocalLeap: anchors and what stands near them."""
+"""LocalLeap: confident anchors, and a lower threshold near them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from l2pd_plugins.policy import DenoisingStep, UnmaskPolicy
 
 @policy_options
 class LocalLeap(UnmaskPolicy):
-    """Unmask the anchors, and near an anchor what is fairly confident.
+    """Unmask very confident positions (anchors), and fairly confident positions near an anchor.
 
     Anchors are masked positions with confidence >= `anchor_threshold`; within `radius` positions of
     one, `threshold` suffices.

@@ -1,4 +1,4 @@
-"""What policies read from the logits beyond the step's statistics."""
+"""Values that policies compute from the logits, beyond the step's statistics."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from l2pd_plugins.policy import DenoisingStep
 
 
 def memory_of(device: torch.device) -> float:
-    """Bytes of memory that the device has in all; infinite where that is not known."""
+    """Total memory of the device in bytes; infinity if unknown."""
     if device.type == "cuda":
         return float(torch.cuda.get_device_properties(device).total_memory)
     if device.type == "cpu" and hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
@@ -20,9 +20,10 @@ def memory_of(device: torch.device) -> float:
 
 
 def probability_of(step: DenoisingStep, tokens: Tensor) -> Tensor:
-    """Probabilities (B, L, K) of tokens (B, L, K) int64, of which negative ones have 0.
+    """Probabilities (B, L, K) float32 of tokens (B, L, K) int64; negative ids have probability 0.
 
-    From x0's probability and the distance of the logits: no pass over the vocabulary.
+    They follow from x0's probability and the difference of the logits, without a pass over the
+    vocabulary.
     """
     logits = step.logits.gather(-1, tokens.clamp(min=0)).float()
     of_x0 = step.logits.gather(-1, step.x0.unsqueeze(-1)).float()
@@ -30,9 +31,9 @@ def probability_of(step: DenoisingStep, tokens: Tensor) -> Tensor:
 
 
 def without_mask_token(step: DenoisingStep) -> Tensor:
-    """The logits (B, L, V) in float32, -inf at the token that stands at masked positions.
+    """The logits (B, L, V) in float32, with -inf for the mask token.
 
-    A negative one, of a model without a mask token, is none.
+    A negative mask token id means that the model has none.
     """
     rows, length, _ = step.logits.shape
     mask_token = torch.where(step.masked, step.tokens, -1).amax(-1).view(rows, 1, 1)

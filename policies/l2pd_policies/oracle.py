@@ -19,9 +19,9 @@ _Tokens = Annotated[Sequence[Annotated[int, Field(ge=0), Below("vocabulary")]], 
 class Oracle(UnmaskPolicy):
     """Unmask every position whose prediction already equals the reference answer.
 
-    `reference` is what the answer will be, as token ids: one list for every row, or one list per
-    row. Without it the engine makes one first, decoding at one token per step, which costs more
-    than the oracle saves: it is an upper bound for policies, not usable in serving.
+    `reference` is the final answer, as token ids: one list for all rows, or one list per row.
+    Without it the engine first decodes the reference at one token per step, which costs more than
+    the oracle saves. The oracle is an upper bound for policies and not usable in serving.
 
     Source: Learn2PD, arXiv 2509.25188 ("extremely greedy parallel", EGP).
     """

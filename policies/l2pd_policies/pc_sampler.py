@@ -21,15 +21,17 @@ from l2pd_policies.fixed_schedule import FixedSchedule
 
 @policy_options
 class PCSampler(FixedSchedule):
-    """Unmask by confidence in informative tokens, early positions first, a fixed number a step.
+    """Unmask a fixed number of positions per step, early ones first, by confidence weighted by
+    token rarity.
 
-    score = exp(-`decay` * position) * min(-c log f(x0), `alpha`), f the token's frequency in a
-    background corpus. `frequencies` is a safetensors file with the tensor "frequencies" (V,),
-    positive probabilities. `steps` and `tokens_per_step` are those of `fixed_schedule`.
+    score = exp(-`decay` * position) * min(-c log f(x0), `alpha`), where c is the confidence and f
+    the token's frequency in a background corpus. `frequencies` is a safetensors file with the
+    tensor "frequencies" (V,), positive probabilities. `steps` and `tokens_per_step` are those of
+    `fixed_schedule`.
 
     Source: PC-Sampler, arXiv 2508.13021, defaults decay 0.25 (0 for Sudoku and Countdown) and
-    alpha 10. Positions count from the start of the block, which orders a block as counting from
-    the start of the answer does.
+    alpha 10. Positions are counted from the start of the block, which gives the same order within a
+    block as counting from the start of the answer.
     """
 
     frequencies: OperatorPath
@@ -58,7 +60,7 @@ class PCSampler(FixedSchedule):
 def _surprise(path: str) -> Tensor:
     """-log of the table's frequencies, (V,) float32."""
     file = Path(path).expanduser()
-    what = f"pc_sampler: frequencies={str(file)!r} is no safetensors file with 'frequencies'"
+    what = f"pc_sampler: frequencies={str(file)!r} is not a safetensors file with 'frequencies'"
     require_file(file, f"pc_sampler: frequencies={str(file)!r}")
     with reading(what):
         table = load_file(file)["frequencies"]

@@ -15,19 +15,20 @@ from l2pd_plugins.selection import top_k
 
 @policy_options
 class Saber(RemaskingPolicy):
-    """Unmask what beats the tokens committed so far; mask again those that have lost most.
+    """Unmask above the mean confidence of committed tokens; remask the tokens that have lost most.
 
-    The threshold is the mean confidence that the answer's tokens had when they were committed last,
-    1 before the first; at least the `n` most confident positions are drafted. Of |D| tokens
-    drafted, max(floor(`n` / 2), ceil(|D| / `mu`)) committed ones, these among them, are masked
-    again, but fewer than |D|: those at which the probability of the likeliest token fell most since
-    the step before. The first step of a later block, which has no step before it, masks none again.
+    The threshold is the mean of the confidences with which the answer's tokens were last committed,
+    and 1 before the first commit. At least the `n` most confident positions are drafted. If |D|
+    tokens are drafted, max(floor(`n` / 2), ceil(|D| / `mu`)) committed tokens (drafted ones
+    included) are masked again, but fewer than |D|: those at which the probability of the likeliest
+    token fell most since the step before. The first step of a later block has no step before it and
+    remasks nothing.
 
     Source: Saber, arXiv 2510.18165; the rule and the defaults 2 and 8 are those of the authors'
-    code (`generate_with_saber`), which decodes an answer as one block. With several blocks it may
-    mask tokens of earlier blocks again; here a full block is final. Where fewer than `n` masks are
-    left it overwrites a committed token; here none. The paper's threshold is that of the code, its
-    number of tokens to mask again max(1, floor(|D| / mu)).
+    code (`generate_with_saber`), which decodes an answer as one block. With several blocks that
+    code may remask tokens of earlier blocks; here a full block is final. If fewer than `n` masks
+    are left, that code overwrites a committed token; here it does not. The paper has the same
+    threshold as the code, but remasks max(1, floor(|D| / mu)) tokens.
     """
 
     requires = frozenset({"committed"})
@@ -41,8 +42,8 @@ class Saber(RemaskingPolicy):
     ) -> dict[str, Tensor]:
         shape = (batch_size, block_length)
         return {
-            # Of the positions that have been committed, in all blocks so far: the sum of their
-            # confidences, and their number. A position counts once, by its last commit.
+            # Sum of the confidences of all committed positions, in all blocks so far, and their
+            # number. A position counts once, with its last commit.
             "total": torch.zeros(batch_size, dtype=torch.float64, device=device),
             "count": torch.zeros(batch_size, dtype=torch.int64, device=device),
             # NaN: not committed yet.

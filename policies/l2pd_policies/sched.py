@@ -1,4 +1,4 @@
-"""SchED: ends a block once its predictions are sure enough for how far it is."""
+"""SchED: commits the whole block once its predictions are confident enough for its progress."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ from l2pd_policies.logit_reads import without_mask_token
 class SchED(UnmaskPolicy):
     """Unmask the whole block once its mean logit margin reaches a threshold that falls with time.
 
-    The margin is that between the two highest logits, its mean is over the block's present
-    positions, committed ones included. The threshold falls linearly from `high` to `low` with the
-    share of the block that is committed. Until then, the most confident position is taken.
+    The margin is the difference of the two highest logits. Its mean is over the block's present
+    positions, including committed ones. The threshold falls linearly from `high` to `low` with the
+    share of the block that is committed. Before the threshold is reached, each step unmasks the
+    most confident position.
 
     Source: SchED, arXiv 2512.02892, linear schedule; the end points are those of Prophet,
-    arXiv 2508.19982 (7.5 and 2.5). The paper's span is the whole answer and its progress t / T;
-    a policy sees one block, where both mean the same at one token per step.
+    arXiv 2508.19982 (7.5 and 2.5). In the paper the mean is over the whole answer and progress is t
+    / T. A policy sees one block; there, both definitions of progress are equal at one token per
+    step.
     """
 
     requires = frozenset({"logits", "committed"})

@@ -76,7 +76,7 @@ def test_versions(monkeypatch: pytest.MonkeyPatch, installed: str, supported: bo
         return
     assert problem == (
         f"vllm {installed} is outside the supported range >=0.32,<0.34; "
-        "L2PD_ANY_VLLM=1 tries it all the same"
+        "L2PD_ANY_VLLM=1 skips this check"
     )
     with pytest.raises(L2PDError, match="outside the supported range"):
         VLLM.require()

@@ -107,7 +107,7 @@ FAULTS = {
     "generation": (_changed("generation_config.json", eos_token_id="x"), "eos_token_id = 'x'"),
     "nested": (_written("config.json", '{"a": ' + "[" * 999 + "]" * 999 + "}"), "nested deeper"),
     "template": (_written("chat_template.jinja", "{{ 9 ** 9 ** 9 }}"), r"a power \(\*\*\)"),
-    "tokens": (_written("special_tokens_map.json", "[1]"), "holds no object"),
+    "tokens": (_written("special_tokens_map.json", "[1]"), "expected an object"),
     "integers": (_as_integers, "is stored as I8, and the config has no quantization_config"),
     "index out": (_index("../../../secret.safetensors"), "leads out of the folder"),
     "index in": (_index("no-such.safetensors"), r"1 of the \d weight files .* are missing"),

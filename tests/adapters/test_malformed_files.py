@@ -88,7 +88,7 @@ def test_settings_that_are_right() -> None:
     ("content", "words"),
     [
         ('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}", "cannot be read: it is nested deeper"),
-        ("[]", "holds no object"),
+        ("[]", "expected an object"),
         ("\ufeff{", "cannot be read: "),
         ('{"a": "\ud800"}', "cannot be read: it is not UTF-8"),
         (None, "cannot be read: it is a pipe"),
@@ -287,7 +287,11 @@ def test_templates_that_are_right(folder: Path) -> None:
         ("tokenizer_config.json", '{"model_max_length": "x"}', "tokenizer"),
         ("tokenizer_config.json", '{"added_tokens_decoder": [1]}', "tokenizer"),
         ("tokenizer_config.json", '{"chat_template": 5}', "chat_template|template"),
-        ("special_tokens_map.json", "[1]", "special_tokens_map.json holds no object"),
+        (
+            "special_tokens_map.json",
+            "[1]",
+            "special_tokens_map.json holds a list; expected an object",
+        ),
         ("added_tokens.json", "", "added_tokens.json cannot be read"),
     ],
 )

@@ -22,9 +22,9 @@ from l2pd_plugins.files import (
     ("content", "words"),
     [
         (b"", "cannot be read: Expecting value"),
-        (b"[]", "holds no object (it holds a list)"),
-        (b"7", "holds no object (it holds a number)"),
-        (b"null", "holds no object (it holds null)"),
+        (b"[]", "holds a list; expected an object"),
+        (b"7", "holds a number; expected an object"),
+        (b"null", "holds null; expected an object"),
         (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested deeper than 64"),
         (b'{"a": ' + b"[" * 64 + b"]" * 64 + b"}", "nested deeper than 64"),
         (b'{"a": 1, "a": 2}', "the key 'a' is given twice, with two values"),

@@ -90,8 +90,8 @@ def test_the_slower_kernel_is_announced_once_and_never_to_a_compiler(caplog, mon
     for _ in range(2):
         assert dispatch.choose(CPU, torch.float64, 9000) == "eager"
     assert [record.getMessage() for record in caplog.records] == [
-        "statistics of the logits: the slower eager kernel, since 'numba' is unavailable: it reads "
-        "bfloat16, float16 and float32, not torch.float64"
+        "statistics of the logits: using the slower eager kernel, since 'numba' is unavailable: it "
+        "reads bfloat16, float16 and float32, not torch.float64"
     ]
 
 

@@ -61,7 +61,7 @@ def test_a_policy_that_cannot_be_described_goes_by_its_name(given):
     with pytest.raises(PolicyRuntimeError, match=r"policy 'mine': fingerprint failed: ") as raised:
         fingerprint_of(Named("fingerprint", given))
     assert str(raised.value).isprintable() and len(str(raised.value)) < 500
-    with pytest.raises(L2PDError, match=r"mine\(\.\.\.\) is made already"):
+    with pytest.raises(L2PDError, match=r"mine\(\.\.\.\) is a policy object"):
         create_policy(Named("describe", given), threshold=1)
 
 

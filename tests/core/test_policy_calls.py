@@ -242,7 +242,7 @@ def test_a_failure_is_logged_with_its_cause_and_the_rule_that_goes_on(log):
         report_failure(policy, "select", error, "progress")
     (record,) = log.records
     assert record.getMessage() == (
-        "policy 'mine': select failed; its rows go on by the progress rule 'always_top1': "
+        "policy 'mine': select failed; its rows continue with the progress rule 'always_top1': "
         "ValueError: not today"
     )
     assert record.exc_info is not None

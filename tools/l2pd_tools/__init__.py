@@ -1,1 +1,1 @@
-"""What looks at, trains and evaluates decodes: the command line and what it stands on."""
+"""Tools around decoding: evaluation, training of filters, viewing, and the command line."""

@@ -1,4 +1,4 @@
-"""Loading a model for a tool: on which device, and with a progress bar where somebody watches."""
+"""Loading a model for a tool: device, and a progress bar if stderr is a terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 
 
 def resolve_device(device: str) -> str:
-    """What a `Device` option names: "auto" is the GPU of this process if there is one, else cpu."""
+    """The device that a `Device` option names: "auto" is the GPU of this process if there is one,
+    else cpu.
+    """
     import torch
 
     if device != "auto":
@@ -19,9 +21,9 @@ def resolve_device(device: str) -> str:
 
 
 def load_model(name: str, device: str, adapter: str | None = None) -> tuple[Any, Any]:
-    """The model and its tokenizer, on a device as `resolve_device` reads it.
+    """Load the model and its tokenizer on a device (see `resolve_device`).
 
-    No progress bar where the weights load in no time, or nobody is watching.
+    Shows no progress bar for small weights, or if stderr is not a terminal.
     """
     from l2pd_adapters.huggingface import load
     from l2pd_adapters.huggingface.models.load import without_progress_bar

@@ -1,4 +1,4 @@
-"""Policies and sweeps as they are written on a command line or in a page."""
+"""Parsing policies and sweeps that are written on a command line or in a page."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from l2pd_plugins import L2PDError
 def parse_policy(text: str) -> dict[str, Any]:
     """A policy's config from ``NAME[,key=value...]``; values are YAML scalars.
 
-    Raises L2PDError for what does not read so. Whether there is such a policy, and such an
-    option, is for `create_policy` to say.
+    Raises L2PDError for any other text. `create_policy` checks whether the policy and its options
+    exist.
     """
     try:
         return read_policy(text)
@@ -20,15 +20,15 @@ def parse_policy(text: str) -> dict[str, Any]:
 
 
 def read_policy(text: str) -> dict[str, Any]:
-    """What `parse_policy` returns. Raises ValueError, which does not name the text."""
+    """As `parse_policy`, but raises ValueError, whose message does not contain the text."""
     name, *pairs = text.split(",")
     config: dict[str, Any] = {"name": name.strip()}
     if not config["name"]:
-        raise ValueError("there is no name; expected NAME[,key=value...]")
+        raise ValueError("the name is missing; expected NAME[,key=value...]")
     for pair in pairs:
         key, equals, value = (part.strip() for part in pair.partition("="))
         if not (key and equals and value):
-            raise ValueError(f"{pair!r} does not read key=value")
+            raise ValueError(f"{pair!r} is not of the form key=value")
         if key in config:
             raise ValueError(f"{key!r} is given twice")
         config[key] = _scalar(value, repr(pair))
@@ -38,12 +38,12 @@ def read_policy(text: str) -> dict[str, Any]:
 def parse_values(text: str) -> tuple[str, list[Any]]:
     """An option and the values to try from ``key=value,value,...``; values are YAML scalars.
 
-    Raises L2PDError for what does not read so.
+    Raises L2PDError for any other text.
     """
     key, equals, values = (part.strip() for part in text.partition("="))
     parts = [value.strip() for value in values.split(",")]
     if not (key and equals and all(parts)):
-        raise L2PDError(f"{text!r} does not read key=value,value,...")
+        raise L2PDError(f"{text!r} is not of the form key=value,value,...")
     try:
         return key, [_scalar(value, repr(value)) for value in parts]
     except ValueError as error:
@@ -55,12 +55,12 @@ def _scalar(text: str, what: str) -> Any:
 
     try:
         value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):  # the latter for a date that is none, or too many digits
+    except (yaml.YAMLError, ValueError):  # ValueError for an invalid date, or too many digits
         raise ValueError(f"{what} is no YAML scalar") from None
     if isinstance(value, list | dict | set | tuple):
         raise ValueError(f"{what} is no YAML scalar")
     try:
-        # YAML 1.1 takes 1e-3 for a text; nobody who writes it means one.
+        # YAML 1.1 reads 1e-3 as a string; it is meant as a number.
         return float(value) if isinstance(value, str) else value
     except ValueError:
         return value

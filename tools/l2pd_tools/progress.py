@@ -1,4 +1,4 @@
-"""How far a long command has come, on stderr."""
+"""Progress of a long command, on stderr."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ from typing import Protocol
 
 
 class Advance(Protocol):
-    """Says that so many more are done."""
+    """Called with the number of further items that are done."""
 
     def __call__(self, count: int, /) -> None: ...
 
 
 class Start(Protocol):
-    """Says what is begun; returns how its progress is told."""
+    """Begins a phase with a label; returns the function that reports its progress."""
 
     def __call__(self, label: str, /) -> Advance: ...
 
 
 @contextmanager
 def progress(total: int) -> Iterator[Start]:
-    """Progress on stderr: a bar with the time left on a terminal, else a line for every run."""
+    """Progress on stderr: on a terminal a bar with the remaining time, otherwise one line for every
+    phase.
+    """
     from rich.console import Console
     from rich.progress import (
         BarColumn,

@@ -3,7 +3,7 @@
 Every prompt of the small world comes with `data`, a JSON object from which its task's checker
 decides. Tasks of kind `one_answer` have a single right answer; those of kind `coupled` have
 many, whose tokens depend on each other; `mixed` ones put coupled values into fixed prose. So a
-decode is scored by validity, and a policy that commits tokens which are wrong together is seen.
+decode is scored by validity, which detects a policy that commits inconsistent tokens together.
 
 Standard library only: scoring needs no model and no engine.
 """

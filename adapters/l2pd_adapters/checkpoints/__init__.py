@@ -1,4 +1,4 @@
-"""Checkpoints: where a model's files are, and what they say before any weight is loaded.
+"""Checkpoints: finding a model's files and reading them before any weight is loaded.
 
 `resolve` finds the folder or hub id of a model's name, `small_files` reads settings and the
 tokenizer, `config_checks` bounds their values, `weights` reads the headers of stored weights, and

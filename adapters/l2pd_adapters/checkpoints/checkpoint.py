@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself: read from its small files and the headers of its weights.
+"""The properties of a checkpoint, read from its small files and the headers of its weights.
 
 No weight is loaded, no code of the checkpoint is run, and neither torch nor an engine is imported.
 """
@@ -45,17 +45,16 @@ from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.files import is_there, one_line, path_inside, read_object, reason_of
 
 DTYPES = ("float32", "bfloat16", "float16")
-"""The types that a checkpoint's config may name for its weights."""
+"""Dtypes that a checkpoint's config may name for its weights."""
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5}
-"""Bytes that a weight of a type takes."""
+"""Bytes per weight, by dtype."""
 
 
 class Checkpoint:
-    """A checkpoint's folder, read as far as it can be.
+    """A checkpoint's folder, read as far as possible.
 
-    What is wrong, so that the model cannot be loaded, is in `problems`, a line for each; what is
-    worth knowing is in `notes`. hub_id: where the headers of weights are read that the folder does
-    not have.
+    `problems` has one line for each fault that prevents loading; `notes` has further facts. hub_id:
+    the hub repository from which headers of weights are read if the folder lacks them.
     """
 
     def __init__(self, folder: Path, hub_id: str | None = None) -> None:
@@ -88,17 +87,17 @@ class Checkpoint:
 
     @property
     def model_type(self) -> str | None:
-        """What the config calls the kind of model."""
+        """The config's `model_type`."""
         return self.config.get("model_type")
 
     @property
     def runs_on(self) -> str | None:
-        """The model type of transformers' that the model runs on."""
+        """The transformers model type on which the model runs."""
         return None if self.family is None else self.family.decoder or self.model_type
 
     @property
     def dtype(self) -> str:
-        """Of the weights, where nobody asks for another."""
+        """Default dtype of the weights."""
         named = self.config.get("dtype") or self.config.get("torch_dtype")
         return str(named or "float32").removeprefix("torch.")
 
@@ -111,7 +110,7 @@ class Checkpoint:
 
     @property
     def chat_template(self) -> bool:
-        """Whether the tokenizer has one, or its family brings one."""
+        """Whether the tokenizer or the family has a chat template."""
         if self.family is not None and self.family.chat_template is not None:
             return True
         files = (TEMPLATE, "chat_template.json")
@@ -130,7 +129,7 @@ class Checkpoint:
 
     @property
     def stored(self) -> dict[str, int]:
-        """Number of weights of each type, as safetensors calls it."""
+        """Number of weights of each dtype, by its safetensors name."""
         counts: Counter[str] = Counter()
         for tensor in self.tensors.values():
             counts[tensor.dtype] += tensor.size
@@ -138,17 +137,17 @@ class Checkpoint:
 
     @property
     def stored_bytes(self) -> int:
-        """What the weights take in their files."""
+        """Bytes of the weights in their files."""
         return sum(tensor.bytes for tensor in self.tensors.values())
 
     def weight_bytes(self) -> dict[str, int]:
-        """What the weights take in memory, by type; nothing if they are quantised already."""
+        """Bytes of the weights in memory, by dtype; empty if they are already quantised."""
         if self.quantisation is not None:
             return {}
         return {name: int(self.parameters * size) for name, size in BYTES.items()}
 
     def cache_bytes(self, tokens: int, dtype: str) -> int | None:
-        """What keys and values of so many tokens take; None where the config does not say."""
+        """Bytes of the keys and values of this many tokens; None if the config lacks the sizes."""
         heads, layers, hidden = (
             self.native.get(name)
             for name in ("num_attention_heads", "num_hidden_layers", "hidden_size")
@@ -166,7 +165,9 @@ class Checkpoint:
         self.problems.append(one_line(text))
 
     def _json(self, name: str) -> dict[str, Any]:
-        """The object in a file; empty without it, and, with a problem, if it cannot be read."""
+        """The JSON object in a file; empty if the file does not exist; empty with a problem noted
+        if it cannot be read.
+        """
         if not self._has(name):
             return {}
         try:
@@ -176,7 +177,7 @@ class Checkpoint:
             return {}
 
     def _settings(self, name: str) -> dict[str, Any]:
-        """The settings in a file that are what they have to be; the others are problems."""
+        """The valid settings in a file; invalid ones are noted as problems."""
         values = self._json(name)
         wrong = wrong_settings(values)
         for problem in wrong.values():
@@ -184,7 +185,7 @@ class Checkpoint:
         return {key: value for key, value in values.items() if key not in wrong}
 
     def _setting(self, name: str) -> Any:
-        """Of generate: the generation config's, else the config's."""
+        """A setting of `generate`: from the generation config, else from the config."""
         return self.generation_config.get(name, self.config.get(name))
 
     def _family(self) -> ModelFamily | None:
@@ -215,7 +216,7 @@ class Checkpoint:
             return self.config
 
     def _tensors(self) -> dict[str, StoredTensor]:
-        """The weights, by the name that the native decoder has for them."""
+        """The weights, by their names in the native decoder."""
         here = any(self.folder.glob("*.safetensors"))
         stored = self._of_hub() if self.hub_id and not here else self._of_files()
         if self.family is None:
@@ -229,7 +230,7 @@ class Checkpoint:
         except L2PDError as error:
             self._problem(error)
             return {}
-        except OSError as error:  # those of the hub are subclasses
+        except OSError as error:  # the hub's errors are subclasses
             self.notes.append(one_line(f"the weights were not looked at: {reason_of(error)}"))
             return {}
 
@@ -293,7 +294,7 @@ class Checkpoint:
         return tuple(dict.fromkeys((*named, *known)))
 
     def _check_other_files(self) -> None:
-        """What this class reads nothing of, but transformers does."""
+        """Check the files that only transformers reads."""
         try:
             check_files(self.folder, skip=self._read_already)
         except L2PDError as error:
@@ -303,7 +304,7 @@ class Checkpoint:
             self._problem(f"tokenizer_config.json: chat_template: {problem}")
 
     def _check_types(self) -> None:
-        """Of the weights: a number of another type than a float is no weight of these models."""
+        """Check the dtypes of the weights: these models have only floating-point weights."""
         if self.quantisation is None:
             problem = type_problem(self.tensors)
             if problem:
@@ -314,7 +315,7 @@ class Checkpoint:
             self._problem(f"the config's dtype {self.dtype!r} is none of {', '.join(DTYPES)}")
 
     def _check_layers(self) -> None:
-        """A weight that is not stored would be a random one."""
+        """Check that all layers are stored: a missing weight would be initialised at random."""
         if self.family is None or self.family is DIFFUSION_GEMMA or not self.tensors:
             return
         found = (re.match(r"model\.layers\.([0-9]{1,9})\.", name) for name in self.tensors)
@@ -367,8 +368,8 @@ class Checkpoint:
 
 
 def find_checkpoint(name: str) -> Checkpoint:
-    """The checkpoint that `load` would take: a shipped model, a folder, or a hub id, whose small
-    files are fetched into the hub's cache.
+    """The checkpoint that `load` would use: a shipped model, a folder, or a hub id, whose small
+    files are downloaded into the hub's cache.
 
     Raises L2PDError if there is none.
     """

@@ -25,8 +25,8 @@ HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[\w.-]+", re.ASCII)
 
 
 def resolve_model(name: str | Path, called: str | None = None) -> str:
-    """The folder of a shipped model or of a path, else the hub id. A shipped name wins over a hub
-    id.
+    """The folder of a shipped model or of a path, else the hub id. A shipped name takes precedence
+    over a hub id.
 
     Raises L2PDError, which begins with `called`, if it is none of them.
     """
@@ -39,7 +39,7 @@ def resolve_model(name: str | Path, called: str | None = None) -> str:
         if folder.is_dir():
             return str(folder)
         is_file = folder.exists()
-    except (OSError, RuntimeError) as error:  # a name that is too long, a user who is not known
+    except (OSError, RuntimeError) as error:  # the name is too long, or ~user is unknown
         raise L2PDError(f"{called}: {reason_of(error)}") from error
     if is_file:
         raise L2PDError(f"{called}: it is a file, expected a folder")
@@ -52,10 +52,10 @@ def resolve_model(name: str | Path, called: str | None = None) -> str:
 
 
 def snapshot_of(hub_id: str, patterns: Iterable[str], **hub: Any) -> Path:
-    """The folder of a hub id in the hub's cache, with its files of these patterns. hub: keywords of
-    `snapshot_download`.
+    """The folder of a hub id in the hub's cache, with its files that match these patterns. hub:
+    keywords of `snapshot_download`.
 
-    Raises L2PDError if they are neither there nor given by the hub.
+    Raises L2PDError if they are neither in the cache nor available from the hub.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -69,5 +69,5 @@ def snapshot_of(hub_id: str, patterns: Iterable[str], **hub: Any) -> Path:
 
 
 def commit_of(snapshot: Path) -> str | None:
-    """The commit that a folder of the hub's cache is of; None where its name is none."""
+    """The commit of a folder of the hub's cache; None if its name is not a commit."""
     return snapshot.name if re.fullmatch(r"[0-9a-f]{40}", snapshot.name) else None

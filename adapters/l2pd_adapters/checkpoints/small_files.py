@@ -20,7 +20,7 @@ from l2pd_plugins.files import (
 )
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model", "vocab.txt")
-"""A checkpoint needs one of these. Their size is not limited."""
+"""Tokenizer files, of which a checkpoint needs at least one. Their size is not limited."""
 SETTINGS_FILES = (
     "config.json",
     "generation_config.json",
@@ -31,7 +31,7 @@ SETTINGS_FILES = (
     "processor_config.json",
     "preprocessor_config.json",
 )
-"""Objects of settings, which transformers reads where they are there."""
+"""Files with an object of settings, which transformers reads if they exist."""
 TEMPLATE = "chat_template.jinja"
 TEMPLATES = "additional_chat_templates"
 
@@ -53,10 +53,10 @@ class Vocabulary:
 
 
 def check_files(folder: Path, skip: Iterable[str] = ()) -> None:
-    """Look at the small files that transformers reads, before it does.
+    """Check the small files that transformers reads, before it reads them.
 
-    Raises L2PDError if one is no regular file, leads out of the folder, holds no object where that
-    is wanted, or is a chat template that cannot be used.
+    Raises L2PDError if one is not a regular file, leads out of the folder, does not hold an object
+    although it must, or is a chat template that cannot be used.
     """
     for name in SETTINGS_FILES:
         if name not in skip and is_there(folder / name):
@@ -80,8 +80,8 @@ def _check_template(name: str, template: object) -> None:
 
 
 def vocabulary_of(folder: Path, tokenizer_config: Mapping[str, Any]) -> Vocabulary | None:
-    """The tokens in tokenizer.json, else those in vocab.json and in the tokenizer's config; None
-    without either file.
+    """The tokens in tokenizer.json, else those in vocab.json and in the tokenizer's config; None if
+    neither file exists.
 
     Raises L2PDError if a file or the config's added tokens cannot be read.
     """

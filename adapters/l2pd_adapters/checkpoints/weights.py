@@ -20,16 +20,16 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _HEADERS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1}
-"""Bytes of an element, by what safetensors calls its type; those of float8 have one."""
+"""Bytes per element, by safetensors dtype; float8 dtypes have one."""
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor as the header of its file has it."""
+    """A tensor as described in the header of its file."""
 
     shape: tuple[int, ...]
     dtype: str
-    """As safetensors calls it: "BF16"."""
+    """The safetensors name of the dtype, for example "BF16"."""
 
     @property
     def size(self) -> int:
@@ -41,13 +41,13 @@ class StoredTensor:
 
     @property
     def bytes(self) -> int:
-        """What it takes in its file."""
+        """Bytes in the file."""
         return self.size * _HEADERS.get(self.dtype, 1)
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that are to hold a folder's weights: the one, else those that its index names,
-    whether they are there or not; none without either.
+    """The files of a folder's weights: the single file, else those that its index names, whether or
+    not they exist; empty if there is neither.
 
     Raises L2PDError if the index cannot be read, or one of the files is not in the folder.
     """
@@ -67,7 +67,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def stored_tensors(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of a file of weights, by the names in it; of the file, only the header is read.
+    """The tensors of a file of weights, by name; only the header is read.
 
     Raises L2PDError if it cannot be read.
     """
@@ -84,7 +84,7 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
 
 
 def tensors_on_hub(hub_id: str) -> dict[str, StoredTensor]:
-    """The tensors of a checkpoint on the hub, by the names in its files; only headers are fetched.
+    """The tensors of a checkpoint on the hub, by name; only headers are downloaded.
 
     Raises L2PDError if it has no safetensors files, and OSError if the hub does not answer.
     """
@@ -103,7 +103,7 @@ def tensors_on_hub(hub_id: str) -> dict[str, StoredTensor]:
 
 
 def type_problem(tensors: Mapping[str, StoredTensor]) -> str:
-    """Which of the weights is of a type that no model here is loaded from; empty if none is."""
+    """A message about the first weight with an unsupported dtype; empty if there is none."""
     for name, tensor in tensors.items():
         if tensor.dtype not in _FLOATS and name.endswith((".weight", ".bias")):
             return (

@@ -1,4 +1,4 @@
-"""Decoding calls: `generate`, and the same through transformers' own seam."""
+"""Decoding calls: `generate`, and the same for transformers' `custom_generate`."""
 
 from __future__ import annotations
 
@@ -95,9 +95,9 @@ def generate(
     Args:
         model: a diffusion language model (enabled or not).
         inputs, input_ids: (B, P) token ids, padded on the left.
-        attention_mask: (B, P), 0 on padding; without it every position counts.
-        generation_config: settings; keywords win over it, and it over the model's own. It may
-            carry the settings below as attributes, too.
+        attention_mask: (B, P), 0 on padding; None if there is no padding.
+        generation_config: settings. Precedence: keywords, then `generation_config`, then the
+        model's own config. It may also have the settings below as attributes.
         streamer: `TextDiffusionStreamer`, `TextStreamer`, `TextIteratorStreamer`, or any object
             with put, end and optionally put_draft(value=...); for one sequence.
         unmask_policy: name, config mapping, or policy object; or a list with one for each prompt.
@@ -113,16 +113,16 @@ def generate(
             does not suppress it: a position that predicts it stays masked and is decoded again, in
             the first block_length steps of a block.
         on_step: called after every denoising step, see `StepObserver`.
-        observe: statistics that on_step is shown beyond what the policies require.
-        max_new_tokens: or max_length; these and do_sample, temperature, top_k, top_p,
-            num_return_sequences, eos_token_id, pad_token_id, return_dict_in_generate are as in
-            transformers; bos_token_id is not used.
+        observe: statistics for on_step, in addition to those that the policies require.
+        max_new_tokens: length of the canvas (or max_length). These, do_sample, temperature, top_k,
+        top_p, num_return_sequences, eos_token_id, pad_token_id and return_dict_in_generate are as
+        in transformers; bos_token_id is not used.
 
     Returns:
         (B * num_return_sequences, P + N) token ids, or a DiffusionGenerateOutput with
         return_dict_in_generate=True. N is the longest answer; shorter ones are padded.
 
-    Raises L2PDError, before any forward pass, for whatever it does not support, by name.
+    Raises L2PDError, before any forward pass, that names every unsupported argument.
     """
     prompts = prompt_ids(inputs, input_ids)
     for keyword, value in (
@@ -189,11 +189,11 @@ def custom_generate(
     streamer: Any = None,
     **model_kwargs: Any,
 ) -> Tensor | DiffusionGenerateOutput:
-    """The same loop for transformers' own seam, on a model that is not enabled::
+    """The same loop as a `custom_generate` function for a model that is not enabled::
 
         model.generate(**inputs, custom_generate=custom_generate, unmask_policy="learn2pd")
 
-    transformers prepares and expands the inputs. It hands no streamer to a custom generate; bind
+    transformers prepares and expands the inputs. It passes no streamer to a custom generate; bind
     one with ``functools.partial(custom_generate, streamer=streamer)``.
     """
     harmless = (
@@ -206,12 +206,12 @@ def custom_generate(
     for item in [*(logits_processor or ()), *(stopping_criteria or ())]:
         if not isinstance(item, harmless):
             raise L2PDError(f"{type(item).__name__} is not supported by diffusion decoding")
-    # attention_mask cannot stand in the signature: transformers would take it for an argument of
-    # this function alone and not prepare it.
+    # attention_mask must not be in the signature: transformers would treat it as an argument of
+    # only this function and not prepare it.
     attention_mask = check(GENERATE, "attention_mask", model_kwargs.pop("attention_mask", None))
     mask = left_padded_mask(input_ids, attention_mask)
     check(GENERATE, "streamer", streamer)
-    # What transformers has prepared for autoregressive decoding.
+    # Arguments that transformers has prepared for autoregressive decoding.
     for prepared in ("position_ids", "past_key_values", "use_cache"):
         model_kwargs.pop(prepared, None)
     refuse_unknown(model_kwargs)
@@ -284,8 +284,9 @@ def _run(
 
 
 def _refuse_virtual_tokens(model: Any) -> None:
-    """A PEFT model's adapters lie inside the layers, but for the kinds that put tokens before the
-    prompt: those are in PEFT's own forward, which decoding never calls."""
+    """Raise L2PDError for PEFT adapters that put tokens before the prompt: they are implemented in
+    PEFT's own forward, which decoding never calls. Other adapters are inside the layers.
+    """
     config = getattr(model, "active_peft_config", None)
     if config is not None and config.is_prompt_learning:
         raise L2PDError(

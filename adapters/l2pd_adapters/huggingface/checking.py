@@ -1,7 +1,8 @@
-"""What each setting of `generate`, `load` and `evaluate` may be, and the one place that checks it.
+"""The valid values of each setting of `generate`, `load` and `evaluate`, and the only place that
+checks them.
 
-A table says for every keyword which values it takes. `check` refuses every other one by the keyword
-that the user typed, its value, and what was expected.
+A table has the valid values of every keyword. `check` refuses any other value, with the keyword
+that the user typed, the value, and what is expected.
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ from l2pd_plugins.policy import STATISTICS
 from l2pd_plugins.shown import shown
 
 MOST_POSITIONS = 2**20
-"""No canvas and no block is longer, whatever a model's config says: they are allocated whole."""
+"""Upper bound on the length of a canvas or block, whatever a model's config says, since they are
+allocated at once.
+"""
 MOST_SEQUENCES = 2**16
-"""The most answers per prompt."""
+"""Greatest number of answers per prompt."""
 TEMPERATURES = (1e-30, 1e30)
-"""Between these, a logit divided by the temperature is a float32 that can be compared."""
+"""Bounds of the temperature, so that a logit divided by it remains a finite float32."""
 SEEDS_BELOW = 2**63
 
 
@@ -39,7 +42,7 @@ class Kind(Protocol):
 
     @property
     def expected(self) -> str:
-        """As in "expected a whole number from 1"."""
+        """The text after "expected", for example "a whole number from 1"."""
 
     def take(self, value: Any) -> Any:
         """The value in its plain form."""
@@ -47,7 +50,7 @@ class Kind(Protocol):
 
 @dataclass(frozen=True)
 class Whole:
-    """Whole numbers within bounds; numpy's are taken, bools and floats are not."""
+    """Whole numbers within bounds; NumPy integers are accepted, bools and floats are not."""
 
     least: int
     most: int | None = None
@@ -67,7 +70,7 @@ class Whole:
 
 @dataclass(frozen=True)
 class Number:
-    """Finite numbers within bounds, of which `above` is not one; bools are not taken."""
+    """Finite numbers within bounds, `above` excluded; bools are not accepted."""
 
     least: float | None = None
     above: float | None = None
@@ -87,7 +90,7 @@ class Number:
             raise ValueError
         try:
             number = float(value)
-        except OverflowError:  # an int that no float holds
+        except OverflowError:  # an int too large for a float
             raise ValueError from None
         inside = math.isfinite(number)
         inside = inside and (self.least is None or number >= self.least)
@@ -99,7 +102,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Flag:
-    """True and False, and no other value: "no" is a true text."""
+    """Only True and False: a string such as "no" would count as true."""
 
     expected: str = "True or False"
 
@@ -140,7 +143,7 @@ class Of:
 
 @dataclass(frozen=True)
 class Function:
-    """What can be called."""
+    """Callables."""
 
     expected: str = "a function"
 
@@ -152,9 +155,9 @@ class Function:
 
 @dataclass(frozen=True)
 class Streamer:
-    """What a decode can be streamed to."""
+    """Streamers: objects that receive the tokens of a decode."""
 
-    expected: str = "an object with the methods put and end, as TextStreamer is one"
+    expected: str = "an object with the methods put and end, such as TextStreamer"
 
     def take(self, value: Any) -> Any:
         methods = (getattr(value, name, None) for name in ("put", "end"))
@@ -201,7 +204,7 @@ class Seeds:
 
 @dataclass(frozen=True)
 class Names:
-    """A collection of some words; a text is none."""
+    """A collection of some words; a string is not accepted."""
 
     words: Sequence[str]
 
@@ -270,7 +273,7 @@ DRAWING: dict[str, Kind] = {
     "top_k": GENERATE["top_k"],
     "top_p": GENERATE["top_p"],
 }
-"""What sampling goes by, with do_sample=True."""
+"""The settings of sampling, used with do_sample=True."""
 EVALUATE: dict[str, Kind] = {
     **{name: GENERATE[name] for name in ("max_new_tokens", "block_length", "end_of_text", "cache")},
     "policy": _POLICY,
@@ -340,7 +343,7 @@ def check(table: Mapping[str, Kind], name: str, value: Any, where: str = "") -> 
     """The value in its plain form; None stays None.
 
     Args:
-        table: what there is; a name that is not in it is returned unchecked.
+        table: the known names; the value of a name that is not in it is returned unchecked.
         where: appended to the name in the error, as " of the model's generation_config".
 
     Raises L2PDError, naming the keyword and what was expected.
@@ -368,6 +371,6 @@ def short(value: object) -> str:
 
 
 def close_to(name: str, known: Iterable[str]) -> str:
-    """A hint at the known name that is meant; empty if none is close."""
+    """A suggestion of a known name; empty if none is close."""
     close = difflib.get_close_matches(str(name), sorted(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,10 +1,11 @@
-"""DiffusionGemma: transformers' own loop, in which an unmask policy takes the sampler's decision.
+"""DiffusionGemma: transformers' own loop, in which an unmask policy replaces the sampler.
 
-transformers decodes this model natively, and not by masks: a canvas starts as random tokens, each
-step draws a token for every position, a sampler accepts some of them, and the rest is noise again.
-Nothing accepted is final, the next step decides on the whole canvas anew; what is kept in the end
-is the model's argmax, once that is stable. So to a policy every position is masked at every step,
-and what it selects is accepted. Temperature, noise and the end of a canvas stay the model's.
+transformers decodes this model natively and without masks. A canvas starts as random tokens, each
+step draws a token for every position, a sampler accepts some of them, and the others are replaced
+by noise. Accepted tokens are not final: the next step decides about the whole canvas again, and the
+answer is the model's argmax once it is stable. So a policy sees every position as masked at every
+step, and the positions that it selects are accepted. The model still controls temperature, noise
+and the end of a canvas.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ _INPUTS = (
     "decoder_input_ids",
     "self_conditioning_logits",
 )
-"""What transformers' loop takes besides prompts, streamer and settings."""
+"""Arguments of transformers' loop in addition to prompts, streamer and settings."""
 
 _CHECKED = {
     name: GENERATE[name]
@@ -69,20 +70,21 @@ _COMPILED = (
     "_compiled_renoise_canvas",
     "_compiled_diffusion_stopping_criteria",
 )
-"""Where the model keeps what it has compiled of its first sampler and stopping criterion."""
+"""The attributes in which the model caches its compiled sampler and stopping criterion."""
 
 
 @dataclass
 class DiffusionGemmaOutput(DiffusionGenerateOutput):
-    """The result, for B sequences. `nfe` counts passes of the decoder, not the encoder's one for
-    each canvas; `trace` is None."""
+    """The result, for B sequences. `nfe` counts passes of the decoder, without the encoder's one
+    pass for each canvas; `trace` is None.
+    """
 
     past_key_values: Any = None
-    """The cache, to go on from."""
+    """The cache, from which decoding can continue."""
 
 
 class PolicySampler(EntropyBoundSampler):
-    """The sampler of a decode in which policies accept.
+    """A sampler in which policies decide which tokens are accepted.
 
     policies: one per sequence, bound to the model.
     """
@@ -102,7 +104,7 @@ class PolicySampler(EntropyBoundSampler):
         """(B, L) the canvas with noise wherever nothing was accepted."""
         block = self.block
         noisy = super().renoise_canvas(accepted_canvas, cur_step)
-        self.block = block  # the noise is drawn as a new canvas is, and begins none
+        self.block = block  # noise is drawn like a new canvas, but does not begin one
         return noisy
 
     def accept_canvas(
@@ -133,7 +135,7 @@ def decodes(model: Any) -> bool:
 
 
 def refuse_family(family: ModelFamily | None) -> None:
-    """Raise L2PDError if one is given: transformers knows how to read this model."""
+    """Raise L2PDError if a family is given: transformers decodes this model itself."""
     if family is not None:
         raise L2PDError(
             f"family {family.name!r}: DiffusionGemma is decoded by transformers' own loop, which "
@@ -155,8 +157,8 @@ def generate(
 
     Without `unmask_policy`, exactly as transformers does.
 
-    Raises L2PDError, before any forward pass, for keywords that mean nothing to this model and for
-    policies that cannot work on it.
+    Raises L2PDError, before any forward pass, for keywords that this model does not support and for
+    policies that cannot run on it.
     """
     if not isinstance(given, DiffusionGemmaGenerationConfig | None):
         raise L2PDError(
@@ -205,7 +207,7 @@ def generate(
 
 
 def _refuse_unknown(keywords: Mapping[str, Any]) -> None:
-    """Raise L2PDError for keywords that mean nothing to this model."""
+    """Raise L2PDError for keywords that this model does not support."""
     settings = [name for name in vars(DiffusionGemmaGenerationConfig()) if name[0] != "_"]
     known = [*_POLICY, *_INPUTS, *settings]
     for keyword, value in keywords.items():
@@ -221,10 +223,9 @@ def _refuse_unknown(keywords: Mapping[str, Any]) -> None:
 def _split(
     model: Any, given: Any, keywords: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What is said of the policy, and what transformers is to be given.
+    """Split the keywords into those for the policy and those for transformers.
 
-    A policy may stand in a generation_config, too; as everywhere, it does not inherit the options
-    of another.
+    A policy may also be in a generation_config; it never inherits the options of another policy.
     """
     theirs = {k: v for k, v in keywords.items() if k not in OUR_KEYWORDS and v is not None}
     configs = [vars(config) for config in (given, model.generation_config) if config is not None]
@@ -237,9 +238,9 @@ def _split(
 
 @contextmanager
 def _run_by(model: Any, policies: tuple[UnmaskPolicy, ...] | None) -> Iterator[list[Tensor]]:
-    """The model with these policies in its sampler's place; None leaves that as it is.
+    """Context manager: replaces the model's sampler by these policies; None leaves it unchanged.
 
-    Yields a list that holds, afterwards, the decoder's passes for each sequence.
+    Yields a list that afterwards contains the decoder's passes for each sequence.
     """
     passes: list[Tensor] = []
     kind = type(model)
@@ -250,8 +251,8 @@ def _run_by(model: Any, policies: tuple[UnmaskPolicy, ...] | None) -> Iterator[l
 
     def prepare(generation_config: DiffusionGemmaGenerationConfig) -> PolicySampler:
         sampler = PolicySampler(kind._prepare_sampler(model, generation_config), policies or ())
-        # Where the cache is static the model would compile these, and keep them for every later
-        # call, whatever its policy. A policy is not compiled.
+        # With a static cache the model would compile these and use them in all later calls, with
+        # any policy. A policy is not compiled.
         model._compiled_accept_canvas = sampler.accept_canvas
         model._compiled_renoise_canvas = sampler.renoise_canvas
         return sampler
@@ -284,7 +285,7 @@ def _lengths(answers: Tensor, end_ids: tuple[int, ...]) -> Tensor:
 def _describe(
     model: Any, name: str, policies: tuple[UnmaskPolicy, ...] | None, settings: Any
 ) -> str:
-    """Everything that the result depends on but torch's generator, in one line."""
+    """Everything that the result depends on, except torch's generator, in one line."""
     rules = dict.fromkeys(description_of(policy) for policy in policies or ())
     if policies is None:
         rules = dict.fromkeys([f"entropy_bound({settings.sampler_config.entropy_bound})"])

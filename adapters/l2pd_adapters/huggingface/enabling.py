@@ -1,7 +1,7 @@
-"""`model.generate(..., unmask_policy=...)`: bound to one model, and undone again.
+"""`model.generate(..., unmask_policy=...)`: enabling it on one model, and disabling it.
 
-Nothing is patched on import, and no class is touched: `enable` sets `generate` on the instance, as
-transformers itself does for models that ship a custom generate.
+Nothing is patched on import, and no class is changed: `enable` sets `generate` on the instance, as
+transformers itself does for models with a custom generate.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from l2pd_plugins.errors import L2PDError
 class BoundGenerate:
     """`generate` of one enabled model.
 
-    An object and no bound method: a pickled bound method looks its name up on the class again, and
-    a copy of the model would silently decode autoregressively. Type checkers see `DiffusionModel`,
-    whose `generate` has the types.
+    This is an object and not a bound method: a pickled bound method is looked up by name on the
+    class again, so a copy of the model would silently decode autoregressively. Type checkers see
+    `DiffusionModel`, whose `generate` has the types.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class BoundGenerate:
         self.model = model
         self.name = name
         self.own, self.completed = own, completed
-        """The model's generation_config before it was enabled, and what became of it."""
+        """The model's generation_config before and after it was enabled."""
 
     def __call__(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
         return generate(self.model, inputs, **kwargs)
@@ -61,19 +61,19 @@ def enable(
 ) -> DiffusionModel:
     """Bind diffusion decoding to `model.generate`; returns the model.
 
-    `model.generation_config` gets the end-of-text tokens of the family, besides its own.
+    The end-of-text tokens of the family are added to `model.generation_config`.
 
     Args:
         model: a transformers model of one of the families in `l2pd_adapters.families`, or a decoder
             whose config says ``is_causal=False`` and names ``mask_token_id`` (and, if it has one,
             ``block_length``); with a `family`, any decoder or masked LM; or DiffusionGemma, see
             `diffusion_gemma`.
-        name: what the configuration line calls the model; its folder's or hub name by default.
-        family: how the model is to be read, where its config does not say; it stays with the model
-            and its copies. None keeps what the model was enabled with, else asks its config.
+        name: the model's name in the configuration line; its folder's or hub name by default.
+        family: describes how to decode the model, if its config does not; it stays with the model
+        and its copies. None keeps the family of an earlier `enable`, else uses the config.
 
-    Raises L2PDError if the model is no diffusion language model, or does not see what its family
-    says.
+    Raises L2PDError if the model is not a diffusion language model, or if its attention differs
+    from its family's.
     """
     _refuse_others(model, name, family)
     if diffusion_gemma.decodes(model):
@@ -95,7 +95,7 @@ def enable(
 
 
 def _refuse_others(model: Any, name: Any, family: Any) -> None:
-    """Raise L2PDError for arguments of `enable` that are something else."""
+    """Raise L2PDError for arguments of `enable` that have the wrong type."""
     if not isinstance(within(model), PreTrainedModel):
         raise L2PDError(
             f"model={short(model)}: expected a model of transformers; load makes one from a name"
@@ -152,7 +152,7 @@ def _with_end_of_text(
 
 
 def configuration_of(model: Any, **settings: Any) -> str:
-    """The line that describes a call of generate, of which nothing is decoded.
+    """The line that describes a call of `generate`, without decoding anything.
 
     Raises L2PDError as `settings_of` does.
     """
@@ -160,10 +160,10 @@ def configuration_of(model: Any, **settings: Any) -> str:
 
 
 def settings_of(model: Any, **settings: Any) -> DecodeSettings:
-    """What a call of generate with one prompt would go by; nothing is decoded.
+    """The settings of a call of `generate` with one prompt, without decoding anything.
 
-    Raises L2PDError for settings that generate would refuse: a filter that does not fit the block
-    length is found before the first of several policies has run for an hour.
+    Raises L2PDError for settings that `generate` would refuse, so that a comparison of several
+    policies can fail before it has run the first one.
     """
     bound = getattr(model, "generate", None)
     if not isinstance(bound, BoundGenerate):

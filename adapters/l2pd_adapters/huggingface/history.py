@@ -1,4 +1,4 @@
-"""What has become of each position: when it was committed, and how sure the model was."""
+"""The history of each position: when it was committed, and with what probability."""
 
 from __future__ import annotations
 
@@ -19,35 +19,36 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Decoded:
-    """Answers of B sequences, the canvas of G positions behind the prompt."""
+    """Answers of B sequences; G is the number of canvas positions after the prompt."""
 
     whole: Tensor
-    """(B, G' >= G) int64; behind an end of text, the end-of-text token. Behind the canvas is the
-    rest of the last block, which a block-causal model decodes with it."""
+    """(B, G' >= G) int64: tokens; after an end of text, the end-of-text token. The positions after
+    the canvas are the rest of the last block, which a block-causal model also decodes.
+    """
     trace: Trace
     reference_nfe: Tensor | None = None
-    """(B,) int64, forward passes of reference decodes that were made first."""
+    """(B,) int64: forward passes of reference decodes that were made before."""
 
     @property
     def tokens(self) -> Tensor:
-        """(B, G) int64, the canvas alone."""
+        """(B, G) int64: the tokens of the canvas only."""
         return self.whole[:, : self.trace.committed_at.shape[1]]
 
 
 @dataclass
 class BlockHistory:
-    """The blocks that the R live rows stand in."""
+    """The history of the current blocks of the R live rows."""
 
     committed_at: Tensor
-    """(R, L) int64, forward pass of the commit, from 0; -1 before it."""
+    """(R, L) int64: forward pass of the commit, from 0; -1 if not committed yet."""
     confidence: Tensor
-    """(R, L) float32, at the commit."""
+    """(R, L) float32: probability of the token at its commit."""
     broken: Tensor
-    """(R, L) bool, where logits were not numbers."""
+    """(R, L) bool: positions whose logits contained NaN."""
 
     @classmethod
     def start(cls, columns: Tensor) -> BlockHistory:
-        """Of blocks at these columns (R, L), where nothing has happened yet."""
+        """An empty history for blocks at these columns (R, L)."""
         return cls(
             torch.full_like(columns, -1),
             torch.zeros_like(columns, dtype=torch.float32),
@@ -55,8 +56,9 @@ class BlockHistory:
         )
 
     def record(self, outcome: StepOutcome, forward: int, *, may_undo: bool) -> None:
-        """Note a step that followed this forward pass. may_undo: whether a step can take back what
-        an earlier one committed."""
+        """Record the step after this forward pass. may_undo: whether a step can remask tokens that
+        an earlier step committed.
+        """
         committed, step = outcome.committed, outcome.step
         at = torch.where(committed, forward, self.committed_at)
         confidence = torch.where(committed, step.confidence, self.confidence)
@@ -67,7 +69,7 @@ class BlockHistory:
         self.broken = self.broken | (step.masked ^ outcome.sound)
 
     def restart(self, at: Tensor | slice) -> None:
-        """Begin anew at these rows."""
+        """Clear the history of these rows."""
         fresh = BlockHistory.start(self.committed_at[at])
         for each in fields(self):
             value = getattr(fresh, each.name)
@@ -81,10 +83,10 @@ class BlockHistory:
 
 
 class History:
-    """All B sequences of a call, over all columns."""
+    """The history of all B sequences of a call, over all columns."""
 
     def __init__(self, tokens: Tensor) -> None:
-        """tokens: (B, W), prompts and canvases as they begin."""
+        """tokens: (B, W) int64, prompts and canvases at the start."""
         batch = len(tokens)
         self.answers = tokens.clone()
         self.committed_at = torch.full_like(tokens, -1)
@@ -92,11 +94,11 @@ class History:
         self.broken = torch.zeros(batch, dtype=torch.bool, device=tokens.device)
         self.nfe = [0] * batch
         self.length = [0] * batch
-        """Tokens of each answer, up to and including the end of text."""
+        """Number of tokens of each answer, up to and including the end of text."""
         self.ahead = [0] * batch
 
     def file_blocks(self, blocks: BlockHistory, tensors: RowTensors, at: Tensor | slice) -> None:
-        """Take over what happened in the blocks of these rows, which are full."""
+        """Store the history of the full blocks of these rows."""
         sequences = tensors.sequences[at]
         where = (sequences.unsqueeze(-1), tensors.columns[at])
         self.committed_at[where] = blocks.committed_at[at]
@@ -106,7 +108,7 @@ class History:
     def file_answers(
         self, rows: Sequence[Row], tensors: RowTensors, at: Tensor, forwards: int
     ) -> None:
-        """Take over the answers of rows (K,) that leave after so many forward passes."""
+        """Store the answers of rows (K,) that leave after `forwards` forward passes."""
         self.answers[tensors.sequences[at]] = tensors.tokens[at]
         for row in rows:
             self.nfe[row.sequence] = forwards
@@ -114,12 +116,14 @@ class History:
             self.ahead[row.sequence] = row.ahead
 
     def result(self, prompt_length: int, size: int, end_of_text: EndOfText) -> Decoded:
-        """The answers, once no row is live: canvases of `size` positions behind the prompts."""
+        """The answers, after the last row has left: canvases of `size` positions after the
+        prompts.
+        """
         broken = self.broken.nonzero().flatten().tolist()
         if broken:
             logger.warning(
-                "the model's logits hold NaN, or nothing but -inf, in sequence(s) %s: such "
-                "predictions are taken last and mean nothing",
+                "the model's logits contain NaN, or only -inf, in sequence(s) %s: such "
+                "predictions are committed last and are meaningless",
                 ", ".join(map(str, broken)),
             )
         device = self.answers.device

@@ -1,5 +1,4 @@
-"""Which keywords generate knows, what those of other code are called here, and which source of a
-setting wins."""
+"""The keywords of `generate`, their names in other code, and the precedence of settings."""
 
 from __future__ import annotations
 
@@ -41,7 +40,7 @@ _SETTINGS = (
 )
 _INPUTS = ("inputs", "input_ids", "attention_mask", "generation_config", "streamer", "tokenizer")
 _IGNORED = ("logits_to_keep", "token_type_ids")
-"""What tokenizers and pipelines hand to every generate; it has no meaning here."""
+"""Keywords that tokenizers and pipelines pass to every generate; ignored here."""
 _NOT_SUPPORTED = (
     "assistant_model",
     "logits_processor",
@@ -54,7 +53,7 @@ _NOT_SUPPORTED = (
     "past_key_values",
     "position_ids",
 )
-"""Arguments of transformers' generate that are no settings."""
+"""Arguments of transformers' generate that are not settings."""
 
 _CACHES = "cache='prefix' or 'dual' (a block-causal model: 'block', its default)"
 _HISTORY = "return_dict_in_generate=True, whose trace says when each token was committed"
@@ -91,8 +90,9 @@ _THEIR_WORDS = {
     "eos_id": "eos_token_id",
     "pad_id": "pad_token_id",
 }
-"""Keywords of LLaDA's, Dream's, SDAR's, LLaDA2's and Fast-dLLM's own code, and what says the same
-here."""
+"""Keywords of LLaDA's, Dream's, SDAR's, LLaDA2's and Fast-dLLM's own code, and the equivalent
+here.
+"""
 _NOT_HERE = {
     "mask_id": "the mask token is the one of the model's config (mask_token_id)",
     "mask_token_id": "the mask token is the one of the model's config (mask_token_id)",
@@ -102,7 +102,7 @@ _NOT_HERE = {
     "out, or take a policy of your own (unmask_policy)",
     "eps": "Dream's time steps are not used; leave it out",
 }
-"""Such keywords that nothing here stands for."""
+"""Such keywords without an equivalent here."""
 
 _WITHOUT_EFFECT = {
     "num_beams": 1,
@@ -130,24 +130,23 @@ _WITHOUT_EFFECT = {
     "min_new_tokens": 0,
     "guidance_scale": 1.0,
     "use_cache": False,
-    # A prepared config (custom_generate) carries these defaults of assisted decoding.
+    # A prepared config (custom_generate) contains these defaults of assisted decoding.
     "num_assistant_tokens": 20,
     "num_assistant_tokens_schedule": "constant",
     "assistant_confidence_threshold": 0.4,
     "assistant_lookbehind": 10,
     "target_lookbehind": 10,
 }
-"""Settings of autoregressive decoding, each with the value that asks for nothing. None asks for
-nothing anywhere."""
+"""Settings of autoregressive decoding, each with its neutral value. None is always neutral."""
 
 _NOT_SETTINGS = ("transformers_version", "is_assistant", "use_cache")
 _TOGETHER = (("max_new_tokens", "max_length"), ("unmask_policy", "unmask_options"))
 
 
 def refuse_unknown(keywords: Mapping[str, Any]) -> None:
-    """Raise L2PDError for keywords that mean nothing, or that diffusion decoding cannot do.
+    """Raise L2PDError for unknown keywords, and for those that diffusion decoding does not support.
 
-    Those that other code for such models has are all named at once, each with the word to use.
+    Keywords of other code for such models are listed in one error, each with the keyword to use.
     """
     known = {*OUR_KEYWORDS, *_SETTINGS, *_INPUTS, *_IGNORED}
     config_fields = set(GenerationConfig().__dict__) | set(_WITHOUT_EFFECT)
@@ -202,7 +201,7 @@ def merged_config(
     for source in (own, given, keywords):
         values = source.to_dict() if isinstance(source, GenerationConfig) else source or {}
         named = {name: value for name, value in values.items() if value is not None}
-        if source is own:  # some checkpoints say -1 where they have no such token
+        if source is own:  # some checkpoints use -1 for "no such token"
             for name in [n for n in named if n.endswith("_token_id")]:
                 ids = end_of_text_ids(named.pop(name))
                 if ids:
@@ -212,14 +211,15 @@ def merged_config(
                 for name in together:
                     merged.pop(name, None)
         for name, value in named.items():
-            if source is not own:  # of the model's own, what is used is checked: no one typed it
+            if source is not own:  # the model's own settings are checked only if they are used
                 value = check(GENERATE, name, value)
             if source is keywords or name in (*OUR_KEYWORDS, *_SETTINGS):
                 merged[name] = value
             elif name.startswith("_") or name in (*_NOT_SETTINGS, *_IGNORED):
                 continue
             elif not _asks_for_nothing(name, value):
-                # transformers hands a custom generate the model's settings as if they were given.
+                # transformers passes the model's settings to a custom generate as if the user had
+                # given them.
                 if source is given and getattr(own, name, None) != value:
                     raise L2PDError(
                         f"{name}={short(value)} of the given generation_config is not supported "

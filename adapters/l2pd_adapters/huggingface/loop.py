@@ -1,7 +1,7 @@
-"""The loop: forward pass, denoising step, and the bookkeeping of rows that advance and leave.
+"""The decoding loop: forward pass, denoising step, and moving rows to their next block.
 
 Blocks are decoded left to right, positions inside a block in any order (semi-autoregressive, LLaDA,
-arXiv 2502.09992). Every row goes at its own pace: it moves to its next block when its own is full,
+arXiv 2502.09992). Batch rows are independent: a row moves to its next block when its block is full,
 and leaves the batch when its text has ended, so no row waits for another.
 """
 
@@ -42,7 +42,7 @@ def decode(
     try:
         while running.rows:
             running.forward_and_step()
-    finally:  # a reader of the stream must not wait for ever, whatever a policy does
+    finally:  # a reader of the stream must not wait forever if a policy raises
         running.stream.end()
     decoded = running.history.result(
         input_ids.shape[1], settings.canvas.max_new_tokens, settings.canvas.end_of_text
@@ -51,7 +51,7 @@ def decode(
 
 
 class _RowReport(NamedTuple):
-    """What a step has left of a row's block."""
+    """The state of a row's block after a step, on the host."""
 
     masked: list[bool]
     needed: list[bool]
@@ -59,12 +59,13 @@ class _RowReport(NamedTuple):
     ended: bool
     """Whether the text has an end."""
     visible: int
-    """How many positions are present: up to and including the end of text, if there is one."""
+    """Number of present positions: up to and including the end of text, if there is one."""
 
 
 class _Decode:
-    """A batch on its way. Which row stands where is known on the host, which learns what a step did
-    by one read per step, and by none where that is known beforehand."""
+    """A batch that is being decoded. The host knows the block of each row. It reads the result of a
+    step once per step, or not at all if the result is known beforehand.
+    """
 
     def __init__(
         self,
@@ -80,10 +81,10 @@ class _Decode:
         self.may_undo = settings.canvas.end_of_text.rule != "off" or any(
             isinstance(policy, RemaskingPolicy) for policy in settings.policies
         )
-        """Whether a step may take back what an earlier one committed."""
+        """Whether a step may remask tokens that an earlier step committed."""
         self.forward = forward_for(model, family, settings.model.cache)
         self.forwards = 0
-        """Forward passes taken."""
+        """Number of forward passes so far."""
         self.rows = [
             Row(
                 sequence,
@@ -102,7 +103,7 @@ class _Decode:
             input_ids, attention_mask, self.rows, settings.model.mask_token_id
         )
         self.reference = None
-        """(B, W), laid out like the tokens."""
+        """(B, W) int64: the reference, in the columns of the tokens."""
         if reference is not None:
             self.reference = torch.full_like(tensors.tokens, settings.canvas.filler)
             self.reference[:, prompt:] = reference[:, : tensors.tokens.shape[1] - prompt]
@@ -122,14 +123,14 @@ class _Decode:
         self.block_history = BlockHistory.start(tensors.columns)
         self.history = History(tensors.tokens)
         self.later: LaterColumns | None = None
-        """Where the later blocks lie that policies look ahead at."""
+        """Columns of the later blocks at which policies look ahead."""
         if settings.model.looks_ahead:
             self._look_ahead()
         self.stream = TextStream(settings.observers.streamer, settings.canvas.max_new_tokens)
         self.stream.prompt(input_ids)
 
     def forward_and_step(self) -> None:
-        """One forward pass, one denoising step, and what follows from it."""
+        """One forward pass and one denoising step; then move, shorten or drop rows."""
         logits, positions, later = self._logits()
         settings = self.settings
         outcome = denoising_step(
@@ -152,7 +153,7 @@ class _Decode:
         self._follow_up(self._learn(outcome))
 
     def _look_ahead(self) -> None:
-        """Begin to keep what the policies that look ahead remember of the later blocks."""
+        """Create the states of the later blocks for the policies that look ahead."""
         looking = self.block.looking_ahead
         behind = [self.rows[at].layout.blocks - 1 for at in looking]
         owners = [at for at, blocks in zip(looking, behind, strict=True) for _ in range(blocks)]
@@ -171,13 +172,14 @@ class _Decode:
         self._place_later()
 
     def _place_later(self) -> None:
-        """Say anew where the later blocks lie, since a row has moved, ended or left."""
+        """Update the columns of the later blocks, after a row has moved, ended or left."""
         owners = self.block.later_rows
         self.later = LaterColumns.of(owners, self.rows, self.device) if owners else None
 
     def _logits(self) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
-        """A forward pass: the needed logits (N, V), and where in (R, L) they belong; and the same
-        of the later blocks, where a policy looks ahead."""
+        """A forward pass: the needed logits (N, V) and their flat positions in (R, L); and the same
+        for the later blocks, if a policy looks ahead.
+        """
         rows, length, later = self.rows, self.settings.canvas.block_length, self.later
         view = CanvasView(
             tokens=self.tensors.tokens,
@@ -205,8 +207,8 @@ class _Decode:
     def _draw(self, logits: Tensor, positions: Tensor, sampling: Sampling) -> Tensor:
         """(N,) tokens drawn for the masked positions; -1, the argmax, for committed ones.
 
-        Committed positions draw nothing, so a sequence's random stream depends on its decode alone
-        and not on what is asked for beside it.
+        Committed positions draw nothing, so a sequence's random stream depends only on its own
+        decode.
         """
         settings = self.settings
         assert self.block.generators is not None
@@ -229,13 +231,13 @@ class _Decode:
         return torch.full_like(positions, -1).index_copy(0, index, drawn)
 
     def _learn(self, outcome: StepOutcome) -> list[_RowReport]:
-        """What the step has left of each row."""
+        """The state of each row after the step."""
         length, block = self.settings.canvas.block_length, self.block
-        if self.settings.canvas.end_of_text.rule == "off":  # nothing leaves the canvas
+        if self.settings.canvas.end_of_text.rule == "off":  # no position is removed from the canvas
             visible = [sum(row.present) for row in self.rows]
             if self.settings.model.suppress_mask and all(sum(row.masked) == 1 for row in self.rows):
-                # A step commits at least one mask, so none is left: nothing to read. (Where the
-                # mask token can be predicted it may commit none.)
+                # A step commits at least one mask, so the last one is gone and nothing has to be
+                # read. (If the mask token can be predicted, a step may commit none.)
                 nothing = [False] * length
                 return [_RowReport(nothing, nothing, False, seen) for seen in visible]
             if not block.reads_committed:
@@ -257,7 +259,7 @@ class _Decode:
         ]
 
     def _follow_up(self, reports: list[_RowReport]) -> None:
-        """Rows whose block is full go on to the next one or leave; ended texts are cut."""
+        """Move rows with a full block to their next block or drop them; shorten ended texts."""
         advancing: list[int] = []
         leaving: list[int] = []
         ending: list[int] = []
@@ -304,7 +306,7 @@ class _Decode:
             self.rows[row].begin_next_block()
 
     def _leave(self, rows: list[int]) -> None:
-        """File the answers of these rows, and go on without them."""
+        """Store the answers of these rows and drop the rows."""
         gone = set(rows)
         self.history.file_answers(
             [self.rows[row] for row in rows], self.tensors, upload(rows, self.device), self.forwards
@@ -319,7 +321,7 @@ class _Decode:
             self.forward.keep(kept, self.device)
 
     def _at(self, rows: list[int]) -> Tensor | slice:
-        """An index of these live rows, which are in order."""
+        """An index of these live rows, given in ascending order."""
         return slice(None) if len(rows) == len(self.rows) else upload(rows, self.device)
 
     def _reference_at(self, at: Tensor | slice, columns: Tensor) -> Tensor | None:
@@ -332,8 +334,9 @@ class _Decode:
 def _references(
     model: Any, input_ids: Tensor, attention_mask: Tensor, settings: DecodeSettings
 ) -> tuple[Tensor | None, Tensor | None]:
-    """What policies that require "reference" are shown, as in `given_references`, and the NFE (B,)
-    of the decodes at one token per step that made those which were not given."""
+    """The references for policies that require them, as in `given_references`. Missing ones are
+    decoded at one token per step; also returns the NFE (B,) of these decodes.
+    """
     reference, missing = given_references(settings, input_ids.device)
     if reference is None or not missing:
         return reference, None

@@ -1,4 +1,4 @@
-"""Checks of prompts: token ids, padding, masks among them, and whether the model has room."""
+"""Checks of prompts: token ids, padding, mask tokens, and length."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ logger = logging.getLogger(__name__)
 
 
 def prompt_ids(inputs: Tensor | None, input_ids: Tensor | None) -> Tensor:
-    """The prompts (B, P) as int64, given by one of the two arguments. Raises L2PDError for what
-    holds no token ids."""
+    """The prompts (B, P) as int64, given by one of the two arguments. Raises L2PDError if they are
+    not token ids.
+    """
     if (inputs is None) == (input_ids is None):
         raise L2PDError("give the prompts once: as the first argument or as input_ids")
     prompts = input_ids if inputs is None else inputs
@@ -32,12 +33,13 @@ def prompt_ids(inputs: Tensor | None, input_ids: Tensor | None) -> Tensor:
 
 
 _WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-"""What token ids may be stored as."""
+"""Dtypes of token ids."""
 
 
 def left_padded_mask(prompts: Tensor, mask: Tensor | None) -> Tensor:
-    """The attention mask (B, P) as int64, all ones for None. Raises L2PDError unless it is one of
-    prompts that are padded on the left."""
+    """The attention mask (B, P) as int64, all ones for None. Raises L2PDError unless the padding is
+    on the left.
+    """
     if mask is None:
         return torch.ones_like(prompts)
     if mask.shape != prompts.shape:
@@ -64,9 +66,11 @@ def _describe(value: object) -> str:
 
 
 _TIMES = 16
-"""A canvas of more than so many times the model's positions is a mistake, and is not allocated."""
+"""A canvas of more than this many times the model's positions is taken for a mistake and not
+allocated.
+"""
 _longest_told: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
-"""Per model, the longest text about which a warning was logged."""
+"""For each model, the greatest length about which a warning was logged."""
 
 
 def check_room(
@@ -75,10 +79,10 @@ def check_room(
     """Warn, once for a model and length, if prompt and canvas exceed the model's positions.
 
     Args:
-        keyword: what the user typed for the length of the canvas, "max_length" or this.
+        keyword: the keyword by which the user gave the length of the canvas.
 
-    Raises L2PDError if they cannot be decoded at all: a learned embedding has no further
-    positions, and a canvas many times as long is not worth allocating.
+    Raises L2PDError if they cannot be decoded: a learned position embedding has no further
+    positions, and a canvas many times too long is not allocated.
     """
     length, positions = prompt_length + max_new_tokens, positions_of(model)
     value = length if keyword == "max_length" else max_new_tokens
@@ -116,14 +120,14 @@ def check_prompts(
     pad_token_id: int | None,
     name: str = "input_ids",
 ) -> None:
-    """Check token ids (B, P), of which those count where the mask is not 0.
+    """Check token ids (B, P), except where the mask is 0.
 
     Args:
         mask_token_id: None for a model without.
-        pad_token_id: what padding is told by where there is no mask; None checks nothing.
+        pad_token_id: by which padding is detected if there is no mask; None skips this check.
 
-    Raises L2PDError for ids outside the vocabulary, for masks among them, and for a batch that was
-    padded and comes without its mask.
+    Raises L2PDError for ids outside the vocabulary, for mask tokens, and for a padded batch without
+    its mask.
     """
     seen = torch.ones_like(prompts, dtype=torch.bool) if mask is None else mask != 0
     outside = (prompts < 0) | (prompts >= vocabulary)
@@ -150,7 +154,7 @@ def refuse_masks(tokens: list[int], mask_token_id: int, what: str) -> None:
         some = ", ".join(map(str, at[:_NAMED_AT_MOST])) + (", ..." * (len(at) > _NAMED_AT_MOST))
         raise L2PDError(
             f"{what}: the mask token {mask_token_id} stands at position {some} ({len(at)} in all); "
-            "masks inside a prompt are not filled in, only the canvas behind it is; expected a "
+            "masks inside a prompt are not filled in, only the canvas after it is; expected a "
             "prompt without masks"
         )
 
@@ -170,7 +174,7 @@ def _refuse_unmasked_padding(prompts: Tensor, pad_token_id: int, name: str) -> N
             f"pad_token_id={pad_token_id}, others do not, and there is no attention_mask; "
             "pass the tokenizer's attention_mask (all ones if these are not padding)"
         )
-    # One such token may be a text's first, or its last; more of them never are.
+    # A text may begin or end with one such token, but not with several.
     most = max(int(begins.max()), int(ends.max()))
     if most > 1 or int(ends.min()) != int(ends.max()):
         logger.warning(

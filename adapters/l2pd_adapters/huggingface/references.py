@@ -1,4 +1,4 @@
-"""The answers that policies with a reference are shown, laid out for a batch."""
+"""Reference answers for policies that require them, laid out for a batch."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from l2pd_plugins.errors import L2PDError
 def given_references(
     settings: DecodeSettings, device: torch.device
 ) -> tuple[Tensor | None, list[int]]:
-    """The references that the policies bring, and the sequences whose policies lack one.
+    """The references that the policies have, and the sequences whose policies lack one.
 
-    Returns (B, max_new_tokens + block_length) int64, since the last block may reach over the
-    canvas, with the end of text behind each reference; None if no policy requires one. Raises
+    Returns (B, max_new_tokens + block_length) int64, since the last block may extend beyond the
+    canvas, with end-of-text tokens after each reference; None if no policy requires one. Raises
     L2PDError for references that do not fit the call.
     """
     members: dict[int, list[int]] = {}
@@ -46,7 +46,7 @@ def _fill(
     policy: UnmaskPolicy,
     settings: DecodeSettings,
 ) -> None:
-    """Lay out what a policy brings: one list for all its sequences, or one for each."""
+    """Lay out a policy's reference: one list for all its sequences, or one for each."""
     given = given.tolist() if isinstance(given, Tensor) else list(given)
     nested = bool(given) and isinstance(given[0], list | tuple)
     lists = given if nested else [given] * len(sequences)

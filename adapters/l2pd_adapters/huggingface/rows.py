@@ -1,4 +1,4 @@
-"""The sequences that are still being decoded: what the host knows of each, and their tensors."""
+"""The sequences that are still being decoded: their state on the host, and their tensors."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from l2pd_plugins.transfer import upload
 
 @dataclass
 class Row:
-    """A live sequence. Columns count over the whole batch, padding on the left included."""
+    """A live sequence. Columns are those of the whole batch, including the padding on the left."""
 
     sequence: int
-    """Index into the batch that was given."""
+    """Index of the sequence in the caller's batch."""
     layout: BlockLayout
     """In columns."""
     first: int
-    """First column that it sees."""
+    """First column to which it attends."""
     last: int = field(init=False)
-    """One past the last column that it sees."""
+    """One past the last column to which it attends."""
     block: int = 0
-    """The block that it stands in."""
+    """Index of its current block."""
     fresh: bool = True
     """Whether it is at the first step of its block."""
     ended: bool = False
-    """Whether its text has an end: no block follows the one that it stands in."""
+    """Whether its text has ended: no block follows the current one."""
     masked: list[bool] = field(init=False)
-    """Which positions of its block are masked; a host copy."""
+    """The masked positions of its block; a host copy."""
     needed: list[bool] = field(init=False)
     """Positions of its block whose logits the next step reads; a host copy."""
     ahead: int = 0
-    """Positions of later blocks that its policy was shown, over all steps."""
+    """Number of positions of later blocks that its policy has seen, over all steps."""
 
     def __post_init__(self) -> None:
         self.last = self.layout.end
@@ -50,7 +50,7 @@ class Row:
 
     @property
     def canvas_start(self) -> int:
-        """First column of its block that is not prompt."""
+        """First column of its block after the prompt."""
         return self.layout.canvas_start_of(self.block)
 
     @property
@@ -64,7 +64,7 @@ class Row:
         return self.ended or self.layout.start_of(self.block + 1) >= self.layout.end
 
     def begin_next_block(self) -> None:
-        """Stand at the first step of the next block, with all of its positions masked."""
+        """Move to the first step of the next block, with all of its positions masked."""
         self.block += 1
         self.fresh = True
         self.masked = self.needed = self.present
@@ -77,7 +77,7 @@ class RowTensors:
     tokens: Tensor
     """(R, W) int64."""
     attention: Tensor
-    """(R, W) int64, 1 where a column may be seen."""
+    """(R, W) int64: attention mask, 1 for columns that may be attended to."""
     position_ids: Tensor
     """(R, W) int64."""
     sequences: Tensor
@@ -93,8 +93,9 @@ class RowTensors:
     def of(
         cls, input_ids: Tensor, attention_mask: Tensor, rows: Sequence[Row], mask_token_id: int
     ) -> RowTensors:
-        """Prompts (B, P) and their canvases, which hold nothing but masks. The canvases are whole
-        blocks long, so a block that reaches over its canvas's end has room."""
+        """Prompts (B, P) and their fully masked canvases. Canvases are rounded up to whole blocks,
+        so that a last block that extends beyond its canvas has columns.
+        """
         batch, prompt = input_ids.shape
         device = input_ids.device
         layouts = [row.layout for row in rows]
@@ -134,21 +135,24 @@ def keep_rows(tensors: Any, index: Tensor) -> None:
 
 @dataclass(frozen=True)
 class LaterColumns:
-    """Where the N later blocks of R rows lie, for policies that look ahead: M positions of them are
-    inside their canvases."""
+    """The columns of the N later blocks of R rows, for policies that look ahead; M of their
+    positions are inside the canvases.
+    """
 
     blocks: int
-    """Blocks of each row whose hidden states are needed, the row's own included."""
+    """Number of blocks of each row whose hidden states are needed, including the row's current
+    one.
+    """
     in_view: Tensor
     """(M,) int64, places in hidden states (R, blocks * L)."""
     in_blocks: Tensor
     """(M,) int64, the same places in (N, L)."""
     counts: list[int]
-    """How many of the positions each of the R rows has."""
+    """Number of the M positions of each of the R rows."""
 
     @classmethod
     def of(cls, owners: Sequence[int], rows: Sequence[Row], device: torch.device) -> LaterColumns:
-        """owners: the row of each later block; of one row, the nearest block comes first."""
+        """owners: the row of each later block; for one row, the nearest block comes first."""
         length = rows[0].layout.block_length
         distance: list[int] = []
         behind = [0] * len(rows)

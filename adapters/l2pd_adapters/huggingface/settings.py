@@ -1,6 +1,6 @@
-"""From the arguments of generate to settings that the loop can rely on.
+"""Converts the arguments of `generate` to checked settings for the loop.
 
-Everything that can be wrong is refused here, by name, before the first forward pass.
+Every invalid argument is refused here, by name, before the first forward pass.
 """
 
 from __future__ import annotations
@@ -50,21 +50,22 @@ logger = logging.getLogger(__name__)
 
 PolicyChoice = str | Mapping[str, Any] | UnmaskPolicy
 StepObserver = Callable[[list[int], list[int], StepOutcome], None]
-"""Called after every denoising step with the sequences that took part (indices into the batch),
-the block that each stood in, and what the step did."""
+"""Called after every denoising step with the sequences that took part (indices into the batch), the
+current block of each, and the outcome of the step.
+"""
 
 _COLD = 1e-3
-"""Below this temperature, logits are compared with the largest one of their row."""
+"""Below this temperature, the largest logit of each row is subtracted first."""
 _TRANSFORMERS_TOP_K = 50
-"""What transformers' sampling uses where nobody says otherwise."""
+"""The defaults of transformers' sampling."""
 
 
 @dataclass(frozen=True)
 class ModelReading:
-    """How the model is read."""
+    """How the model is run."""
 
     name: str
-    """What the configuration line calls it."""
+    """The model's name in the configuration line."""
     family: ModelFamily
     mask_token_id: int
     suppress_mask: bool = True
@@ -73,13 +74,13 @@ class ModelReading:
 
     @property
     def looks_ahead(self) -> bool:
-        """Whether policies that look ahead can: the logits of later blocks are at hand."""
+        """Whether policies can look ahead: the logits of later blocks are available."""
         return self.family.attention == "bidirectional" and self.cache in LOOKING_AHEAD
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """What is to be filled, and what ends it."""
+    """The canvas and its end-of-text rule."""
 
     max_new_tokens: int
     block_length: int
@@ -88,23 +89,25 @@ class Canvas:
 
     @property
     def filler(self) -> int:
-        """What a reference holds where nothing is known: an end of text, if there is one."""
+        """The token that fills unknown positions of a reference: an end-of-text token, if there is
+        one.
+        """
         return (self.end_of_text.token_ids or (self.pad_token_id,))[0]
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn."""
+    """The settings of sampling."""
 
     temperature: float = 1.0
     top_k: int = 0
-    """0 for all tokens."""
+    """0 keeps all tokens."""
     top_p: float = 1.0
 
     def warp(self, scores: Tensor) -> Tensor:
-        """Rows of float32 logits as they are drawn from: temperature, then top-k, then top-p."""
+        """Apply temperature, then top-k, then top-p to rows of float32 logits."""
         if self.temperature < _COLD:
-            # Divided by so little, the largest logits would all be infinite, or NaN.
+            # Divided by such a small number, the largest logits would become infinite, or NaN.
             top = scores.amax(-1, keepdim=True)
             scores = scores - top.masked_fill(top.isinf(), 0.0)
         warpers = LogitsProcessorList([TemperatureLogitsWarper(self.temperature)])
@@ -117,17 +120,19 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Observers:
-    """Who is shown the decode on its way."""
+    """Callbacks that observe the decode."""
 
     streamer: Any = None
     on_step: StepObserver | None = None
     statistics: frozenset[str] = frozenset()
-    """What on_step is shown beyond what the policies require."""
+    """Statistics for on_step, in addition to those that the policies require."""
 
 
 @dataclass(frozen=True)
 class DecodeSettings:
-    """Everything about a call of generate that is not the model's weights and the prompt."""
+    """All settings of a call of `generate`: everything except the model's weights and the
+    prompt.
+    """
 
     model: ModelReading
     canvas: Canvas
@@ -136,7 +141,7 @@ class DecodeSettings:
     sampling: Sampling | None = None
     """None for greedy decoding."""
     seeds: tuple[int, ...] | None = None
-    """One per sequence, for sampling and for policies that draw; None if neither was asked for."""
+    """One seed per sequence, for sampling and for policies that draw; None if neither is used."""
     observers: Observers = Observers()
     return_dict: bool = False
 
@@ -202,7 +207,7 @@ def make_settings(
     )
     check(GENERATE, "streamer", streamer)
     if streamer is not None and batch_size != 1:
-        raise L2PDError(f"a streamer takes one sequence, this call makes {batch_size}")
+        raise L2PDError(f"a streamer takes one sequence, but this call makes {batch_size}")
     sampling, seed = _sampling(merged), merged.get("seed")
     context = ModelContext(
         name=name,
@@ -224,7 +229,9 @@ def make_settings(
 
 
 def _sampling(merged: Mapping[str, Any]) -> Sampling | None:
-    """How to draw, or None with a warning where a temperature has no effect."""
+    """The settings of sampling, or None for greedy decoding, with a warning if a temperature has no
+    effect.
+    """
     if not merged.get("do_sample", False):
         if merged.get("temperature", 1.0) not in (0, 1):
             logger.warning(
@@ -253,7 +260,7 @@ def _block_length(merged: Mapping[str, Any], model: Any, max_new_tokens: int) ->
 
 
 def _check_attention_code(model: Any, family: ModelFamily, cache: CacheKind) -> None:
-    """Raise L2PDError if the model's attention implementation cannot do what is asked for."""
+    """Raise L2PDError if the model's attention implementation does not support these settings."""
     implementation = getattr(model.config, "_attn_implementation", None) or "eager"
     if implementation in ("eager", "sdpa"):
         return
@@ -270,7 +277,7 @@ def _check_attention_code(model: Any, family: ModelFamily, cache: CacheKind) -> 
 
 
 def _ends(merged: Mapping[str, Any], mask_token_id: int, vocabulary: int) -> tuple[EndOfText, int]:
-    """What ends a text, and the token that stands behind shorter answers."""
+    """The end-of-text rule, and the token that pads shorter answers."""
     ids = merged.get("eos_token_id", ())
     for token_id in ids:
         _within("eos_token_id", token_id, vocabulary)
@@ -287,7 +294,7 @@ def _ends(merged: Mapping[str, Any], mask_token_id: int, vocabulary: int) -> tup
 
 
 def _canvas_length(merged: Mapping[str, Any], prompt_length: int) -> int:
-    """The canvas's length, by the keyword that names it."""
+    """The length of the canvas, from max_new_tokens or max_length."""
     if "max_new_tokens" in merged:
         return merged["max_new_tokens"]
     if "max_length" not in merged:
@@ -311,7 +318,7 @@ def _within(name: str, token_id: int, vocabulary: int) -> None:
 _WHY_NOT: dict[Attention, str] = {
     "bidirectional": "in a bidirectional model a finished block still depends on what follows it",
     "block_causal": "in a block-causal model the keys and values of finished blocks are final, and "
-    "what is behind a block is not seen",
+    "later blocks are not attended to",
 }
 
 
@@ -364,7 +371,7 @@ def bound_policies(
 
 
 def _seeds(seed: Any, batch_size: int) -> tuple[int, ...]:
-    """One seed per sequence, so that what a sequence draws does not depend on its batch.
+    """One seed per sequence, so that a sequence's draws do not depend on its batch.
 
     A list gives each sequence its own. One number s gives s, s + 1, ...; no number draws s from
     torch's global generator, which ``torch.manual_seed`` and ``transformers.set_seed`` set.
@@ -383,6 +390,6 @@ def _seeds(seed: Any, batch_size: int) -> tuple[int, ...]:
 
 
 def whole(name: str, value: Any, least: int) -> int:
-    """The value as an int. Raises L2PDError if it is no whole number from `least` up."""
+    """The value as an int. Raises L2PDError if it is not a whole number of at least `least`."""
     number: int = check({name: Whole(least, MOST_POSITIONS)}, name, value)
     return number

@@ -1,4 +1,4 @@
-"""What a streamer is given while one sequence is decoded: finished blocks, and drafts of them."""
+"""Passing finished blocks and drafts of a sequence to a streamer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from l2pd_plugins.denoising import StepOutcome
 
 
 class TextStream:
-    """Feeds a streamer of transformers'; does nothing without one.
+    """Feeds a streamer of transformers; does nothing without one.
 
     A streamer takes one sequence, so there is one row until it leaves.
     """
@@ -23,26 +23,28 @@ class TextStream:
         self.takes_drafts = hasattr(streamer, "put_draft")
 
     def prompt(self, input_ids: Tensor) -> None:
-        """Give the prompt (1, P), which a streamer may skip."""
+        """Pass the prompt (1, P), which a streamer may skip."""
         if self.streamer is not None:
             self.streamer.put(input_ids[0].cpu())
 
     def draft(self, row: Row, block: BlockBatch, outcome: StepOutcome) -> None:
-        """Give the block as it stands, with predictions where it is masked."""
+        """Pass the current block, with predictions at masked positions."""
         if self.takes_drafts:
             draft = torch.where(block.masked, outcome.step.x0, block.tokens)
             room = self._end(row) - row.canvas_start
             self.streamer.put_draft(value=draft[0][block.present[0]][:room].cpu())
 
     def block(self, row: Row, tokens: Tensor, visible: int) -> None:
-        """Give the full block of a row with these tokens (W,), of which so many are visible."""
+        """Pass the full block of a row with tokens (W,), of which `visible` are part of the
+        text.
+        """
         if self.streamer is not None:
             begin = row.canvas_start
             end = min(begin + visible, self._end(row))
             self.streamer.put(tokens[begin:end].cpu())
 
     def end(self) -> None:
-        """Say that nothing more comes."""
+        """Signal the end of the stream."""
         if self.streamer is not None:
             self.streamer.end()
 

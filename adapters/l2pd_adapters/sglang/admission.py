@@ -1,8 +1,8 @@
-"""What a request may ask for, said before it is queued.
+"""Admission: a request is checked before it is queued.
 
-SGLang asks an algorithm about a request in the scheduler's process, where a stream has begun and
-everybody waits. So requests are checked here first, in the process that speaks HTTP: a wrong
-request gets HTTP 400, for streams too, and never reaches the scheduler.
+SGLang lets an algorithm validate a request only in the scheduler's process, when a stream may have
+begun and other requests wait. So requests are checked here first, in the process that handles HTTP:
+an invalid request, streaming or not, gets HTTP 400 and never reaches the scheduler.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from l2pd_plugins.shown import shown
 
 
 def check(request: Any, settings: SglangServer) -> None:
-    """Of a GenerateReqInput as the client has sent it. Raises L2PDError, which names the parameter,
-    for what cannot be granted."""
+    """Check a GenerateReqInput as the client has sent it. Raises L2PDError, which names the
+    parameter, if it is not supported.
+    """
     given = request.sampling_params
     for params in given if isinstance(given, list) else [{} if given is None else given]:
         check_params(params, settings)
@@ -32,32 +33,32 @@ def check(request: Any, settings: SglangServer) -> None:
 
 
 def check_params(params: Any, settings: SglangServer) -> None:
-    """Raise L2PDError for sampling parameters, by their names, that cannot be granted."""
+    """Raise L2PDError, which names the parameter, for unsupported sampling parameters."""
     if not isinstance(params, Mapping):
         raise L2PDError(f"sampling_params={shown(params)}: expected names and values")
     fields = SamplingParams.__struct_fields__
     for name in params:
         if name not in fields:
             raise L2PDError(f"sampling_params: no parameter {shown(name)}")
-    # Bounded before the whole is looked at.
+    # Check the bounds before reading the whole value.
     settings.choose(params.get("custom_params"))
     rest = {name: value for name, value in params.items() if name != "custom_params"}
     check_types(rest)
     try:
         SamplingParams(**rest).verify(settings.model.vocab_size)
-    except ValueError as error:  # SGLang's own, which of a stream it would say too late
+    except ValueError as error:  # SGLang's own error, which for a stream it would report too late
         raise L2PDError(str(error)) from None
     check_effects(rest, settings)
 
 
 def check_types(params: Mapping[str, Any]) -> None:
-    """Raise L2PDError for values that SGLang's scheduler could not read: it ends by them."""
+    """Raise L2PDError for values that would crash SGLang's scheduler."""
     for name, value in params.items():
         if value is None:
             continue
         try:
             made = SamplingParams(**{name: value})
             msgspec.msgpack.decode(msgspec.msgpack.encode(made), type=SamplingParams)
-        except ANY_FAILURE as error:  # what SGLang raises here, it does not catch
+        except ANY_FAILURE as error:  # SGLang does not catch its own errors here
             said = str(error).partition(" - at ")[0]
             raise L2PDError(f"{name}={shown(value)}: {shown(said)[1:-1]}") from None

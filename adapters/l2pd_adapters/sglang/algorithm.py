@@ -1,8 +1,8 @@
-"""SGLang's denoising step, taken by the core.
+"""SGLang's denoising step, computed by the core.
 
 SGLang owns the loops (sglang/srt/dllm/algorithm/base.py: `_run_sync`, `_run_fdfo`), the scheduler
-and the KV cache. Each forward pass brings a block per request; a block is done after the pass that
-follows its last commit, since only that one writes the keys and values of its final tokens.
+and the KV cache. Each forward pass computes a block per request. A block is finished after the pass
+that follows its last commit, since only that pass writes the keys and values of its final tokens.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ logger = logging.getLogger(__name__)
 
 
 class UnmaskPolicyAlgorithm(DllmAlgorithm):
-    """Runs each request's unmask policy; one class for all of them, whatever the server's default.
+    """Runs each request's unmask policy; one class for all policies.
 
-    A step reads the device back once, and a forward pass that only prefills or writes keys and
-    values not at all.
+    A step reads from the device once; a forward pass that only prefills or writes keys and values
+    does not read at all.
     """
 
     requests: ClassVar[WeakValueDictionary[str, Any]] = WeakValueDictionary()
@@ -48,15 +48,15 @@ class UnmaskPolicyAlgorithm(DllmAlgorithm):
         super().__init__(config)
         self.settings: SglangServer = config.l2pd
         self._block: BlockBatch | None = None
-        """The blocks that the coming step works on; None if none of them is masked."""
+        """The blocks of the next step; None if none of them is masked."""
         self._reported: set[str] = set()
-        """What the last guard has said in the log."""
+        """Messages that `_give_up` has already logged."""
         self._positions: Tensor | None = None
-        """The rows of logits that the coming step reads; None for all."""
+        """The rows of logits that the next step reads; None for all."""
 
     @classmethod
     def validate_request(cls, req: Any) -> str | None:
-        """What is wrong with the request, which SGLang answers as HTTP 400, or None.
+        """The fault of the request, which SGLang answers with HTTP 400, or None.
 
         Called in the scheduler's process for every request before it is queued.
         """
@@ -68,7 +68,7 @@ class UnmaskPolicyAlgorithm(DllmAlgorithm):
             state = RequestState.of(req, settings)
         except L2PDError as error:
             return str(error)
-        except ANY_FAILURE as error:  # a request is refused rather than the scheduler ended
+        except ANY_FAILURE as error:  # refuse the request instead of ending the scheduler
             logger.exception("a request cannot be admitted")
             return f"the request cannot be admitted: {type(error).__name__}: {shown(str(error))}"
         req.l2pd = state
@@ -77,8 +77,9 @@ class UnmaskPolicyAlgorithm(DllmAlgorithm):
         return None
 
     def init_step_state(self, forward_batch: Any) -> list[BlockRow]:
-        """The blocks of a forward batch at their first step. Changes nothing: SGLang asks for all
-        rows when one is new."""
+        """The blocks of a forward batch at their first step. It changes nothing, since SGLang calls
+        it for all rows if one is new.
+        """
         offsets = (forward_batch.seq_lens_cpu - self.block_size).tolist()
         found = [self.requests.get(rid) for rid in forward_batch.rids or [None] * len(offsets)]
         if any(req is None for req in found):
@@ -86,7 +87,7 @@ class UnmaskPolicyAlgorithm(DllmAlgorithm):
         return [self._row(req, offset) for req, offset in zip(found, offsets, strict=True)]
 
     def _stand_ins(self, forward_batch: Any, found: list[Any], offsets: list[int]) -> list[Any]:
-        """The requests of a batch; for those that were never validated, what is seen of them here.
+        """The requests of a batch, with stand-ins for those that were never validated.
 
         SGLang runs a forward pass even of some requests that it has refused itself. They get the
         server's policy.
@@ -114,7 +115,7 @@ class UnmaskPolicyAlgorithm(DllmAlgorithm):
         tokens = req.full_untruncated_fill_ids[offset : offset + self.block_size]
         return BlockRow(
             request=req.l2pd,
-            # SGLang may cut prompt and answer to size after it has had the request validated.
+            # SGLang may shorten prompt and answer after the request was validated.
             prompt_length=len(req.origin_input_ids),
             max_new_tokens=req.sampling_params.max_new_tokens,
             offset=offset,
@@ -127,7 +128,7 @@ class UnmaskPolicyAlgorithm(DllmAlgorithm):
         return [row.start for row in self.init_step_state(forward_batch)]
 
     def prepare_inputs(self, model_runner: Any, forward_batch: Any, states: list[BlockRow]) -> None:
-        """Lay the rows out on the device, before the forward pass keeps it busy."""
+        """Copy the rows to the device before the forward pass occupies it."""
         try:
             self._prepare(forward_batch, states)
         except ANY_FAILURE as error:
@@ -135,7 +136,7 @@ class UnmaskPolicyAlgorithm(DllmAlgorithm):
             self._prepare(forward_batch, states)
 
     def _failing(self, forward_batch: Any, states: list[BlockRow]) -> list[int]:
-        """The rows that cannot begin, each tried alone; if it is none of them, all rows."""
+        """The rows that cannot begin when tried alone; if each can, all rows."""
         failing = []
         for index, row in enumerate(states):
             if row.place is None:
@@ -155,7 +156,7 @@ class UnmaskPolicyAlgorithm(DllmAlgorithm):
     ) -> None:
         """The last guard: end the requests of these rows, and keep the server.
 
-        Their blocks are filled, so that SGLang takes them for finished and ends the requests with
+        Their blocks are filled, so that SGLang treats them as finished and ends the requests with
         the error.
         """
         said = f"the request cannot be decoded: {type(error).__name__}: {shown(str(error))[1:-1]}"
@@ -169,7 +170,7 @@ class UnmaskPolicyAlgorithm(DllmAlgorithm):
             row.tokens = [*row.tokens[: row.start], *[filler] * (self.block_size - row.start)]
             row.needed = [False] * self.block_size
             row.place = None
-            # What is left of the request has to begin like any other.
+            # The rest of the request has to begin like any other.
             row.request.policy, row.request.carried = self.settings.policy(None, {}), {}
             blocks[index, row.start :] = filler
             request = self.requests.get((forward_batch.rids or {index: None})[index])
@@ -192,7 +193,7 @@ class UnmaskPolicyAlgorithm(DllmAlgorithm):
             self._positions = upload(positions, forward_batch.input_ids.device)
 
     def _begin(self, fresh: list[int], states: list[BlockRow], input_ids: Tensor) -> None:
-        """Put new blocks into a batch of their own."""
+        """Put new blocks into a separate batch."""
         device, length = input_ids.device, self.block_size
         rows = [states[index] for index in fresh]
         requests = [row.request for row in rows]
@@ -241,7 +242,7 @@ class UnmaskPolicyAlgorithm(DllmAlgorithm):
             if is_done:
                 row.finish()
         if states and (self.fdfo or all(done)):
-            # SGLang's loop ends here and reads the ids once more: now from the host's own copy.
+            # SGLang's loop ends here and reads the ids again, now from the host's copy.
             forward_batch.input_ids = torch.tensor([row.tokens for row in states]).flatten()
         return done
 
@@ -256,7 +257,7 @@ class UnmaskPolicyAlgorithm(DllmAlgorithm):
             end_of_text=settings.end_of_text,
             suppress_mask=settings.suppress_mask,
         )
-        # In place: CUDA graphs hold the tensor's address.
+        # In place: CUDA graphs use the tensor's address.
         input_ids.copy_(block.tokens.flatten())
         # The one read of the step.
         report = torch.cat([block.tokens, block.needed().to(torch.int64)], dim=-1).tolist()

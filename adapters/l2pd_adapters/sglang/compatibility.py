@@ -1,4 +1,4 @@
-"""Which SGLang this adapter runs on, and what of it the adapter stands on."""
+"""The SGLang internals that this adapter uses, and a check that they are unchanged."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ READ_CONFIG = "sglang.srt.dllm.config.DllmConfig.from_server_args"
 REPORT = "sglang.srt.managers.tokenizer_manager.TokenizerManager.update_request_meta_info"
 INIT = "sglang.srt.managers.tokenizer_manager.TokenizerManager.__init__"
 GENERATE = "sglang.srt.managers.tokenizer_manager.TokenizerManager.generate_request"
-"""What `plugin` hooks."""
+"""The functions that `plugin` hooks."""
 
 HTTP = "sglang.srt.entrypoints.http_server"
-"""Where a running HTTP server's module is; no other process imports it."""
+"""The module of a running HTTP server; no other process imports it."""
 
 _BASE = "sglang.srt.dllm.algorithm.base.DllmAlgorithm"
 SIGNATURES = {
@@ -27,7 +27,7 @@ SIGNATURES = {
     f"{_BASE}.prepare_inputs": ("self", "model_runner", "forward_batch", "states"),
     f"{_BASE}.step": ("self", "forward_batch", "full_logits", "states"),
 }
-"""Names of SGLang's that are called or overridden, with their parameters."""
+"""SGLang functions that are called or overridden, with their parameters."""
 
 FIELDS = {
     "sglang.srt.model_executor.forward_batch_info.ForwardBatch": (
@@ -37,7 +37,7 @@ FIELDS = {
         "seq_lens_cpu",
     ),
 }
-"""Dataclasses of SGLang's, with the fields that are read or written."""
+"""SGLang dataclasses, with the fields that are read or written."""
 
 
 def incompatibility() -> str:

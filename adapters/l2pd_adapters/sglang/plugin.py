@@ -1,8 +1,8 @@
-"""How SGLang learns of the unmask policies: the hooks that its plugin loader applies at start-up.
+"""Hooks that SGLang's plugin loader applies at start-up, to make the unmask policies available.
 
-SGLang loads its plugins in each of its processes and goes on when one fails, so what must stop the
-start raises SystemExit; and only where a policy is asked for, since a server of another model has
-nothing to do with it.
+SGLang loads its plugins in each of its processes and continues if one fails, so an error that must
+stop the start-up raises SystemExit. It does so only if a policy is requested, so that servers of
+other models are not affected.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def register() -> None:
 
 
 def _find_algorithm(original: Callable[[str], type], name: str) -> type:
-    """SGLang's own algorithm of that name, else the one that runs the policy of that name."""
+    """SGLang's own algorithm of that name, otherwise the one that runs the policy of that name."""
     from sglang.srt.dllm.algorithm import algo_name_to_cls
 
     if name in algo_name_to_cls:
@@ -68,7 +68,9 @@ def _find_algorithm(original: Callable[[str], type], name: str) -> type:
 
 
 def _read_config(original: Callable[[Any], Any], server_args: Any) -> Any:
-    """SGLang's config, with mask token, block size and default policy of the checkpoint's own."""
+    """SGLang's config, completed with the checkpoint's mask token and block size and the default
+    policy.
+    """
     config = original(server_args)
     if config is None or not _is_ours(config.algorithm):
         return config
@@ -80,7 +82,7 @@ def _read_config(original: Callable[[Any], Any], server_args: Any) -> Any:
 def _read_settings(
     original: Callable[..., None], manager: Any, server_args: Any, *args: Any, **kwargs: Any
 ) -> None:
-    """Let the process that speaks HTTP know what requests may ask for."""
+    """Give the process that handles HTTP the rules for requests."""
     original(manager, server_args, *args, **kwargs)
     from sglang.srt.dllm.config import DllmConfig
 
@@ -96,7 +98,9 @@ def _read_settings(
 def _generate(
     original: Callable[..., Any], manager: Any, obj: Any, *args: Any, **kwargs: Any
 ) -> Any:
-    """Refuse before anything is made of the request; SGLang answers a ValueError by HTTP 400."""
+    """Refuse an invalid request before it is processed; SGLang answers a ValueError with HTTP
+    400.
+    """
     problem = _problem(manager, obj)
     if problem is not None:
         raise ValueError(problem)
@@ -106,7 +110,7 @@ def _generate(
 async def _answer(
     module: Any, manager: Any, original: Callable[..., Any], obj: Any, request: Any
 ) -> Any:
-    """The same for /generate, which asks only after a stream has begun."""
+    """The same for /generate, which would validate only after a stream has begun."""
     problem = _problem(manager, obj)
     if problem is not None:
         return module._create_error_response(ValueError(problem))
@@ -125,7 +129,7 @@ def _problem(manager: Any, obj: Any) -> str | None:
         admission.check(obj, settings)
     except L2PDError as error:
         return str(error)
-    except ANY_FAILURE as error:  # whatever a request has brought about is its own fault
+    except ANY_FAILURE as error:  # any failure here is caused by the request
         return f"the request cannot be read: {type(error).__name__}: {shown(str(error))[1:-1]}"
     return None
 
@@ -139,7 +143,9 @@ def _report(
     index: int,
     finish_reason: dict | None,
 ) -> None:
-    """Turn the forward passes so far, which SGLang carries token by token, into numbers."""
+    """Convert the forward passes so far, which SGLang stores per token, to the numbers of
+    meta_info.
+    """
     from l2pd_adapters.sglang.requests import NFE
 
     others = {key: values for key, values in customized_info.items() if key != NFE}

@@ -1,7 +1,7 @@
-"""What the host knows of the requests and of the blocks that they stand in.
+"""The host's state of the requests and of their current blocks.
 
-SGLang hands over forward batches; which of their positions are still masked follows from what is
-remembered here, so that nothing has to be read back from the device but the result of a step.
+SGLang passes forward batches. Which of their positions are still masked follows from the state
+here, so only the result of a step has to be read back from the device.
 """
 
 from __future__ import annotations
@@ -25,27 +25,30 @@ STEP_MAP, NFE = "step_map", "nfe"
 
 @dataclass
 class RequestState:
-    """What lives as long as a request."""
+    """State that is kept for the lifetime of a request."""
 
     policy: UnmaskPolicy
     ignores_end: bool = False
     seed: str = ""
-    """What the request's random numbers follow from, the same on every rank."""
+    """Seed of the request's random numbers, the same on every rank."""
     steps: int = 0
-    """Denoising steps taken."""
+    """Number of denoising steps so far."""
     nfe: int = 0
-    """Forward passes taken, those that only write a finished block's keys and values included."""
+    """Number of forward passes so far, including those that only write a finished block's keys and
+    values.
+    """
     carried: Mapping[str, Tensor] = field(default_factory=dict)
-    """What the policy carries from the last finished block to the next one."""
+    """State that the policy carries from the last finished block to the next one."""
     step_map: list[int] = field(default_factory=list)
     """Denoising step, from 0, that committed each token of the answer."""
     nfe_map: list[int] = field(default_factory=list)
-    """`nfe` as each token of the answer came out of its block."""
+    """For each token of the answer, the value of `nfe` when its block was emitted."""
 
     @classmethod
     def of(cls, request: Any, settings: SglangServer) -> RequestState:
-        """The state of an SGLang Req. Raises L2PDError, which names the choices, if what it asks
-        for cannot be done."""
+        """The state of an SGLang Req. Raises L2PDError, which names the choices, if the request is
+        not supported.
+        """
         params = request.sampling_params
         seed = getattr(params, "sampling_seed", None)
         return cls(
@@ -57,7 +60,9 @@ class RequestState:
 
 @dataclass
 class BlockRow:
-    """One block of one request, from its first forward pass to the one that writes its final KV."""
+    """One block of one request, from its first forward pass to the one that writes its final keys
+    and values.
+    """
 
     request: RequestState
     prompt_length: int
@@ -65,7 +70,7 @@ class BlockRow:
     offset: int
     """First position of the block in the sequence."""
     start: int
-    """Positions of the block that were committed before: the end of the prompt."""
+    """Number of positions at the start of the block that belong to the prompt."""
     tokens: list[int]
     mask_token_id: int
     needed: list[bool] = field(init=False)
@@ -93,28 +98,31 @@ class BlockRow:
 
     @property
     def block_index(self) -> int:
-        """Which block of the answer this is, from 0."""
+        """Index of this block in the answer, from 0."""
         return self.layout.block_at(self.offset)
 
     @property
     def canvas_length(self) -> int:
-        """Positions of the answer's blocks, whole ones; the first may begin with prompt."""
+        """Positions of the answer's blocks, counted in whole blocks; the first may begin with the
+        end of the prompt.
+        """
         return self.layout.canvas_length
 
     def reference(self, filler: int) -> list[int]:
-        """What the policy takes for the answer in this block, which admission has checked to be one
-        list; `filler` where it says nothing."""
+        """The policy's reference for this block (admission has checked that it is one list), padded
+        with `filler`.
+        """
         given: Any = self.request.policy.reference or ()
         first = self.offset - self.prompt_length
         at = range(first, first + len(self.tokens))
         return [given[i] if 0 <= i < len(given) else filler for i in at]
 
     def generator(self, device: torch.device) -> torch.Generator:
-        """For policies that draw; the same on every rank."""
+        """The generator for policies that draw; the same on every rank."""
         return generator_of(f"{self.request.seed}:{self.offset}", device)
 
     def step(self, tokens: list[int], needed: list[bool]) -> None:
-        """Note what a denoising step made of the block."""
+        """Record the tokens of the block after a denoising step."""
         for position in range(self.start, len(tokens)):
             if tokens[position] == self.mask_token_id:
                 self.committed_at[position] = -1
@@ -125,7 +133,7 @@ class BlockRow:
         self.request.nfe += 1
 
     def finish(self) -> None:
-        """Note that a forward pass has written the block's final keys and values."""
+        """Record that a forward pass has written the block's final keys and values."""
         if self.finished or self.start == len(self.tokens):  # a block of the prompt
             return
         self.finished = True

@@ -1,4 +1,4 @@
-"""What a server was launched with, and what one request makes of it. Nothing here needs SGLang."""
+"""The settings of a server, and the policy of a request. Nothing here needs SGLang."""
 
 from __future__ import annotations
 
@@ -16,20 +16,19 @@ _CHOICE = "unmask_policy"
 
 @dataclass(frozen=True)
 class SglangServer(serving.PolicyServer):
-    """The default policy and what holds for every request."""
+    """The default policy and the settings for all requests."""
 
     sampling_defaults: Mapping[str, Any] = field(default_factory=dict)
     """The checkpoint's own sampling parameters; values that equal them are not user requests."""
 
     def choose(self, custom_params: Any) -> UnmaskPolicy:
-        """The policy that a request asks for: `unmask_policy` names it, everything else is an
-        option of it.
+        """The policy of a request: `unmask_policy` names it, all other parameters are its options.
 
-        Raises L2PDError, which names the choices, for a request that cannot be served so.
+        Raises L2PDError, which names the choices, for an unsupported request.
         """
         given = {} if custom_params is None else custom_params
         if not isinstance(given, Mapping):
             raise L2PDError(f"custom_params={shown(given)}: expected names and values")
-        # SGLang passes parameters of its own in here, with two underscores.
+        # SGLang adds its own parameters here, with two leading underscores.
         asked = {k: v for k, v in given.items() if not str(k).startswith("__")}
         return self.for_request(asked.pop(_CHOICE, None), asked)

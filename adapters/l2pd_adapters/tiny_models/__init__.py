@@ -1,4 +1,4 @@
-"""The small models shipped with the project, and the checkers of the world they speak about."""
+"""The small models that are shipped with the project, and their prompt files."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def folder_of(name: str) -> Path:
 
 
 def heldout_prompts() -> Path:
-    """JSON lines of prompts that no training saw, with the data that their checkers need."""
+    """JSON lines of held-out prompts, with the data for their checkers."""
     return _HERE / "heldout.jsonl"
 
 
 def training_prompts() -> Path:
-    """JSON lines of the same form from the training split, for training filters."""
+    """JSON lines of the same form from the training split, used to train filters."""
     return _HERE / "train_prompts.jsonl"

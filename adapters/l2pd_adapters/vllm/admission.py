@@ -1,4 +1,4 @@
-"""What a request may ask for, said before it is queued: a wrong one is answered with HTTP 400."""
+"""Admission: a request is checked before it is queued; an invalid one gets HTTP 400."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ logger = logging.getLogger(__name__)
 
 
 def install() -> None:
-    """Have vLLM ask here about requests to diffusion language models
-    (`SamplingParams._validate_diffusion`)."""
+    """Make vLLM call the checks here for requests to diffusion language models
+    (`SamplingParams._validate_diffusion`).
+    """
     stock = SamplingParams._validate_diffusion
     if getattr(stock, "_l2pd", False):
         return
@@ -48,8 +49,10 @@ def install() -> None:
 
 
 def _install_in_servers() -> None:
-    """vLLM validates a request when its first output is awaited, which for a stream is after HTTP
-    200 has been sent. A server of one of our models validates it when `generate` is called."""
+    """vLLM validates a request when its first output is awaited; for a stream this is after HTTP
+    200 has been sent. This makes a server of one of our models validate it when `generate` is
+    called.
+    """
     from vllm.v1.engine.input_processor import InputProcessor
 
     begin = InputProcessor.__init__
@@ -57,7 +60,7 @@ def _install_in_servers() -> None:
     @functools.wraps(begin)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         begin(self, *args, **kwargs)
-        # Importing it here would be too early, and of no use to a process that has no server.
+        # Importing it here would be too early, and unnecessary in a process without a server.
         server = sys.modules.get("vllm.v1.engine.async_llm")
         if server is not None and settings_of(self.model_config) is not None:
             _validate_when_called(server.AsyncLLM)
@@ -76,7 +79,7 @@ def _validate_when_called(engine_class: Any) -> None:
         if settings_of(self.model_config) is not None:
             processor = self.input_processor
             processor._validate_params(sampling_params, ("generate",))
-            if isinstance(prompt, dict) and "type" in prompt:  # else it is not tokenized yet
+            if isinstance(prompt, dict) and "type" in prompt:  # otherwise it is not tokenised yet
                 processor._validate_model_input(prompt, "decoder")
         return generate(self, prompt, sampling_params, *args, **kwargs)
 
@@ -85,7 +88,7 @@ def _validate_when_called(engine_class: Any) -> None:
 
 
 def _refuse_beam_search() -> None:
-    """Beam search asks for log-probabilities of its own, token by token."""
+    """Refuse beam search: it needs log-probabilities for each token."""
     from vllm.entrypoints.generate.beam_search.online import BeamSearchOnlineMixin
 
     search = BeamSearchOnlineMixin.beam_search
@@ -105,14 +108,14 @@ def _refuse_beam_search() -> None:
 
 
 def check(params: SamplingParams, model_config: Any, settings: VllmServer) -> None:
-    """Raise VLLMValidationError, which names the choices, if the request cannot be served so."""
+    """Raise VLLMValidationError, which names the choices, for an unsupported request."""
     of_the_model = model_config.get_diff_sampling_param()
     with _answered():
         refusals.check(params, of_the_model, model_config.model, settings)
 
 
 def check_noise(params: SamplingParams, settings: DiffusionGemmaServer) -> None:
-    """As `check`, of what vLLM itself does not refuse for DiffusionGemma."""
+    """As `check`, for parameters that vLLM itself does not refuse for DiffusionGemma."""
     with _answered():
         refusals.check_noise(params, settings)
 
@@ -124,7 +127,7 @@ def _answered() -> Iterator[None]:
         yield
     except L2PDError as error:
         raise VLLMValidationError(str(error)) from error
-    except ANY_FAILURE as error:  # a request is refused rather than the server ended
+    except ANY_FAILURE as error:  # refuse the request instead of ending the server
         logger.exception("a request cannot be admitted")
         said = f"{type(error).__name__}: {shown(str(error))}"
         raise VLLMValidationError(f"the request cannot be admitted: {said}") from error

@@ -1,7 +1,7 @@
-"""The flags of `vllm serve`, and what becomes of them.
+"""The flags of `vllm serve`, and passing them to the configuration.
 
-vLLM loads its plugins before it makes its parser, so that they can add flags; they do so by
-wrapping the functions that add vLLM's own.
+vLLM loads its plugins before it creates its parser. So a plugin can add flags by wrapping the
+functions that add vLLM's own.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ _NAME, _OPTIONS = "decoding_plugin", "decoding_plugin_config"
 
 
 def install() -> None:
-    """Add the flags where vLLM's own are added. Only the process that parses them has vLLM's module
-    of arguments; no other is touched."""
+    """Add the flags together with vLLM's own. Only the process that parses them has imported vLLM's
+    module of arguments; other processes are not changed.
+    """
     module: Any = sys.modules.get("vllm.engine.arg_utils")
     if module is None or hasattr(module.EngineArgs, "_l2pd"):
         return
@@ -35,7 +36,7 @@ def install() -> None:
         group.add_argument(
             "--decoding-plugin",
             metavar="NAME",
-            help="The unmask policy of requests that name none; `l2pd policies` lists them.",
+            help="The default unmask policy; `l2pd policies` lists the choices.",
         )
         group.add_argument(
             "--decoding-plugin-config",

@@ -1,4 +1,4 @@
-"""Which vLLM this adapter runs on, and what of it the adapter stands on."""
+"""The vLLM internals that this adapter uses, and a check that they are unchanged."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SIGNATURES = {
     f"{_SCHEDULER}.schedule": ("self", "throttle_prefills"),
     f"{_SCHEDULER}.update_from_output": ("self", "scheduler_output", "model_runner_output"),
 }
-"""Names of vLLM's that are called or overridden, with their parameters."""
+"""vLLM functions that are called or overridden, with their parameters."""
 
 FIELDS = {
     "vllm.v1.worker.gpu.input_batch.InputBatch": (
@@ -62,7 +62,7 @@ FIELDS = {
     ),
     "vllm.config.diffusion.DiffusionConfig": ("canvas_length",),
 }
-"""Dataclasses of vLLM's, with the fields that are read or written."""
+"""vLLM dataclasses, with the fields that are read or written."""
 
 
 _DIFFUSION_GEMMA = "vllm.model_executor.models.diffusion_gemma"
@@ -126,7 +126,7 @@ DIFFUSION_GEMMA_SIGNATURES = {
         "compute_sc",
     ),
 }
-"""The same of DiffusionGemma's module, which is imported only where one is to be served."""
+"""The same for DiffusionGemma's module, which is imported only if this model is served."""
 
 
 def incompatibility() -> str:

@@ -1,8 +1,8 @@
-"""What vLLM's configuration has to be for a diffusion language model, model by model.
+"""Adjustments of vLLM's configuration for each diffusion language model.
 
 vLLM keeps a table of such adjustments by architecture (vllm/model_executor/models/config.py). It
 calls `verify_and_update_model_config` as soon as a checkpoint's config is read, and
-`verify_and_update_config` when everything that was asked for is known.
+`verify_and_update_config` when all arguments are known.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from l2pd_plugins.plugins import list_policies
 logger = init_logger(f"vllm.{__name__}")  # as vLLM's own are set up
 
 _SEQUENCES = 8
-"""Of a bidirectional model decoded together, where --max-num-seqs does not say: as many whole
-sequences are computed in one forward pass."""
+"""Default of --max-num-seqs for a bidirectional model: this many whole sequences are computed in
+one forward pass.
+"""
 
 _SCHEDULERS = "l2pd_adapters.vllm.scheduler"
 
@@ -40,7 +41,7 @@ class DiffusionModel(VerifyAndUpdateConfig):
 
     @staticmethod
     def verify_and_update_model_config(model_config: ModelConfig) -> None:
-        """Say to vLLM that the model is one (`ModelConfig.is_diffusion`)."""
+        """Mark the model as a diffusion model for vLLM (`ModelConfig.is_diffusion`)."""
         _check_installed(model_config, incompatibility())
         checkpoint = model_config.hf_config
         mask_token_of(checkpoint)
@@ -48,7 +49,7 @@ class DiffusionModel(VerifyAndUpdateConfig):
 
     @classmethod
     def verify_and_update_config(cls, vllm_config: VllmConfig) -> None:
-        """Choose the policy, and set up what its decode needs."""
+        """Choose the policy, and configure vLLM for its decode."""
         asked = (vllm_config.additional_config or {}).get(KEY)
         if asked is None:
             names = ", ".join(spec.name for spec in list_policies())
@@ -70,11 +71,11 @@ class DiffusionModel(VerifyAndUpdateConfig):
 
     @staticmethod
     def choose_rows(vllm_config: VllmConfig) -> None:
-        """Decide how many sequences are decoded together, where vLLM's choice is not the one."""
+        """Set the number of sequences that are decoded together, if vLLM's default does not fit."""
 
     @staticmethod
     def fit(vllm_config: VllmConfig, block_length: int) -> None:
-        """Set up scheduler and caches."""
+        """Configure scheduler and caches."""
         raise NotImplementedError
 
     @staticmethod
@@ -88,7 +89,7 @@ class DiffusionModel(VerifyAndUpdateConfig):
 
 
 class BlockCausal(DiffusionModel):
-    """Each block sees itself and those before it; keys and values are cached."""
+    """Each block attends to itself and to the blocks before it; keys and values are cached."""
 
     @staticmethod
     def fit(vllm_config: VllmConfig, block_length: int) -> None:
@@ -114,7 +115,7 @@ class BlockCausal(DiffusionModel):
 
 
 class Bidirectional(DiffusionModel):
-    """All of prompt and canvas is seen, and computed, at every step."""
+    """Every step attends to, and computes, the whole prompt and canvas."""
 
     @staticmethod
     def choose_rows(vllm_config: VllmConfig) -> None:
@@ -135,16 +136,16 @@ class Bidirectional(DiffusionModel):
             compilation.cudagraph_mode = CUDAGraphMode.PIECEWISE
         scheduler.async_scheduling = False
         scheduler.scheduler_cls = f"{_SCHEDULERS}.WholeSequenceScheduler"
-        # vLLM's layers take this for an encoder without a cache. They compute over the cache of
-        # keys and values as any decoder does; what is seen, the attention's metadata say.
+        # vLLM's layers would treat this as an encoder without a cache. Here they use the KV cache
+        # like a decoder, and the attention metadata determine which positions are attended to.
         vllm_config.model_config.hf_config.is_causal = True
 
 
 def bidirectional_under(architecture: str, ours: str) -> type[VerifyAndUpdateConfig]:
-    """The adjustments of an architecture of vLLM's own, some of whose checkpoints are bidirectional
-    diffusion models (`is_causal` false and a mask token); these go on as architecture `ours`.
+    """The adjustments for one of vLLM's architectures, some of whose checkpoints are bidirectional
+    diffusion models (`is_causal` false and a mask token). These are loaded as architecture `ours`.
 
-    Others get what vLLM itself has for them.
+    Other checkpoints get vLLM's own adjustments.
     """
     stock = MODELS_CONFIG_MAP.get(architecture, VerifyAndUpdateConfig)
 
@@ -164,8 +165,9 @@ def bidirectional_under(architecture: str, ours: str) -> type[VerifyAndUpdateCon
 
 
 def with_policy_under(architecture: str, ours: str) -> type[VerifyAndUpdateConfig]:
-    """The adjustments of DiffusionGemma's architecture, which goes on as architecture `ours` if a
-    policy is named, and otherwise as vLLM has it."""
+    """The adjustments for DiffusionGemma's architecture. It is loaded as architecture `ours` if a
+    policy is named, otherwise as vLLM's own.
+    """
     stock = MODELS_CONFIG_MAP.get(architecture, VerifyAndUpdateConfig)
 
     class Adjustments(stock):  # type: ignore[misc, valid-type]
@@ -192,7 +194,7 @@ def with_policy_under(architecture: str, ours: str) -> type[VerifyAndUpdateConfi
 
 
 def _go_on_as(architecture: str, model_config: Any) -> None:
-    """Have vLLM load the model as another architecture than its checkpoint says."""
+    """Make vLLM load the model as a different architecture from its checkpoint's."""
     model_config.hf_config.architectures = [architecture]
     model_config._model_info, model_config._architecture = model_config.registry.inspect_model_cls(
         [architecture], model_config
@@ -206,8 +208,9 @@ def _check_installed(model_config: ModelConfig, problem: str) -> None:
 
 @contextmanager
 def _errors_in_one_line() -> Iterator[None]:
-    """Some errors are ValueErrors too, of which pydantic, in whose hands vLLM's configuration is,
-    makes many lines."""
+    """Context manager: re-raises L2PDErrors that are also ValueErrors as plain ones, since
+    pydantic, which validates vLLM's configuration, would print a ValueError on many lines.
+    """
     try:
         yield
     except L2PDError as error:

@@ -1,9 +1,9 @@
-"""DiffusionGemma, with a policy in the place of its entropy bound.
+"""DiffusionGemma with a policy instead of its entropy bound.
 
-At each step vLLM's own sampler draws a token for every position of a canvas, accepts those that its
-bound allows, and puts noise in the place of all others. That its most likely tokens stay the same
-ends a canvas, and these are emitted. Here vLLM's step runs with a bound that accepts nothing;
-then the drawn tokens that the policy selects take the place of the noise.
+At each step vLLM's own sampler draws a token for every position of a canvas, accepts those within
+its bound, and replaces all others by noise. A canvas ends when its most likely tokens are stable,
+and these are emitted. Here vLLM's step runs with a bound that accepts nothing; then the drawn
+tokens that the policy selects replace the noise.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from l2pd_plugins.transfer import upload
 
 
 class DiffusionGemmaWithPolicy(stock.DiffusionGemmaForConditionalGeneration):
-    """vLLM's DiffusionGemma, whose requests have a policy each."""
+    """vLLM's DiffusionGemma, with a policy for each request."""
 
     @staticmethod
     def get_model_state_cls() -> type[PolicyState]:
@@ -41,7 +41,7 @@ class DiffusionGemmaWithPolicy(stock.DiffusionGemmaForConditionalGeneration):
 
 
 class PolicyState(stock.DiffusionGemmaModelState):
-    """vLLM's state of its requests, with what their policies remember beside it."""
+    """vLLM's state of its requests, and the state of their policies."""
 
     def __init__(
         self, vllm_config: VllmConfig, model: nn.Module, encoder_cache: Any, device: torch.device
@@ -94,7 +94,7 @@ class PolicyState(stock.DiffusionGemmaModelState):
 
 
 class PolicySampler:
-    """vLLM's sampler, which leaves to the policies what is accepted."""
+    """vLLM's sampler, in which the policies decide which tokens are accepted."""
 
     def __init__(
         self, sampler: stock.DiffusionSampler, blocks: BlockSlots, settings: DiffusionGemmaServer
@@ -106,23 +106,24 @@ class PolicySampler:
         """(S, L), the tokens that the last step drew."""
 
     def __getattr__(self, name: str) -> Any:
-        """What else the runner asks of a sampler."""
+        """All other attributes that the runner uses of a sampler."""
         return getattr(self.sampler, name)
 
     def __call__(
         self, logits: Tensor, input_batch: InputBatch, draft_logits: Tensor | None = None
     ) -> SamplerOutput:
-        """One step of every request that brings logits, (N, V); of the others the prompt was read.
+        """One step for every request with logits, (N, V). For the other requests this pass has only
+        read the prompt.
 
-        A request brings the logits of its canvas's first positions, all of them unless the canvas
-        is cut by the model's length or the request.
+        A request has the logits of its canvas's first positions: all of them, unless the canvas is
+        shortened by the model's length or by the request.
         """
         if input_batch.num_draft_tokens == 0:
             return self.sampler(logits, input_batch, draft_logits)
         offered = np.diff(input_batch.cu_num_logits_np[: input_batch.num_reqs + 1])
         rows = np.flatnonzero(offered)
         batch = self.blocks.take(input_batch.idx_mapping_np[rows])
-        tempered = self._tempered(batch, logits, offered[rows])  # before vLLM counts its step
+        tempered = self._tempered(batch, logits, offered[rows])  # before vLLM increments its step
         with self._keeping_what_is_drawn():
             output = self.sampler(logits, input_batch, draft_logits)
         given_out = output.num_sampled.index_select(0, upload(rows, logits.device)) > 0
@@ -137,14 +138,16 @@ class PolicySampler:
             float(self.states.max_denoising_steps),
             self.sampler.t_min,
             self.sampler.t_max,
-        ).clamp(min=1e-10)  # as vLLM has it
+        ).clamp(min=1e-10)  # as in vLLM
         times = upload(offered, logits.device)
         of_logits = temperature.repeat_interleave(times, output_size=len(logits))
         return logits.float() / of_logits.unsqueeze(-1)
 
     @contextmanager
     def _keeping_what_is_drawn(self) -> Iterator[None]:
-        """vLLM's sampler draws the tokens and hands them to its step, and to nothing else."""
+        """Context manager: stores the drawn tokens, which vLLM's sampler passes only to its
+        step.
+        """
         step = stock._compiled_sample_step
 
         def watched(
@@ -168,9 +171,9 @@ class PolicySampler:
     def _accept(
         self, batch: SlotBatch, logits: Tensor, offered: np.ndarray, given_out: Tensor
     ) -> None:
-        """Put the drawn tokens that the policies select into the canvases that go on.
+        """Put the drawn tokens that the policies select into the canvases that continue.
 
-        given_out: (B,) bool, the rows whose canvas has ended, and another begins.
+        given_out: (B,) bool, the rows whose canvas was emitted and that begin the next one.
         """
         blocks, states = self.blocks, self.states
         block, at = batch.block, batch.index
@@ -196,6 +199,6 @@ class PolicySampler:
         states.canvas.index_copy_(0, at, canvas)
         drafts = self.sampler.req_states.draft_tokens
         drafts[:, : blocks.block_length].index_copy_(0, at, canvas.to(drafts.dtype))
-        block.set_tokens(torch.full_like(before, NO_MASK_TOKEN))  # all is open at the next step
+        block.set_tokens(torch.full_like(before, NO_MASK_TOKEN))  # all open at the next step
         batch.advance(given_out, block.tokens, block.present)
         blocks.put(batch)

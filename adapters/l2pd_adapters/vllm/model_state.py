@@ -1,4 +1,6 @@
-"""What vLLM's runner asks about a diffusion language model: its requests, inputs and attention."""
+"""The model state for vLLM's runner: requests, inputs and attention of a diffusion language
+model.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,7 @@ logger = init_logger(f"vllm.{__name__}")  # as vLLM's own are set up
 
 
 class DiffusionState(ModelState):
-    """Requests of a masked diffusion language model, in vLLM's slots."""
+    """The requests of a masked diffusion language model, in vLLM's slots."""
 
     num_new_sampled_tokens_per_step = 0
     canvases_class: ClassVar[type[Canvases]]
@@ -140,8 +142,9 @@ class DiffusionState(ModelState):
     def queries(
         self, input_batch: InputBatch, padded: bool, block_tables: tuple[Tensor, ...]
     ) -> dict[str, Any]:
-        """The queries as the attention sees them, each of which sees all of its keys: num_reqs,
-        query_start_loc_gpu, query_start_loc_cpu, seq_lens and block_tables."""
+        """The queries for the attention, each of which attends to all of its keys: num_reqs,
+        query_start_loc_gpu, query_start_loc_cpu, seq_lens and block_tables.
+        """
         count = input_batch.num_reqs_after_padding if padded else input_batch.num_reqs
         return {
             "num_reqs": count,
@@ -153,15 +156,16 @@ class DiffusionState(ModelState):
 
 
 class BlockCausalState(DiffusionState):
-    """A block sees itself and the blocks before it."""
+    """A block attends to itself and to the blocks before it."""
 
     canvases_class = BlockCausalCanvases
 
     def queries(
         self, input_batch: InputBatch, padded: bool, block_tables: tuple[Tensor, ...]
     ) -> dict[str, Any]:
-        """Each block of a prompt becomes a query of its own; a block that is being decoded, which
-        is all that its request brings, is one already."""
+        """Each block of a prompt becomes a separate query. A request that is being decoded has only
+        its current block, which already is one query.
+        """
         found = super().queries(input_batch, padded, block_tables)
         length = self.canvases.block_length
         ends = input_batch.query_start_loc_np[: found["num_reqs"] + 1]
@@ -180,15 +184,15 @@ class BlockCausalState(DiffusionState):
 
 
 class BidirectionalState(DiffusionState):
-    """Everything sees everything: prompt and canvas are read anew at each step."""
+    """Every position attends to every other: prompt and canvas are computed at each step."""
 
     canvases: BidirectionalCanvases
     canvases_class = BidirectionalCanvases
 
     def prepare_inputs(self, input_batch: InputBatch, req_states: RequestState) -> dict[str, Any]:
-        """The tokens, and which row of the hidden states stands in for each.
+        """The tokens, and for each row of logits the row of hidden states to use.
 
-        vLLM computes the logits of a request's last rows; what is wanted are those of its block.
+        vLLM computes the logits of a request's last rows, but those of its block are needed.
         """
         count, size = input_batch.num_reqs, input_batch.num_tokens
         slots, starts = input_batch.idx_mapping, input_batch.query_start_loc[: count + 1]
@@ -209,7 +213,7 @@ class BidirectionalState(DiffusionState):
     def queries(
         self, input_batch: InputBatch, padded: bool, block_tables: tuple[Tensor, ...]
     ) -> dict[str, Any]:
-        """What lies behind the end of a text is not seen."""
+        """Positions after the end of a text are not attended to."""
         found = super().queries(input_batch, padded, block_tables)
         count = input_batch.num_reqs
         visible = self.canvases.visible.index_select(0, input_batch.idx_mapping)

@@ -1,4 +1,4 @@
-"""vLLM's own models under the names of diffusion language models' checkpoints."""
+"""vLLM's own models, under the architecture names of diffusion language models."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from l2pd_adapters.vllm.model_state import BidirectionalState, BlockCausalState,
 
 
 class _BlockCausal:
-    """Sees itself, by the block, and the blocks before."""
+    """A block attends to itself and to the blocks before it."""
 
     @staticmethod
     def get_model_state_cls() -> type[DiffusionState]:
@@ -37,7 +37,7 @@ class LLaDA2MoeModelLM(_BlockCausal, BailingMoeV2ForCausalLM):
 
 
 class _Bidirectional:
-    """Sees prompt and canvas; hands out the hidden states of the block that is being decoded."""
+    """Attends to prompt and canvas; returns the hidden states of the current block."""
 
     @staticmethod
     def get_model_state_cls() -> type[DiffusionState]:
@@ -59,7 +59,7 @@ class BidirectionalLlama(_Bidirectional, LlamaForCausalLM):
 
 
 class LLaDAModelLM(BidirectionalLlama):
-    """LLaDA: bidirectional, on Llama, whose names its weights get."""
+    """LLaDA: bidirectional, on Llama; its weights are renamed."""
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         family = family_of(self.config)

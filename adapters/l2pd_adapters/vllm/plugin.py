@@ -1,4 +1,4 @@
-"""How vLLM learns of the models and the policies; called by it in each of its processes."""
+"""Registration of the models and flags with vLLM, called in each of its processes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ _MODELS = f"{_PACKAGE}.models"
 
 
 def register() -> None:
-    """Make the models known, and the flags. Harmless when called again, and to other models: what
-    does not fit the installed vLLM is said when one of ours is to be served."""
+    """Register the models and the flags. It may be called again and does not affect other models:
+    an incompatibility with the installed vLLM is reported only when one of our models is served.
+    """
     from l2pd_adapters.vllm import arguments
 
     _share_log()
@@ -32,7 +33,7 @@ def register() -> None:
 
 
 class _InVllmsLog(logging.Handler):
-    """Passes records on to vLLM's logger, which has its form and its level."""
+    """Forwards log records to vLLM's logger, which has vLLM's format and level."""
 
     def emit(self, record: logging.LogRecord) -> None:
         theirs = logging.getLogger("vllm")
@@ -41,8 +42,9 @@ class _InVllmsLog(logging.Handler):
 
 
 def _share_log() -> None:
-    """Let what the modules that know no engine log appear in vLLM's log. vLLM sets its logger up
-    later, in each process."""
+    """Forward log records of the modules that know no engine to vLLM's log. vLLM configures its
+    logger later, in each process.
+    """
     for name in ("l2pd_plugins", "l2pd_policies", "l2pd_adapters"):
         ours = logging.getLogger(name)
         if not any(isinstance(handler, _InVllmsLog) for handler in ours.handlers):

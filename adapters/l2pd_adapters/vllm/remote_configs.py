@@ -1,6 +1,7 @@
 """Configs of checkpoints whose own code is remote, read without that code.
 
-transformers has no class for them; these give vLLM the config of the decoder that they run on.
+transformers has no class for them; the classes here give vLLM the config of the decoder on which
+they run.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from l2pd_adapters.families import FAMILIES, ModelFamily
 
 
 def register() -> None:
-    """Have transformers know the model types of `FAMILIES`, as far as it does not."""
+    """Register the model types of `FAMILIES` that transformers does not know."""
     for family in FAMILIES:
         for model_type in family.model_types:
             if model_type not in CONFIG_MAPPING:

@@ -1,8 +1,8 @@
-"""The sampler: a denoising step by the core, and what vLLM is told about it.
+"""The sampler: a denoising step of the core, and its result in the form that vLLM expects.
 
-vLLM's runner asks for the tokens that a step has settled, and by how much each request's count of
-computed tokens is to be taken back. Everything here follows from tensors on the device and from
-what the host knew before the step; nothing is read back.
+vLLM's runner needs the tokens that a step emits, and by how much to reduce each request's count of
+computed tokens. Both follow from tensors on the device and from what the host knew before the step;
+nothing is read back.
 """
 
 from __future__ import annotations
@@ -24,37 +24,38 @@ from l2pd_plugins.transfer import upload
 
 
 class UnmaskSampler:
-    """Stands where vLLM's Sampler does, for the requests of one rank.
+    """Replaces vLLM's Sampler, for the requests of one rank.
 
-    A rank decides for itself: policies that depend on nothing but what they are shown decide alike
-    on all of them.
+    Each rank decides independently: policies that depend only on their input make the same
+    decisions on all ranks.
     """
 
     penalties_state = SimpleNamespace(output_bin_counts=None)
-    """The runner asks for it; there are no penalties."""
+    """The runner reads this attribute; there are no penalties."""
 
     def __init__(self, canvases: Canvases, settings: PolicyServer, req_states: Any) -> None:
         self.canvases, self.settings = canvases, settings
         self.req_states = req_states
 
     def add_request(self, req_idx: int, sampling_params: Any) -> None:
-        """Nothing: the model state has it already, with the prompt."""
+        """Does nothing: the model state already has the request, with its prompt."""
 
     def apply_staged_writes(self) -> None:
-        """Nothing is staged."""
+        """Does nothing: nothing is staged."""
 
     def __call__(
         self, logits: Tensor, input_batch: InputBatch, draft_logits: Tensor | None = None
     ) -> SamplerOutput:
-        """One step of every request that brings logits, (N, V); of the others the prompt was read.
+        """One step for every request with logits, (N, V). For the other requests this pass has only
+        read the prompt.
 
-        A request brings the logits of its block's first positions, all of them unless its canvas
-        ends before.
+        A request has the logits of its block's first positions: all of them, unless its canvas ends
+        earlier.
         """
         canvases, count = self.canvases, input_batch.num_reqs
         offered = np.diff(input_batch.cu_num_logits_np[: count + 1])
         queries = np.diff(input_batch.query_start_loc_np[: count + 1])
-        if input_batch.num_draft_tokens == 0:  # among them vLLM's trial run for the memory profile
+        if input_batch.num_draft_tokens == 0:  # for example vLLM's trial run for the memory profile
             offered = np.zeros_like(offered)
         taken_back = canvases.taken_back_after_prompt(input_batch.prefill_len_np[:count], queries)
         rejected = upload(taken_back, logits.device, torch.int32)
@@ -71,7 +72,7 @@ class UnmaskSampler:
             rejected.index_copy_(0, at, back.to(torch.int32))
         every = input_batch.idx_mapping[:count]
         blocks = canvases.blocks.tokens.index_select(0, every)
-        self.req_states.draft_tokens.index_copy_(0, every, blocks)  # what the next pass reads
+        self.req_states.draft_tokens.index_copy_(0, every, blocks)  # the input of the next pass
         return SamplerOutput(
             sampled_token_ids=sampled,
             logprobs_tensors=None,
@@ -83,8 +84,9 @@ class UnmaskSampler:
     def _step(
         self, batch: SlotBatch, logits: Tensor, offered: np.ndarray, queries: np.ndarray
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """For each row: the tokens that are settled, first (B, L); how many they are, (B,); how
-        many of its queries are to be computed again, (B,)."""
+        """For each row: the emitted tokens, at the front of (B, L); their number, (B,); and how
+        many of the row's queries must be computed again, (B,).
+        """
         block, canvases = batch.block, self.canvases
         was_full = ~block.masked.any(-1)
         outcome = self._denoise(batch, logits, offered)

@@ -1,7 +1,7 @@
 """vLLM's diffusion schedulers, for canvases of masks.
 
-To vLLM the positions that are being decoded are draft tokens: it schedules as many as the canvas
-has, and what a step does not settle is rejected.
+vLLM treats the positions that are being decoded as draft tokens: it schedules as many as the canvas
+has, and those that a step does not emit are rejected.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from vllm.v1.request import Request
 
 
 def _cap(request: Request, max_model_len: int) -> None:
-    """Let the request's own limit end it before the model's does."""
+    """Reduce max_tokens so that the request's own limit ends it before the model's does."""
     request.max_tokens = min(request.max_tokens, max_model_len - request.num_prompt_tokens)
 
 
 class _Blocks:
-    """For block-causal models: whole blocks, also the last one.
+    """For block-causal models: schedules whole blocks, including the last one.
 
     The first block is read together with the end of the prompt, so the scheduler's count is ahead
-    of the worker's by up to a block until that block is emitted. With its limit ahead by as much
-    it never cuts a block.
+    of the worker's by up to a block until that block is emitted. Its limit is increased by the same
+    amount, so that it never cuts a block.
     """
 
     num_spec_tokens: int
@@ -42,15 +42,15 @@ class _Blocks:
 
 
 class BlockScheduler(_Blocks, DiffusionScheduler):
-    """Reads what a step did before it schedules the next."""
+    """Reads the result of a step before it schedules the next."""
 
 
 class BlockAsyncScheduler(_Blocks, DiffusionAsyncScheduler):
-    """Schedules a step while the one before it runs."""
+    """Schedules a step while the previous one runs."""
 
 
 def block_scheduler(vllm_config: VllmConfig, **kwargs: Any) -> DiffusionScheduler:
-    """The one of the two that vLLM's configuration, complete by now, asks for."""
+    """The scheduler of the two that vLLM's complete configuration selects."""
     asynchronous = vllm_config.scheduler_config.async_scheduling
     cls = BlockAsyncScheduler if asynchronous else BlockScheduler
     return cls(vllm_config=vllm_config, **kwargs)
@@ -64,7 +64,7 @@ class WholeSequenceScheduler(DiffusionScheduler):
         super().add_request(request)
 
     def update_draft_token_ids(self, draft_token_ids: DraftTokenIds) -> None:
-        """The canvas, as far as it is not emitted; the worker knows what it holds."""
+        """Schedule the part of the canvas that is not emitted yet; the worker knows its tokens."""
         for request_id in draft_token_ids.req_ids:
             request = self.requests.get(request_id)
             if request is not None and not request.is_finished():
@@ -72,7 +72,7 @@ class WholeSequenceScheduler(DiffusionScheduler):
                 request.spec_token_ids = [-1] * (end - request.num_tokens)
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
-        """With logits for no more than a block of each request."""
+        """As in vLLM, but with logits for at most one block of each request."""
         output = super().schedule(throttle_prefills)
         drafts = output.scheduled_spec_decode_tokens
         for request_id, tokens in drafts.items():
@@ -82,7 +82,9 @@ class WholeSequenceScheduler(DiffusionScheduler):
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> Any:
-        """No key or value stays true when a token is committed."""
+        """As in vLLM, but all keys and values are computed again, since a commit makes them
+        invalid.
+        """
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         for request_id in scheduler_output.num_scheduled_tokens:
             request = self.requests.get(request_id)

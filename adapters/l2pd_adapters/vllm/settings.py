@@ -1,4 +1,4 @@
-"""What a server was launched with, and what a request makes of it."""
+"""The settings of a server, and the policy of a request."""
 
 from __future__ import annotations
 
@@ -22,45 +22,51 @@ from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.layout import whole_blocks
 
 KEY = "decoding_plugin"
-"""Where `additional_config` and a request's `vllm_xargs` name the policy. Options of a request's
-are ``decoding_plugin.NAME``."""
+"""The key of the policy's name in `additional_config` and in a request's `vllm_xargs`. The options
+of a request's policy are ``decoding_plugin.NAME``.
+"""
 
 _ATTRIBUTE = "_l2pd_settings"
 
 
 @dataclass(frozen=True)
 class VllmServer(serving.PolicyServer):
-    """The default policy and what holds for every request."""
+    """The default policy and the settings for all requests."""
 
     logit_shift: int = 0
-    """How far before a position the logits that predict it are."""
+    """The logits that predict position i are at position i - `logit_shift`."""
 
     def choose(self, params: Any) -> UnmaskPolicy:
-        """The policy that a request's sampling parameters ask for.
+        """The policy of a request, from its sampling parameters.
 
-        Raises L2PDError, which names the choices, for a request that cannot be served so.
+        Raises L2PDError, which names the choices, for an unsupported request.
         """
         return self.for_request(*_asked(params))
 
     def admitted(self, params: Any) -> UnmaskPolicy:
-        """As `choose`, in a worker: what was admitted is made again of the same words and of what
-        was read at launch. Nothing is judged a second time, and no file or hub is asked."""
+        """As `choose`, but in a worker: the admitted policy is created again from the same
+        parameters and the files that were read at launch. Nothing is checked a second time, and no
+        file or hub is read.
+        """
         return self.policy(*_asked(params))
 
     @property
     def _choices(self) -> int:
-        """Slots keep the state of a choice for all rows, and each row may make its own."""
+        """Slots allocate the state of each choice for all rows, and each row may make a different
+        choice.
+        """
         return self.rows
 
     def ignores_end(self, params: Any) -> bool:
-        """Whether an end of text is, to a request with these sampling parameters, a token like any
-        other: where vLLM goes on."""
+        """Whether a request with these sampling parameters goes on after an end of text, as vLLM
+        does.
+        """
         stops = {params.eos_token_id, *(params.stop_token_ids or ())}
         return params.ignore_eos or not stops.issuperset(self.end_of_text.token_ids)
 
 
 def _asked(params: Any) -> tuple[Any, dict[str, Any]]:
-    """Name and options that a request's sampling parameters say."""
+    """The name and options of the policy in a request's sampling parameters."""
     asked = params.extra_args or {}
     options = {
         key.removeprefix(f"{KEY}."): value
@@ -72,24 +78,24 @@ def _asked(params: Any) -> tuple[Any, dict[str, Any]]:
 
 @dataclass(frozen=True)
 class DiffusionGemmaServer(VllmServer):
-    """Of DiffusionGemma, whose canvas holds noise where that of other models holds masks."""
+    """The settings for DiffusionGemma, whose canvas holds noise instead of masks."""
 
     def policy(self, name: Any, options: Mapping[str, Any]) -> UnmaskPolicy:
-        """As of any server; raises L2PDError also for a policy whose rule has no meaning here."""
+        """As for any server; also raises L2PDError for a policy that cannot run on this model."""
         policy = super().policy(name, options)
         refuse_unsuitable_policy(policy)
         return policy
 
 
 def attach(model_config: Any, asked: Any, block_length: int | None, *, rows: int = 1) -> VllmServer:
-    """Complete what `additional_config` says, and remember it with the model's config, which goes
-    to every process of vLLM's.
+    """Complete the settings of `additional_config` and attach them to the model's config, which is
+    sent to every process of vLLM.
 
-    asked: the name of a policy, or a mapping with `name`, its options, and the settings
-    `block_length`, `end_of_text` and `suppress_mask`, and what requests may set. block_length:
-    where it names none. rows: requests that are decoded together, at most.
+    asked: the name of a policy, or a mapping with `name`, its options, the settings `block_length`,
+    `end_of_text` and `suppress_mask`, and the rules for requests. block_length: used if `asked` has
+    none. rows: greatest number of requests that are decoded together.
 
-    Raises L2PDError, which names the choices, for what is wrong.
+    Raises L2PDError, which names the choices, for an invalid setting.
     """
     name, options = _name_and_options(asked)
     checkpoint = model_config.hf_config
@@ -101,7 +107,7 @@ def attach(model_config: Any, asked: Any, block_length: int | None, *, rows: int
         name,
         options,
         end_tokens=end_of_text_ids(generation.get("eos_token_id")),
-        # Of the config as the checkpoint has it; vLLM's own needs may change it later.
+        # From the checkpoint's original config; vLLM may change it later.
         logit_shift=family_of(checkpoint).logit_shift,
         model=_context(model_config, length, mask_token_of(checkpoint)),
         canvas=whole_blocks(model_config.max_model_len, length),
@@ -112,8 +118,9 @@ def attach(model_config: Any, asked: Any, block_length: int | None, *, rows: int
 
 
 def attach_to_noise(model_config: Any, asked: Any, canvas_length: int, *, rows: int = 1) -> None:
-    """As `attach`, for DiffusionGemma, where vLLM itself has the settings that are not the
-    policy's."""
+    """As `attach`, for DiffusionGemma, for which vLLM itself has all settings except the policy's
+    options.
+    """
     name, options = _name_and_options(asked)
     for setting in ("block_length", "end_of_text", "suppress_mask"):
         if setting in options:
@@ -155,17 +162,17 @@ def _context(model_config: Any, block_length: int, mask_token_id: int) -> ModelC
 
 
 def takes_no_policy(model_config: Any) -> str:
-    """Why no policy can be named for a model that is not ours."""
+    """Why a policy cannot be named for a model that this package does not serve."""
     if model_config.is_diffusion:
         names = model_config.architectures
         said = f"{model_config.model} ({', '.join(names)}) keeps vLLM's own sampler, with no policy"
         if DIFFUSION_GEMMA.architecture in names:
             said += "; a server that is launched with --decoding-plugin NAME takes one"
         return said
-    return f"{model_config.model} is no diffusion language model known here"
+    return f"{model_config.model} is not a known diffusion language model"
 
 
 def settings_of(model_config: Any) -> VllmServer | None:
-    """The settings that were attached, or None: the model is not ours."""
+    """The attached settings, or None if this package does not serve the model."""
     found: VllmServer | None = getattr(model_config, _ATTRIBUTE, None)
     return found

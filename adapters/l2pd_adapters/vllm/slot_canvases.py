@@ -1,13 +1,13 @@
-"""Where each request stands in its canvas: buffers with a row for each of vLLM's slots.
+"""The position of each request in its canvas: buffers with one row for each of vLLM's slots.
 
-vLLM keeps its requests in slots, and so does the core (`BlockSlots`) the block that each stands in.
-What is here beside it is the place of that block in the sequence, and what follows from a finished
-one. The two kinds of models differ in what a finished block is worth to the next:
+vLLM keeps its requests in slots, and the core keeps their current blocks in the same slots
+(`BlockSlots`). This module adds the position of the block in the sequence, and what to do when it
+is finished. The two kinds of models differ in how a finished block is used by the next:
 
-- Block-causal: its keys and values are final once a forward pass has seen its final tokens. So a
-  block is given out after the pass that follows its last commit, unless the text ends with it.
-- Bidirectional: nothing that was computed for a sequence stays true, and each forward pass reads
-  all of it, prompt and canvas, anew. A finished block is given out at once.
+- Block-causal: its keys and values are final after a forward pass over its final tokens. So a block
+  is emitted after the pass that follows its last commit, unless the text ends in it.
+- Bidirectional: each commit changes the keys and values of the whole sequence, so each forward pass
+  computes the whole prompt and canvas. A finished block is emitted at once.
 """
 
 from __future__ import annotations
@@ -48,17 +48,19 @@ class Canvases(ABC):
             return torch.zeros(slots, *shape, dtype=torch.int64, device=device)
 
         self.start = room()
-        """(S,), first position of the block."""
+        """(S,) int64: first position of the block."""
         self.known = room()
-        """(S,), how many positions of the block the prompt holds."""
+        """(S,) int64: number of positions of the block that belong to the prompt."""
         self.limit = room()
-        """(S,), one past the last position of the answer."""
+        """(S,) int64: one past the last position of the answer."""
         self.nfe = room()
-        """(S,), denoising steps taken."""
+        """(S,) int64: denoising steps so far."""
         self.given_out = room()
-        """(S,), tokens given out."""
+        """(S,) int64: tokens emitted so far."""
         self.reference: Tensor | None = None
-        """(S, positions), what policies that require it take for the text; made when one comes."""
+        """(S, positions) int64: references for policies that require them; allocated at the first
+        such policy.
+        """
 
     def assign(
         self,
@@ -71,8 +73,9 @@ class Canvases(ABC):
         ignores_end: bool,
         generator: torch.Generator,
     ) -> None:
-        """Begin a request, or go on with one that was preempted: `text` is its prompt and what it
-        has been given out."""
+        """Begin a request, or continue a preempted one: `text` is its prompt and the tokens emitted
+        so far.
+        """
         limit = min(prompt_length + max_tokens, self.max_model_len)
         layout = BlockLayout.of(
             self.attention, prompt_length, limit - prompt_length, self.block_length
@@ -116,8 +119,9 @@ class Canvases(ABC):
         return batch
 
     def settled(self, batch: SlotBatch) -> tuple[Tensor, Tensor]:
-        """The tokens of each block from the first behind the prompt on, (B, L), and how many of
-        them belong to the answer, (B,)."""
+        """The tokens of each block, starting with the first after the prompt, (B, L), and the
+        number of them that belong to the answer, (B,).
+        """
         known = self._at(self.known, batch)
         at = (known.unsqueeze(-1) + self.columns).clamp(max=self.block_length - 1)
         room = self._at(self.limit, batch) - self._at(self.start, batch) - known
@@ -125,12 +129,12 @@ class Canvases(ABC):
         return batch.block.tokens.gather(1, at), torch.minimum(present, room)
 
     def count(self, batch: SlotBatch, stepped: Tensor, given_out: Tensor) -> None:
-        """Note for the log which rows took a denoising step, and how many tokens they give out."""
+        """Record for the log which rows took a denoising step, and how many tokens they emit."""
         self.nfe.index_add_(0, batch.index, stepped.to(torch.int64))
         self.given_out.index_add_(0, batch.index, given_out)
 
     def file(self, batch: SlotBatch, ready: Tensor, ended: Tensor) -> None:
-        """File what the step did; rows that are `ready` go on to the next block."""
+        """Store the result of the step; rows that are `ready` move to the next block."""
         start = self._at(self.start, batch) + ready * self.block_length
         tokens = torch.full_like(batch.block.tokens, self.mask_token_id)
         batch.advance(ready, tokens, self._present(batch, start))
@@ -140,21 +144,25 @@ class Canvases(ABC):
 
     @abstractmethod
     def ready(self, batch: SlotBatch, was_full: Tensor, is_full: Tensor, ended: Tensor) -> Tensor:
-        """(B,) bool: which blocks are given out, that were or are full, and of which the text has
-        ended or not."""
+        """(B,) bool: which blocks are ready to be emitted. was_full, is_full: (B,) bool, before and
+        after the step; ended: (B,) bool, whether the text has ended.
+        """
 
     @abstractmethod
     def taken_back(self, ready: Tensor, queries: Tensor) -> Tensor:
-        """(B,): how many of its queries (B,) each row computes again."""
+        """(B,): how many of its queries, of the numbers `queries` (B,), each row must compute
+        again.
+        """
 
     @abstractmethod
     def taken_back_after_prompt(self, lengths: np.ndarray, queries: np.ndarray) -> np.ndarray:
-        """How many of its queries each request computes again after its prompt, of these lengths,
-        was read."""
+        """How many of its queries each request must compute again after its prompt was read;
+        lengths: those of the prompts.
+        """
 
     @abstractmethod
     def _present(self, batch: SlotBatch, start: Tensor) -> Tensor:
-        """(B, L) bool: the positions of blocks that begin at `start` which belong to the canvas."""
+        """(B, L) bool: which positions of the blocks that begin at `start` belong to the canvas."""
 
     def _at(self, buffer: Tensor, batch: SlotBatch) -> Tensor:
         return buffer.index_select(0, batch.index)
@@ -172,20 +180,20 @@ class Canvases(ABC):
 
 
 class BlockCausalCanvases(Canvases):
-    """Of models whose blocks are counted from the prompt's first token."""
+    """For models whose blocks are counted from the prompt's first token."""
 
     attention = "block_causal"
 
     def ready(self, batch: SlotBatch, was_full: Tensor, is_full: Tensor, ended: Tensor) -> Tensor:
         end = self._at(self.start, batch) + self.block_length
-        last = ended | (end >= self._at(self.limit, batch))  # no block reads its keys and values
+        last = ended | (end >= self._at(self.limit, batch))  # no block needs its KV
         return was_full | (is_full & last)
 
     def taken_back(self, ready: Tensor, queries: Tensor) -> Tensor:
         return torch.where(ready, 0, queries)
 
     def taken_back_after_prompt(self, lengths: np.ndarray, queries: np.ndarray) -> np.ndarray:
-        """The block that the prompt has begun is read again, with its masks."""
+        """The block that begins with the end of the prompt is read again, with its masks."""
         return lengths % self.block_length
 
     def _present(self, batch: SlotBatch, start: Tensor) -> Tensor:
@@ -193,7 +201,7 @@ class BlockCausalCanvases(Canvases):
 
 
 class BidirectionalCanvases(Canvases):
-    """Of models that see all of prompt and canvas."""
+    """For models that attend to the whole prompt and canvas."""
 
     attention = "bidirectional"
 
@@ -201,9 +209,13 @@ class BidirectionalCanvases(Canvases):
         super().__init__(slots, block_length, max_model_len, *rest)
         shape = (slots, max_model_len + block_length)
         self.text = torch.zeros(shape, dtype=torch.int64, device=self.device)
-        """(S, positions), prompt and canvas; up to a block of room behind the longest."""
+        """(S, positions) int64: prompt and canvas, with up to one additional block after the
+        longest.
+        """
         self.visible = torch.zeros_like(self.start)
-        """(S,), one past the last position that is seen: the canvas's end, or the text's."""
+        """(S,) int64: one past the last position that is attended to: the end of the canvas or of
+        the text.
+        """
 
     def assign(
         self,

@@ -19,9 +19,9 @@ _WANTED = "expected a state dict of two L x L linear layers with biases, as the 
 def convert(source: Path, *, threshold: float, progress: str, base_model: str) -> UnmaskFilter:
     """Read a 2-layer state dict (``.pth``) of two L x L linear layers.
 
-    The only place that reads a pickle, and by ``weights_only=True``, which runs no code of it.
+    This is the only place that reads a pickle; ``weights_only=True`` runs no code from it.
 
-    Raises L2PDError for anything else that the file may be.
+    Raises L2PDError if the file holds anything else.
     """
     require_file(source, f"{source} is refused: it")
     try:
@@ -53,5 +53,5 @@ def convert(source: Path, *, threshold: float, progress: str, base_model: str) -
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """Sorts layers by the numbers in their names: ``fc2`` before ``fc10``."""
+    """Sort key that orders layers by the numbers in their names: ``fc2`` before ``fc10``."""
     return [(int(part or 0), "") if part.isdigit() else (0, part) for part in _DIGITS.split(name)]

@@ -14,8 +14,8 @@ from l2pd_policies.learned.filter import LearnedFilter
 class UnmaskFilter(LearnedFilter, tags=["learn2pd"], paper_url="https://arxiv.org/abs/2509.25188"):
     """Linear(L, L), ReLU, Linear(L, L) on the confidences of a block's L positions.
 
-    Source: Learn2PD, arXiv 2509.25188: 2,112 parameters at L = 32. Its arguments are
-    those of `LearnedFilter`; it fits one block length.
+    Source: Learn2PD, arXiv 2509.25188: 2,112 parameters at L = 32. The arguments are those of
+    `LearnedFilter`. The filter fits one block length.
     """
 
     FEATURES = ("confidence",)
@@ -26,10 +26,12 @@ class UnmaskFilter(LearnedFilter, tags=["learn2pd"], paper_url="https://arxiv.or
         self.fc2 = nn.Linear(block_length, block_length)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """(B, L) float32 confidences, 0 where there is no position -> (B, L) logits."""
+        """(B, L) float32 confidences, 0 at positions that are not present -> (B, L) logits."""
         return self.layer(self.fc2, torch.relu(self.layer(self.fc1, inputs)))
 
     @staticmethod
     def inputs_of(trajectories: Trajectories) -> Tensor:
-        """(N, L), what the policy would have fed it at every recorded step."""
+        """(N, L): the confidences that the policy would pass to the filter at every recorded
+        step.
+        """
         return trajectories.confidence

@@ -12,18 +12,17 @@ from l2pd_policies.learned.policy import FilterPolicy
 
 @policy_options
 class Learn2PD(FilterPolicy):
-    """Unmask the positions whose prediction the paper's filter takes for the final one.
+    """Unmask the positions whose prediction the paper's filter considers final.
 
-    `filter` is a folder or hub id; without it, the filter that belongs to the model. `threshold`
-    is the probability that the filter has to exceed; without it, the one the filter was
-    calibrated for.
+    `filter` is a folder or hub id; the default is the filter in the model's folder. `threshold` is
+    the probability that the filter has to exceed; the default is the filter's calibrated threshold.
 
     Use a filter on prompts like those it was trained on. On other kinds of text it can ruin
     answers without a warning (docs/learned_policies.md).
 
-    Source: Learn2PD, arXiv 2509.25188 (threshold 0.96 for LLaDA, 0.9 for Dream). The
-    authors' code commits the most confident position at every step besides
-    (``progress="always_top1"``); which rule applies is recorded with the filter.
+    Source: Learn2PD, arXiv 2509.25188 (threshold 0.96 for LLaDA, 0.9 for Dream). The authors' code
+    also commits the most confident position at every step (``progress="always_top1"``); the
+    progress rule to use is recorded with the filter.
     """
 
     requires = frozenset({"committed"})

@@ -1,1 +1,3 @@
-"""What policies with trained filters share: the filter and its folder, the policy, the training."""
+"""Shared code of policies with trained filters: the filter and its folder, the policy, the
+training.
+"""

@@ -35,11 +35,11 @@ SCHEMA_VERSION = 1
 """Version of a filter folder's config.json."""
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
-"""Types that weights may be stored in, as safetensors calls them."""
+"""Dtypes that weights may be stored in, by their safetensors names."""
 _LONGEST = 2**20
-"""Positions of a block."""
+"""Largest block length that a filter may have, in positions."""
 _SWAPS = 5
-"""How often in a row a folder may be found swapped while it is read."""
+"""How many times in a row reading may find that the folder was replaced meanwhile."""
 _FILES = ("config.json", "model.safetensors")
 
 F = TypeVar("F", bound="LearnedFilter")
@@ -52,23 +52,24 @@ class LearnedFilter(
     library_name="l2pd-plugins",
     tags=["diffusion-language-model", "unmask-policy"],
 ):
-    """Says of every position of a block whether its present prediction is the final one.
+    """A network that scores, for every position of a block, whether its current prediction is
+    final.
 
     Args:
-        block_length: positions per block that it was trained for; None fits every length.
+        block_length: positions per block that the filter was trained for; None fits every length.
         threshold: probability above which a position is unmasked, 0 < threshold < 1.
-        progress: progress rule to decode with.
+        progress: name of the progress rule to decode with.
         features: names of its inputs, in order.
-        base_model: name of the model on whose decodes it was trained.
+        base_model: name of the model on whose decodes the filter was trained.
         false_positive_rate: share of the validation prompts' wrong predictions that `threshold` was
             calibrated to accept at most; None if it was not calibrated.
-        schema_version: of these fields.
+        schema_version: version of these fields.
     """
 
     FEATURES: ClassVar[tuple[str, ...]]
-    """What the class's inputs are."""
+    """Names of the inputs of this class, in order."""
     ANY_BLOCK_LENGTH: ClassVar[bool] = False
-    """Whether the class fits every block length, with block_length None in the config."""
+    """Whether filters of this class fit every block length (block_length is None in the config)."""
 
     def __init__(
         self,
@@ -94,10 +95,11 @@ class LearnedFilter(
         """Features of B blocks -> (B, L) logits of "this prediction is final"."""
 
     def layer(self, layer: nn.Linear, x: Tensor) -> Tensor:
-        """x (..., I) -> (..., O); in decoding each row to the bit whatever the others.
+        """Apply a linear layer, x (..., I) -> (..., O); in eval mode each row's bits do not depend
+        on other rows.
 
-        A BLAS product picks its summation order by the shape of the whole batch, so a row's bits
-        would depend on how many rows there are. It is faster, and good for training.
+        A BLAS product chooses its summation order by the shape of the whole batch, so a row's bits
+        would depend on the number of rows. It is faster, and is used in training.
         """
         if self.training:
             y: Tensor = layer(x)
@@ -107,11 +109,11 @@ class LearnedFilter(
     @staticmethod
     @abstractmethod
     def inputs_of(trajectories: Trajectories) -> Tensor:
-        """The features of every recorded step, as the policy would have made them."""
+        """The features of every recorded step, as the policy would compute them."""
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:
         """Write config.json and model.safetensors; the arguments are those of the hub's mixin."""
-        # The mixin by itself stores the arguments that were given, and loses the defaults.
+        # The mixin would store only the arguments that were passed, without the defaults.
         config = {name: getattr(self, name) for name in _FIELDS}
         config["features"] = list(self.features)
         return super().save_pretrained(save_directory, **{"config": config, **kwargs})
@@ -120,8 +122,8 @@ class LearnedFilter(
 def load_filter(kind: type[F], source: str | Path) -> F:
     """Load a filter from a folder (config.json, model.safetensors) or a hub id, in eval mode.
 
-    A folder that is swapped meanwhile, as training does it, is read again: config and weights are
-    always those of one filter.
+    If the folder is replaced while it is read, as training does, it is read again: config and
+    weights always belong to the same filter.
 
     Raises L2PDError, which says what is wrong, if the folder or a file is missing, the config is
     incomplete, has unknown fields or another schema version, or the weights do not fit or are not
@@ -138,7 +140,7 @@ def load_filter(kind: type[F], source: str | Path) -> F:
                 continue
             if is_same():
                 return found
-    raise L2PDError(f"filter {source}: the folder is written anew all the time")
+    raise L2PDError(f"filter {source}: the folder was replaced each time while it was read")
 
 
 def _read(kind: type[F], source: str | Path, folder: Path) -> F:
@@ -150,7 +152,7 @@ def _read(kind: type[F], source: str | Path, folder: Path) -> F:
         parts = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
         shapes = {name: tuple(part.get_shape()) for name, part in parts.items()}
         types = {name: str(part.get_dtype()) for name, part in parts.items()}
-    with torch.device("meta"):  # the config may name any length
+    with torch.device("meta"):  # no memory yet: the config may name any length
         wanted = {name: tuple(part.shape) for name, part in kind(**config).state_dict().items()}
     if shapes != wanted:
         raise L2PDError(
@@ -175,10 +177,10 @@ def _read(kind: type[F], source: str | Path, folder: Path) -> F:
 
 @contextmanager
 def _unswapped(folder: Path) -> Iterator[Callable[[], bool]]:
-    """Gives a check whether the path still names the folder that it named at first.
+    """Yield a function that tells whether the path still names the same folder as on entry.
 
-    The folder is held open where the system allows it, since a new folder may be given the inode
-    number of one that is gone.
+    The folder is held open if the system allows it, since a new folder may get the inode number of
+    a deleted one.
     """
     with reading(f"filter {folder} cannot be read"):
         held = os.open(folder, os.O_RDONLY) if hasattr(os, "O_DIRECTORY") else None
@@ -196,7 +198,9 @@ def _folder(source: str | Path) -> Path:
         # A path that does not exist must not be taken for a hub id.
         text = str(source)
         if isinstance(source, Path) or text.startswith((".", "/", "~")) or text.count("/") != 1:
-            raise L2PDError(f"filter {text!r}: no such folder, and no hub id (owner/name) either")
+            raise L2PDError(
+                f"filter {text!r}: neither an existing folder nor a hub id (owner/name)"
+            )
         try:
             folder = Path(snapshot_download(text, allow_patterns=list(_FILES)))
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
@@ -214,7 +218,7 @@ def _folder(source: str | Path) -> Path:
 
 
 _FIELDS = list(inspect.signature(LearnedFilter.__init__).parameters)[1:]
-"""What config.json holds, for every filter."""
+"""The fields of config.json, for every filter."""
 
 
 def _config(kind: type[LearnedFilter], folder: Path) -> dict[str, Any]:

@@ -25,16 +25,15 @@ from l2pd_policies.learned.filter import LearnedFilter, load_filter
 
 @policy_options
 class FilterPolicy(UnmaskPolicy):
-    """Unmask the positions whose prediction a trained filter takes for the final one.
+    """Unmask the positions whose prediction a trained filter considers final.
 
-    `filter` is a folder or hub id; without it, the filter that belongs to the model. `threshold`
-    is the probability that the filter has to exceed; without it, the one the filter was
-    calibrated for.
+    `filter` is a folder or hub id; the default is the filter in the model's folder. `threshold` is
+    the probability that the filter has to exceed; the default is the filter's calibrated threshold.
     """
 
     filter_class: ClassVar[type[LearnedFilter]]
     folder_name: ClassVar[str]
-    """The filter that belongs to a model lies in ``<model>/policies/<folder_name>``."""
+    """A model's own filter is in ``<model>/policies/<folder_name>``."""
 
     filter: OperatorPath | None = None
     threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -47,10 +46,10 @@ class FilterPolicy(UnmaskPolicy):
 
     @abstractmethod
     def inputs(self, step: DenoisingStep, state: dict[str, Tensor]) -> Tensor:
-        """What the filter is fed at this step."""
+        """The filter's inputs at this step."""
 
     def use(self, loaded: LearnedFilter) -> Self:
-        """The same policy with a filter that is in memory already."""
+        """A copy of this policy with a filter that is already in memory."""
         twin = copy.copy(self)
         twin._use(loaded)
         return twin
@@ -58,7 +57,7 @@ class FilterPolicy(UnmaskPolicy):
     def _use(self, loaded: LearnedFilter) -> None:
         self._loaded = loaded
         self._on_device: dict[torch.device, LearnedFilter] = {}
-        # A class variable for other policies; here each filter brings its own rule.
+        # A class variable in other policies; here each filter has its own progress rule.
         self.__dict__["progress"] = loaded.progress
         if self._asked_threshold is None:
             self.threshold = loaded.threshold
@@ -81,7 +80,7 @@ class FilterPolicy(UnmaskPolicy):
         return ready
 
     def fingerprint(self) -> str:
-        """Of the filter's weights."""
+        """Hash of the filter's weights."""
         return "" if self._loaded is None else fingerprint(self._loaded.state_dict())
 
     def _check_block_length(self, block_length: int) -> None:
@@ -98,7 +97,7 @@ class FilterPolicy(UnmaskPolicy):
         self, batch_size: int, block_length: int, device: torch.device
     ) -> dict[str, Tensor]:
         self._check_block_length(block_length)
-        self._filter_on(device)  # the step is to find it there
+        self._filter_on(device)  # so that the step finds it there
         return {}
 
     def select(self, step: DenoisingStep, state: dict[str, Tensor]) -> Tensor:
@@ -118,13 +117,13 @@ class FilterPolicy(UnmaskPolicy):
         return self._on_device[device]
 
     def accepts(self, probability: Tensor, masked: Tensor) -> Tensor:
-        """bool (B, L): what the filter's probability (B, L) is high enough for."""
-        assert self.threshold is not None  # comes with the filter
+        """bool (B, L): positions whose filter probability (B, L) is high enough."""
+        assert self.threshold is not None  # set by the filter
         return probability > self.threshold
 
 
 def _own(kind: type[LearnedFilter], model: str, name: str) -> LearnedFilter | None:
-    """The filter in a folder of a model's, or None if there is no such folder."""
+    """The filter in the model's folder, or None if there is none."""
     folder = Path(model, name)
     if not folder.is_dir():
         return None

@@ -1,4 +1,4 @@
-"""Training a filter on recorded trajectories: split, fit, calibrate, and say what came of it."""
+"""Training a filter on recorded trajectories: split, fit, calibrate, measure."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from l2pd_policies.learned.filter import LearnedFilter
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a filter is trained."""
+    """Hyperparameters of a filter's training."""
 
     epochs: int
     batch_size: int | None = None
-    """Steps per update; None takes all at once."""
+    """Recorded steps per update; None uses all of them in each update."""
     learning_rate: float = 3e-3
     decay: bool = False
-    """Whether the learning rate falls to zero, along a cosine; else it is constant."""
+    """Whether the learning rate falls to zero along a cosine; otherwise it is constant."""
     masked_only: bool = False
-    """Whether positions that are committed already count in the loss."""
+    """Whether already committed positions count in the loss."""
     validation_share: float = 0.2
     """Share of the prompts that are held out for validation."""
     check_every: int = 50
-    """Epochs between looks at the validation loss."""
+    """Epochs between evaluations of the validation loss."""
     patience: int = 10
-    """Looks without a better validation loss before training stops."""
+    """Evaluations without a better validation loss before training stops."""
     false_positive_rate: float = 0.01
     """Share of wrong predictions at masked positions that the calibrated threshold accepts."""
     seed: int = 0
@@ -48,17 +48,18 @@ class Recipe:
 
 @dataclass
 class Trained:
-    """A trained filter and how it got there."""
+    """A trained filter with its measurements and loss history."""
 
     filter: LearnedFilter
     metrics: dict[str, float]
     history: list[dict[str, float]] = field(default_factory=list)
-    """Training and validation loss at every look."""
+    """Training and validation loss at every evaluation."""
 
 
 def split_by_prompt(data: Trajectories, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """bool (N,) each: steps for training and for validation. A prompt's steps stay together, since
-    the steps of one decode are near copies of each other."""
+    """bool (N,) each: steps for training and for validation. All steps of a prompt are in the same
+    part, since the steps of one decode are nearly equal.
+    """
     prompts = data.prompt.unique()
     if len(prompts) < 2:
         raise L2PDError("trajectories of at least two prompts are needed, one to validate on")
@@ -83,19 +84,19 @@ def train(
 
     Args:
         kind: class of the filter.
-        block_length: what the filter is bound to, or None.
-        base_model: whose trajectories these are, for the filter's config.
+        block_length: the block length that the filter is for, or None for any.
+        base_model: the model that made the trajectories, for the filter's config.
         progress: the progress rule that its config records.
         report: called after every epoch with its number.
 
-    Seeded: the same data and recipe give the same weights on the CPU.
+    On the CPU, the same data and recipe give the same weights.
 
-    Raises L2PDError if the data holds values that are no numbers, or the loss never is one.
+    Raises L2PDError if the data contains values that are not finite, or the loss is never finite.
     """
     _check_finite(data)
     training, validation = split_by_prompt(data, recipe.validation_share, recipe.seed)
     inputs, targets = kind.inputs_of(data), data.correct.float()
-    # A position that is not there has nothing to be right about.
+    # Positions that are not present do not count.
     counts = (data.masked if recipe.masked_only else data.present).float()
     torch.manual_seed(recipe.seed)
     made = kind() if block_length is None else kind(block_length=block_length)
@@ -142,12 +143,12 @@ def train(
                 break
     if not math.isfinite(best):
         raise L2PDError(
-            f"training diverged: none of the {len(history)} looks at the validation prompts found "
-            "a finite loss"
+            f"training diverged: none of the {len(history)} evaluations on the validation prompts "
+            "had a finite loss"
         )
     made.load_state_dict(kept)
     made.eval().requires_grad_(False)
-    # In eval mode a layer keeps all its products, so a part is small.
+    # In eval mode a layer stores all its products, so a part is small.
     probability = torch.cat([made(part).sigmoid() for part in inputs[held_rows].split(256)])
     held_data = data.take(held_rows)
     made.threshold = calibrate(probability, held_data, recipe.false_positive_rate)
@@ -175,17 +176,19 @@ def _check_finite(data: Trajectories) -> None:
 
 
 def calibrate(probability: Tensor, data: Trajectories, false_positive_rate: float) -> float:
-    """The threshold above which at most this share of the wrong masked predictions lies."""
+    """The threshold that at most this share of the wrong predictions at masked positions
+    exceeds.
+    """
     wrong = probability[data.masked & ~data.correct].sort(descending=True).values
     if not len(wrong):
         return 0.5
     allowed = min(int(false_positive_rate * len(wrong)), len(wrong) - 1)
-    # The policy takes what exceeds the threshold, so the first that is too many stays below.
+    # The policy accepts what exceeds the threshold, so the first one too many must not exceed it.
     return min(max(float(wrong[allowed]), 1e-6), 1 - 1e-6)
 
 
 def measure(probability: Tensor, data: Trajectories, threshold: float) -> dict[str, float]:
-    """How the filter decides on the masked positions of some steps."""
+    """Rates of the filter's decisions at the masked positions of some steps."""
     accepted, masked = probability > threshold, data.masked
     right, wrong = masked & data.correct, masked & ~data.correct
     taken = (accepted & masked).sum().clamp(min=1)
@@ -198,11 +201,11 @@ def measure(probability: Tensor, data: Trajectories, threshold: float) -> dict[s
 
 
 def save_with_card(trained: Trained, folder: Path, *, title: str, facts: dict[str, Any]) -> None:
-    """Write the filter, its card (README.md), metrics.json and a picture of the loss curves.
+    """Write the filter, its card (README.md), metrics.json and a plot of the loss curves.
 
-    All of them are put in place at once, see `l2pd_plugins.writing.write_folder`. Raises L2PDError
-    if they cannot be; the filter alone is then written where temporary files are, if it can be
-    there.
+    The folder is replaced atomically (`l2pd_plugins.writing.write_folder`). Raises L2PDError if it
+    cannot be written; the filter alone is then written to the folder for temporary files, if
+    possible.
     """
     try:
         write_folder(folder, lambda made: _write(trained, made, title, facts))
@@ -239,7 +242,7 @@ def _write(trained: Trained, folder: Path, title: str, facts: dict[str, Any]) ->
 
 
 def draw_curves(history: list[dict[str, float]], path: Path) -> str:
-    """Draw the losses to a PNG; returns the line that shows it on the card.
+    """Draw the losses to a PNG; return the Markdown line that shows it on the card.
 
     Raises L2PDError if matplotlib is not installed.
     """
@@ -258,7 +261,7 @@ def draw_curves(history: list[dict[str, float]], path: Path) -> str:
 
 
 def require_matplotlib() -> None:
-    """Raise L2PDError if the picture could not be drawn, before anything is trained."""
+    """Raise L2PDError if matplotlib is missing; called before anything is trained."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:

@@ -17,10 +17,10 @@ KERNEL = 5
 
 
 class SignalFilter(LearnedFilter, tags=["settled"]):
-    """Two convolutions over the positions of a block, with the block's mean in between.
+    """Two convolutions over the positions of a block, with the block's mean between them.
 
     Conv(C -> 48, 5), ReLU, + Linear(mean over the block), Conv(48 -> 48, 5), ReLU, Linear(48 -> 1).
-    The positions behind a block's ends count as absent, so the same weights serve every length.
+    Positions outside the block count as not present, so the same weights fit every block length.
     """
 
     FEATURES = SIGNALS
@@ -44,7 +44,7 @@ class SignalFilter(LearnedFilter, tags=["settled"]):
 
     @staticmethod
     def inputs_of(trajectories: Trajectories) -> Tensor:
-        """(N, L, C): as `Settled.inputs` makes them, step by step."""
+        """(N, L, C): the signals of every recorded step, equal to those of `Settled.inputs`."""
         t = trajectories
         key = torch.stack([t.policy, t.prompt, t.block, t.step])
         order = torch.arange(len(t))
@@ -56,7 +56,7 @@ class SignalFilter(LearnedFilter, tags=["settled"]):
         before = torch.where(first.unsqueeze(-1), 0.0, t.confidence.roll(1, 0))
         x0_before = t.x0.roll(1, 0)
         stood = torch.zeros_like(t.x0, dtype=torch.int64)
-        # Step by step: how long a prediction has stood builds on the step before.
+        # Step by step, since `stood` depends on the step before.
         for index in range(int(t.step.max()) + 1):
             at = (t.step == index).nonzero().flatten()
             stood[at] = how_long(t.x0[at], x0_before[at], stood[at - 1], first[at])
@@ -71,7 +71,7 @@ class SignalFilter(LearnedFilter, tags=["settled"]):
             "x0": t.x0,
             "step_index": t.step,
         }
-        made = [  # in parts, since signals compare each position with each other one
+        made = [  # in parts, since signals compare all pairs of positions
             signals(**{name: value[part] for name, value in known.items()})
             for part in torch.arange(len(t)).split(4096)
         ]
@@ -79,7 +79,9 @@ class SignalFilter(LearnedFilter, tags=["settled"]):
 
 
 def _windows(x: Tensor) -> Tensor:
-    """(B, L, C) -> (B, L, C * KERNEL): each position with its neighbours, zeros behind the ends."""
+    """(B, L, C) -> (B, L, C * KERNEL): each position with its neighbours, zeros outside the
+    block.
+    """
     reach = KERNEL // 2
     padded = F.pad(x, (0, 0, reach, reach))
     return torch.cat([padded[:, i : i + x.shape[1]] for i in range(KERNEL)], dim=-1)

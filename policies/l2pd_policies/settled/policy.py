@@ -16,29 +16,30 @@ from l2pd_policies.settled.filter import SignalFilter
 from l2pd_policies.settled.signals import how_long, signals
 
 DOUBT_POWER = 0.7
-"""With 1, the sum bounds the probability that any of the predictions is wrong, if the filter's
-probabilities are right. It errs most where it is surest, so small doubts count for more; the power
-was chosen on prompts beside the shipped ones (benchmarks/trials.md)."""
+"""Exponent of the doubts (1 - probability) in the sum that `risk` bounds. With 1, the sum bounds
+the probability that any of the predictions is wrong, if the filter's probabilities are calibrated.
+The filter is least calibrated where it is surest; a power below 1 gives small doubts more weight.
+It was chosen on prompts that are not shipped (benchmarks/trials.md).
+"""
 
 
 @policy_options
 class Settled(FilterPolicy):
-    """Unmask the predictions that a small convolutional filter takes for settled.
+    """Unmask the predictions that a small convolutional filter considers settled.
 
-    It sees more than the paper's filter: masks, margin, entropy, the confidence one step before,
-    for how many steps the prediction has stood, which positions predict the same token, and what
-    would be committed with it, each with the position's neighbours. It fits any block length, and
-    it is trained on the states that its own decisions reach.
+    The filter has more inputs than the paper's: masks, margin, entropy, the confidence one step
+    before, for how many steps the prediction has been the same, which positions predict the same
+    token, and what would be committed together with it, each for the position and its neighbours.
+    It fits any block length, and it is trained on the states that its own decisions reach.
 
-    `filter` is a folder or hub id; without it, the filter that belongs to the model. `threshold`
-    is the probability above which a prediction is always taken; without it, the one the filter
-    was calibrated for. Below it the surest are taken, as long as their doubts (1 - probability)
-    sum to at most `risk`, each raised to the power 0.7 as `risk` is: a small doubt is larger than
-    it looks. 0 leaves the threshold alone to decide.
+    `filter` is a folder or hub id; the default is the filter in the model's folder. `threshold` is
+    the probability above which a prediction is always accepted; the default is the filter's
+    calibrated threshold. Below it, the surest predictions are accepted as long as the sum of (1 -
+    probability)^0.7 is at most `risk`^0.7. With `risk` 0 only the threshold decides.
 
     Use a filter on prompts like those it was trained on. On other kinds of text it can ruin
-    answers without a warning: trained without three tasks of tiny-llada's world, it has 72 % valid
-    answers on them at a risk of 0.03, where one token per step has 98 %
+    answers without a warning: a filter trained without three tasks of tiny-llada's world has 72 %
+    valid answers on these at a risk of 0.03, while one token per step has 98 %
     (docs/learned_policies.md).
 
     Source: this project; the setting is that of Learn2PD, arXiv 2509.25188, persistence is the
@@ -62,11 +63,11 @@ class Settled(FilterPolicy):
         }
 
     def accepts(self, probability: Tensor, masked: Tensor) -> Tensor:
-        """What exceeds the threshold, and the surest within the risk."""
+        """Positions above the threshold, and the surest ones within the risk."""
         return super().accepts(probability, masked) | _within(self.risk, 1 - probability, masked)
 
     def inputs(self, step: DenoisingStep, state: dict[str, Tensor]) -> Tensor:
-        """(B, L, C) signals; what the next step compares with goes into the state."""
+        """(B, L, C) float32 signals; stores in the state what the next step compares with."""
         stood = how_long(step.x0, state["x0"], state["stood"], step.step_index == 0)
         made = signals(
             masked=step.masked,
@@ -84,8 +85,9 @@ class Settled(FilterPolicy):
 
 
 def _within(risk: float, doubt: Tensor, masked: Tensor) -> Tensor:
-    """bool (B, L): the masked positions of least doubt, as many as sum to `risk` at most, with
-    doubts and `risk` to `DOUBT_POWER`."""
+    """bool (B, L): the masked positions of least doubt whose doubts, each raised to `DOUBT_POWER`,
+    sum to at most `risk` raised to it.
+    """
     weighed = exact.power(doubt, DOUBT_POWER)
     ordered, places = torch.where(masked, weighed, torch.inf).sort(stable=True, dim=-1)
     return torch.zeros_like(masked).scatter(-1, places, ordered.cumsum(-1) <= risk**DOUBT_POWER)

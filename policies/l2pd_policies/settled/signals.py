@@ -1,4 +1,4 @@
-"""The signals: what can be known of a position for nearly nothing."""
+"""The input signals of the filter: cheap features of a position, without another forward pass."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ SIGNALS = (
 )
 """Channels, in order.
 
-Of a position alone: log_doubt: -log10(1 - confidence) / 6, which tells 0.99 from 0.9999;
+About the position itself: log_doubt: -log10(1 - confidence) / 6, which separates 0.99 from 0.9999;
 confidence_before: one step earlier; stood: for how many steps the prediction has been the same, up
 to 4, / 4; entropy: nats / 4, at most 1.
 
-Of predictions as tokens: outdone: a more confident masked position of the block predicts the same
-token; echoes: how many other masked positions do, / 8, at most 1; taken: how many committed ones
-do, / 4, at most 1; like_left, like_second_left: the position before, or the one before that, does.
-Where each item may stand once, these tell what no marginal can: two tokens that cannot both be
-right.
+About the predicted token: outdone: a more confident masked position of the block predicts the same
+token; echoes: how many other masked positions do, / 8, at most 1; taken: how many committed
+positions do, / 4, at most 1; like_left, like_second_left: the position before, or the one before
+that, does. If each item may occur only once, these signals show that two predictions cannot both be
+right, which no marginal distribution shows.
 
-Of what would be committed with it: surer: how many masked positions are more confident, / 16;
-surer_doubt: the sum x of their 1 - confidence, as x / (1 + x); open: the share of the block that is
-masked; step: steps already taken in the block, up to 8, / 8."""
+About what would be committed together with it: surer: how many masked positions are more confident,
+/ 16; surer_doubt: the sum x of their 1 - confidence, as x / (1 + x); open: the share of the block
+that is masked; step: steps already taken in the block, up to 8, / 8."""
 
 STOOD_LIMIT = 4
 STEP_LIMIT = 8
@@ -56,8 +56,10 @@ def signals(
     x0: Tensor,
     step_index: Tensor,
 ) -> Tensor:
-    """step_index (B,), all else (B, L) -> (B, L, C) float32, 0 where there is no position."""
-    # Pairs (B, L, L): a position, and each other one of the block.
+    """step_index (B,), all others (B, L) -> (B, L, C) float32, 0 at positions that are not
+    present.
+    """
+    # Pairs (B, L, L): [b, i, j] compares position i with position j of the block.
     same = (x0.unsqueeze(-1) == x0.unsqueeze(-2)) & masked.unsqueeze(-1)
     open_too = masked.unsqueeze(-1) & masked.unsqueeze(-2)
     surer = open_too & (confidence.unsqueeze(-2) > confidence.unsqueeze(-1))
@@ -89,7 +91,7 @@ def signals(
 
 
 def _like_left(x0: Tensor, present: Tensor, distance: int) -> Tensor:
-    """(B, L) float32: whether the position so far to the left predicts the same token."""
+    """(B, L) float32: whether the position `distance` to the left predicts the same token."""
     like = (x0 == x0.roll(distance, -1)) & present.roll(distance, -1)
     like[:, :distance] = False
     return like.float()

@@ -16,18 +16,18 @@ from l2pd_policies.learned.filter import LearnedFilter
 WIDTH = 32
 HEADS = 2
 TIMES = 8
-"""Sines, and as many cosines, that time is given in."""
+"""Number of sines (and of cosines) in the embedding of time."""
 
 
 class SamplerFilter(
     LearnedFilter, tags=["transformer_sampler"], paper_url="https://arxiv.org/abs/2512.09106"
 ):
-    """Confidence, mask and time of a block's positions -> a score for each.
+    """Maps confidence, mask and time of a block's positions to a score for each position.
 
-    Linear(2 -> 32); self-attention of 2 heads and Linear(32 -> 64), GELU, Linear(64 -> 32), each
-    behind a layer norm whose scale and shift, and before a gate, which time decides (adaptive layer
-    norm, as in DiT); such a norm again, and Linear(32 -> 1). Positions are told apart by what they
-    carry alone, so the same weights serve every block length.
+    Layers: Linear(2 -> 32); self-attention with 2 heads, and an MLP of Linear(32 -> 64), GELU,
+    Linear(64 -> 32), each after a layer norm and before a gate, with scale, shift and gate computed
+    from time (adaptive layer norm, as in DiT); a final layer norm of this kind, and Linear(32 ->
+    1). There is no position embedding, so the same weights fit every block length.
 
     Source: arXiv 2512.09106 for the inputs, the single layer and its conditioning on time; the
     widths and the embedding of time are this project's.
@@ -49,7 +49,7 @@ class SamplerFilter(
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(B, L, 4) features -> (B, L) logits."""
-        # The exact ones have no gradient, and training needs no bits.
+        # The exact functions have no gradient, and training does not need bit-equality.
         silu, gelu = (F.silu, F.gelu) if self.training else (exact.silu, exact.gelu)
         present, time = inputs[..., 2] > 0, inputs[:, :1, 3]
         x = self.layer(self.embed, inputs[..., :2])
@@ -61,23 +61,25 @@ class SamplerFilter(
         return self.layer(self.out, _norm(x, m[6], m[7])).squeeze(-1)
 
     def _attention(self, x: Tensor, present: Tensor) -> Tensor:
-        """Of every position to all that are present: (B, L, D) -> (B, L, D).
+        """Attention of every position to all present positions: (B, L, D) -> (B, L, D).
 
-        Products and sums instead of matrix products, as in `layer`: a row's bits must not depend
-        on its batch.
+        Uses products and sums instead of matrix products, as `layer` does: a row's bits must not
+        depend on its batch.
         """
         rows, length, _ = x.shape
         heads = self.layer(self.qkv, x).view(rows, length, 3, HEADS, -1).permute(2, 0, 3, 1, 4)
         queries, keys, values = heads  # (B, H, L, D / H) each
         scores = (queries.unsqueeze(-2) * keys.unsqueeze(-3)).sum(-1) / math.sqrt(keys.shape[-1])
-        # Not -inf: a block of which nothing is present has to stay finite.
+        # Not -inf: a block without any present position has to stay finite.
         weights = scores.masked_fill(~present[:, None, None], -1e9).softmax(-1)
         mixed = (weights.unsqueeze(-2) * values.transpose(-1, -2).unsqueeze(-3)).sum(-1)
         return self.layer(self.mix, mixed.transpose(1, 2).flatten(2))
 
     @staticmethod
     def inputs_of(trajectories: Trajectories) -> Tensor:
-        """(N, L, 4), what the policy would have fed it at every recorded step."""
+        """(N, L, 4): the features that the policy would pass to the filter at every recorded
+        step.
+        """
         t = trajectories
         return features(t.confidence, t.masked, t.present, t.step)
 
@@ -85,7 +87,7 @@ class SamplerFilter(
 def features(confidence: Tensor, masked: Tensor, present: Tensor, step_index: Tensor) -> Tensor:
     """(B, L) each and step_index (B,) -> (B, L, 4) float32.
 
-    Time is the steps taken in the block per position of it: from 0 to below 1.
+    Time is the number of steps taken in the block divided by its positions: from 0 to below 1.
     """
     time = step_index / present.sum(-1).clamp(min=1)
     channels = [

@@ -1,4 +1,4 @@
-"""The policy around the transformer: what it scores, it draws."""
+"""The policy around the transformer: it draws positions by their scores."""
 
 from __future__ import annotations
 
@@ -21,15 +21,14 @@ from l2pd_policies.transformer_sampler.filter import SamplerFilter, features
 class TransformerSampler(FilterPolicy):
     """Unmask positions drawn with the probabilities that a one-layer transformer gives them.
 
-    A masked position is taken with probability sigmoid(score / `temperature`), and if none is
-    drawn, the one of the highest score. Drawing takes a seed; ``sampling="threshold"`` draws
-    nothing and takes what exceeds `threshold`. `filter` is a folder or hub id; without it, the
-    filter that belongs to the model. Use it on prompts like those it was trained on.
+    A masked position is unmasked with probability sigmoid(score / `temperature`); if none is drawn,
+    the position of the highest score is unmasked. Drawing needs a seed. ``sampling="threshold"``
+    does not draw and unmasks what exceeds `threshold`. `filter` is a folder or hub id; the default
+    is the filter in the model's folder. Use it on prompts like those it was trained on.
 
     Source: Learning Unmasking Policies for Diffusion Language Models, arXiv 2512.09106, whose
-    policies are trained by reinforcement (GRPO) over a frozen model; none comes with this project.
-    The time that it sees counts the steps of the block, which is the part of a text that a policy
-    is shown.
+    policies are trained by reinforcement learning (GRPO) with a frozen model; no weights come with
+    this project. Time here counts the steps of the block, since a policy sees one block at a time.
     """
 
     filter_class = SamplerFilter
@@ -51,11 +50,11 @@ class TransformerSampler(FilterPolicy):
 
     def _limits(self, step: DenoisingStep) -> Tensor | float:
         if self.sampling == "threshold":
-            assert self.threshold is not None  # the filter brings one
+            assert self.threshold is not None  # set by the filter
             return self.threshold
         if step.generator is None:
             raise L2PDError(
-                f"{self.name} draws which positions it unmasks: give a seed, or the option "
+                f"{self.name} draws positions at random: pass a seed, or the option "
                 "sampling=threshold"
             )
         length, device = step.masked.shape[1], step.masked.device

@@ -365,7 +365,7 @@ def test_a_failing_policy_leaves_the_model_as_it_was(stock, model, prompts):
     ("given", "words"),
     [
         ({"unmask_policy": "llada2_edit"}, r"'llada2_edit'.*no mask token.*overwrites committed"),
-        ({"unmask_policy": "saber"}, r"'saber'.*takes committed tokens back"),
+        ({"unmask_policy": "saber"}, r"'saber'.*remasks committed tokens"),
         ({"unmask_policy": "fixed_schedule"}, r"'fixed_schedule'.*every step begins anew"),
         ({"unmask_policy": "dream_entropy"}, r"'dream_entropy'.*every step begins anew"),
         ({"unmask_policy": "oracle"}, r"'oracle'.*one token per step"),

@@ -175,7 +175,7 @@ def test_a_missing_shard_is_named(llada):
     ("content", "words"),
     [
         ('{"weight_map": {', "cannot be read"),
-        ("[]", "holds no object"),
+        ("[]", "expected an object"),
         ("{}", "has no weight_map"),
     ],
 )

@@ -288,5 +288,7 @@ def test_behind_an_end_of_text_nothing_is_looked_at(model, prompts):
 def test_distributions_that_no_memory_holds_are_refused():
     policy = create_policy("klass")
     policy._vocabulary = 126_464
-    with pytest.raises(L2PDError, match=r"klass: .* 126464 tokens .* GiB, which cpu has no room"):
+    with pytest.raises(
+        L2PDError, match=r"klass: .* 126464 tokens .* GiB, for which cpu has not enough"
+    ):
         policy.init_state(2**20, 32, torch.device("cpu"))

@@ -62,7 +62,7 @@ class TestVersions:
         )
         assert last_line(done) == (
             "--dllm-algorithm Learn2PD: sglang 0.5.24 is outside the supported range "
-            ">=0.5.22,<0.5.24; L2PD_ANY_SGLANG=1 tries it all the same"
+            ">=0.5.22,<0.5.24; L2PD_ANY_SGLANG=1 skips this check"
         )
         assert "Traceback" not in done.stderr
 

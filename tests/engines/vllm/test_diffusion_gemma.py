@@ -301,7 +301,7 @@ class TestRequests:
         [
             (params("nope"), "no policy 'nope'"),
             (params("confidence_threshold", {"threshold": 2}), "at most 1"),
-            (params("saber"), "'saber' does not work .* takes committed tokens back"),
+            (params("saber"), "'saber' does not work .* remasks committed tokens"),
             (params("llada2_edit"), "'llada2_edit' .* overwrites committed tokens"),
             (params("fixed_schedule"), "'fixed_schedule' .* every step begins anew"),
             (params("oracle"), "'oracle' .* needs a decode at one token per step"),
@@ -334,7 +334,7 @@ class TestStartUp:
     @pytest.mark.parametrize(
         ("asked", "said"),
         [
-            ("saber", "it takes committed tokens back"),
+            ("saber", "it remasks committed tokens"),
             ({"name": "eb_sampler", "end_of_text": "off"}, "end_of_text='off': "),
         ],
         ids=["policy", "setting"],

@@ -323,7 +323,7 @@ class TestOtherModels:
         ended = alone(
             causal_qwen3(tmp_path), additional_config={"decoding_plugin": "fixed_schedule"}
         )
-        assert "is no diffusion language model known here" in last_line(ended)
+        assert "is not a known diffusion language model" in last_line(ended)
 
 
 class TestAModelWithASamplerOfItsOwn:

@@ -85,7 +85,7 @@ def test_without_rounds_an_adapter_would_not_be_followed(
         *("learn2pd", "train", "--data", tmp_path, "--out", tmp_path / "f", "--adapter", adapter)
     )
     assert ended.returncode == 2
-    assert "--adapter: for --rounds alone" in ended.stderr
+    assert "--adapter: only with --rounds" in ended.stderr
 
 
 def test_the_demo_loads_its_model_with_the_adapter(
@@ -110,4 +110,4 @@ def test_the_demo_loads_its_model_with_the_adapter(
     assert asked == [(str(small_model), "auto", str(adapter))]
     ended = l2pd("demo", "--adapter", adapter)
     assert ended.returncode == 2
-    assert "an adapter belongs to one model, here are tiny-llada, tiny-sdar" in ended.stderr
+    assert "an adapter belongs to one model, but there are tiny-llada, tiny-sdar" in ended.stderr

@@ -264,13 +264,13 @@ def test_a_value_that_must_not_pass_is_refused_before_the_work(
     [
         (
             "compare --policy oracle --policy cora --html x --json-file x",
-            "--html x: it is what --json-file names; expected another file",
+            "--html x: --json-file names the same; expected another file",
         ),
-        ("compare --policy oracle --prompts FILE --json-file FILE", "it is what --prompts names"),
+        ("compare --policy oracle --prompts FILE --json-file FILE", "--prompts names the same"),
         ("compare --policy oracle --prompts FILE --json-file ./FOLDER/../FILE", "--prompts names"),
-        ("tune cora --plot x.png --json-file x.png", "it is what --plot names"),
-        ("tune cora --prompts FILE --json-file FILE", "it is what --prompts names"),
-        ("learn2pd train --out FOLDER --data FOLDER", "it is what --out names; expected another"),
+        ("tune cora --plot x.png --json-file x.png", "--plot names the same"),
+        ("tune cora --prompts FILE --json-file FILE", "--prompts names the same"),
+        ("learn2pd train --out FOLDER --data FOLDER", "--out names the same; expected another"),
     ],
 )
 def test_nothing_is_written_over_what_another_option_names(
@@ -334,7 +334,7 @@ def test_the_bounds_are_those_of_the_engine() -> None:
         ("generate x --steps=5", "it is --policy fixed_schedule,steps=N here"),
         ("generate x --lora y", "it is --adapter FOLDER here"),
         ("generate x --threads 2", "it goes before the command: l2pd --threads"),
-        ("--model y generate x", "it goes behind the command: l2pd generate --model"),
+        ("--model y generate x", "it goes after the command: l2pd generate --model"),
         ("generate x --zzz", "l2pd generate has no option --zzz; see l2pd generate --help"),
         ("plugins --zzz", "its options are --json, --help"),
         ("generate x --model", "--model: it is given without a value"),

@@ -64,7 +64,7 @@ def test_a_race_ends_with_what_evaluate_gives(loaded) -> None:
         (("m", "", "oracle", "", "oracle", ""), "the prompt is empty"),
         (("m", "x", "orakel", "", "oracle", ""), "did you mean 'oracle'"),
         (("m", "x", "oracle", "", "klass", "speed=3"), "no option 'speed'"),
-        (("m", "x", "oracle", "nonsense", "klass", ""), "does not read key=value"),
+        (("m", "x", "oracle", "nonsense", "klass", ""), "is not of the form key=value"),
     ],
 )
 def test_what_is_wrong_is_said_before_the_first_step(given, message) -> None:

@@ -99,12 +99,12 @@ def test_trace_goes_to_stderr(l2pd, small_model, answers) -> None:
         (["x", "--policy", "learn3pd"], "did you mean 'learn2pd'"),
         (["x", "--policy", "learn2pd,limit=1"], "no option 'limit'"),
         (["x", "--policy", "learn2pd,threshold=much"], "threshold"),
-        (["x", "--policy", "learn2pd,0.9"], "does not read key=value"),
+        (["x", "--policy", "learn2pd,0.9"], "is not of the form key=value"),
         (["x", "--file", "-"], "exclude each other"),
         (["--file", "missing.txt"], "missing.txt cannot be read: No such file"),
         (["x", "--model", "tiny-gpt"], "--model tiny-gpt: no shipped model"),
         ([""], "the prompt is empty"),
-        ([], "prompts stdin: there is no prompt"),
+        ([], "prompts stdin: no prompt found"),
     ],
 )
 def test_errors_are_one_line(l2pd, arguments, message) -> None:

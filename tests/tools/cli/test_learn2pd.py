@@ -217,7 +217,7 @@ def test_training_refuses_what_it_would_not_follow(l2pd, collected, tmp_path, mo
     monkeypatch.setenv("WORLD_SIZE", "2")
     done = l2pd(*train, "--rounds", "1")
     assert done.returncode == 2
-    assert "--rounds runs in one process, here are 2" in done.stderr
+    assert "--rounds runs in one process, but there are 2" in done.stderr
     done = l2pd("learn2pd", "train", "--data", tmp_path / "none", "--out", out)
     assert done.returncode == 2
     assert f"{tmp_path / 'none'} holds no trajectories" in done.stderr

@@ -119,10 +119,10 @@ def test_several_options_make_a_grid() -> None:
     [
         (["cora", "--set", "tempo=1,2"], "no option 'tempo'"),
         (["cora", "--set", "threshold=0.5,7"], "'threshold' = 7"),
-        (["cora", "--set", "threshold"], "'threshold' does not read key=value,value"),
+        (["cora", "--set", "threshold"], "'threshold' is not of the form key=value,value"),
         (["cora", "--set", "threshold=0.5", "--set", "threshold=0.6"], "given twice"),
         (["cora,threshold=0.5", "--set", "threshold=0.6"], "given twice"),
-        (["oracle"], "oracle() has no option to sweep by itself"),
+        (["oracle"], "oracle() has no option that can be swept by default"),
         (["corra"], "did you mean 'cora'"),
         (["cora", "--plot", "no/such/folder.png"], "--plot no/such/folder.png"),
         (["cora", "--json-file", "no/such/folder.json"], "--json-file no/such/folder.json"),

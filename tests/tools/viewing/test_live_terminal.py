@@ -84,7 +84,7 @@ def test_without_a_terminal_it_is_refused(l2pd, small_model: Path):
 def test_pace_without_watch_is_refused(l2pd, small_model: Path):
     ended = l2pd("generate", PROMPTS[0], "--model", small_model, "--pace", "1")
     assert ended.returncode == 2
-    assert "--pace 1.0 goes with --watch" in ended.stderr
+    assert "--pace 1.0 requires --watch" in ended.stderr
 
 
 def view(tokenizer, tokens: dict[int, int], size: int, prompt: str = "p") -> _View:

@@ -6,7 +6,7 @@ import sys
 from importlib.util import find_spec
 
 _NEEDED = ("typer", "rich", "yaml", "transformers")
-"""Packages without which no command starts; the extra brings them."""
+"""Packages that every command needs; the extra `cli` installs them."""
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """The `l2pd` application: which commands there are, and how errors are shown.
 
-The modules of the commands are imported for `l2pd --help` too. So each imports at its top only
-what its signature needs; torch, engines and rich are imported inside the command's function.
+`l2pd --help` also imports the modules of the commands. So each of them imports at its top only what
+its signature needs; torch, engines and rich are imported inside the command's function.
 """
 
 from __future__ import annotations
@@ -95,10 +95,11 @@ def _command() -> Any:
 
 
 def main() -> None:
-    """Run the command line. What is wrong with it, and an L2PDError, is one red line on stderr and
-    exit code 2."""
-    # Threads that spin while they wait stand in the way of those they wait for, where other
-    # processes hold the cores. It is read when torch is imported.
+    """Run the command line. A usage error or an L2PDError is printed as one red line on stderr,
+    with exit code 2.
+    """
+    # If other processes use the cores, threads that spin while they wait block the threads they
+    # wait for. The variable is read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         code = _command()(prog_name="l2pd", standalone_mode=False)

@@ -1,4 +1,4 @@
-"""Options that several commands share, and how they are read."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from l2pd_plugins import writing
 from l2pd_tools.cli.kinds import Adapter, Device, InFile, Model, OneOf, OutFile, Whole
 
 END_OF_TEXT_RULES = ("block", "predicted", "off")
-"""Spelled out here because the core's module imports torch."""
+"""Repeated here because the core's module imports torch."""
 CACHES = ("none", "prefix", "dual", "block")
-"""Likewise, because the engine's module imports the engine."""
+"""Repeated here because the engine's module imports the engine."""
 MOST_POSITIONS = 2**20
 MOST_ROWS = 2**16
 MOST_PROMPTS = 10**9
 SEEDS_BELOW = 2**63
 TEMPERATURES = (1e-30, 1e30)
-"""Bounds of `l2pd_adapters.huggingface.checking`, and of what is counted."""
+"""Bounds of `l2pd_adapters.huggingface.checking`, and of counts."""
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ModelName = Annotated[
@@ -60,7 +60,7 @@ EndOfTextRule = Annotated[
     typer.Option(
         parser=OneOf(END_OF_TEXT_RULES),
         metavar=OneOf(END_OF_TEXT_RULES).metavar,
-        help="What ends a text: a committed end-of-text token, a predicted one, nothing.",
+        help="What ends a text: a committed end-of-text token, a predicted one, or nothing.",
     ),
 ]
 Cache = Annotated[
@@ -68,7 +68,7 @@ Cache = Annotated[
     typer.Option(
         parser=OneOf(CACHES),
         metavar=OneOf(CACHES).metavar,
-        help="Which keys and values are kept.",
+        help="Which keys and values are cached.",
         show_default="the model's",
     ),
 ]
@@ -77,7 +77,7 @@ BatchSize = Annotated[
     typer.Option(
         parser=Whole(1, MOST_ROWS),
         metavar=Whole.metavar,
-        help="Prompts that are decoded together.",
+        help="Number of prompts decoded together.",
     ),
 ]
 PromptFile = Annotated[
@@ -92,7 +92,9 @@ PromptFile = Annotated[
 JsonFile = Annotated[
     Path | None,
     typer.Option(
-        parser=OutFile(), metavar=OutFile.metavar, help="Write the figures there as JSON, too."
+        parser=OutFile(),
+        metavar=OutFile.metavar,
+        help="Also write the figures to this file as JSON.",
     ),
 ]
 
@@ -100,7 +102,7 @@ POLICY_HELP = "NAME[,key=value...], as in confidence_threshold,threshold=0.9."
 
 
 def write_json(file: Path | None, figures: Any) -> None:
-    """Write what --json-file asks for, if it is given."""
+    """Write the figures to --json-file, if it is given."""
     if file is not None:
         text = json.dumps(figures, indent=2) + "\n"
         writing.write_text(file, text, f"--json-file {file}")

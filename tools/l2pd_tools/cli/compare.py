@@ -47,7 +47,7 @@ DEMO_POLICIES = (
     "oracle",
 )
 DEMO_PROMPTS = 120
-"""Eight of each task: the file has one of every task in each fifteen prompts."""
+"""Eight of each task: every fifteen prompts of the file contain one of each task."""
 
 
 def compare(
@@ -64,7 +64,7 @@ def compare(
         typer.Option(
             parser=Whole(1, MOST_PROMPTS),
             metavar=Whole.metavar,
-            help="Only the first prompts.",
+            help="Use only the first N prompts.",
             show_default=f"all; {DEMO_PROMPTS} in --demo",
         ),
     ] = None,
@@ -74,7 +74,7 @@ def compare(
     cache: Cache = None,
     batch_size: BatchSize = 16,
     by_task: Annotated[
-        bool, typer.Option("--by-task", help="Show validity and TPF of every task, too.")
+        bool, typer.Option("--by-task", help="Also show validity and TPF of every task.")
     ] = False,
     demo: Annotated[
         bool,
@@ -97,9 +97,10 @@ def compare(
 ) -> None:
     """Compare policies on the same prompts.
 
-    Validity is what the prompts' checkers say. Agreement is with the answers at
-    one token per step, which are made for it if no row has them. NFE counts
-    forward passes, TPF tokens per forward. Speed-ups are against the first row.
+    Validity is the share of answers that the prompts' checkers accept. Agreement is
+    the share that equal the answers at one token per step; these are decoded first
+    if no row has them. NFE counts forward passes, TPF tokens per forward pass.
+    Speed-ups are relative to the first row.
     """
     specs = list(policy or (DEMO_POLICIES if demo else ()))
     if not specs:
@@ -176,7 +177,7 @@ def _print_table(console: Console, rows: Sequence[Row]) -> None:
 
 
 def _print_configurations(console: Console, rows: Sequence[Row], file: str) -> None:
-    """Below the tables: what each row's figures depend on, and how sure its validity is."""
+    """Below the tables: the configuration of each row, and the interval of its validity."""
     from l2pd_tools.evaluation.bootstrap import validity_difference
 
     console.print()
@@ -198,7 +199,7 @@ def _print_configurations(console: Console, rows: Sequence[Row], file: str) -> N
             printable_name_of(row.policy) for row in rows if "reference" in row.policy.requires
         )
         console.print(
-            f"{names} is shown the answers at one token per step, whose cost is not counted.",
+            f"{names} is given the answers at one token per step, whose cost is not counted.",
             soft_wrap=True,
         )
 

@@ -1,4 +1,4 @@
-"""`l2pd demo`: a page on this machine where two policies decode side by side."""
+"""`l2pd demo`: a local page on which two policies decode side by side."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def demo(
         list[str] | None,
         typer.Option(
             parser=Model(),
-            help="A model to choose from; give it several times. A folder, or a hub id.",
+            help="A model to choose from: a folder or a hub id. Repeatable.",
             show_default="the shipped models",
         ),
     ] = None,
@@ -37,8 +37,8 @@ def demo(
 ) -> None:
     """Serve a page where two policies decode side by side.
 
-    Nothing leaves this machine. Who can reach the page can decode with every policy that is
-    installed, with any options: let others do so only if you mean it.
+    The page sends nothing to other machines. Everyone who can open it can decode with every
+    installed policy and any options, so make it reachable for others only on purpose.
     """
     if find_spec("gradio") is None:
         raise L2PDError("l2pd demo needs gradio: pip install 'l2pd-plugins[demo]'")
@@ -47,7 +47,7 @@ def demo(
     models = model or shipped_models()
     if adapter is not None and len(models) != 1:
         raise L2PDError(
-            f"--adapter {quoted(adapter)}: an adapter belongs to one model, here are "
+            f"--adapter {quoted(adapter)}: an adapter belongs to one model, but there are "
             f"{', '.join(models)}; name it with --model"
         )
     serve(models, adapter=adapter, device=device, host=host, port=port)

@@ -1,4 +1,4 @@
-"""`l2pd doctor`: what a checkpoint is, what would run it, and what is wrong with it."""
+"""`l2pd doctor`: what a checkpoint is, which engines can run it, and what is wrong with it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from l2pd_adapters.engines import Engine
 
 CACHE_TOKENS = 1000
-"""How many tokens the cost of keys and values is told for."""
+"""Number of tokens for which the size of keys and values is reported."""
 _GIB = 2**30
 
 
@@ -30,7 +30,7 @@ class FoundFilter:
 
     folder: str
     block_length: int | None
-    """None fits every length."""
+    """Block length of the filter; None fits every length."""
     base_model: str
     problem: str
     """Why it does not fit; empty if it does."""
@@ -57,15 +57,15 @@ def doctor(
             "--filter",
             parser=InFolder(),
             metavar=InFolder.metavar,
-            help="Folder of a filter. Give it several times.",
+            help="Folder of a filter. Repeatable.",
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what a checkpoint is, what it needs, what can serve it, and what is wrong with it.
 
-    No weight is loaded and no code of the checkpoint is run. The exit code is 1
-    if it cannot be loaded.
+    It loads no weights and runs no code of the checkpoint. The exit code is 1
+    if the checkpoint cannot be loaded.
     """
     from l2pd_adapters.checkpoints import find_checkpoint
     from l2pd_adapters.engines import ENGINES
@@ -85,8 +85,9 @@ def doctor(
 
 
 def read_filter(folder: Path, model: Checkpoint, of_model: bool = False) -> FoundFilter:
-    """What a filter's folder says, and whether it fits the model; one `of_model` has to be in the
-    model's folder."""
+    """Read a filter's folder and check whether it fits the model. With `of_model`, the filter has
+    to be in the model's folder.
+    """
     try:
         if of_model:
             path_inside(model.folder, str(folder.relative_to(model.folder)))
@@ -121,7 +122,7 @@ def _engine(engine: Engine, model: Checkpoint) -> FoundEngine:
 def _report(
     name: str, model: Checkpoint, filters: Iterable[FoundFilter], engines: Iterable[FoundEngine]
 ) -> dict[str, Any]:
-    """Everything that is printed, as plain values."""
+    """The report as plain values."""
     family, vocabulary = model.family, model.vocabulary
     return {
         "model": name,
@@ -162,7 +163,7 @@ def _token(model: Checkpoint, number: int | None) -> dict[str, Any] | None:
 
 
 def _lines(report: dict[str, Any]) -> Iterable[str]:
-    """The report as it is printed."""
+    """The lines of the printed report."""
     yield from (f"{name + ':':<15}{value}" for name, value in _facts(report) if value)
     for engine in report["engines"]:
         found = engine["problem"] or f"{engine['installed']} decodes it"
@@ -179,7 +180,7 @@ def _lines(report: dict[str, Any]) -> Iterable[str]:
 
 
 def _shown(line: str) -> str:
-    """The line as it may be printed: names out of a checkpoint may hold anything."""
+    """The line with unprintable characters escaped: names in a checkpoint are untrusted."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 

@@ -1,4 +1,4 @@
-"""`l2pd export-generate`: a folder by which stock transformers tools decode with policies."""
+"""`l2pd export-generate`: a folder with which stock transformers tools decode with policies."""
 
 from __future__ import annotations
 
@@ -22,9 +22,7 @@ _FILES = {
 def export_generate(
     folder: Annotated[
         Path,
-        typer.Argument(
-            parser=OutFolder(), help="A new folder, or that of a model, which then carries it."
-        ),
+        typer.Argument(parser=OutFolder(), help="A new folder, or the folder of a model."),
     ],
 ) -> None:
     """Write a custom_generate folder, by which stock transformers tools decode with policies."""
@@ -35,7 +33,7 @@ def export_generate(
 def write_custom_generate(folder: Path) -> list[Path]:
     """Write the files and return their paths.
 
-    Raises L2PDError if one is there already with another content, before any is written.
+    Raises L2PDError, before anything is written, if a file already exists with different content.
     """
     texts = {
         folder / target: (_TEMPLATE / source).read_text(encoding="utf-8")

@@ -34,13 +34,13 @@ if TYPE_CHECKING:
     from l2pd_tools.evaluation.results import Answer, Evaluation
 
 _FREE_SEEDS = 2**31
-"""A seed that nobody asked for is below this."""
+"""Upper bound of a seed that the command draws itself."""
 
 PACE = 0.1
-"""Seconds that a watched step is shown, where nobody says otherwise."""
+"""Default of --pace: seconds that --watch shows each step."""
 
 LONGEST_PACE = 3600.0
-"""Seconds; a longer look at each step would not be told from a command that hangs."""
+"""Greatest --pace in seconds; with a longer one the command would seem to hang."""
 
 
 def generate(
@@ -70,7 +70,7 @@ def generate(
         typer.Option(
             parser=Number(*TEMPERATURES, or_zero=True),
             metavar=Number.metavar,
-            help="Of sampling; 0 is greedy.",
+            help="Temperature of sampling; 0 is greedy.",
         ),
     ] = 0.0,
     seed: Annotated[
@@ -78,7 +78,7 @@ def generate(
         typer.Option(
             parser=Whole(0, SEEDS_BELOW - 1),
             metavar=Whole.metavar,
-            help="Of sampling; prompt i draws with seed + i.",
+            help="Seed of sampling; prompt i draws with seed + i.",
             show_default="a fresh one",
         ),
     ] = None,
@@ -99,7 +99,7 @@ def generate(
         typer.Option(
             parser=Number(0, LONGEST_PACE),
             metavar=Number.metavar,
-            help="Seconds that --watch shows each step at least.",
+            help="Least number of seconds that --watch shows each step.",
             show_default=f"{PACE}",
         ),
     ] = None,
@@ -107,17 +107,17 @@ def generate(
 ) -> None:
     """Answer prompts.
 
-    The answers go to stdout; how they were made goes to stderr, in one line.
+    The answers go to stdout; a line on stderr has the configuration and the speed.
     """
     if pace is not None and not watch:
-        raise L2PDError(f"--pace {pace} goes with --watch")
+        raise L2PDError(f"--pace {pace} requires --watch")
     if prompt is not None and file is not None:
         raise L2PDError(f"the prompt {prompt!r} and --file {file} exclude each other; give one")
     if prompt is None and file is None and sys.stdin.isatty():
         raise L2PDError("give a prompt as the argument, with --file, or on stdin")
     made = create_policy(parse_policy(policy))
     if temperature > 0 and seed is None:
-        # Drawn here and printed, so that any answer can be made again.
+        # Drawn here and printed, so that any answer can be reproduced.
         seed = secrets.randbelow(_FREE_SEEDS)
 
     from l2pd_tools.evaluation.run import evaluate

@@ -1,9 +1,9 @@
-"""What an option of the command line may be, and the one place that checks it.
+"""The kinds of option values on the command line, and the only place that checks them.
 
-Every option and argument declares a kind, as typer's `parser`. A value is checked twice: as it is
-parsed, by its text alone, and before the command begins, by what is on the disk (`examined`). What
-is wrong is one line that names the option as it was typed, the value, and what is expected. The
-bounds are those of `l2pd_adapters.huggingface.checking`, which imports torch.
+Every option and argument declares a kind, as typer's `parser`. A value is checked twice: its text
+when it is parsed, and what it names on the disk before the command begins (`examined`). An error is
+one line that names the option as it was typed, the value, and what is expected. The bounds are
+those of `l2pd_adapters.huggingface.checking`; they are repeated because that module imports torch.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from l2pd_plugins.files import reason_of, require_file
 from l2pd_plugins.policy import normalize_name
 
 _LONGEST = 80
-"""Characters of a value that a message repeats."""
+"""Greatest number of characters of a value in a message."""
 _WHOLE = re.compile(r"[+-]?[0-9]+")
 _DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 def quoted(value: object) -> str:
-    """A value as a message repeats it: as it was typed where it is plain, else as Python has it."""
+    """A value for a message: as it was typed if it is plain, otherwise its repr."""
     text = str(value)
     plain = text and text.isprintable() and " " not in text
     return printable(text if plain else repr(text), _LONGEST)
@@ -43,9 +43,9 @@ class Kind:
     """A set of values. An instance is called with the text of a value, as typer's `parser`."""
 
     metavar = "TEXT"
-    """What the help shows in a value's place."""
+    """Placeholder of the value in the help."""
     place: str | None = None
-    """"file" or "folder" of what is read, "new file" or "new folder" of what is written."""
+    """"file" or "folder" for input, "new file" or "new folder" for output."""
 
     @property
     def expected(self) -> str:
@@ -126,7 +126,7 @@ class Number(Kind):
 
 @dataclass(frozen=True)
 class OneOf(Kind):
-    """One of some words; where `loosely`, compared as names of policies are."""
+    """One of some words; with `loosely`, compared like names of policies."""
 
     words: Sequence[str]
     loosely: bool = False
@@ -148,7 +148,7 @@ class OneOf(Kind):
 
 @dataclass(frozen=True)
 class Line(Kind):
-    """A text of one line that can be printed and is not empty."""
+    """A non-empty, printable text of one line."""
 
     what: str = "a text of one line"
     spaces: bool = True
@@ -184,7 +184,8 @@ class PolicyText(Kind):
     """A policy, as `policy_text.parse_policy` reads it; the value stays a text.
 
     Args:
-        alone: whether the text says everything; else the command makes the policy itself.
+        alone: whether the text is the complete config; otherwise the command adds options and
+        creates the policy itself.
     """
 
     alone: bool = True
@@ -282,7 +283,7 @@ class Place(Kind):
 
 @dataclass(frozen=True)
 class InFile(Place):
-    """A file that is read. A pipe is one, since shells give such to <(command)."""
+    """An input file. A pipe is allowed, since shells pass one for <(command)."""
 
     dash: bool = False
     """Whether "-" stands for stdin."""
@@ -305,7 +306,7 @@ class InFile(Place):
 
 @dataclass(frozen=True)
 class InFolder(Place):
-    """A folder that is read; it has to be there, unless the command can make it."""
+    """An input folder; it must exist, unless the command can create it."""
 
     there: bool = True
     metavar = "FOLDER"
@@ -326,7 +327,7 @@ class InFolder(Place):
 
 @dataclass(frozen=True)
 class OutFile(Place):
-    """A file that is written when the work is done."""
+    """An output file, written at the end of the work."""
 
     metavar = "FILE"
     place = "new file"
@@ -338,7 +339,7 @@ class OutFile(Place):
 
 @dataclass(frozen=True)
 class OutFolder(Place):
-    """A folder that files are written into; it, and those above it, need not be there."""
+    """An output folder; it and its parents need not exist."""
 
     metavar = "FOLDER"
     place = "new folder"
@@ -349,7 +350,7 @@ class OutFolder(Place):
 
 
 class _as:
-    """Has an L2PDError begin with the option and its value."""
+    """Context manager: makes an L2PDError begin with the option and its value."""
 
     def __init__(self, called: str, value: object) -> None:
         self._named = f"{called} {quoted(value)}"
@@ -366,8 +367,9 @@ F = typing.TypeVar("F", bound=Callable[..., Any])
 
 
 def examined(command: F) -> F:
-    """Decorator of a command: before it begins, every value is examined by its kind, and nothing
-    that is written may be what another option names. Raises L2PDError."""
+    """Decorator of a command: before it begins, the kind of every option examines its value, and no
+    output may be the same path as another option's. Raises L2PDError.
+    """
     kinds = dict(_kinds(command))
 
     @functools.wraps(command)
@@ -393,18 +395,20 @@ def _examine(kinds: dict[str, tuple[str, Kind]], given: dict[str, Any]) -> None:
             other, other_is_new = seen.setdefault(path, (called, is_new))
             if other != called and (is_new or other_is_new):
                 raise L2PDError(
-                    f"{called} {quoted(each)}: it is what {other} names; expected another "
+                    f"{called} {quoted(each)}: {other} names the same; expected another "
                     f"{kind.place.removeprefix('new ')}"
                 )
 
 
 def _is_plain(path: Path) -> bool:
-    """Whether it is, or can become, a file or folder; a pipe or /dev/null may be named twice."""
+    """Whether the path is, or can become, a regular file or folder; a pipe or /dev/null may be
+    named twice.
+    """
     return path.is_file() or path.is_dir() or not path.exists()
 
 
 def _kinds(command: Callable[..., Any]) -> Iterator[tuple[str, tuple[str, Kind]]]:
-    """The kind of each option and argument by the parameter's name, and what it is called."""
+    """For each parameter of a command: its name on the command line, and its kind."""
     for name, hint in typing.get_type_hints(command, include_extras=True).items():
         for declared in typing.get_args(hint)[1:]:
             kind = getattr(declared, "parser", None)

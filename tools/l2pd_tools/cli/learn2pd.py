@@ -46,7 +46,7 @@ app = typer.Typer(
 )
 
 STARTING_POLICIES = ("oracle", "confidence_threshold,threshold=0.7", "confidence_threshold")
-"""Whose states the first round is trained on."""
+"""The policies whose states the first round is trained on."""
 COLLECTING = (
     "model",
     "adapter",
@@ -57,7 +57,7 @@ COLLECTING = (
     "batch_size",
     "labels",
 )
-"""Arguments of training that say how its rounds collect trajectories."""
+"""Arguments of training that control how its rounds collect trajectories."""
 Prompts = Annotated[
     Path | None,
     typer.Option(
@@ -78,15 +78,15 @@ TRAINABLE = ("learn2pd", "settled")
 MOST_EPOCHS = 10**6
 MOST_ROUNDS = 1000
 LARGEST_SHARD = 2**31 - 1
-"""As the manifest has it."""
+"""Default number of prompts per shard, as in the manifest."""
 
 LabelRule = Annotated[
     str,
     typer.Option(
         parser=OneOf(LABELS),
         metavar=OneOf(LABELS).metavar,
-        help="What a right prediction is: the reference decode's token, or, where the model holds "
-        "several answers for as good, one that goes together with the surer ones.",
+        help="Which predictions are right: those equal to the reference decode's token, or, for "
+        "prompts with several answers, those consistent with the surer predictions.",
     ),
 ]
 Limit = Annotated[
@@ -94,7 +94,7 @@ Limit = Annotated[
     typer.Option(
         parser=Whole(2, MOST_PROMPTS),
         metavar=Whole.metavar,
-        help="Use the first so many prompts.",
+        help="Use only the first N prompts.",
     ),
 ]
 
@@ -117,7 +117,7 @@ def collect(
         list[str] | None,
         typer.Option(
             parser=PolicyText(),
-            help=f"Whose states to record: {POLICY_HELP}",
+            help=f"Policy whose states to record: {POLICY_HELP}",
             show_default="oracle",
         ),
     ] = None,
@@ -135,8 +135,8 @@ def collect(
 ) -> None:
     """Record reference decodes and the states that policies reach.
 
-    A run that was stopped goes on where it was. Several processes share the work:
-    accelerate launch -m l2pd_tools.cli learn2pd collect ...
+    The same command resumes a stopped run. Several processes can share the work: accelerate launch
+    -m l2pd_tools.cli learn2pd collect ...
     """
     from l2pd_tools.training.collecting import collect as run
     from l2pd_tools.training.collecting import share_of_prompts
@@ -175,7 +175,7 @@ def train(
         typer.Option(
             parser=InFolder(there=False),
             metavar=InFolder.metavar,
-            help="Folder of trajectories; with --rounds, they are made there.",
+            help="Folder of trajectories; with --rounds, they are collected there.",
         ),
     ],
     policy: Annotated[
@@ -187,7 +187,7 @@ def train(
         typer.Option(
             parser=Whole(0, MOST_ROUNDS),
             metavar=Whole.metavar,
-            help="Rounds of decoding with the filter and training anew.",
+            help="Rounds of decoding with the filter and training again.",
         ),
     ] = 0,
     model: ModelName = "tiny-llada",
@@ -206,7 +206,7 @@ def train(
         typer.Option(
             parser=Number(0, 1),
             metavar=Number.metavar,
-            help="Share of wrong predictions that the threshold may accept.",
+            help="Share of the wrong predictions that the threshold may accept.",
         ),
     ] = 0.01,
     labels: LabelRule = "reference",
@@ -221,7 +221,7 @@ def train(
     given = [name for name, source in sources.items() if source and source.name != "DEFAULT"]
     if rounds == 0 and given:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise L2PDError(f"{options}: for --rounds alone, which collects trajectories")
+        raise L2PDError(f"{options}: only with --rounds, which collects trajectories")
     trained = train_filter(
         out,
         data,
@@ -260,7 +260,7 @@ def convert(
         str, typer.Option(parser=OneOf(PROGRESS), help="As in the authors' code.")
     ] = "always_top1",
     base_model: Annotated[
-        str, typer.Option(parser=Line("a model's name"), help="The model that it is for.")
+        str, typer.Option(parser=Line("a model's name"), help="The model that the filter is for.")
     ] = "GSAI-ML/LLaDA-8B-Instruct",
 ) -> None:
     """Turn the authors' released filter into a filter folder. No code of the file is run."""
@@ -290,11 +290,11 @@ def train_filter(
     labels: str = "reference",
     seed: int = 0,
 ) -> Trained:
-    """What ``l2pd learn2pd train`` does; see there.
+    """Implements ``l2pd learn2pd train``; see there.
 
-    With rounds, trajectories go to ``data/round-0`` (of the starting policies) and
-    ``data/round-N`` (of the filter of the round before), and the filter is trained anew on all of
-    them after each round. Without, the arguments named in `COLLECTING` say nothing.
+    With rounds, trajectories are written to ``data/round-0`` (those of the starting policies) and
+    ``data/round-N`` (those of the previous round's filter), and after each round the filter is
+    trained again on all of them. Without rounds, the arguments named in `COLLECTING` are not used.
     """
     import dataclasses
 
@@ -341,7 +341,7 @@ def train_filter(
         processes = place_among_processes()[1]
         if processes > 1:
             raise L2PDError(
-                f"--rounds runs in one process, here are {processes}; several can share "
+                f"--rounds runs in one process, but there are {processes}; several can share "
                 "`l2pd learn2pd collect`"
             )
         source, chosen = _prompts(prompts, limit)
@@ -393,8 +393,9 @@ def train_filter(
 
 
 def _recipes() -> dict[str, tuple[Any, Any, tuple[dict[str, float], ...]]]:
-    """Per policy: class of the filter, recipe, and the options, careful and bold, with which it
-    decodes the training prompts between rounds."""
+    """For each policy: class of the filter, recipe, and the options (careful and bold) with which
+    it decodes the training prompts between rounds.
+    """
     from l2pd_policies.learn2pd import UnmaskFilter
     from l2pd_policies.learned.training import Recipe
     from l2pd_policies.settled import SignalFilter

@@ -1,4 +1,4 @@
-"""`l2pd new-policy`: a distribution with a policy of one's own, ready to install."""
+"""`l2pd new-policy`: writes a distribution with a new policy, ready to install."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def new_policy(
         typer.Option(
             parser=OutFolder(),
             metavar=OutFolder.metavar,
-            help="Where it is written.",
+            help="Folder to write to.",
             show_default="./NAME",
         ),
     ] = None,
@@ -55,7 +55,7 @@ def new_policy(
 def write_distribution(name: str, folder: Path) -> list[Path]:
     """Write the files and return their paths.
 
-    Raises L2PDError if the name is no identifier in snake case or is taken, or if the folder
+    Raises L2PDError if the name is not an identifier in snake case or is taken, or if the folder
     exists and is not empty, or cannot be written.
     """
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name) or keyword.iskeyword(name):

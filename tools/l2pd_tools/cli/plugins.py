@@ -1,4 +1,4 @@
-"""`l2pd plugins` and `l2pd policies`: what is installed."""
+"""`l2pd plugins` and `l2pd policies`: the installed plugins and policies."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class _Option:
     name: str
     type: str
     default: str | None
-    """None means that the option is required."""
+    """Default value; None means that the option is required."""
 
 
 def _describe(spec: PolicySpec, as_json: bool) -> None:
@@ -121,7 +121,7 @@ def _describe(spec: PolicySpec, as_json: bool) -> None:
 
 
 def _description(factory: Callable[..., Any]) -> str:
-    """The factory's docstring; empty where it has none that can be read."""
+    """The factory's docstring; empty if it has none or it cannot be read."""
     try:
         text = inspect.getdoc(factory)
     except KeyboardInterrupt:
@@ -136,15 +136,15 @@ def _option(parameter: inspect.Parameter, factory: Callable[..., Any]) -> _Optio
         return _read_option(parameter, factory)
     except KeyboardInterrupt:
         raise
-    except ANY_FAILURE:  # an annotation that no code but its author's can read
+    except ANY_FAILURE:  # an annotation that cannot be evaluated here
         return _described(parameter, parameter.empty)
 
 
 def _read_option(parameter: inspect.Parameter, factory: Callable[..., Any]) -> _Option:
     annotation = parameter.annotation
     if isinstance(annotation, str):
-        # Under `from __future__ import annotations`, a type is the text of an expression; the
-        # text will do where its names are imported for type checkers only.
+        # Under `from __future__ import annotations`, a type is a string. The string is shown as it
+        # is if its names are imported only for type checkers.
         for owner in inspect.getmro(factory) if inspect.isclass(factory) else (factory,):
             if parameter.name in getattr(owner, "__annotations__", {}) or owner is factory:
                 with contextlib.suppress(Exception):
@@ -154,7 +154,7 @@ def _read_option(parameter: inspect.Parameter, factory: Callable[..., Any]) -> _
 
 
 def _evaluated(annotation: str, module: dict[str, Any]) -> Any:
-    """The type that an annotation names, by the names of a module."""
+    """Evaluate an annotation with the names of a module."""
     alone = types.SimpleNamespace(__annotations__={"option": annotation})
     return typing.get_type_hints(alone, globalns=dict(module), include_extras=True)["option"]
 
@@ -165,7 +165,7 @@ def _described(parameter: inspect.Parameter, annotation: Any) -> _Option:
 
 
 def _type_name(annotation: Any) -> str:
-    """A type as users read it, with its bounds: ``float (> 0, <= 1)``."""
+    """A type for users, with its bounds: ``float (> 0, <= 1)``."""
     if isinstance(annotation, str):
         return annotation
     if annotation is inspect.Parameter.empty:
@@ -194,11 +194,13 @@ def _bounds(notes: Iterable[Any]) -> Iterator[str]:
 Cell = str | tuple[str, str]
 
 _LONGEST = 1000
-"""Characters of a cell or a line; names and reasons are other people's, and may have any length."""
+"""Greatest number of characters of a cell or a line; names and reasons come from third parties and
+may have any length.
+"""
 
 
 def _shown(text: str) -> str:
-    """The text as this terminal can print it, in one line; the rest is escaped."""
+    """The text as one line, with characters that this terminal cannot print escaped."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     return printable(text, _LONGEST).encode(encoding, "backslashreplace").decode(encoding)
 
@@ -213,7 +215,7 @@ def _print_table(headers: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None
     for header in headers:
         table.add_column(header, overflow="fold")
     for row in rows:
-        # Text, not str: reasons hold brackets that rich would read as markup.
+        # Text, not str: rich would read brackets in reasons as markup.
         cells = [
             Text(_shown(cell)) if isinstance(cell, str) else Text(_shown(cell[0]), cell[1])
             for cell in row

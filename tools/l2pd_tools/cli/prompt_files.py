@@ -19,7 +19,9 @@ def prompts_of(file: Path, limit: int | None = None) -> list[Prompt]:
 def prompts_or_shipped(
     file: Path | None, shipped: Path, limit: int | None
 ) -> tuple[str, list[Prompt]]:
-    """What the figures call the file, and its first prompts; without a file, those of `shipped`."""
+    """The file's name for the figures, and its first prompts; without a file, those of
+    `shipped`.
+    """
     if file is None:
         return shipped.name, prompts_of(shipped, limit)
     return str(file), prompts_of(file, limit)

@@ -1,4 +1,4 @@
-"""`l2pd tune`: a policy's options, swept on a model and prompts."""
+"""`l2pd tune`: sweep a policy's options on a model and prompts."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def tune(
             "--set",
             parser=Sweep(),
             metavar="OPTION=VALUE,VALUE,...",
-            help="Values to try; several times for a grid.",
-            show_default="by the option's bounds",
+            help="Values to try; repeat it for a grid.",
+            show_default="from the option's bounds",
         ),
     ] = None,
     lose: Annotated[
@@ -57,7 +57,7 @@ def tune(
         typer.Option(
             parser=Number(0, 100),
             metavar=Number.metavar,
-            help="Points that may be lost against one token per step.",
+            help="Percentage points that may be lost against one token per step.",
         ),
     ] = 0.5,
     model: ModelName = "tiny-llada",
@@ -69,7 +69,7 @@ def tune(
         typer.Option(
             parser=Whole(1, MOST_PROMPTS),
             metavar=Whole.metavar,
-            help="Only the first prompts.",
+            help="Use only the first N prompts.",
             show_default="all",
         ),
     ] = None,
@@ -83,7 +83,7 @@ def tune(
         typer.Option(
             parser=OutFile(),
             metavar=OutFile.metavar,
-            help="Draw the points there (.png, .pdf, .svg).",
+            help="Draw the points to this file (.png, .pdf, .svg).",
         ),
     ] = None,
     as_json: AsJson = False,
@@ -91,9 +91,9 @@ def tune(
 ) -> None:
     """Sweep a policy's options and name the fastest setting that loses little.
 
-    Lost is validity where the prompts have checkers, else agreement with the
-    answers at one token per step. On the frontier (*) is what no other setting
-    beats in both quality and tokens per forward.
+    The loss is in validity if the prompts have checkers, otherwise in agreement
+    with the answers at one token per step. Settings on the frontier are marked
+    with *: no other setting beats them in both quality and tokens per forward.
     """
     policies = grid(policy, values or [])
 
@@ -207,7 +207,7 @@ def _print_table(console: Console, reference: Point, swept: Sequence[Point]) -> 
 
 
 def _swept_options(point: Point, swept: Sequence[Point]) -> str:
-    """The options that are not the same everywhere."""
+    """The options that differ between the points."""
     return "\n".join(
         f"{name}={value}"
         for name, value in point.options.items()
@@ -221,7 +221,7 @@ def _points(interval: tuple[float, float]) -> tuple[float, float]:
 
 
 def _print_configurations(console: Console, points: Sequence[Point], file: str) -> None:
-    """What each row's figures depend on."""
+    """The configuration of each row."""
     console.print()
     for point in points:
         line = (
@@ -251,10 +251,10 @@ def _print_choice(
 
 
 def _word(point: Point) -> str:
-    """As --policy takes it."""
+    """The policy as written for --policy."""
     return ",".join([point.policy, *(f"{k}={v}" for k, v in point.options.items())])
 
 
 def _config(point: Point) -> dict[str, Any]:
-    """As `create_policy` takes it."""
+    """The policy's config for `create_policy`."""
     return {"name": point.policy, **point.options}

@@ -1,4 +1,4 @@
-"""What is said about a command line that cannot be understood: one line, and what was meant."""
+"""Messages for usage errors: one line, with a suggestion."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from l2pd_plugins import L2PDError
 from l2pd_tools.cli.kinds import quoted
 
 UsageError: Any = typer.BadParameter.__mro__[1]
-"""click's, or that of the copy of click that newer versions of typer carry."""
+"""click's UsageError, or that of the copy of click inside newer versions of typer."""
 
 _THEIR_WORDS = {
     "--steps": "--policy fixed_schedule,steps=N",
@@ -38,14 +38,14 @@ _THEIR_WORDS = {
     "--model-path": "--model NAME",
     "--output": "--out FOLDER",
 }
-"""What users of LLaDA's, Dream's and Fast-dLLM's scripts type first."""
+"""Option names of LLaDA's, Dream's and Fast-dLLM's scripts, and their equivalents here."""
 
 
 class Commands(TyperGroup):
-    """A group of commands that names the one that was meant."""
+    """A group of commands that suggests a command for a misspelt one."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """As of the base class. Raises L2PDError if there is no such command."""
+        """As in the base class, but raises L2PDError if there is no such command."""
         known = list(self.commands)
         if args[0] not in known and not args[0].startswith("-") and not ctx.resilient_parsing:
             raise L2PDError(_no_command(ctx, args[0], known))
@@ -53,7 +53,7 @@ class Commands(TyperGroup):
 
 
 def usage_message(error: Any) -> str:
-    """The line for one of click's usage errors."""
+    """The message for one of click's usage errors."""
     ctx, param = error.ctx, getattr(error, "param", None)
     if type(error).__name__ == "NoSuchOption":
         return _no_option(ctx, error.option_name)
@@ -92,7 +92,7 @@ def _no_option(ctx: Any, option: str) -> str:
         path for path, command in _below(ctx) if any(wanted in p.opts for p in command.params)
     ]
     if behind:
-        return f"{said}; it goes behind the command: {behind[0]} {wanted} ..."
+        return f"{said}; it goes after the command: {behind[0]} {wanted} ..."
     close = difflib.get_close_matches(wanted, known, n=3)
     if close:
         return f"{said}; did you mean {' or '.join(close)}?"
@@ -101,7 +101,7 @@ def _no_option(ctx: Any, option: str) -> str:
 
 
 def _as_typed(option: str) -> str:
-    """click takes -model for -m -o -d ...; the word as it stands on the command line."""
+    """The word as it was typed; click reads -model as -m -o -d ..."""
     if not option.startswith("--"):
         for word in sys.argv[1:]:
             if word.startswith("-") and not word.startswith("--") and option[1:] in word:
@@ -122,7 +122,7 @@ def _no_command(ctx: Any, name: str, known: list[str]) -> str:
 
 
 def _below(ctx: Any) -> Iterator[tuple[str, Any]]:
-    """The commands below a group, with what is typed to reach each."""
+    """The commands below a group, each with the words that run it."""
     waiting = [(ctx.command_path, ctx.command)]
     while waiting:
         path, command = waiting.pop(0)

@@ -1,1 +1,1 @@
-"""Prompts decoded under policies, and what can be measured on the answers."""
+"""Decoding prompts with policies, and measuring the answers."""

@@ -1,4 +1,4 @@
-"""How sure a difference of two evaluations is: a paired bootstrap over the prompts."""
+"""Confidence interval of the difference of two evaluations: a paired bootstrap over the prompts."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def validity_difference(
     count = sum(a.valid is not None for a, _ in pairs)
     if not count:
         return None
-    # A prompt's difference is 1, -1 or 0, so resampling prompts is drawing from a multinomial.
+    # A prompt's difference is 1, -1 or 0, so resampling prompts means drawing from a multinomial.
     shares = [won / count, lost / count, (count - won - lost) / count]
     drawn = np.random.default_rng(seed).multinomial(count, shares, size=resamples)
     differences = (drawn[:, 0] - drawn[:, 1]) / count

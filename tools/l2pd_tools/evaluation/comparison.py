@@ -1,4 +1,4 @@
-"""Several policies on the same prompts: how commands run them and name them."""
+"""Comparing several policies on the same prompts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Row:
-    """A policy and what it gave."""
+    """A policy and its evaluation."""
 
     policy: UnmaskPolicy
     result: Evaluation
@@ -41,10 +41,11 @@ def run_policies(
     policies: Sequence[UnmaskPolicy],
     settings: Mapping[str, Any],
 ) -> list[Row]:
-    """Every policy on all prompts, the one-token-per-step reference before the others."""
+    """Evaluate every policy on all prompts, first the one-token-per-step reference."""
     from l2pd_tools.evaluation.run import evaluate
 
-    # The first forward passes of a process are slow; no policy should pay for them.
+    # Warm up: the first forward passes of a process are slow, and no policy should be charged for
+    # them.
     evaluate(model, tokenizer, prompts[:1], policy="fixed_schedule", max_new_tokens=1)
 
     at = next((i for i, policy in enumerate(policies) if one_token_per_step(policy)), None)
@@ -68,7 +69,7 @@ def run_policies(
 
 
 def one_token_per_step(policy: UnmaskPolicy) -> bool:
-    """Whether this is the decode that the others are compared with."""
+    """Whether this policy is the reference with which the others are compared."""
     return name_of(policy) == "fixed_schedule" and options_of(policy).get("tokens_per_step") == 1
 
 

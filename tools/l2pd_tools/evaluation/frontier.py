@@ -21,12 +21,14 @@ from l2pd_tools.evaluation.bootstrap import validity_difference
 from l2pd_tools.evaluation.results import Evaluation
 
 _ROUNDING = 1e-9
-"""What a difference of two shares may be off by."""
+"""Tolerance of a comparison of two shares."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One policy with its options, decoded beside one token per step. Plain values, for JSON."""
+    """The measurements of one policy with its options, relative to one token per step. Plain
+    values, for JSON.
+    """
 
     policy: str
     options: dict[str, Any]
@@ -36,8 +38,9 @@ class Point:
     agreement: float
     """Share of answers that equal those at one token per step."""
     lost: float
-    """What is lost against one token per step, as a share: of validity where the prompts have
-    checkers, else of agreement."""
+    """The loss against one token per step, as a share: of validity if the prompts have checkers,
+    otherwise of agreement.
+    """
     interval: tuple[float, float] | None
     """95 % interval of `lost`, a paired bootstrap over the prompts; None without checkers."""
     nfe: float
@@ -76,18 +79,19 @@ class Point:
 
     @property
     def setting(self) -> str:
-        """The options in a line: ``threshold=0.9``."""
+        """The options as one line: ``threshold=0.9``."""
         return ", ".join(f"{name}={value}" for name, value in self.options.items())
 
     @property
     def quality(self) -> float:
-        """Validity, or agreement where no prompt has a checker."""
+        """Validity, or agreement if no prompt has a checker."""
         return self.agreement if self.validity is None else self.validity
 
 
 def on_frontier(points: Sequence[Point]) -> list[Point]:
-    """The points that no other beats: none is at least as good and as fast and better in one of
-    the two. From slow to fast."""
+    """The points that no other point beats, from slow to fast. A point beats another if it is at
+    least as good and at least as fast, and better in one of the two.
+    """
 
     def beaten(point: Point) -> bool:
         return any(
@@ -101,13 +105,15 @@ def on_frontier(points: Sequence[Point]) -> list[Point]:
 
 
 def fastest_within(points: Iterable[Point], lost: float) -> Point | None:
-    """The point of the most tokens per forward that loses at most this share; None if none does."""
+    """The point with the most tokens per forward among those that lose at most this share; None if
+    there is none.
+    """
     good = [point for point in points if point.lost <= lost + _ROUNDING]
     return max(good, key=lambda point: point.tokens_per_forward, default=None)
 
 
 def require_matplotlib() -> None:
-    """Raise L2PDError if `draw` could not draw, before anything is measured."""
+    """Raise L2PDError if matplotlib is missing; call it before anything is measured."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
@@ -115,7 +121,7 @@ def require_matplotlib() -> None:
 
 
 def require_drawable(path: Path, called: str | None = None) -> None:
-    """Raise L2PDError if `draw` could not draw to the file, before anything is measured."""
+    """Raise L2PDError if `draw` could not write the file; call it before anything is measured."""
     require_matplotlib()
     from matplotlib.figure import Figure
 
@@ -129,10 +135,10 @@ def require_drawable(path: Path, called: str | None = None) -> None:
 
 
 def draw(panels: Mapping[str, Sequence[Point]], path: str | Path) -> None:
-    """Draw validity, where prompts have checkers, and agreement against tokens per forward.
+    """Draw validity (if prompts have checkers) and agreement against tokens per forward.
 
-    To a file: a column for each key, in it a line for each policy. Bars are the intervals of what
-    is lost.
+    The picture has one column for each key, with one line for each policy. Bars are the intervals
+    of the loss.
 
     Raises L2PDError if matplotlib is not installed or the file cannot be written.
     """

@@ -1,4 +1,4 @@
-"""Prompts: what is decoded, read from a file or from lines."""
+"""Prompts, read from a file or from lines."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _JSON_LINES = (".jsonl", ".ndjson")
 
 @dataclass(frozen=True)
 class Prompt:
-    """A user's message, and what is known about it."""
+    """A user's message with its task and the data of its checker."""
 
     text: str
     id: str
     task: Task | None = None
     kind: str | None = None
     data: Mapping[str, Any] | None = None
-    """What the task's checker decides from; None if answers cannot be checked."""
+    """The data for the task's checker; None if answers cannot be checked."""
 
     def valid(self, answer: str) -> bool | None:
         """Whether the checker accepts the answer; None without a checker."""
@@ -60,7 +60,7 @@ def read_prompts(
 def read_prompt_text(path: Path) -> str:
     """The text of a prompt file, which may be a pipe. Raises L2PDError if it cannot be read."""
     called = f"prompts {path}"
-    if path.is_fifo():  # as the shell's <(command) is one
+    if path.is_fifo():  # for example the shell's <(command)
         with reading(called):
             return decoded(path.read_bytes(), called)
     return read_text(path, called)
@@ -74,7 +74,7 @@ def parse_prompts(
     limit: int | None = None,
     tasks: Mapping[str, Task] | None = None,
 ) -> list[Prompt]:
-    """The prompts of some lines; `source` is what errors call them. See `read_prompts`."""
+    """The prompts of some lines; `source` is their name in errors. See `read_prompts`."""
     if limit is not None and limit < 1:
         raise L2PDError(f"limit={limit}: expected a whole number from 1")
     prompts: list[Prompt] = []
@@ -91,7 +91,7 @@ def parse_prompts(
             _parsed(line, number, where, tasks) if json_lines else Prompt(line, str(number))
         )
     if not prompts:
-        raise L2PDError(f"prompts {source}: there is no prompt")
+        raise L2PDError(f"prompts {source}: no prompt found")
     return prompts
 
 

@@ -1,4 +1,4 @@
-"""What a policy's decodes gave: answers, and what they add up to."""
+"""Results of a policy's decodes: answers and their statistics."""
 
 from __future__ import annotations
 
@@ -16,18 +16,17 @@ class Answer:
 
     prompt: Prompt
     canvas: tuple[int, ...]
-    """(G,) everything that was decoded; it goes on behind the end of text with
-    end_of_text="off" only."""
+    """(G,) all decoded tokens; tokens after the end of text only with end_of_text="off"."""
     committed_at: tuple[int, ...]
     """(G,) forward pass, from 0, in which each token was committed."""
     length: int
     """Tokens up to and including the end-of-text token."""
     text: str
-    """Without the end-of-text token; other special tokens are written out."""
+    """The text without the end-of-text token; other special tokens are written out."""
     valid: bool | None
-    """What the checker says; None without one."""
+    """Whether the checker accepts the answer; None without a checker."""
     nfe: int
-    """Forward passes that the prompt took part in."""
+    """Number of forward passes in which the prompt took part."""
     reference_nfe: int
     """Forward passes of a reference decode that generate made first; not part of `nfe`."""
     seconds: float
@@ -41,13 +40,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The answers of one policy, in the order of the prompts, and what they add up to."""
+    """The answers of one policy, in the order of the prompts, and their statistics."""
 
     answers: tuple[Answer, ...]
     configuration: str
-    """Everything that the figures depend on but the prompts' text, in one line."""
+    """Everything that the figures depend on, except the prompts' text, in one line."""
     reference_answers: tuple[Answer, ...] | None = None
-    """The answers that `agreement` compares with."""
+    """The reference answers for `agreement`."""
 
     @property
     def validity(self) -> float | None:

@@ -1,4 +1,4 @@
-"""Prompts decoded under one policy, and what can be measured on the answers.
+"""Decoding prompts with one policy, and measuring the answers.
 
 prompts = read_prompts(heldout_prompts(), limit=90, tasks=TASKS)
 slow = evaluate(model, tokenizer, prompts, policy="fixed_schedule", max_new_tokens=128)
@@ -48,7 +48,7 @@ def evaluate(
     progress: Callable[[int], None] | None = None,
     observers: Callable[[list[int]], StepObserver] | None = None,
 ) -> Evaluation:
-    """Decode all prompts under one policy.
+    """Decode all prompts with one policy.
 
     Args:
         model: enabled for diffusion decoding, as `load` returns it.
@@ -56,18 +56,18 @@ def evaluate(
         policy, options: as `create_policy` takes them.
         max_new_tokens, block_length, end_of_text, cache: as `generate` takes them.
         temperature: 0 is greedy.
-        seed: prompt i draws with seed + i, whatever batch it stands in.
+        seed: prompt i draws with seed + i, whatever its batch.
         batch_size: prompts per call of generate; those of similar length go together. With 1 they
             are decoded in the order given.
         reference_answers: the same prompts' answers at one token per step. `agreement` compares
-            with them, and a policy that requires a reference is shown them.
+        with them, and a policy that requires a reference receives them.
         progress: called after every batch with the number of prompts in it.
         observers: called before every batch with the prompts in it, as indices; what it returns is
             the batch's `on_step`.
 
     Raises L2PDError before anything is decoded if a setting is wrong.
     """
-    # The table may replace a value by its plain form, as an array's number by an int.
+    # The table may replace a value by its plain form, for example a NumPy number by an int.
     (policy, options, max_new_tokens, block_length, end_of_text, cache) = checked(
         EVALUATE,
         {
@@ -205,8 +205,10 @@ def left_padded(encoded: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Te
 def _batches(
     prompts: Sequence[Prompt], encoded: Sequence[torch.Tensor], batch_size: int
 ) -> Iterator[list[int]]:
-    """Indices of the prompts of each batch: tasks together, whose answers end together, and
-    lengths together, which need little padding."""
+    """Indices of the prompts of each batch. Prompts of the same task are together, since their
+    answers have similar lengths; within a task, prompts of similar length are together, since they
+    need little padding.
+    """
     order = list(range(len(prompts)))
     if batch_size > 1:
         order.sort(key=lambda i: (_task_name(prompts[i]), len(encoded[i])))
@@ -228,7 +230,7 @@ def _answers(
     *,
     whole: bool,
 ) -> list[Answer]:
-    """What generate gave for one batch; `whole` keeps what lies behind the end of text."""
+    """The answers of one batch; `whole` keeps the tokens after the end of text."""
     trace = out.trace
     ends = end_of_text_ids(model.generation_config.eos_token_id)
     made = zip(
@@ -262,7 +264,7 @@ def _answers(
 
 
 def _hardware(model: Any) -> str:
-    """What the seconds depend on besides the settings."""
+    """Hardware and versions that the seconds depend on, besides the settings."""
     if model.device.type == "cpu":
         return f"device=cpu threads={torch.get_num_threads()}"
     return f"device={model.device}"

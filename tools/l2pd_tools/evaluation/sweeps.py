@@ -1,4 +1,4 @@
-"""Which values of a policy's options to try, by what the options allow."""
+"""Values of a policy's options to try, derived from the options' bounds."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from l2pd_plugins.plugins import find_policy, load_factory, option_parameters
 from l2pd_plugins.traits import description_of, name_of, options_of
 
 SHARES = (0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
-"""Of the range of an option with two bounds: more of them near the upper end, where thresholds
-that lose little are."""
+"""Fractions of the range of an option with two bounds. More of them are near the upper end, where
+thresholds lose little.
+"""
 FACTORS = (0.25, 0.5, 1, 2, 4)
-"""Times the value in force of an option with one bound."""
+"""Factors on the current value of an option with at most one bound."""
 
 
 def default_sweep(policy: UnmaskPolicy, fixed: Collection[str] = ()) -> dict[str, list[Any]]:
-    """The values of one option of a policy that are worth trying: {option: values}.
+    """Values of one option of a policy to try: {option: values}.
 
     The option is ``threshold`` if there is one, else the first number that can be swept. Between
-    two bounds, values spread over the range; with one bound or none, multiples of the value in
-    force. That value itself is among them. Options in `fixed` are left as they are.
+    two bounds, values spread over the range; with one bound or none, multiples of the current
+    value. The current value itself is included. Options in `fixed` are not changed.
 
     Raises L2PDError if no option of the policy can be swept.
     """
@@ -38,7 +39,7 @@ def default_sweep(policy: UnmaskPolicy, fixed: Collection[str] = ()) -> dict[str
         if values:
             return {name: values}
     raise L2PDError(
-        f"{description_of(policy)} has no option to sweep by itself; its options are: "
+        f"{description_of(policy)} has no option that can be swept by default; its options are: "
         f"{', '.join(names) or 'none'}; name one with --set OPTION=VALUE,VALUE,..."
     )
 
@@ -60,7 +61,7 @@ def _values(hint: Any, present: Any) -> list[Any]:
 
 
 def _bound(hint: Any, *names: str) -> float | None:
-    """What an annotation sets under one of these names."""
+    """The bound that an annotation sets under one of these names."""
     for note in _parts(hint):
         # pydantic's Field keeps its bounds as annotated_types objects in `metadata`.
         for bound in getattr(note, "metadata", ()):
@@ -72,7 +73,7 @@ def _bound(hint: Any, *names: str) -> float | None:
 
 
 def _parts(hint: Any) -> Iterator[Any]:
-    """The types and notes that an annotation is made of."""
+    """The types and metadata of an annotation."""
     yield hint
     for part in typing.get_args(hint):
         yield from _parts(part)

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 Data = Mapping[str, Any]
-"""What a checker decides from: a JSON object that comes with the prompt."""
+"""The input of a checker: a JSON object that comes with the prompt."""
 UNKNOWN_PLACE = 2**31
-"""The place of prompts whose task is not known: behind all others."""
+"""The place of prompts whose task is unknown: after all others."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a prompt asks for.
+    """A kind of exercise.
 
     `check(data, answer)` says whether `answer` is valid for the prompt that `data` describes; it
     never raises for an answer, however malformed. Without it, answers are not checked.

@@ -28,8 +28,9 @@ def main() -> None:
 
 
 def _check_output(arguments: list[str]) -> None:
-    """The harness writes when all tasks are done, so where to is looked at before. Raises L2PDError
-    if it cannot."""
+    """Check write access beforehand, since the harness writes only when all tasks are done. Raises
+    L2PDError if it could not write.
+    """
     for option, value in zip(arguments, [*arguments[1:], ""], strict=True):
         name, equals, given = option.partition("=")
         if name in ("--output_path", "-o") and (given or value):

@@ -1,4 +1,4 @@
-"""What a run of the harness cost, added up over its processes."""
+"""The cost of a run of the harness, summed over its processes."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ class Figures:
 
     answers: int = 0
     tokens: int = 0
-    """Up to and including the end of text, never the padding behind it."""
+    """Tokens up to and including the end of text, without the padding after it."""
     forwards: int = 0
     """Forward passes of all answers."""
     seconds: float = 0.0
-    """Of all calls of generate."""
+    """Seconds of all calls of `generate`."""
     configurations: list[str] = field(default_factory=list)
-    """Everything that the answers depend on, a line for each way in which they were made."""
+    """Everything that the answers depend on: one line for each configuration that was used."""
 
     def add(self, lengths: Sequence[int], nfe: Sequence[int], seconds: float) -> None:
         """Count a batch: tokens and forward passes of each answer, and seconds of all."""
@@ -30,8 +30,9 @@ class Figures:
 
 
 def summary(processes: Sequence[Figures]) -> dict[str, Any]:
-    """The figures of a run as plain values; processes work side by side, so the slowest one's
-    seconds are the run's."""
+    """The figures of a run as plain values. Processes run in parallel, so the run's seconds are
+    those of the slowest.
+    """
     answers, tokens, forwards = (
         sum(getattr(figures, name) for figures in processes)
         for name in ("answers", "tokens", "forwards")

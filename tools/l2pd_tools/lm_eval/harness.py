@@ -1,13 +1,12 @@
-"""Two places where the harness has to know that the model is ``l2pd``.
+"""Two changes to the harness for the model ``l2pd``.
 
-The harness has no hook for either, so the two functions are wrapped, and do what they did for every
-other model:
+The harness has no hook for either, so two functions are wrapped; for all other models they behave
+as before:
 
-- `EvaluatorConfig.from_cli` fills in ``cuda:0`` where ``--device`` is not given, which cannot be
-  told from a wish afterwards.
-- `evaluator.evaluate` runs the requests of one kind after the other, so a task that a diffusion
-  language model cannot do would be refused when other tasks are decoded already. All tasks are at
-  hand before the first request is run.
+- `EvaluatorConfig.from_cli` fills in ``cuda:0`` if ``--device`` is not given, which cannot be
+  distinguished afterwards from a user's choice.
+- `evaluator.evaluate` runs the requests kind by kind, so an unsupported task would be refused only
+  after other tasks are decoded. Here all tasks are checked before the first request is run.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ from l2pd_plugins.errors import L2PDError
 
 MODEL = "l2pd"
 GENERATES = "generate_until"
-"""The one kind of request that the model answers."""
+"""The only kind of request that the model supports."""
 
 
 def ask_for_no_device() -> None:
-    """Let the command line hand on no device, for this model, where the user names none."""
+    """Make the command line pass no device for this model if the user names none."""
     original = EvaluatorConfig.from_cli.__func__
     if hasattr(original, "__wrapped__"):
         return
@@ -47,14 +46,14 @@ def ask_for_no_device() -> None:
 
 
 def refuse_tasks_first() -> None:
-    """Let the harness refuse the tasks that this model cannot do before it decodes any."""
+    """Make the harness refuse unsupported tasks before it decodes any."""
     original = evaluator.evaluate
     if hasattr(original, "_l2pd"):
         return
 
     @functools.wraps(original)
     def evaluate(lm: Any, task_dict: Any, *args: Any, **kwargs: Any) -> Any:
-        if not getattr(lm, "only_generates", False):  # a caching model hands attributes on
+        if not getattr(lm, "only_generates", False):  # a caching wrapper forwards attributes
             return original(lm, task_dict, *args, **kwargs)
         tasks = dict(_tasks(task_dict))
         refuse({name: str(getattr(task, "OUTPUT_TYPE", None)) for name, task in tasks.items()})
@@ -71,7 +70,7 @@ def refuse_tasks_first() -> None:
 
 
 def refuse(kinds: Mapping[str, str]) -> None:
-    """Raise L2PDError for tasks, by name, whose requests are of another kind."""
+    """Raise L2PDError that names the tasks whose requests are of another kind."""
     others = [f"{name} ({kind})" for name, kind in sorted(kinds.items()) if kind != GENERATES]
     if others:
         raise L2PDError(
@@ -81,8 +80,9 @@ def refuse(kinds: Mapping[str, str]) -> None:
 
 
 def _tasks(task_dict: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
-    """The tasks of what the harness hands to `evaluate`: a flat mapping, or, in its older form,
-    groups in groups."""
+    """The tasks in the argument of the harness's `evaluate`: a flat mapping, or nested groups in
+    older versions.
+    """
     found = task_dict.get("tasks", task_dict)
     for name, task in found.items():
         if isinstance(task, Mapping):
@@ -92,8 +92,9 @@ def _tasks(task_dict: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _checking(task: Any, name: str) -> Callable[..., None]:
-    """The task's `build_all_requests`, which looks at what it has built: a few tasks make requests
-    of a second kind."""
+    """The task's `build_all_requests`, followed by a check of its requests: a few tasks also make
+    requests of a second kind.
+    """
     original = task.build_all_requests
 
     def build_all_requests(*args: Any, **kwargs: Any) -> None:

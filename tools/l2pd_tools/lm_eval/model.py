@@ -1,4 +1,4 @@
-"""The harness's model ``l2pd``: a diffusion language model that answers under an unmask policy."""
+"""The harness's model ``l2pd``: a diffusion language model that decodes with an unmask policy."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ from l2pd_tools.evaluation.run import left_padded
 from l2pd_tools.lm_eval.figures import Figures, summary
 from l2pd_tools.lm_eval.harness import GENERATES, refuse, refuse_tasks_first
 
-logger = logging.getLogger(f"lm_eval.{__name__}")  # as the harness's own are set up
+logger = logging.getLogger(f"lm_eval.{__name__}")  # the harness's log settings apply
 
 DEFAULT_CANVAS = 256
-"""Length of the canvas where neither the arguments nor the task say one; as in the harness."""
+"""Length of the canvas if neither the arguments nor the task set one; the harness's default."""
 
 
 @dataclass(frozen=True)
 class _BatchSize(Whole):
-    """As `Whole`; a text, as "auto", gets the reason."""
+    """As `Whole`; for a string such as "auto" the message has the reason."""
 
     @property
     def expected(self) -> str:
@@ -62,7 +62,7 @@ class _BatchSize(Whole):
 
 @dataclass(frozen=True)
 class _Nothing:
-    """No value at all."""
+    """Accepts no value."""
 
     expected: str = "nothing; automatic batch-size search is not supported"
 
@@ -85,16 +85,16 @@ ARGUMENTS: dict[str, Kind] = {
     "max_batch_size": _Nothing(),
     "trust_remote_code": Flag(),
 }
-"""What each of the model's arguments may be."""
+"""The kind of each of the model's arguments."""
 
 
 class _Draw(NamedTuple):
-    """One of the answers that a request asks for."""
+    """One of the answers that a request needs."""
 
     row: int
-    """Where the request first stands."""
+    """Index of the first equal request."""
     number: int
-    """Which of its `repeats` answers."""
+    """Index among its `repeats` answers."""
 
 
 @register_model("l2pd")
@@ -106,19 +106,19 @@ class DiffusionLM(LM):
         unmask_policy: name of the policy.
         unmask_options: its options, where the arguments are given as JSON. Every argument that is
             not named here is one, too: ``unmask_policy=confidence_threshold,threshold=0.9``.
-        max_new_tokens: length of the canvas, instead of what the task says.
+        max_new_tokens: length of the canvas, instead of the task's.
         block_length, cache, end_of_text: as generate takes them.
-        seed: for tasks that sample; each answer draws with its own, whatever batch it is in.
-        dtype: of the weights.
+        seed: for tasks that sample; each answer has its own generator, whatever its batch.
+        dtype: dtype of the weights.
         peft: a LoRA adapter for the model, a folder or a hub id.
-        device: by default the GPU of this process (LOCAL_RANK) if there is one, else the CPU. Of
-            several processes each takes its own GPU, so none may be named by its number.
+        device: by default the GPU of this process (LOCAL_RANK) if there is one, else the CPU. With
+        several processes each takes its own GPU, so no GPU number may be given.
         device_map: as in transformers, instead of `device`.
         max_length: tokens of prompt and canvas, by default the model's; a longer prompt is cut on
             the left.
         batch_size: prompts per call of generate.
 
-    Raises L2PDError, before anything is decoded, for what is wrong with any of them.
+    Raises L2PDError, before anything is decoded, for an invalid argument.
     """
 
     def __init__(
@@ -183,7 +183,7 @@ class DiffusionLM(LM):
             place = {"device": own_device(device)}
             device_here(place["device"])
             if place["device"].startswith("cuda:"):
-                torch.cuda.set_device(place["device"])  # collectives use the current one
+                torch.cuda.set_device(place["device"])  # collectives use the current device
         self._join_processes()
         self.model, self.tokenizer = load(pretrained, dtype=dtype, adapter=peft, **place)
         self._device = self.model.device
@@ -192,16 +192,17 @@ class DiffusionLM(LM):
         )
         self.max_length = max_length or self.model.config.max_position_embeddings
         self.templated = False
-        """Whether prompts come in the chat template, which writes the special tokens itself."""
+        """Whether prompts are already in the chat template, which contains the special tokens."""
         self.only_generates = True
         """For `harness.refuse_tasks_first`."""
         self.figures = Figures()
         self.of_all = [self.figures]
-        """The figures of every process, once the harness has gathered its results."""
+        """The figures of every process, after the harness has gathered its results."""
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """The answers, each up to the first stop string, which is looked for in the finished text:
-        the canvas is decoded as without it."""
+        """The answers, each up to the first stop string. Stop strings are searched in the finished
+        text and do not change the decode.
+        """
         draws = _draws(requests)
         answers: dict[_Draw, str] = {}
         encoded = self._encoded(draws, requests)
@@ -224,7 +225,7 @@ class DiffusionLM(LM):
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """The conversation as the tokenizer's template writes it."""
+        """The conversation, rendered by the tokenizer's template."""
         self.templated = True
         return rendered(
             self.tokenizer,
@@ -246,11 +247,11 @@ class DiffusionLM(LM):
 
     @property
     def tokenizer_name(self) -> str:
-        """What the harness's cache of requests is named by."""
+        """The name of the harness's cache of requests."""
         return str(self.tokenizer.name_or_path).replace("/", "__")
 
     def get_model_info(self) -> dict[str, Any]:
-        """What the harness writes into the results' ``config`` besides its own."""
+        """Additional entries for the ``config`` of the harness's results."""
         return {
             "model_num_parameters": self.model.num_parameters(),
             "model_dtype": str(self.model.dtype),
@@ -258,7 +259,7 @@ class DiffusionLM(LM):
         }
 
     def all_gather(self, tensor: Tensor) -> Tensor:
-        """Of every process, one after the other."""
+        """The tensors of all processes, concatenated by rank."""
         if self.world_size == 1:
             return tensor
         parts = [torch.zeros_like(tensor) for _ in range(self.world_size)]
@@ -266,7 +267,7 @@ class DiffusionLM(LM):
         return torch.stack(parts)
 
     def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
-        """Of every process, at `dst`; with it come the figures of each."""
+        """The objects of all processes, at `dst`; also gathers the figures of each."""
         if self.world_size == 1:
             return [obj]
         parts: list[Any] | None = [None] * self.world_size if self.rank == dst else None
@@ -309,8 +310,9 @@ class DiffusionLM(LM):
             yield dict(zip(batch, cut, strict=True))
 
     def _encoded(self, draws: Sequence[_Draw], requests: Sequence[Instance]) -> dict[_Draw, Tensor]:
-        """(P,) token ids of every prompt, (P,) each. All are looked at before any is decoded, and
-        so are the settings: L2PDError for what generate would refuse."""
+        """Token ids of every prompt, (P,) each. All prompts and settings are checked before any is
+        decoded: raises L2PDError if `generate` would refuse one.
+        """
         made: dict[_Draw, Tensor] = {}
         for kwargs, members in _alike(requests, draws).items():
             settings, _ = self._settings(json.loads(kwargs))
@@ -322,9 +324,9 @@ class DiffusionLM(LM):
         return made
 
     def _settings(self, kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-        """What generate is called with for a request's settings, and the stop strings.
+        """The keywords of `generate` for a request's settings, and the stop strings.
 
-        Settings that mean nothing here are left in: generate refuses them by name.
+        Unsupported settings are passed on: `generate` refuses them by name.
         """
         asked = dict(normalize_gen_kwargs(dict(kwargs), DEFAULT_CANVAS))
         stops = asked.pop("until")
@@ -336,7 +338,7 @@ class DiffusionLM(LM):
         return {**self.settings, **asked, "max_new_tokens": self.max_new_tokens or canvas}, stops
 
     def _encode(self, request: Instance, canvas: int) -> Tensor:
-        """(P,) token ids of a prompt that leaves room for its canvas."""
+        """(P,) token ids of a prompt, truncated so that its canvas fits."""
         room = self.max_length - canvas
         if room < 1:
             raise L2PDError(
@@ -383,10 +385,10 @@ class DiffusionLM(LM):
 
 
 def _draws(requests: Sequence[Instance]) -> list[_Draw]:
-    """Which answer each request of the list is given.
+    """The answer that each request of the list gets.
 
-    The harness lists a request once for each answer it wants, and, so that all processes have as
-    many, the last one again: that gets the answers which are there already.
+    The harness lists a request once for each of its answers. It also repeats the last request so
+    that all processes have the same number; the copies get the existing answers.
     """
     first: dict[int, int] = {}
     times: Counter[int] = Counter()
@@ -399,7 +401,7 @@ def _draws(requests: Sequence[Instance]) -> list[_Draw]:
 
 
 def _alike(requests: Sequence[Instance], draws: Sequence[_Draw]) -> dict[str, list[_Draw]]:
-    """The draws that differ, by the settings of their requests, as JSON."""
+    """The distinct draws, grouped by the settings of their requests (as JSON)."""
     groups: dict[str, list[_Draw]] = {}
     for draw in dict.fromkeys(draws):
         kwargs = json.dumps(requests[draw.row].args[1], sort_keys=True)
@@ -408,7 +410,7 @@ def _alike(requests: Sequence[Instance], draws: Sequence[_Draw]) -> dict[str, li
 
 
 def _policy(policy: Any, options: Mapping[str, Any], known: Mapping[str, Any]) -> UnmaskPolicy:
-    """The policy. An argument that neither it nor the model has may be a misspelt one."""
+    """Create the policy. An argument unknown to both the policy and the model may be misspelt."""
     try:
         return create_policy(policy, **options)
     except PolicyOptionError as error:
@@ -420,9 +422,10 @@ def _policy(policy: Any, options: Mapping[str, Any], known: Mapping[str, Any]) -
 
 
 def own_device(named: str | None = None) -> str:
-    """The device of this process, of which the user may have named the kind.
+    """The device of this process; the user may have named its type.
 
-    Raises L2PDError if one of several processes is to take a GPU by its number: all would take it.
+    Raises L2PDError if there are several processes and a GPU number is given: all would use that
+    GPU.
     """
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if named is not None and named != "cuda":
@@ -438,7 +441,7 @@ def own_device(named: str | None = None) -> str:
 
 
 def _no_likelihood(requests: Sequence[Instance]) -> L2PDError:
-    """What the harness's own check says, for those who call the model without the harness."""
+    """The error for callers that use the model without the harness's own check."""
     try:
         refuse({str(request.task_name): str(request.request_type) for request in requests})
     except L2PDError as error:

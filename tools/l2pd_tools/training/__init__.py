@@ -1,1 +1,1 @@
-"""What records decodes and trains filters on them."""
+"""Recording decodes for training filters."""

@@ -1,9 +1,9 @@
 """Trajectories for training filters: reference decodes, and the states that policies reach.
 
 For every prompt the model first decodes at one token per step; that answer is the reference. Then
-each policy decodes the same prompt, and every step is recorded with what was predicted and which
-predictions are right. With the oracle as the policy and the reference as what is right, this is the
-data of Learn2PD (arXiv 2509.25188).
+each policy decodes the same prompt, and every step is recorded with its predictions and whether
+each is right. With the oracle as the policy, and "right" meaning equal to the reference, this is
+the data of Learn2PD (arXiv 2509.25188).
 """
 
 from __future__ import annotations
@@ -65,24 +65,23 @@ def collect(
     world_size: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Manifest:
-    """Record trajectories of all prompts into the folder `out`; shards that are there stay.
+    """Record trajectories of all prompts into the folder `out`; existing shards are kept.
 
     Args:
         model, tokenizer: as `load` returns them.
-        policies: names, configs or objects, as `create_policy` takes them. A policy that requires
-            a reference is shown the reference decode.
-        source: what the manifest calls the prompts.
+        policies: names, configs or objects, as `create_policy` takes them. A policy that requires a
+        reference receives the reference decode.
+        source: name of the prompts in the manifest.
         prompts_per_shard: prompts of a shard; a killed run loses at most one shard's work.
-        labels: what a right prediction is, see `l2pd_plugins.trajectories.LABELS`.
-        references_from: another such folder of the same prompts and model, whose reference decodes
-            are taken instead of being made again.
-        rank, world_size: which shards are this process's; by default from the environment that
-            ``accelerate launch`` and ``torchrun`` set.
-        progress: called with the number of prompts that were done, after every batch, and for
-            shards that were there already.
+        labels: which predictions are right, see `l2pd_plugins.trajectories.LABELS`.
+        references_from: another folder of trajectories of the same prompts and model, whose
+        reference decodes are reused.
+        rank, world_size: determine the shards of this process; by default from the environment that
+        ``accelerate launch`` and ``torchrun`` set.
+        progress: called with the number of prompts done, after every batch and for existing shards.
 
-    Returns the manifest. Raises L2PDError for arguments that cannot be followed, before anything is
-    written, or if `out` holds data that was made otherwise.
+    Returns the manifest. Raises L2PDError for invalid arguments, before anything is written, or if
+    `out` holds data from other inputs.
     """
     if labels not in LABELS:
         raise L2PDError(f"labels={labels!r}: the choices are {', '.join(LABELS)}")
@@ -132,7 +131,7 @@ def collect(
             if progress is not None:
                 progress(len(members))
             continue
-        # By length within the shard, so that batches need little padding and stay the same.
+        # Sorted by length within the shard: batches need little padding, and are always the same.
         order = sorted(members, key=lambda i: (len(encoded[i]), i))
         batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
         references, several = _references(
@@ -158,7 +157,7 @@ def place_among_processes() -> tuple[int, int]:
 
 
 def share_of_prompts(prompts: int, prompts_per_shard: int) -> int:
-    """How many of the prompts `collect` does in this process."""
+    """Number of prompts that `collect` processes in this process."""
     rank, world_size = place_among_processes()
     return sum(i // prompts_per_shard % world_size == rank for i in range(prompts))
 
@@ -170,8 +169,9 @@ def _name_of(model: Any) -> str:
 
 
 def _identity(policy: UnmaskPolicy) -> str:
-    """The policy as one word, and the fingerprint of its weights if it has any; where they lie is
-    no part of it."""
+    """The policy as one word, and the fingerprint of its weights if it has any, without the path of
+    the weights.
+    """
     weights = fingerprint_of(policy)
     if not weights:
         return description_of(policy)
@@ -198,8 +198,9 @@ def _references(
     shard: int,
     elsewhere: Path | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Reference decodes (P, G) of a shard's prompts, in their order, and, if the labels ask for it,
-    for which of them other answers are as good (P,); made if they are nowhere."""
+    """Reference decodes (P, G) of a shard's prompts, in their order, and, if the labels need it,
+    which of them have several answers, (P,) bool. Decoded if they are not stored.
+    """
     own = manifest.reference_path_of(out, shard)
     if elsewhere is not None:
         theirs = read_manifest(elsewhere)
@@ -239,17 +240,17 @@ def _references(
 def _several(
     model: Any, inputs: tuple[Tensor, Tensor], references: Tensor, manifest: Manifest
 ) -> Tensor:
-    """For which prompts the model holds another answer than the reference for as good: (B,) bool.
+    """The prompts with several answers, by the model's own judgement: (B,) bool.
 
-    All first predictions that go together are taken at once, and the rest one at a time. If the
-    answer is another one, and consistent, the reference's is one of several.
+    All consistent first predictions are committed at once, and the rest one at a time. If the
+    answer differs from the reference and is consistent, the prompt has several answers.
     """
     prompt, size = inputs[0].shape[1], manifest.max_new_tokens
     states = _states(model, inputs, torch.zeros(len(references), dtype=torch.int64), manifest)
     x0, confidence = predictions(model, states)
     masked = states.tokens.gather(1, states.columns) == mask_token_of(model)
     taken = accepted(model, states, masked=masked, x0=x0, confidence=confidence)
-    # What equals its reference is what the oracle takes, so these are its references.
+    # The oracle commits what equals its reference, so pass these tokens as references.
     opening = torch.full_like(states.tokens, -1)
     opening.scatter_(1, states.columns, torch.where(taken, x0, -1))
     out = model.generate(
@@ -298,9 +299,9 @@ def _layouts(model: Any, inputs: tuple[Tensor, Tensor], manifest: Manifest) -> l
 def _states(
     model: Any, inputs: tuple[Tensor, Tensor], blocks: Tensor, manifest: Manifest
 ) -> States:
-    """Prompts with canvases of nothing but masks, each with the block of that number."""
+    """States of the prompts with fully masked canvases, at the block with this index."""
     prompt, size, length = inputs[0].shape[1], manifest.max_new_tokens, manifest.block_length
-    # The last block may reach over the canvas, where nothing is to be seen.
+    # The last block may extend beyond the canvas; those columns are not attended to.
     attention = torch.nn.functional.pad(inputs[1], (0, size + length), value=1)
     attention[:, prompt + size :] = 0
     mask = mask_token_of(model)
@@ -321,10 +322,10 @@ def _record(
     policy: UnmaskPolicy,
     manifest: Manifest,
 ) -> list[Trajectories]:
-    """Every step of a batch under one policy."""
+    """Record every step of a batch with one policy."""
     prompt, length = inputs[0].shape[1], manifest.block_length
     origins = torch.tensor([layout.origin for layout in _layouts(model, inputs, manifest)])
-    # The last block may reach over the canvas.
+    # The last block may extend beyond the canvas.
     expected_of = torch.nn.functional.pad(references, (prompt, length), value=-1)
     if "reference" in policy.requires:
         policy = policy.with_reference(references.tolist())
@@ -337,7 +338,7 @@ def _record(
         columns = origins[sequences] + torch.tensor(blocks) * length
         columns = columns.unsqueeze(-1) + torch.arange(length)
         expected = expected_of[torch.tensor(sequences).unsqueeze(-1), columns]
-        # A block-causal model decodes its last block whole; the reference ends before.
+        # A block-causal model decodes its last block completely; the reference ends before that.
         known = columns < prompt + manifest.max_new_tokens
         x0 = step.x0.cpu()
         sequences_of.append(torch.tensor(sequences))
@@ -392,10 +393,11 @@ def _relabelled(
     several: Tensor,
     manifest: Manifest,
 ) -> Trajectories:
-    """The same steps; where several answers are as good, what goes together is right.
+    """The same steps with new labels: for prompts with several answers, consistent predictions are
+    right.
 
     Args:
-        answers: (B, G), what the blocks before a recorded one were filled with.
+        answers: (B, G), the tokens of the blocks before a recorded one.
         sequences: (N,), row of the batch of every step.
         in_block: (N, L), the block's tokens before the step.
         several: (B,) bool.

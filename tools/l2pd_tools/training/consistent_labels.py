@@ -1,9 +1,9 @@
-"""Which predictions go together: the model as the judge of answers that no reference can judge.
+"""Consistent predictions: the model itself judges answers that differ from the reference.
 
-Where many answers are valid, a prediction that is not the reference's may be as good. Here the
-model itself says whether it is: a set of predictions is consistent if each remains likely once
-those that are surer stand beside it, and a finished answer if each of its tokens remains likely
-once all others do.
+If many answers are valid, a prediction that differs from the reference may be as good. Here the
+model itself decides this. A set of predictions is consistent if each remains likely after the surer
+ones are committed; a finished answer is consistent if each of its tokens remains likely given all
+others.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from l2pd_adapters.huggingface.forward import CanvasView, forward_for
 from l2pd_adapters.huggingface.models.model_info import family_of, mask_token_of
 
 LIKELY = 0.1
-"""Probability that a prediction keeps, given the surer ones, if it goes with them."""
+"""Least probability, given the surer predictions, of a consistent prediction."""
 RIVAL = 0.5
-"""Share of the likeliest token's probability that it has to reach, too."""
+"""Least ratio of its probability to that of the likeliest token."""
 SURE = 0.95
-"""Probability above which predictions are taken together, in one forward pass."""
+"""Probability above which predictions are accepted together, in one forward pass."""
 STANDS = 0.3
-"""Probability that a token of a finished answer keeps, given all others, if the answer holds."""
+"""Least probability of each token of a consistent finished answer, given all other tokens."""
 
 CELLS = 16384
-"""Columns of all rows in one forward pass."""
+"""Greatest number of columns, summed over the rows, of one forward pass."""
 
 
 @dataclass
 class States:
-    """N canvases in the midst of a decode, W columns, each with a block of L positions."""
+    """N canvases in the middle of a decode, W columns, each with a block of L positions."""
 
     tokens: Tensor
     """(N, W) int64, prompt and canvas."""
     attention: Tensor
-    """(N, W) int64, 1 where a column may be seen."""
+    """(N, W) int64: attention mask, 1 for columns that may be attended to."""
     starts: Tensor
     """(N,) int64, first column of each block."""
     block_length: int
@@ -48,7 +48,7 @@ class States:
         return len(self.tokens)
 
     def take(self, index: Tensor) -> States:
-        """Some of them."""
+        """The states with these indices."""
         return States(
             self.tokens[index], self.attention[index], self.starts[index], self.block_length
         )
@@ -65,16 +65,16 @@ class States:
 def accepted(
     model: Any, states: States, *, masked: Tensor, x0: Tensor, confidence: Tensor
 ) -> Tensor:
-    """The predictions that go together: (N, L) bool.
+    """The consistent predictions: (N, L) bool.
 
-    In the order of falling confidence, each prediction at a masked position is taken if its
-    probability given those taken before is at least `LIKELY`, and at least `RIVAL` times that of
-    the likeliest token. Those that have become sure are taken together.
+    In descending order of confidence, each prediction at a masked position is accepted if its
+    probability, given those accepted before, is at least `LIKELY`, and at least `RIVAL` times that
+    of the likeliest token. Predictions that have become nearly certain are accepted together.
 
     Args:
-        masked, x0, confidence: (N, L), of each state's block, as a step has them.
+        masked, x0, confidence: (N, L), for each state's block, as in a `DenoisingStep`.
     """
-    # Where the end of the text is as good as certain, what is behind the block matters no more.
+    # If the end of the text is nearly certain, the columns after the block do not matter.
     ends = torch.tensor(end_of_text_ids(model.generation_config.eos_token_id), device=x0.device)
     in_block = states.tokens.gather(1, states.columns)
     committed = ~masked & torch.isin(in_block, ends)
@@ -124,7 +124,7 @@ def answers_hold(model: Any, answers: States, spans: list[tuple[int, int]]) -> l
         answers: prompts with their answers, each with its first block.
         spans: first column of each answer, and one past its last.
 
-    Every token is masked once: an answer costs as many forward passes as it has tokens.
+    Every token is masked once, so an answer costs as many forward passes as it has tokens.
     """
     device, length = answers.tokens.device, answers.block_length
     jobs = torch.tensor(
@@ -167,8 +167,9 @@ def _probabilities(model: Any, states: States, tokens: Tensor) -> tuple[Tensor, 
 
 
 def _log_probabilities(model: Any, states: States, within: Tensor | None = None) -> Tensor:
-    """(N, K, V) float32 at the positions `within` (N, K) of the blocks, None for all L of them; the
-    mask token has none."""
+    """(N, K, V) float32 log-probabilities at the positions `within` (N, K) of the blocks, None for
+    all L of them; the mask token is excluded.
+    """
     seen = states.attention != 0
     columns = torch.arange(seen.shape[1], device=seen.device)
     forward = forward_for(model, family_of(model), "none")
@@ -193,7 +194,7 @@ def _log_probabilities(model: Any, states: States, within: Tensor | None = None)
 
 
 def _chunks(attention: Tensor) -> Iterator[Tensor]:
-    """Indices of rows that go into one pass: those that end at about the same column, together."""
+    """Indices of the rows of each pass; rows that end at about the same column share one."""
     columns = torch.arange(attention.shape[1], device=attention.device)
     last = ((columns * (attention != 0)).amax(-1) + 1).cpu()
     order = last.argsort(stable=True)

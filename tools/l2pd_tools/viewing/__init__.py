@@ -1,1 +1,1 @@
-"""What shows a decode: annotated text, a terminal, a page, a demo."""
+"""Views of a decode: annotated text, a terminal, a page, a demo."""

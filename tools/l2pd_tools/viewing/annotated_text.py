@@ -19,7 +19,7 @@ def annotated(
 ) -> list[Text]:
     """Lines of at most `width` columns: the tokens, below them the digits of their steps.
 
-    Without colours nothing is lost. `committed_at` counts steps from 0, as a Trace does.
+    Colours add no information. `committed_at` counts steps from 0, as a Trace does.
     """
     from rich.cells import cell_len
     from rich.text import Text
@@ -42,12 +42,13 @@ def annotated(
 
 
 def _pieces(tokenizer: Any, tokens: Sequence[int], width: int) -> list[str]:
-    """The text of each token, of 1 to `width` columns, with control characters written out."""
+    """The text of each token, 1 to `width` columns wide, with control characters escaped."""
     from rich.cells import cell_len, set_cell_size
 
     pieces, before = [], ""
     for i in range(len(tokens)):
-        # The difference of two texts: some tokenizers drop the space before a single token.
+        # A token's text is the difference of two texts, since some tokenizers drop the space before
+        # a single token.
         text = tokenizer.decode(list(tokens[: i + 1]), clean_up_tokenization_spaces=False)
         piece = text[len(before) :] if text.startswith(before) else tokenizer.decode([tokens[i]])
         before = text

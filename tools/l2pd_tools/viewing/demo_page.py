@@ -39,7 +39,9 @@ _STYLE = Path(__file__).parent / "demo.css"
 _NOWHERE_ELSE = (
     b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self' ws: wss:"
 )
-"""gradio's own page names fonts and a script of other hosts; browsers are told not to ask them."""
+"""Security policy of the page: gradio's page refers to fonts and a script on other hosts, which the
+browser must not load.
+"""
 
 Load = Callable[[str], tuple[Any, Any]]
 
@@ -53,7 +55,7 @@ def serve(
     """
     load = functools.cache(lambda name: load_model(name, device, adapter))
     _require_free(host, port)
-    load(models[0])  # what is wrong with it is said here and not in the page
+    load(models[0])  # so that an error appears here and not in the page
     typer.echo(f"l2pd demo: http://{host}:{port} (Ctrl+C ends it)", err=True)
     page(models, load).queue(default_concurrency_limit=1).launch(
         server_name=host,
@@ -70,7 +72,7 @@ def serve(
 
 
 def page(models: Sequence[str], load: Load) -> gr.Blocks:
-    """The page; `load` gives the model of a name and its tokenizer."""
+    """The page; `load` maps a name to the model and its tokenizer."""
     names = [spec.name for spec in list_policies()]
     examples = [prompt.text for prompt in read_prompts(heldout_prompts(), EXAMPLES)]
     with gr.Blocks(title="l2pd demo", analytics_enabled=False) as made:
@@ -125,11 +127,11 @@ def race(
     tokens: int,
     pace: float,
 ) -> Iterator[tuple[str, str]]:
-    """The two sides as HTML, after every step that each of them takes, in turn.
+    """Yield both sides as HTML after every step; the sides take turns.
 
-    Only one of them computes at a time, so the seconds of each are its own.
+    Only one side computes at a time, so its seconds are not affected by the other.
 
-    Raises L2PDError for whatever is wrong, before the first step.
+    Raises L2PDError for invalid input, before the first step.
     """
     if not prompt:
         raise L2PDError("the prompt is empty")
@@ -153,7 +155,7 @@ def race(
             stack.enter_context(closing(decode))
             ends = end_of_text_ids(loaded.generation_config.eos_token_id)
             lanes.append(Lane(description_of(policy), decode, Canvas(tokens), texts, ends))
-        while sum(lane.advance() for lane in lanes):  # all of them, not up to the first
+        while sum(lane.advance() for lane in lanes):  # sum, not any: all lanes must advance
             first, second = (lane.drawn() for lane in lanes)
             yield first, second
             time.sleep(pace)
@@ -162,7 +164,7 @@ def race(
 
 
 class Lane:
-    """One side: a decode, how far it is, and what is shown of it."""
+    """One side: a decode, its progress, and its HTML."""
 
     def __init__(
         self,
@@ -181,7 +183,7 @@ class Lane:
         self._seconds = 0.0
 
     def advance(self) -> bool:
-        """Take a step; whether there was one to take."""
+        """Take a step; return False if the decode has ended."""
         began = time.perf_counter()
         found = next(self._frames, None)
         if self._decode.result is not None:
@@ -219,7 +221,7 @@ class Lane:
 
 
 def _options_of(name: str) -> str:
-    """The options of a policy, as they are written."""
+    """The options of a policy, in the form in which they are typed."""
     try:
         parameters = option_parameters(load_factory(find_policy(name)))
     except L2PDError as error:
@@ -242,7 +244,7 @@ def _require_free(host: str, port: int) -> None:
 
 
 class _OnlyHere:
-    """Tells browsers, with every answer, to ask no other host for anything."""
+    """Middleware: every response forbids the browser to contact other hosts."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

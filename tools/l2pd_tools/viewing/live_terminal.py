@@ -1,4 +1,4 @@
-"""A decode on the terminal, while it goes on."""
+"""Drawing a decode on the terminal while it runs."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 MASKED = "░"
 _PROMPT_LINES = 3
-"""Lines of a prompt that are shown while the decode goes on."""
+"""Greatest number of lines of the prompt that are shown during the decode."""
 
 
 def terminal() -> Console:
-    """stderr as a terminal. Raises L2PDError if it is none, or cannot move its cursor."""
+    """stderr as a terminal. Raises L2PDError if it is not a terminal or cannot move its cursor."""
     console = Console(stderr=True, highlight=False, markup=False)
     if not console.is_terminal or console.is_dumb_terminal:
         raise L2PDError(
@@ -51,7 +51,7 @@ def watch(
     """Decode the prompts one after the other and draw every step.
 
     Args:
-        pace: seconds that each step is shown at least.
+        pace: least number of seconds that each step is shown.
         settings: those of `evaluate`.
 
     Returns what `evaluate` returns, and the seconds that the decodes took without the drawing.
@@ -78,14 +78,14 @@ def watch(
 
 
 def _leave(console: Console, view: _View | None) -> None:
-    """Leave a finished decode on the screen, whole."""
+    """Leave the complete finished decode on the screen."""
     if view is not None:
         console.print(view.drawn(console.width))
         console.print()
 
 
 class _View:
-    """What is drawn of one prompt's decode."""
+    """The drawing of one prompt's decode."""
 
     def __init__(
         self, index: int, prompt: str, canvas: Canvas, texts: TokenTexts, ends: Sequence[int]
@@ -100,14 +100,15 @@ class _View:
         """Steps taken in the block."""
 
     def take(self, frame: Frame) -> None:
-        """Go one step further."""
+        """Apply the next frame."""
         self._step = self._step + 1 if frame.block.start == self._block.start else 1
         self._block = frame.block
         self._canvas.take(frame)
 
     def drawn(self, width: int, height: int | None = None) -> Group:
-        """The prompt, the canvas, the legend and the figures; what the decode works on, if `height`
-        does not hold all."""
+        """The prompt, the canvas, the legend and the figures; if they exceed `height`, only the
+        part around the current block.
+        """
         prompt = _wrapped(((c, "dim") for c in printable(self._prompt)), width)
         lines, focus = self._lines(width)
         legend, figures = self._legend(), self._figures()
@@ -121,7 +122,7 @@ class _View:
         return Group(*prompt, Text(), *lines, Text(), legend, figures)
 
     def _lines(self, width: int) -> tuple[list[Text], int]:
-        """The canvas, and the line on which the decode works."""
+        """The lines of the canvas, and the index of the line with the current block."""
         canvas, pieces = self._canvas, []
         for at in range(canvas.size):
             if at not in canvas.tokens:

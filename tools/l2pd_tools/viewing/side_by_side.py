@@ -1,7 +1,7 @@
 """`l2pd compare --html`: two policies on the same prompts, as one page that plays their decodes.
 
-The page holds everything that it needs. Its security policy forbids every request and every script
-but its own, and the model's text comes into it as JSON that no HTML parser can take for a tag.
+The page is self-contained. Its security policy forbids every request and every script except its
+own, and the model's text is embedded as JSON that an HTML parser cannot read as a tag.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from l2pd_tools.evaluation.comparison import Row
 
 PROMPTS = 15
-"""Prompts that a page plays: one of each task of the small world."""
+"""Number of prompts on a page: one of each task of the small world."""
 
 _TEMPLATE = Path(__file__).parent / "page_template"
 _DIGITS = 4
@@ -47,9 +47,9 @@ def write_page(
     """Decode the first prompts of two rows again, step by step, and write the page that plays them.
 
     Args:
-        rows: of the comparison; two.
-        source: what the page calls the prompts.
-        settings: those of `evaluate`, the same as of the rows, without the batch size.
+        rows: the two rows of the comparison.
+        source: name of the prompts on the page.
+        settings: those of `evaluate` with which the rows were made, without the batch size.
     """
     first, second = rows
     names = " and ".join(printable_name_of(row.policy) for row in (first, second))
@@ -66,7 +66,7 @@ def page_data(
     source: str,
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What the page shows, as plain values."""
+    """The data of the page, as plain values."""
     prompts = [answer.prompt for answer in rows[0].result.answers[:PROMPTS]]
     runs = [_recorded(model, tokenizer, prompts, row, settings) for row in rows]
     texts = TokenTexts(tokenizer)
@@ -87,7 +87,7 @@ def page_data(
 def rendered(title: str, data: Mapping[str, Any]) -> str:
     """The page with this title and data."""
     style, script = (_read(name) for name in ("page.css", "page.js"))
-    # In a script element, only "<" can end it or begin a comment.
+    # In a script element, only "<" can begin its end tag or a comment.
     written = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     parts = {
         "title": html.escape(title),
@@ -99,7 +99,7 @@ def rendered(title: str, data: Mapping[str, Any]) -> str:
         "script": script,
         "data": written,
     }
-    # One pass: what is put in is not looked through again.
+    # One pass: inserted text is not searched again.
     return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _read("page.html.in"))
 
 
@@ -159,7 +159,7 @@ def _frame(frame: Frame) -> dict[str, Any]:
         "block": [frame.block.start, frame.block.stop],
         "at": list(frame.predictions),
         "token": [prediction.token for prediction in predictions],
-        # JSON has no NaN, which broken logits give.
+        # JSON has no NaN, which occurs with broken logits.
         "confidence": [
             None if math.isnan(p.confidence) else round(p.confidence, _DIGITS) for p in predictions
         ],
@@ -170,7 +170,7 @@ def _frame(frame: Frame) -> dict[str, Any]:
 
 
 def _tokens(runs: Sequence[Sequence[tuple[Answer, Sequence[Frame]]]]) -> set[int]:
-    """Every token that the page may have to show."""
+    """Every token that the page may show."""
     return {
         token
         for run in runs
@@ -180,7 +180,7 @@ def _tokens(runs: Sequence[Sequence[tuple[Answer, Sequence[Frame]]]]) -> set[int
 
 
 def _hash(text: str) -> str:
-    """How a security policy names the one inline element that it allows."""
+    """The hash by which a security policy allows one inline element."""
     digest = hashlib.sha256(text.encode("utf-8")).digest()
     return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"
 

@@ -1,4 +1,4 @@
-"""A decode that takes a step when it is asked for one, for those who watch it live."""
+"""A decode that takes each step on demand, for live viewers."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from l2pd_tools.evaluation.run import evaluate
 
 
 class SteppedDecode:
-    """`evaluate` in a thread of its own, which goes no further than its watcher asks.
+    """Runs `evaluate` in a separate thread, one step for each frame that the caller requests.
 
-    Iterate over it for the frames as they come; what `evaluate` returns is then in `result`. A
-    decode that is given up is to be closed, as ``with contextlib.closing(...)`` does.
+    Iterate over it to get the frames; afterwards `result` has the return value of `evaluate`. Close
+    a decode that is abandoned, for example with ``contextlib.closing(...)``.
 
     Args:
-        arguments: those of `evaluate` but `observers`; max_new_tokens is one of them.
+        arguments: those of `evaluate` except `observers`; max_new_tokens is required.
     """
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         self.result: Evaluation | None = None
         self.waited = 0.0
-        """Seconds in which the decode waited for its watcher; the result's seconds hold them."""
+        """Seconds in which the decode waited for the caller; the result's seconds include them."""
         self._size = settings["max_new_tokens"]
         self._error: Exception | None = None
         self._closed = False
@@ -39,9 +39,9 @@ class SteppedDecode:
         )
 
     def __iter__(self) -> Iterator[tuple[int, Frame]]:
-        """Each frame with the index of its prompt; one is made when it is asked for.
+        """Each frame with the index of its prompt; a frame is computed when it is requested.
 
-        Raises whatever the decode raises. It can be done once.
+        Raises whatever the decode raises. Can be iterated only once.
         """
         self._thread.start()
         while True:
@@ -91,4 +91,4 @@ class SteppedDecode:
 
 
 class _Closed(Exception):
-    """The watcher has left."""
+    """The caller has closed the decode."""

@@ -1,4 +1,4 @@
-"""Tokens as people read them."""
+"""Readable texts of tokens."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from typing import Any
 
 
 def printable(text: str) -> str:
-    """The text with control characters written out."""
+    """The text with control characters escaped."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 class TokenTexts(dict[int, str]):
-    """The text of each token by itself, as it reads behind others; never empty.
+    """The text of each token, as it reads after other tokens; never empty.
 
-    A token that holds a part of a character only is shown by its name in the vocabulary.
+    A token that is only a part of a character is shown by its name in the vocabulary.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        # Some tokenizers drop the space before a token that stands alone.
+        # Some tokenizers drop the space before a single token.
         self._before = tokenizer("a", add_special_tokens=False).input_ids[-1:]
 
     def __missing__(self, token: int) -> str:

@@ -1,4 +1,4 @@
-"""Forward passes of a decode: hidden states of each row's block, and the logits that are needed."""
+"""Forward passes of a decode: hidden states of each batch row's block, and the needed logits."""
 
 from __future__ import annotations
 

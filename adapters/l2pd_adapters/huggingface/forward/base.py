@@ -1,4 +1,4 @@
-"""What every forward pass of a decode has: what it is shown, and what it gives."""
+"""The interface of forward passes: their input and their output."""
 
 from __future__ import annotations
 
@@ -20,51 +20,51 @@ CACHES: dict[Attention, tuple[CacheKind, ...]] = {
     "bidirectional": ("none", "prefix", "dual"),
     "block_causal": ("block", "none"),
 }
-"""The choices of each family, its default first."""
+"""The cache choices for each kind of attention, the default first."""
 LOOKING_AHEAD: tuple[CacheKind, ...] = ("none", "prefix")
-"""The choices of bidirectional models that compute every position behind a block at every step."""
+"""The cache choices with which every position after a block is computed at every step."""
 
 
 @dataclass
 class CanvasView:
-    """R prompts with their canvases, W columns, and where each row stands."""
+    """R prompts with their canvases, W columns, and the current block of each batch row."""
 
     tokens: Tensor
     """(R, W) int64."""
     attention: Tensor
-    """(R, W) int64, 1 where a column may be seen."""
+    """(R, W) int64: attention mask, 1 for columns that may be attended to."""
     position_ids: Tensor
     """(R, W) int64."""
     starts: list[int]
     """First column of each row's block."""
     first: list[int]
-    """First column that each row sees."""
+    """First column to which each row attends."""
     last: list[int]
-    """One past the last column that each row sees."""
+    """One past the last column to which each row attends."""
     fresh: list[bool]
     """Whether each row is at the first step of its block."""
     block_length: int
     blocks: int = 1
-    """How many blocks are wanted of each row: its own, and those behind it."""
+    """Number of blocks needed of each row: its own, and later ones."""
 
     @property
     def span(self) -> tuple[int, int]:
-        """The columns that any row sees."""
+        """The columns to which at least one row attends."""
         return min(self.first), max(self.last)
 
     @property
     def everything(self) -> bool:
-        """Whether every row sees all columns of the span."""
+        """Whether every row attends to all columns of the span."""
         left, right = self.span
         return min(self.last) == right and max(self.first) == left
 
     def behind(self, row: int) -> int:
-        """Columns that a row sees from its block on, the block's own at least."""
+        """Number of columns to which a row attends from its block on; at least the block's own."""
         return max(self.block_length, self.last[row] - self.starts[row])
 
     @property
     def wanted(self) -> int:
-        """Positions that are wanted of each row."""
+        """Number of positions needed of each row."""
         return self.blocks * self.block_length
 
     def select(self, rows: list[int]) -> CanvasView:
@@ -84,7 +84,7 @@ class CanvasView:
 
 
 class Forward(ABC):
-    """Forward passes of one decode, with what they remember between steps."""
+    """The forward passes of one decode, with the state that they keep between steps."""
 
     def __init__(self, model: Any, family: ModelFamily, cache: CacheKind) -> None:
         self.model, self.family, self.kind = model, family, cache
@@ -93,8 +93,9 @@ class Forward(ABC):
 
     @abstractmethod
     def hidden(self, view: CanvasView) -> Tensor:
-        """Hidden states that predict each row's block, and the blocks behind it that are wanted:
-        (R, blocks * L, D)."""
+        """Hidden states that predict each row's block, and the later blocks that are needed: (R,
+        blocks * L, D).
+        """
 
     def keep(self, rows: list[int], device: torch.device) -> None:
         """Keep these rows, in this order."""
@@ -116,4 +117,4 @@ class Forward(ABC):
             **cache,
         )
         hidden: Tensor = out.last_hidden_state
-        return hidden.to(tokens.device)  # a model on several devices ends on another one
+        return hidden.to(tokens.device)  # the last layers of a model may be on another device

@@ -1,4 +1,4 @@
-"""The forward pass of bidirectional models: every position sees the whole canvas."""
+"""The forward pass of bidirectional models: every position attends to the whole canvas."""
 
 from __future__ import annotations
 
@@ -17,25 +17,27 @@ from l2pd_plugins.transfer import upload
 
 
 class BidirectionalForward(Forward):
-    """Forward passes of one decode, with what they remember between steps.
+    """The forward passes of one decode, with the state that they keep between steps.
 
-    "none": the whole canvas at every step. "prefix" (Fast-dLLM, arXiv 2505.22618): the
-    whole canvas at the first step of a block, then everything from the block on, over the cached
-    keys and values of what is before it. "dual": then the block alone, over the cached ones of
-    what is before and behind it. A row's refresh depends on its own block only. Where logits are
-    shifted, the columns before the block that predict it belong to it.
+    "none" computes the whole canvas at every step. "prefix" (Fast-dLLM, arXiv 2505.22618) computes
+    the whole canvas at the first step of a block, and then all columns from the block on, with
+    cached keys and values of the columns before it. "dual" then computes only the block, with
+    cached keys and values of the columns before and after it. When a batch row's cache is renewed
+    depends only on its own block. If logits are shifted, the columns before the block that predict
+    it are computed with it.
     """
 
     def __init__(self, model: Any, family: ModelFamily, cache: CacheKind) -> None:
         super().__init__(model, family, cache)
         self.layers = Layers.of(self.decoder)
         self._positions: tuple[Any, Any, Any] = (None, None, None)
-        """What `_position_ids` was asked last, and its answer."""
+        """The last arguments of `_position_ids`, and its result."""
 
     def hidden(self, view: CanvasView) -> Tensor:
-        """Hidden states that predict each row's block, and the blocks behind it that are wanted:
-        (R, blocks * L, D). Those of columns that the row does not see mean nothing. With the dual
-        cache only the block itself is computed, and nothing more can be wanted."""
+        """Hidden states that predict each row's block, and the later blocks that are needed: (R,
+        blocks * L, D). Values at columns to which the row does not attend are undefined. With the
+        dual cache only the block itself is computed, so no later block may be needed.
+        """
         rows, width = view.tokens.shape
         if self.kind != "none" and self.cache is None:
             layers = self.model.config.num_hidden_layers
@@ -60,19 +62,21 @@ class BidirectionalForward(Forward):
         return found
 
     def _partial_groups(self, view: CanvasView, fresh: list[int]) -> list[list[int]]:
-        """The rows that share a pass over what the cache does not keep. Fresh ones may be among
-        them, since their dense passes come after."""
+        """Groups of rows that share a pass over the columns that are not cached. They may include
+        rows of `fresh`, since the dense passes of those come afterwards.
+        """
         rows = range(len(view.starts))
         if self.kind == "dual":
-            # All rows: a block is narrow, and moving the keys and values of some of them out of
-            # the cache would cost more.
+            # All rows in one pass: a block is narrow, and copying the keys and values of some rows
+            # out of the cache would cost more.
             return [list(rows)]
         in_midst = sorted(set(rows) - set(fresh))
         return _shared(in_midst, [0] * len(in_midst), [view.behind(row) for row in in_midst], view)
 
     def _dense(self, view: CanvasView, rows: Tensor | None) -> Tensor:
-        """The blocks of a pass over every column that they see: (R, L, D). `rows` says which rows
-        of the cache the view's are; None for all."""
+        """Hidden states of the blocks, from a pass over all columns to which they attend: (R, L,
+        D). `rows` are the cache's rows of the view; None for all.
+        """
         left, right = view.span
         if self.cache is not None:
             self.cache.write_all((left, right), rows)
@@ -87,7 +91,7 @@ class BidirectionalForward(Forward):
         )
 
     def _position_ids(self, view: CanvasView, left: int, right: int) -> Tensor:
-        """(R, right - left) int64, as the model counts; the same tensor while nothing changes."""
+        """(R, right - left) int64: position ids; the same tensor object while nothing changes."""
         whole, span, ids = self._positions
         if whole is not view.position_ids or span != (left, right):
             ids = view.position_ids[:, left:right] + self.family.first_position
@@ -95,8 +99,9 @@ class BidirectionalForward(Forward):
         return ids
 
     def _partial(self, view: CanvasView, rows: Tensor | None) -> Tensor:
-        """The blocks of a pass over the columns that the cache does not keep: (R, L, D). `rows` as
-        in `_dense`."""
+        """Hidden states of the blocks, from a pass over the columns that are not cached: (R, L, D).
+        `rows` as in `_dense`.
+        """
         assert self.cache is not None
         width = view.tokens.shape[1]
         columns_wanted = view.block_length
@@ -117,8 +122,9 @@ class BidirectionalForward(Forward):
         return F.pad(hidden, (0, 0, 0, missing)) if missing else hidden
 
     def _block_columns(self, view: CanvasView, count: int) -> Tensor:
-        """(R, count) columns from the one on that predicts the first position of each row's
-        block."""
+        """(R, count) columns, starting with the one that predicts the first position of each row's
+        block.
+        """
         device = view.tokens.device
         begin = upload(view.starts, device).unsqueeze(-1) - self.family.logit_shift
         return begin + torch.arange(count, device=device)
@@ -130,12 +136,13 @@ class BidirectionalForward(Forward):
         position_ids: Tensor,
         wanted: slice | Tensor = slice(None),
     ) -> Tensor:
-        """Hidden states of the wanted columns of a pass, see `Layers`; mask None: every column
-        sees all that there is."""
+        """Hidden states of the needed columns of a pass, see `Layers`; mask None: every column
+        attends to all columns.
+        """
         if self.layers is None:
             return columns_of(self._whole_decoder(tokens, mask, position_ids), wanted)
-        # Nothing but the model's own modules sees what is made here, so it needs none of what
-        # no_grad still prepares for autograd. What the head makes of it is an ordinary tensor.
+        # inference_mode avoids the overhead that no_grad still has for autograd. Only the model's
+        # own modules use these tensors; the head's result is an ordinary tensor.
         with torch.inference_mode():
             if mask is None:
                 return self.layers(tokens, position_ids, wanted, self.cache)
@@ -145,6 +152,6 @@ class BidirectionalForward(Forward):
 def _shared(
     rows: list[int], first: list[int], last: list[int], view: CanvasView
 ) -> list[list[int]]:
-    """Groups of these rows, of which the i-th brings the columns [first[i], last[i])."""
+    """Groups of these rows; the i-th computes the columns [first[i], last[i])."""
     limit = CPU_LIMIT if view.tokens.device.type == "cpu" else None
     return [[rows[i] for i in group] for group in share_passes(first, last, limit)]

@@ -1,7 +1,7 @@
-"""The forward pass of block-causal models: a block sees itself and the blocks before it.
+"""The forward pass of block-causal models: a block attends to itself and the blocks before it.
 
-What a finished block computes depends on nothing behind it, so its keys and values are final, and a
-cache of them is exact.
+A finished block's keys and values depend on nothing after it, so they are final, and caching them
+is exact.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from l2pd_plugins.transfer import upload
 
 
 class BlockCausalForward(Forward):
-    """Forward passes of one decode.
+    """The forward passes of one decode.
 
-    "none": everything up to each row's block, at every step. "block": the block alone, over the
-    cached keys and values of the blocks before it. These are written once, by the first step of the
-    next block, which brings the finished block along (SGLang spends a forward pass of its own on
-    them); the first step of all brings the prompt.
+    "none" computes everything up to each row's block, at every step. "block" computes only the
+    block, with cached keys and values of the blocks before it. These are written once, in the first
+    step of the next block, which also computes the finished block (SGLang uses a separate forward
+    pass for this); the very first step computes the prompt.
 
-    Everything is laid out by position and not by column, so that the block borders of rows that are
-    padded on the left lie in the same places.
+    Tensors are indexed by position and not by column, so that the block boundaries of rows with
+    different left padding are at the same indices.
     """
 
     def hidden(self, view: CanvasView) -> Tensor:
         """Hidden states (R, L, D) of each row's block."""
         rows = list(range(len(view.starts)))
         blocks = [start - first for start, first in zip(view.starts, view.first, strict=True)]
-        if self.cache is None:  # without a cache, or at the first step of all
+        if self.cache is None:  # without a cache, or at the very first step
             groups, begins = [rows], [0] * len(rows)
             if self.kind == "block":
                 width = view.tokens.shape[1] - min(view.first)
@@ -58,8 +58,9 @@ class BlockCausalForward(Forward):
     def _forward(
         self, view: CanvasView, rows: list[int], blocks: list[int], begins: list[int]
     ) -> Tensor:
-        """Hidden states (r, L, D) of the blocks of these rows, whose positions from `begins` up to
-        the end of the block take part; `blocks` holds the first position of each block."""
+        """Hidden states (r, L, D) of the blocks of these rows; computes the positions from `begins`
+        to the end of the block. `blocks` has the first position of each block.
+        """
         device, length = view.tokens.device, view.block_length
         brought = max(block + length - begin for block, begin in zip(blocks, begins, strict=True))
         layout = upload([*rows, *blocks, *begins, *(view.first[row] for row in rows)], device)
@@ -86,8 +87,9 @@ class BlockCausalForward(Forward):
         return hidden.gather(1, at.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
 
     def _mask(self, positions: Tensor, seen: int, length: int) -> Tensor:
-        """(r, 1, T, seen): which keys each of the positions (r, T) sees, as the attention wants it:
-        bool for sdpa, added to the scores for eager."""
+        """(r, 1, T, seen): the keys to which each of the positions (r, T) attends, in the form of
+        the attention implementation: bool for sdpa, additive for eager.
+        """
         keys = torch.arange(seen, device=positions.device) // length
         visible = (keys <= (positions // length).unsqueeze(-1)).unsqueeze(1)
         if self.model.config._attn_implementation != "eager":

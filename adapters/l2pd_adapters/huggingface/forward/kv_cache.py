@@ -1,7 +1,7 @@
-"""Keys and values of a canvas whose rows stand in different blocks.
+"""Keys and values of canvases whose batch rows are in different blocks.
 
-A dynamic cache grows at its end; here a whole canvas is written at the start of a block, and then
-some of its columns, different ones in each row, again and again.
+A dynamic cache grows at its end. Here a whole canvas is written at the start of a block, and then
+some of its columns, different ones in each row, are overwritten repeatedly.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from l2pd_plugins.transfer import upload
 class CanvasLayer(CacheLayerMixin):
     """One layer's keys and values: (R, heads, W + 1, head_dim).
 
-    The last column is for columns that do not exist: rows whose span is shorter than the longest
-    write there, and nobody reads it.
+    The last column is a dummy: rows whose span is shorter than the longest write there, and it is
+    never read.
     """
 
     def __init__(self, cache: CanvasCache) -> None:
@@ -36,12 +36,12 @@ class CanvasLayer(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Store what was just computed; return what the attention is to see."""
+        """Store the new keys and values; return those to which the attention attends."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None and self.values is not None
         left, right = self.cache.span
-        # A model on several devices has some of its layers elsewhere.
+        # Layers of one model may be on several devices.
         rows, columns = self.cache.index, self.cache.columns
         rows = None if rows is None else rows.to(key_states.device)
         columns = None if columns is None else columns.to(key_states.device)
@@ -71,7 +71,7 @@ class CanvasLayer(CacheLayerMixin):
             self.values = self.values.index_select(0, rows)
 
     def get_seq_length(self) -> int:
-        """0: the caller gives position ids, so nothing is counted here."""
+        """0: the caller passes position ids, so the cache need not count."""
         return 0
 
     def get_max_length(self) -> int:
@@ -81,13 +81,15 @@ class CanvasLayer(CacheLayerMixin):
     get_max_cache_shape = get_max_length  # its name in transformers 5.11
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Keys that the attention sees, and where they start."""
+        """Number of keys to which the attention attends, and their offset."""
         left, right = self.cache.span
         return right - left, 0
 
 
 class CanvasCache(Cache):
-    """The cache of R rows of W columns; `write_all` or `write_some` says what a forward brings."""
+    """The cache of R rows of W columns; call `write_all` or `write_some` before each forward
+    pass.
+    """
 
     def __init__(self, layers: int, rows: int, width: int) -> None:
         self.rows, self.width = rows, width
@@ -97,14 +99,15 @@ class CanvasCache(Cache):
         super().__init__(layers=[CanvasLayer(self) for _ in range(layers)])
 
     def write_all(self, span: tuple[int, int], rows: Tensor | None) -> None:
-        """The next forward brings every column of the span, of these rows (None: of all)."""
+        """The next forward pass computes every column of the span, for these rows (None: all)."""
         self.span, self.index, self.columns = span, rows, None
 
     def write_some(
         self, span: tuple[int, int], columns: Tensor, rows: Tensor | None = None
     ) -> None:
-        """The next forward brings `columns` (R, T) of these rows (None: of all) and sees the whole
-        span."""
+        """The next forward pass computes `columns` (R, T) of these rows (None: all) and attends to
+        the whole span.
+        """
         self.span, self.index, self.columns = span, rows, columns
 
     def keep(self, rows: Sequence[int], device: torch.device) -> None:

@@ -1,8 +1,8 @@
-"""A decoder layer by layer, whose last layer computes the wanted columns alone.
+"""Runs a decoder layer by layer; the last layer computes only the needed columns.
 
-A denoising step reads the hidden states of one block. Every layer but the last needs all columns;
-of the last one the others are keys and values only, so their queries, their attention and their MLP
-are left out. What a column gets is what the decoder's own forward gives it.
+A denoising step reads the hidden states of one block. All layers except the last need all columns.
+In the last layer the other columns are only keys and values, so their queries, attention and MLP
+are skipped. The results are equal to those of the decoder's own forward.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ _ATTENTIONS = ("sdpa", "eager")
 class Layers:
     """The modules of a bidirectional Llama, Qwen2 or Qwen3 decoder, called one after another.
 
-    The norms, projections and MLPs are called as modules, whatever has replaced them (LoRA, a
-    quantised layer); what combines them is done here, in the same order of operations.
+    The norms, projections and MLPs are called as modules, so that replacements (LoRA, a quantised
+    layer) work; the operations between them are done here, in the same order.
     """
 
     def __init__(self, decoder: Any) -> None:
@@ -46,8 +46,9 @@ class Layers:
 
     @classmethod
     def of(cls, decoder: Any) -> Layers | None:
-        """The layers of a decoder; None if it is of another kind, or if calling one of its modules
-        does more than the forward of its class: a hook, a compiled or replaced forward."""
+        """The layers of a decoder; None if it is of another class, or if calling one of its modules
+        does more than the forward of its class (a hook, a compiled or replaced forward).
+        """
         if type(decoder) not in _LAYERS or decoder.training:
             return None
         config = decoder.config
@@ -69,8 +70,10 @@ class Layers:
     def __call__(
         self, tokens: Tensor, position_ids: Tensor, wanted: slice | Tensor, cache: Any = None
     ) -> Tensor:
-        """Hidden states (R, C, D) of the wanted columns of tokens (R, T): a slice of the T, or
-        (R, C) int64 of each row's own. Every column sees every other, those of the cache too."""
+        """Hidden states (R, C, D) of the needed columns of tokens (R, T), given as a slice of the T
+        columns or as (R, C) int64 for each row. Every column attends to every other, including
+        cached ones.
+        """
         hidden = self.decoder.embed_tokens(tokens)
         rotary = self._rotary_of(hidden, position_ids)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(
@@ -89,7 +92,7 @@ class Layers:
         return found
 
     def _rotary_of(self, hidden: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of the positions, computed once where they stay the same tensor."""
+        """Cosines and sines of the positions; computed again only if the tensor object changes."""
         if self._rotary is None or self._rotary[0] is not position_ids:
             self._rotary = position_ids, self.decoder.rotary_emb(hidden, position_ids=position_ids)
         return self._rotary[1]
@@ -104,11 +107,13 @@ def _layer(
     cache: Any,
     attend: Callable[..., Any],
 ) -> Tensor:
-    """What a layer makes of hidden (R, C, D), whose queries are (R, heads, C, size)."""
+    """The output of a layer for hidden (R, C, D), whose queries are (R, heads, C, size)."""
     attention = layer.self_attn
     if cache is not None:
         key, value = cache.update(key, value, attention.layer_idx)
-    if attend is sdpa_attention_forward and key.shape[1] == query.shape[1]:  # all that it does then
+    if (
+        attend is sdpa_attention_forward and key.shape[1] == query.shape[1]
+    ):  # then this is all that it does
         seen = F.scaled_dot_product_attention(query, key, value, scale=attention.scaling)
         seen = seen.transpose(1, 2)
     else:
@@ -155,7 +160,7 @@ def _rotated(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _modules(root: nn.Module) -> Iterator[nn.Module]:
-    """The module and all in it, as `modules`, in a fraction of its time."""
+    """The module and all its submodules, as `modules()`, but faster."""
     left = [root]
     while left:
         module = left.pop()

@@ -1,7 +1,8 @@
-"""The two parts of a model: what makes hidden states, and what makes logits of some of them.
+"""The two parts of a model: the base model, which computes hidden states, and the head, which
+computes logits.
 
-The head of a vocabulary of 150,000 costs as much as many layers, so it never sees the positions
-that nobody asks about.
+The head for a vocabulary of 150,000 costs as much as many layers, so it computes only the needed
+positions.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from l2pd_adapters.huggingface.models.model_info import within
 
 
 def parts_of(model: Any, family: ModelFamily) -> tuple[Any, Callable[[Tensor], Tensor]]:
-    """What makes hidden states, and what makes logits (N, V) of N of them, (N, D)."""
+    """The base model, and a function from N hidden states (N, D) to logits (N, V)."""
     if family in FAMILIES:
         return model.get_decoder(), model.get_output_embeddings()
     inner = within(model)
@@ -26,11 +27,11 @@ def parts_of(model: Any, family: ModelFamily) -> tuple[Any, Callable[[Tensor], T
 
 
 class _Head:
-    """Everything that a model does behind its base model, whatever it is: BERT transforms what the
-    output embeddings see, Gemma caps what they give.
+    """Everything that a model does after its base model: for example, BERT transforms the input of
+    the output embeddings, and Gemma caps their output.
 
-    The model's own forward, over a copy without weights of its own whose base model hands on what
-    it is given.
+    It is the model's own forward on a shallow copy that shares the weights and whose base model
+    returns its input.
     """
 
     def __init__(self, model: Any) -> None:
@@ -52,7 +53,7 @@ class _HandsOn(nn.Module):
 
 
 class _Outputs(BaseModelOutput):
-    """Hidden states, and None for all else that a model may ask its base model for."""
+    """Hidden states, and None for every other output of a base model."""
 
     def __getattr__(self, name: str) -> None:
         if name.startswith("__"):

@@ -1,7 +1,7 @@
-"""Which rows share a forward pass: those that see about as many columns.
+"""Which batch rows share a forward pass: those that attend to about the same number of columns.
 
-A batch is as wide as its widest row. Once a text has its end, its row sees a short canvas, and
-would still pay for the whole one beside a row that goes on.
+A batch is as wide as its widest row. After the end of its text, a row has a shorter canvas; in one
+pass with an unfinished row it would still cost as much as the whole canvas.
 """
 
 from __future__ import annotations
@@ -9,22 +9,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 PASS = 512
-"""What one more forward pass costs, in columns of one row: the launches of its layers, and on a GPU
-reading the weights once more."""
+"""Cost of one more forward pass, in columns of one row: launching its layers and, on a GPU, reading
+the weights again.
+"""
 
 CPU_LIMIT = 2048
-"""Columns of all rows that a pass on the CPU takes at most, so that a layer's intermediate results
-stay in its caches."""
+"""Greatest number of columns, summed over the rows, of a pass on the CPU, so that a layer's
+intermediate results stay in the CPU's caches.
+"""
 
 
 def share_passes(
     first: Sequence[int], last: Sequence[int], limit: int | None = None
 ) -> list[list[int]]:
-    """Split rows, of which row i sees the columns [first[i], last[i]), into groups of row numbers.
+    """Split rows into groups of row numbers; row i attends to the columns [first[i], last[i]).
 
-    Each group costs its rows times the columns that any of them sees, at most `limit` unless it is
-    a single row, plus `PASS`. Rows are grouped in the order of where they end, which gives the
-    cheapest split if all begin at the same column.
+    A group costs its number of rows times the columns to which any of them attends, plus `PASS`;
+    the product is at most `limit` unless the group is a single row. Rows are grouped in the order
+    of their ends, which gives the cheapest split if all begin at the same column.
     """
     order = sorted(range(len(last)), key=lambda row: last[row])
     # Rows that end together are never split for their width, only for the limit.

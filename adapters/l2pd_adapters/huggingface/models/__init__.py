@@ -1,1 +1,1 @@
-"""Models: loading them, and what the loop must know about them."""
+"""Models: loading them, and the facts about them that the loop needs."""

@@ -1,7 +1,7 @@
-"""Whether a model that a user has described sees what it is said to see.
+"""Checks that the attention of a user's model is as its `ModelFamily` says.
 
-Most decoders of transformers follow `config.is_causal`, some do not; one that goes on looking back
-only would decode, without an error, nonsense.
+Most decoders of transformers honour `config.is_causal`, some do not. A decoder that remains causal
+would decode nonsense without an error.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from l2pd_adapters.huggingface.forward import CanvasView, forward_for
 from l2pd_plugins.errors import L2PDError
 
 LENGTH = 4
-"""Positions of the block that is looked at."""
+"""Length of the block in the check, in positions."""
 
 
 @torch.no_grad()
 def check_attention(model: Any, family: ModelFamily, mask_token_id: int) -> None:
-    """Raise L2PDError unless the first position of a block sees its last one (two forward passes
-    of a few tokens)."""
+    """Raise L2PDError unless the first position of a block attends to its last one (two forward
+    passes of a few tokens).
+    """
     width = LENGTH + family.logit_shift
     tokens = torch.full((2, width), mask_token_id, device=model.device)
     tokens[1, -1] = 0 if mask_token_id else 1

@@ -36,7 +36,7 @@ from transformers.models.glm4_moe.modeling_glm4_moe import (
 class LLaDA2MoeConfig(PreTrainedConfig):
     """The config of the hub's checkpoints; the defaults are those of LLaDA2.0-mini.
 
-    Raises ValueError for what an LLaDA2 checkpoint may say and this module does not do.
+    Raises ValueError for settings of LLaDA2 checkpoints that this module does not support.
     """
 
     model_type = "llada2_moe"
@@ -105,18 +105,18 @@ _ONLY = {
     "norm_head": False,
     "expert_capacity": None,
 }
-"""Fields of the hub's configs that have one value in LLaDA2.0 and 2.1."""
+"""Fields of the hub's configs that have the same value in all of LLaDA2.0 and 2.1."""
 
 
 class LLaDA2MoeAttention(nn.Module):
-    """Grouped-query attention; queries and keys are normed per head, then rotated in part."""
+    """Grouped-query attention; queries and keys are normalised per head, then partly rotated."""
 
     def __init__(self, config: LLaDA2MoeConfig, layer_idx: int) -> None:
         super().__init__()
         self.config, self.layer_idx = config, layer_idx
         self.head_dim = config.head_dim
         self.heads = [config.num_attention_heads, *[config.num_key_value_heads] * 2]
-        """Of queries, keys and values, as they follow each other in `query_key_value`."""
+        """Sizes of queries, keys and values, in their order in `query_key_value`."""
         self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
         self.scaling = self.head_dim**-0.5
         self.is_causal = False
@@ -160,7 +160,7 @@ class LLaDA2MoeAttention(nn.Module):
 
 
 class LLaDA2MoeGate(nn.Module):
-    """Which experts see a token, and with what weight; float32 throughout."""
+    """Chooses the experts of each token and their weights; float32 throughout."""
 
     def __init__(self, config: LLaDA2MoeConfig) -> None:
         super().__init__()
@@ -171,7 +171,7 @@ class LLaDA2MoeGate(nn.Module):
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """tokens (N, D) -> experts (N, k) int64 and their weights (N, k) float32.
 
-        The bias has a say in which experts are chosen, and none in their weights.
+        The bias affects which experts are chosen, but not their weights.
         """
         config = self.config
         scores = nn.functional.linear(tokens.float(), self.weight.float()).sigmoid()
@@ -183,7 +183,9 @@ class LLaDA2MoeGate(nn.Module):
         return experts, weights * config.routed_scaling_factor
 
     def _within_best_groups(self, merit: Tensor) -> Tensor:
-        """merit (N, E), -inf outside the `topk_group` groups whose two best experts sum highest."""
+        """merit (N, E) with -inf outside the `topk_group` groups with the highest sums of their two
+        best experts.
+        """
         config = self.config
         if not config.n_group:
             return merit
@@ -194,7 +196,7 @@ class LLaDA2MoeGate(nn.Module):
 
 
 class LLaDA2MoeSparseMoeBlock(nn.Module):
-    """The chosen experts of each token, and the experts that see all tokens."""
+    """The chosen experts of each token, and the shared experts of all tokens."""
 
     def __init__(self, config: LLaDA2MoeConfig) -> None:
         super().__init__()
@@ -232,7 +234,7 @@ class LLaDA2MoeDecoderLayer(GradientCheckpointingLayer):
 
 
 class LLaDA2MoePreTrainedModel(PreTrainedModel):
-    """What transformers wants to know of every LLaDA2 module."""
+    """Attributes that transformers needs for every LLaDA2 module."""
 
     config: LLaDA2MoeConfig
     config_class = LLaDA2MoeConfig
@@ -257,7 +259,9 @@ class LLaDA2MoePreTrainedModel(PreTrainedModel):
 
 
 class LLaDA2MoeModel(LLaDA2MoePreTrainedModel):
-    """The decoder: a position sees its own block of `config.block_length` and those before it."""
+    """The decoder: a position attends to its own block of `config.block_length` and to those before
+    it.
+    """
 
     def __init__(self, config: LLaDA2MoeConfig) -> None:
         super().__init__(config)
@@ -290,7 +294,7 @@ class LLaDA2MoeModel(LLaDA2MoePreTrainedModel):
 
         attention_mask is (B, S) with zeros on padding, from which the block-causal mask is made, or
         a mask (B, 1, T, S) that is used as it is. Positions, and with them the borders of the
-        blocks, are counted from a row's first token that is no padding.
+        blocks, are counted from a row's first token that is not padding.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
@@ -324,7 +328,7 @@ class LLaDA2MoeModel(LLaDA2MoePreTrainedModel):
 
     @staticmethod
     def _positions(embedded: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
-        """(B, S): how many tokens that are no padding stand before each, cached ones included."""
+        """(B, S): number of non-padding tokens before each, including cached ones."""
         rows, count = embedded.shape[:2]
         if mask is not None and mask.ndim == 2:
             return (mask.long().cumsum(-1) - 1).clamp(min=0)
@@ -372,8 +376,8 @@ class LLaDA2MoeModelLM(LLaDA2MoePreTrainedModel, GenerationMixin):
 
 
 if get_checkpoint_conversion_mapping(LLaDA2MoeConfig.model_type) is None:
-    # On the hub every expert has weights of its own; the same goes for Qwen2 MoE, and transformers
-    # merges them on loading and takes them apart again on saving.
+    # On the hub every expert has separate weights, as in Qwen2 MoE; transformers merges them on
+    # loading and splits them again on saving.
     register_checkpoint_conversion_mapping(
         LLaDA2MoeConfig.model_type, get_checkpoint_conversion_mapping("qwen2_moe")
     )

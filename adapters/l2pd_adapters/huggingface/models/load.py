@@ -59,10 +59,10 @@ from l2pd_plugins.files import is_there, one_line, path_inside, read_object, rea
 _OF_THE_HUB = ("revision", "token", "cache_dir", "local_files_only")
 _NAMED_AT_MOST = 5
 _FINITE = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-"""Types of weights that are looked at; others are those of quantised models."""
+"""Dtypes of weights that are checked; others belong to quantised models."""
 _FAILED = "cannot be loaded"
 _FEW_WEIGHTS = 2**22
-"""As many may always be described and not stored."""
+"""Number of weights that the config may always describe without them being stored."""
 
 
 def load(
@@ -78,24 +78,24 @@ def load(
     """Load a model and its tokenizer and enable `generate(..., unmask_policy=...)` on the model.
 
     Args:
-        name: a shipped model ("tiny-llada"), a local folder, or a hub id. A shipped name wins over
-            a hub id; a folder is named by a path (``./tiny-llada``).
-        family: how the model is to be read; by default its config says which of the known ones it
-            is of. With one, any decoder or masked LM of transformers is loaded.
-        dtype: of the weights; "auto" takes the checkpoint's own. `torch_dtype` is the same.
+        name: a shipped model ("tiny-llada"), a local folder, or a hub id. A shipped name takes
+        precedence over a hub id; write a folder as a path (``./tiny-llada``).
+        family: describes how to decode the model; by default it is one of the known families,
+        chosen by the config. With a family, any decoder or masked LM of transformers can be loaded.
+        dtype: dtype of the weights; "auto" uses the checkpoint's own. `torch_dtype` is the same.
         device: where the model goes; None leaves it on the CPU.
         device_map: as in transformers (needs accelerate), instead of `device`.
         adapter: a LoRA adapter of PEFT, a folder or a hub id, whose update is added to the weights;
-            one that was trained on the authors' own code has its layers' names translated.
-        kwargs: handed to ``from_pretrained``; `revision`, `token`, `cache_dir` and
-            `local_files_only` hold for config and tokenizer, too.
+        layer names of the authors' own code are translated.
+        kwargs: passed to ``from_pretrained``; `revision`, `token`, `cache_dir` and
+        `local_files_only` also apply to config and tokenizer.
 
     Returns:
         (model in eval mode, tokenizer with left padding).
 
-    Raises L2PDError if there is no such model or device, the model is no diffusion language model,
-    or its files do not go together. No remote code is run: the models run on transformers' own
-    code.
+    Raises L2PDError if there is no such model or device, the model is not a diffusion language
+    model, or its files do not match each other. No remote code is run: the models run on
+    transformers' own code.
     """
     if not isinstance(name, str | Path):
         raise L2PDError(f"name={short(name)}: expected a model's name, folder or hub id")
@@ -161,10 +161,10 @@ def load(
 
 
 def _downloaded(hub_id: str, hub: Mapping[str, Any], kwargs: Mapping[str, Any]) -> str:
-    """The folder of a hub id in the hub's cache, which is then loaded as any other folder. The
-    small files come, and are looked at, before the weights.
+    """Download a hub id to the hub's cache; its folder is then loaded as any other folder. The
+    small files are downloaded and checked before the weights.
 
-    Raises L2PDError if the hub does not give it, or a small file is not what it has to be.
+    Raises L2PDError if it is not available, or if a small file is invalid.
     """
     names = (*(name for name in _OF_THE_HUB if name in hub), "force_download")
     known = {name: value for name, value in {**kwargs, **hub}.items() if name in names}
@@ -180,8 +180,10 @@ def _downloaded(hub_id: str, hub: Mapping[str, Any], kwargs: Mapping[str, Any]) 
 
 
 def _values(source: str, hub: Mapping[str, Any]) -> dict[str, Any]:
-    """What the checkpoint's config.json holds. Raises L2PDError if it is none, or a setting that
-    this package reads, or a library allocates memory by, is not what it has to be."""
+    """The content of the checkpoint's config.json. Raises L2PDError if it is not a config, or if a
+    setting is invalid that this package reads or that determines how much memory a library
+    allocates.
+    """
     read_object(path_inside(Path(source), "config.json"), "config.json")
     values: dict[str, Any]
     with reading(_FAILED):
@@ -194,10 +196,10 @@ def _values(source: str, hub: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_folder(folder: Path, values: Mapping[str, Any]) -> dict[str, StoredTensor]:
-    """The tensors that a folder's files of weights hold.
+    """The tensors in a folder's files of weights.
 
     Raises L2PDError if a file that is read is missing, cannot be read, or is not in the folder, or
-    if the weights are no floating-point numbers.
+    if the weights are not floating-point numbers.
     """
     check_files(folder)
     if is_there(folder / "generation_config.json"):
@@ -221,11 +223,13 @@ def _check_folder(folder: Path, values: Mapping[str, Any]) -> dict[str, StoredTe
 def _check_size(
     model_class: Any, config: PreTrainedConfig, tensors: Mapping[str, StoredTensor]
 ) -> None:
-    """Raise L2PDError if the config describes a model that is far larger than what is stored:
-    transformers would allocate it all and fill it at random, before it tells what is missing."""
+    """Raise L2PDError if the config describes a model that is far larger than the stored weights:
+    transformers would allocate all of it and initialise it at random before it reports missing
+    weights.
+    """
     if not tensors:
         return
-    make = getattr(model_class, "from_config", model_class)  # the former of transformers' Auto...
+    make = getattr(model_class, "from_config", model_class)  # from_config: of Auto classes
     with torch.device("meta"), no_init_weights():
         described = sum(weight.numel() for weight in make(copy.deepcopy(config)).parameters())
     # Tied weights may be stored once, and quantised ones packed.
@@ -238,7 +242,7 @@ def _check_size(
 
 
 def _check_finite(model: Any) -> None:
-    """Raise L2PDError if a weight is no finite number: every answer would be garbage."""
+    """Raise L2PDError if a weight is not finite: every answer would be garbage."""
     for name, weight in model.named_parameters():
         if weight.is_meta or not weight.numel() or weight.dtype not in _FINITE:
             continue
@@ -275,7 +279,7 @@ def _model_class(config: PreTrainedConfig, family: ModelFamily) -> Any:
 def _tokenizer(
     source: str, config: PreTrainedConfig, family: ModelFamily, hub: Mapping[str, Any]
 ) -> Any:
-    """The tokenizer, which knows the tokens that decoding is about."""
+    """Load the tokenizer, and check that it has the mask and end-of-text tokens."""
     native = {}
     with reading(f"the tokenizer {_FAILED}"):
         settings = get_tokenizer_config(
@@ -305,8 +309,7 @@ def _tokenizer(
 
 
 def _check_use(tokenizer: Any) -> None:
-    """Raise L2PDError if the tokenizer fails as soon as it is used, or its template as soon as it
-    is read."""
+    """Raise L2PDError if a first use of the tokenizer, or reading its template, fails."""
     with reading("the tokenizer cannot be used"):
         tokenizer.decode(tokenizer("a").input_ids)
     problem = template_problem(tokenizer.chat_template)
@@ -315,8 +318,9 @@ def _check_use(tokenizer: Any) -> None:
 
 
 def _check_weights(found: Mapping[str, Any], name: str, ignored: tuple[str, ...] = ()) -> None:
-    """Raise L2PDError if the checkpoint's weights are not those that the model wants: transformers
-    makes up what is missing, at random."""
+    """Raise L2PDError if the checkpoint's weights do not match the model's: transformers
+    initialises missing weights at random.
+    """
     missing = sorted(found["missing_keys"])
     unexpected = sorted(
         weight
@@ -334,11 +338,11 @@ def _check_weights(found: Mapping[str, Any], name: str, ignored: tuple[str, ...]
 
 
 _FIXED = {"trust_remote_code": False, "use_safetensors": True, "weights_only": True}
-"""Keywords of `from_pretrained` that have one value here: no code of a checkpoint is ever run."""
+"""Keywords of `from_pretrained` with a fixed value here: no code of a checkpoint is ever run."""
 
 
 def _dtype(dtype: Any, kwargs: dict[str, Any]) -> str:
-    """The dtype by its name; `torch_dtype`, as older code calls it, is taken out of the others."""
+    """The dtype by its name; `torch_dtype`, its name in older code, is removed from kwargs."""
     older = check(LOAD, "torch_dtype", kwargs.pop("torch_dtype", None))
     if older is not None and dtype != "auto":
         raise L2PDError(
@@ -369,13 +373,14 @@ def _keywords(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def device_here(device: torch.device | str | None) -> torch.device:
-    """The device as tensors on it name it: "cuda" is not equal to "cuda:0". None is the default.
+    """The device as its tensors name it ("cuda" is not equal to "cuda:0"). None is the default
+    device.
 
-    Raises L2PDError, with the choices, if no tensor can be there.
+    Raises L2PDError, with the choices, if a tensor cannot be created on it.
     """
     try:
         return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:  # the latter where torch has no CUDA
+    except (RuntimeError, AssertionError) as error:  # AssertionError if torch is built without CUDA
         here = ["cpu"]
         if torch.accelerator.is_available():
             here.append(str(torch.accelerator.current_accelerator()))
@@ -385,7 +390,7 @@ def device_here(device: torch.device | str | None) -> torch.device:
 
 @contextmanager
 def without_progress_bar() -> Iterator[None]:
-    """Within it, transformers shows no bar while it loads weights."""
+    """Context manager: transformers shows no progress bar while it loads weights."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

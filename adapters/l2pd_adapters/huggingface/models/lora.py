@@ -1,9 +1,10 @@
-"""Low-rank adapters (LoRA) that were trained on the authors' own code.
+"""Low-rank adapters (LoRA), including those trained on the authors' own code.
 
-Such an adapter names its layers as that code does (LLaDA's `model.transformer.blocks.0.ff_proj`),
-while the model here has transformers' names (`model.layers.0.mlp.gate_proj`). PEFT matches names,
-so it would load the adapter and change nothing. The names are translated by the family's table,
-as those of the checkpoint's weights are; PEFT then makes the layers, and merges them.
+An adapter trained on the authors' code has that code's layer names (LLaDA's
+`model.transformer.blocks.0.ff_proj`), while the model here has transformers' names
+(`model.layers.0.mlp.gate_proj`). PEFT matches names, so it would load the adapter and change
+nothing. The names are translated with the family's table, like those of the checkpoint's weights;
+PEFT then creates the layers and merges them.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ from l2pd_plugins.files import read_object, reason_of
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 ADAPTER = "l2pd_adapter"
-"""The attribute of a model that names the adapter it was merged with."""
+"""The attribute of a model with the name of its merged adapter."""
 _PREFIX = "base_model.model."
-"""How PEFT begins the name of every weight."""
+"""PEFT's prefix of every weight name."""
 _FOLLOWED = ("r", "lora_alpha", "use_rslora", "use_dora", "lora_bias", "alpha_pattern")
-"""Settings of the adapter that say what its weights mean."""
+"""Settings of the adapter that change the meaning of its weights."""
 _WITHOUT_MEANING = (
     "peft_type",
     "task_type",
@@ -42,25 +43,25 @@ _WITHOUT_MEANING = (
     "inference_mode",
     "lora_dropout",
     "fan_in_fan_out",  # PEFT sets it by the layer
-    # Which layers there are is told by the weights.
+    # The layers follow from the weights.
     "target_modules",
     "exclude_modules",
     "layers_to_transform",
     "layers_pattern",
     "rank_pattern",
-    # How a training begins.
+    # These only affect the start of a training.
     "loftq_config",
     "eva_config",
     "corda_config",
     "lora_ga_config",
     "ensure_weight_tying",
     "runtime_config",
-    # Of kinds that are refused by a setting of their own.
+    # These belong to kinds that are refused because of another setting.
     "megatron_core",
     "qalora_group_size",
 )
 _HARMLESS_STARTS = (True, False, "gaussian", "eva", "orthogonal")
-"""Of `init_lora_weights`: those that leave the model's own weights as they are."""
+"""Values of `init_lora_weights` that do not change the model's own weights."""
 _NAMED_AT_MOST = 5
 
 
@@ -71,12 +72,12 @@ def add_adapter(
 
     Args:
         model: on transformers' own code, or this package's.
-        adapter: a folder as PEFT writes it, or a hub id.
-        family: whose table translates the names of layers.
-        hub: keywords of the hub (revision excepted, which is the model's).
+        adapter: a folder written by PEFT, or a hub id.
+        family: the family whose table translates the names of layers.
+        hub: keywords of the hub, except revision, which is the model's.
 
-    Raises L2PDError, before the model is changed, for what `require_adapter` refuses, or if one of
-    the adapter's weights has no place in the model.
+    Raises L2PDError, before the model is changed, if `require_adapter` would, or if one of the
+    adapter's weights matches no layer of the model.
     """
     require_adapter(adapter)
     import peft
@@ -86,7 +87,7 @@ def add_adapter(
     settings = _settings(config_file, what)
     try:
         stored = load_file(weights_file)
-    except Exception as error:  # safetensors' own error, OSError, or a header that is none
+    except Exception as error:  # safetensors' own error, OSError, or an invalid header
         raise L2PDError(f"{what}: {WEIGHTS} cannot be read: {error}") from error
     layers = _layers(stored, model, family, what)
     ranks = {native: parts["lora_A.weight"].shape[0] for native, (_, parts) in layers.items()}
@@ -128,8 +129,8 @@ def add_adapter(
 
 def require_adapter(adapter: str | Path, called: str | None = None) -> None:
     """Raise L2PDError, which begins with `called`, if PEFT is missing, an adapter in a folder
-    cannot be read, or it is of a kind that is not supported: before the model is loaded. Of one on
-    the hub only the name is looked at."""
+    cannot be read, or it is of an unsupported kind; call it before the model is loaded. For an
+    adapter on the hub only the name is checked."""
     called = f"adapter {str(adapter)!r}" if called is None else called
     if find_spec("peft") is None:
         raise L2PDError(f"{called} needs PEFT: pip install 'l2pd-plugins[peft]'")
@@ -148,14 +149,14 @@ def _settings(config_file: Path, what: str) -> dict[str, Any]:
 
 
 def _folder(adapter: str | Path, what: str) -> Path | None:
-    """The adapter's folder; None for one on the hub."""
+    """The adapter's folder; None for an adapter on the hub."""
     text = str(adapter)
     try:
         folder = Path(text).expanduser()
         if folder.is_dir():
             return folder
         is_file = folder.exists()
-    except (OSError, RuntimeError) as error:  # a name that is too long, a user who is not known
+    except (OSError, RuntimeError) as error:  # the name is too long, or ~user is unknown
         raise L2PDError(f"{what}: {reason_of(error)}") from error
     if is_file:
         raise L2PDError(f"{what}: it is a file, expected a folder")
@@ -186,7 +187,7 @@ def _files(adapter: str | Path, hub: Mapping[str, Any]) -> tuple[Path, Path]:
 
 
 def _refuse_unsupported(settings: Mapping[str, Any], what: str) -> None:
-    """Raise L2PDError for adapters whose weights would mean something else than is made of them."""
+    """Raise L2PDError for adapters whose weights would be interpreted wrongly."""
     kind = settings.get("peft_type")
     if kind != "LORA":
         raise L2PDError(f"{what}: peft_type={short(kind)} is not supported; expected LORA")
@@ -208,12 +209,12 @@ def _refuse_unsupported(settings: Mapping[str, Any], what: str) -> None:
     if not isinstance(pattern, Mapping):
         raise L2PDError(f"{what}: alpha_pattern={short(pattern)}: expected an object")
     for name in pattern:
-        if not re.fullmatch(r"[\w.]+", name):  # a stranger's regular expression is not run
+        if not re.fullmatch(r"[\w.]+", name):  # an untrusted regular expression is not run
             raise L2PDError(f"{what}: alpha_pattern has {short(name)}; expected a layer's name")
 
 
 def _alpha(layer: str, settings: Mapping[str, Any], what: str) -> float:
-    """The scale of a layer by the name that it was trained under."""
+    """The scale (alpha) of a layer, given by its name in training."""
     pattern: Mapping[str, Any] = settings.get("alpha_pattern") or {}
     own = [alpha for name, alpha in pattern.items() if f".{layer}".endswith(f".{name}")]
     alpha = own[0] if own else settings.get("lora_alpha", 8)
@@ -226,8 +227,9 @@ def _alpha(layer: str, settings: Mapping[str, Any], what: str) -> float:
 def _layers(
     stored: Mapping[str, Tensor], model: Any, family: ModelFamily, what: str
 ) -> dict[str, tuple[str, dict[str, Tensor]]]:
-    """By the model's name of each layer: the name that it was trained under, and its weights by
-    what PEFT calls them ("lora_A.weight")."""
+    """For the model's name of each layer: its name in training, and its weights by their PEFT names
+    ("lora_A.weight").
+    """
     modules = dict(model.named_modules())
     layers: dict[str, tuple[str, dict[str, Tensor]]] = {}
     left = []
@@ -261,8 +263,9 @@ def _layers(
 
 
 def _native(layer: str, family: ModelFamily, modules: Mapping[str, nn.Module]) -> str | None:
-    """The model's layer for a name of the authors' code, or of transformers'; None if it has none.
-    Training the model inside its head's class gives names that begin with "model."."""
+    """The model's layer for a name in the authors' code or in transformers; None if there is none.
+    If the base model was trained inside the class with the head, names begin with "model.".
+    """
     for name in (layer, f"model.{layer}"):
         native = family.native_weight(name)
         if isinstance(modules.get(native), nn.Linear):
@@ -291,7 +294,7 @@ def _check_shapes(layer: str, parts: Mapping[str, Tensor], module: Any, what: st
 
 
 def _tied(model: Any) -> Any:
-    """The weight that embedding and head share; None if they do not."""
+    """The weight that embedding and head share; None if they share none."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     shared = getattr(head, "weight", None)
     return shared if shared is getattr(embedding, "weight", torch.empty(0)) else None

@@ -1,7 +1,8 @@
-"""What a transformers model is: the family that it was enabled with, else the one of its config.
+"""Facts about a transformers model. Its family is the one it was enabled with, else that of its
+config.
 
-The family is an attribute of the model, so it goes where the model goes: into copies, pickles, and
-whatever wraps the model and hands attributes on.
+The family is an attribute of the model, so it is also in copies, pickles, and wrappers that forward
+attributes.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ def family_of(model: Any) -> ModelFamily:
 
 
 def mask_token_of(model: Any) -> int:
-    """The id of the mask token. Raises L2PDError if there is none within the vocabulary."""
+    """The id of the mask token. Raises L2PDError if there is none, or if it is outside the
+    vocabulary.
+    """
     return families.mask_token_of(model.config, family_of(model))
 
 
@@ -34,31 +37,31 @@ def block_length_of(model: Any) -> int:
 
 
 def within(model: Any) -> Any:
-    """The transformers model inside one that PEFT has wrapped; else the model itself."""
+    """The transformers model inside a PEFT model; otherwise the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def is_masked_lm(model: Any) -> bool:
-    """Whether it is an encoder with a head for masked tokens (BERT), which keeps no keys and
-    values."""
+    """Whether it is an encoder with a head for masked tokens (BERT), which has no KV cache."""
     return type(within(model)).__name__ in MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()
 
 
 def positions_of(model: Any) -> int | None:
-    """How many positions the model was made for; None if its config does not say."""
+    """The greatest number of positions, from the config; None if it does not say."""
     positions = getattr(model.config, "max_position_embeddings", None)
     return positions if isinstance(positions, int) and positions > 0 else None
 
 
 def local_folder(config: Any) -> str | None:
-    """The folder that the model was loaded from, if it was one."""
+    """The local folder from which the model was loaded, if any."""
     path = getattr(config, "_name_or_path", None)
     return path if path and Path(path).is_dir() else None
 
 
 def name_of(model: Any) -> str:
-    """What messages and the configuration line call the model: the name that it was enabled with,
-    else that of its folder or its hub id, else its class."""
+    """The model's name in messages and the configuration line: the name given to `enable`, else
+    that of its folder or its hub id, else its class.
+    """
     enabled = getattr(model.__dict__.get("generate"), "name", None)
     if isinstance(enabled, str):
         return enabled

@@ -1,7 +1,7 @@
 """The model class of each family's checkpoints.
 
-Most are transformers' own decoders under the name of the family, so that what `save_pretrained`
-writes remains a checkpoint of it (`architectures` in config.json).
+Most are transformers' own decoders under the family's name, so that `save_pretrained` writes a
+checkpoint of the same family (`architectures` in config.json).
 """
 
 from __future__ import annotations
@@ -43,4 +43,4 @@ MODELS: dict[str | None, type[PreTrainedModel]] = {
         LLaDA2MoeModelLM,
     )
 }
-"""By the architecture of their family. `config_class` reads the family's `native_config`."""
+"""The classes by architecture. `config_class` reads the family's `native_config`."""
