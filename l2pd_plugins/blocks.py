@@ -1,4 +1,4 @@
-"""The blocks of a batch that are being decoded.
+"""The current blocks of the rows of a batch.
 
 Nothing here knows an engine or a policy, and nothing reads a value back to the host.
 """
@@ -35,8 +35,8 @@ PER_ROW = (*OF_THE_BLOCK, "ignores_end")
 class BlockBatch:
     """B blocks that are being decoded, one per sequence, and the policy of each.
 
-    Rows may stand in different blocks of their canvases and run different policies. Which row runs
-    which policy is known on the host, so grouping costs no synchronisation.
+    Rows may be at different blocks of their canvases and run different policies. The host knows
+    which row runs which policy, so grouping costs no synchronisation.
     """
 
     tokens: Tensor
@@ -44,29 +44,33 @@ class BlockBatch:
     masked: Tensor
     """(B, L) bool."""
     present: Tensor
-    """(B, L) bool; False behind the end of the text, or of a canvas that is no multiple of the
-    block length, and where the first block holds the end of the prompt."""
+    """(B, L) bool: False after the end of the text or of the canvas, and at positions of the
+    prompt, if the first block begins with the end of the prompt.
+    """
     step_index: Tensor
-    """(B,) int64, denoising steps taken in the block."""
+    """(B,) int64: denoising steps taken so far in the block."""
     block_index: Tensor
     """(B,) int64."""
     canvas_length: Tensor
-    """(B,) int64, positions of the canvas that the block is part of."""
+    """(B,) int64: number of positions of the canvas to which the block belongs."""
     mask_token_id: int
     policies: list[UnmaskPolicy]
-    """One per row; rows with the same object form a group."""
+    """One policy per row; rows with the same object form a group."""
     ignores_end: Tensor
-    """(B,) bool, rows for which an end-of-text token is a token like any other."""
+    """(B,) bool: rows that go on after an end-of-text token."""
     reference: Tensor | None = None
-    """(B, L) int64, for policies that require it."""
+    """(B, L) int64: the reference answer, for policies that require it."""
     generators: list[torch.Generator | None] | None = None
-    """One per row, None for a row that has none; None if no row has one."""
+    """One generator per row, None for a row without one; None if no row has one."""
     on_error: OnError = "raise"
-    """What happens to a policy that fails, at this block and at all that follow: "raise" raises
-    PolicyRuntimeError; "progress" (servers) lets its rows go on by its progress rule alone and logs
-    the failure once per policy."""
+    """What to do when a policy fails, at this block and all later ones: "raise" raises
+    PolicyRuntimeError; with "progress" (servers) its rows continue with only its progress rule, and
+    the failure is logged once per policy.
+    """
     observe: frozenset[str] = frozenset()
-    """What the outcome's step shows beyond what the policies require."""
+    """Statistics that the outcome's step contains in addition to those that the policies
+    require.
+    """
     _later: LaterBlocks | None = field(default=None, repr=False)
     _groups: Groups = field(init=False, repr=False)
 
@@ -91,9 +95,9 @@ class BlockBatch:
     ) -> BlockBatch:
         """A batch at its first step: tokens (B, L), positions that hold mask_token_id are masked.
 
-        Absent positions (`present` False) are not masked, whatever they hold. A policy that fails,
-        here or later, raises PolicyRuntimeError, or with on_error="progress" leaves its rows to its
-        progress rule.
+        Absent positions (`present` False) are not masked, whatever they hold. If a policy fails,
+        here or later, PolicyRuntimeError is raised, or with on_error="progress" its rows continue
+        with its progress rule.
         """
         rows = len(tokens)
         if len(policies) != rows:
@@ -129,12 +133,12 @@ class BlockBatch:
         reference: Tensor | None = None,
         on_error: OnError | None = None,
     ) -> None:
-        """Keep a state for blocks behind the present ones too, for policies that look ahead.
+        """Also keep a state for later blocks, for policies that look ahead.
 
-        rows: of each of the N blocks the row it belongs to, out of `looking_ahead`; the blocks of
-        one row follow each other, and begin with the one behind its present block. tokens, present,
+        rows: the batch row of each of the N blocks, one of `looking_ahead`; the blocks of one row
+        are consecutive and begin with the one after its current block. tokens, present,
         reference: (N, L), as in `start`. From then on each `denoising_step` takes their logits, and
-        `advance` begins a block with the state that was kept for it. It can be called once.
+        `advance` begins a block with the state that was kept for it. It can be called only once.
 
         Raises PolicyRuntimeError as `start` does.
         """
@@ -150,7 +154,7 @@ class BlockBatch:
         )
 
     def set_tokens(self, tokens: Tensor, present: Tensor | None = None) -> None:
-        """Let the blocks hold these tokens (B, L); present (B, L) bool, None: as it was.
+        """Set the tokens (B, L) of the blocks, and present (B, L) bool (None: unchanged).
 
         `tokens`, `present` and `masked` are changed here and nowhere else, so that always ``masked
         == (tokens == mask_token_id) & present``. Raises ValueError for tensors of other shapes.
@@ -162,7 +166,7 @@ class BlockBatch:
         self.masked = masked_positions(tokens, self.mask_token_id, present)
 
     def set_reference(self, reference: Tensor | None) -> None:
-        """Let policies that require it be shown this reference (B, L); None: there is none.
+        """Set the reference (B, L) int64 for policies that require it; None: there is none.
 
         Raises ValueError for a tensor of another shape.
         """
@@ -178,11 +182,11 @@ class BlockBatch:
 
     @property
     def later_rows(self) -> list[int]:
-        """The row of each later block that a state is kept for, in the order of their logits."""
+        """The batch row of each later block with a state, in the order of their logits."""
         return [] if self._later is None else list(self._later.rows)
 
     def forget_later(self, rows: Sequence[int]) -> None:
-        """These rows have ended: no block follows the one that they stand in."""
+        """Drop the later blocks of these rows, whose texts have ended."""
         if self._later is not None:
             gone = set(rows)
             ended = {at for at, row in enumerate(self._later.rows) if row in gone}
@@ -194,8 +198,8 @@ class BlockBatch:
 
         The batches are of one decode: block length, mask token, device, `observe` and `on_error`
         are the same. All rows of one batch, in its own order, give that batch itself; otherwise the
-        new batch shares nothing with those it comes from. At least one row is given, for the batch
-        is like those that its rows come from.
+        new batch shares no tensors with the old ones. At least one row is required, since the new
+        batch takes its settings from the old ones.
         """
         batches = list({id(batch): batch for batch, _ in rows}.values())
         if not batches:
@@ -231,7 +235,7 @@ class BlockBatch:
             observe=some.observe,
         )
         if any(batch.reference is not None for batch in batches):
-            # Rows without a reference never read theirs.
+            # The values in rows without a reference are never read.
             gathered.reference = joined(
                 [b.tokens if b.reference is None else b.reference for b in batches]
             )
@@ -247,8 +251,9 @@ class BlockBatch:
     def resume(
         cls, groups: Sequence[tuple[list[int], Runner, State]], **per_row: Any
     ) -> BlockBatch:
-        """A batch in the midst of its decode, out of its fields by name. groups: the rows that run
-        one policy, how it is run, and its state of them."""
+        """A batch in the middle of its decode, created from its fields. groups: for each policy,
+        its rows, its runner and its state.
+        """
         rows = sum(len(members) for members, _, _ in groups)
         batch = cls(**per_row, policies=[groups[0][1].policy] * rows if groups else [])
         for members, runner, state in groups:
@@ -258,42 +263,46 @@ class BlockBatch:
 
     @property
     def states(self) -> list[dict[str, Tensor]]:
-        """What each policy remembers of its rows, in the order of the groups."""
+        """The state of each policy, in the order of the groups."""
         return [group.state for group in self._groups]
 
     @property
     def requires(self) -> frozenset[str]:
-        """What any of the policies requires, or is observed."""
+        """Union of the statistics that the policies require and that are observed."""
         return self._groups.requires
 
     @property
     def reads_committed(self) -> bool:
-        """Whether a step reads logits of committed positions, too."""
+        """Whether a step also reads logits of committed positions."""
         return self._groups.whole_rows is not None
 
     def needed(self) -> Tensor:
         """bool (B, L): the positions whose logits the next step reads.
 
-        The masked ones; for policies that require "committed", all of a block that has masks.
+        These are the masked ones; for policies that require "committed", all positions of a block
+        with masks.
         """
         if self._groups.whole_rows is None:
             return self.masked
         return self.masked | (self._groups.whole_rows & self.masked.any(-1, True) & self.present)
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Keep these rows, in this order, and drop the others; none is allowed, too."""
+        """Keep these rows, in this order, and drop the others; the list may be empty."""
         kept = BlockBatch._gathered([self], [(self, row) for row in rows])
         for each in fields(self):
             setattr(self, each.name, getattr(kept, each.name))
 
     def carried(self, row: int) -> dict[str, Tensor]:
-        """What the row's policy `carries` to its next block, each (1, ...), for an engine that
-        begins every block by `start` (see `carry`)."""
+        """The state tensors that the row's policy `carries` to its next block, each (1, ...), for
+        an engine that begins every block with `start` (see `carry`).
+        """
         found = self._groups.places().get(row)
         return {} if found is None else found[0].carried(found[1])
 
     def carry(self, carried: Sequence[Mapping[str, Tensor]]) -> None:
-        """Begin with what earlier blocks left: of each row what `carried` gave, or nothing."""
+        """Restore the state of earlier blocks: for each row the result of `carried`, or an empty
+        dict.
+        """
         for group in self._groups:
             group.carry(carried)
 
@@ -309,7 +318,7 @@ class BlockBatch:
         (len(rows), L), as in `start`.
 
         Raises PolicyRuntimeError, before anything has moved, if a policy fails and `on_error` is
-        "raise"; otherwise its rows that move go on by its progress rule.
+        "raise"; otherwise its moving rows continue with its progress rule.
         """
         if (
             self.reference is not None
@@ -337,11 +346,11 @@ class BlockBatch:
         *,
         reference: Tensor | None = None,
     ) -> None:
-        """Begin the next block of their canvases in these rows, whether the host knows them or the
-        device alone.
+        """Begin the next block in these rows, given on the host or only on the device.
 
-        tokens, present, reference (..., L): as `rows.put` takes them; reference None: it stays.
-        states: groups, the rows of the group that go on, and the state that they begin with.
+        tokens, present, reference (..., L): in the form that `rows.put` takes; reference None:
+        unchanged. states: groups, the moving rows of each group, and the state with which they
+        begin.
         """
         self.set_tokens(rows.put(self.tokens, tokens), rows.put(self.present, present))
         following = rows.take(self.block_index) + 1
@@ -354,8 +363,9 @@ class BlockBatch:
             group.renew(members, fresh)
 
     def _beginnings(self, moving: set[int], tokens: Tensor) -> Beginnings:
-        """What the moving rows begin blocks like those of tokens with. The later blocks that they
-        reach are later ones no more."""
+        """The states with which the moving rows begin blocks of the shape of `tokens`. The blocks
+        that they reach are removed from the later blocks.
+        """
         if self._later is None:
             return Beginnings.of(self._groups, moving, {}, tokens, self.on_error)
         reached = self._later.nearest(moving)
@@ -373,11 +383,12 @@ class BlockBatch:
 
 
 def masked_positions(tokens: Tensor, mask_token_id: int, present: Tensor) -> Tensor:
-    """bool, of the shape of tokens: the positions that are to be decoded. Absent ones are not,
-    whatever they hold."""
+    """bool, of the shape of tokens: the positions to be decoded. Absent positions are never masked,
+    whatever their token.
+    """
     return (tokens == mask_token_id) & present
 
 
 def _generators(each: Sequence[torch.Generator | None]) -> list[torch.Generator | None] | None:
-    """One per row; None if no row has one."""
+    """The generators, one per row; None if no row has one."""
     return list(each) if any(generator is not None for generator in each) else None

@@ -1,9 +1,9 @@
-"""Blocks that stay in one place: a row of static buffers for each slot of an engine.
+"""Blocks in static buffers, with one row for each slot of an engine.
 
-Some engines launch the next forward pass before they have read what the last step did (asynchronous
-scheduling, CUDA graphs). Whatever follows from a step, that a block is full and which begins next,
-is then decided on the device; the host knows only which slot runs which policy. Here nothing is
-read back, and every buffer keeps its address.
+Some engines launch the next forward pass before they have read the result of the last step
+(asynchronous scheduling, CUDA graphs). Whether a block is full, and which block begins next, is
+then decided on the device; the host knows only which slot runs which policy. Nothing here is read
+back, and every buffer keeps its address.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ from l2pd_plugins.transfer import upload
 
 @dataclass
 class _Resident:
-    """A policy that slots run, and what it remembers of them."""
+    """A policy that slots run, and its state."""
 
     asked: UnmaskPolicy
     runner: Runner
-    """Runs `asked`, or what stands in for it if it could not begin."""
+    """Runs `asked`, or its stand-in if it could not begin."""
     fresh: State
-    """Its state of one new block, (1, ...)."""
+    """The state of one new block, (1, ...)."""
     state: State
-    """Its state of every slot, (slots, ...)."""
+    """The state of every slot, (slots, ...)."""
 
 
 @dataclass
 class SlotBatch:
-    """Blocks on their way through a step: a copy, until `BlockSlots.put` files it."""
+    """A copy of some slots' blocks for one step; `BlockSlots.put` writes it back."""
 
     block: BlockBatch
     index: Tensor
     """(B,) int64, the slot of each row."""
     residents: list[_Resident]
-    """One for each group of rows that run the same policy."""
+    """The residents, one for each group of rows that run the same policy."""
     rows: list[Tensor]
-    """int64, the rows of each group."""
+    """int64: the rows of each group."""
 
     def advance(self, where: Tensor, tokens: Tensor, present: Tensor) -> None:
         """Move the rows where (B,) bool is True to the next block of their canvases; tokens and
@@ -63,9 +63,9 @@ _CHANGED = ("tokens", "masked", "present", "step_index", "block_index")
 
 
 class BlockSlots:
-    """One block for each of S slots, each with its policy, its state and its place in a canvas.
+    """One block for each of S slots, each with its policy, its state and its position in a canvas.
 
-    A policy that fails leaves its slots to its progress rule: `on_error` of the blocks that are
+    If a policy fails, its slots continue with its progress rule: `on_error` of the blocks that are
     taken is "progress".
     """
 
@@ -78,7 +78,7 @@ class BlockSlots:
         def room(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.zeros(slots, *shape, dtype=dtype, device=device)
 
-        # What each of these means, BlockBatch says.
+        # The same fields as in BlockBatch.
         self.tokens = room(block_length)
         self.masked = room(block_length, dtype=torch.bool)
         self.present = room(block_length, dtype=torch.bool)
@@ -88,17 +88,17 @@ class BlockSlots:
         self.ignores_end = room(dtype=torch.bool)
         self._residents: dict[int, _Resident] = {}
         self._runs = np.full(slots, -1, dtype=np.int64)
-        """Which resident each slot runs; -1 for none."""
+        """The resident that each slot runs; -1 for none."""
         self._generators = np.full(slots, None, dtype=object)
         """The torch.Generator of each slot, or None."""
 
     def __len__(self) -> int:
-        """How many slots are assigned."""
+        """Number of assigned slots."""
         return int((self._runs >= 0).sum())
 
     @property
     def policies(self) -> list[UnmaskPolicy]:
-        """The policies that are remembered, each once."""
+        """The policies with a state here, each once."""
         return [resident.asked for resident in self._residents.values()]
 
     def policy_of(self, slot: int) -> UnmaskPolicy:
@@ -134,7 +134,7 @@ class BlockSlots:
             resident.state[name][slot] = fresh[0]
 
     def release(self, slot: int) -> None:
-        """Forget what the slot ran. A policy that no slot runs any more goes with its state."""
+        """Free the slot. A policy that no slot runs any more is dropped with its state."""
         was = int(self._runs[slot])
         self._runs[slot], self._generators[slot] = -1, None
         if was >= 0 and not (self._runs == was).any():
@@ -143,7 +143,7 @@ class BlockSlots:
     def take(self, slots: np.ndarray, *, reference: Tensor | None = None) -> SlotBatch:
         """The blocks of these assigned slots, each at most once, in this order.
 
-        slots: (B,) on the host; none is allowed, too. reference: (B, L), for policies that require
+        slots: (B,) on the host; may be empty. reference: (B, L) int64, for policies that require
         it. Raises ValueError for a slot that is not assigned.
         """
         slots = np.asarray(slots, dtype=np.int64)
@@ -151,7 +151,7 @@ class BlockSlots:
         if (runs < 0).any():
             raise ValueError(f"slots {slots[runs < 0].tolist()}: not assigned")
         generators = self._generators[slots]
-        # Rows with a generator are a group of their own, as in a batch.
+        # Rows with a generator are a separate group, as in a batch.
         keys = 2 * runs + (generators != np.array(None))
         kinds = np.unique(keys)
         residents = [self._residents[int(kind) // 2] for kind in kinds]
@@ -176,7 +176,7 @@ class BlockSlots:
         return SlotBatch(block, index, residents, rows)
 
     def put(self, batch: SlotBatch) -> None:
-        """File what a step, and what followed from it, made of these blocks."""
+        """Write back these blocks after a step."""
         for name in _CHANGED:
             getattr(self, name).index_copy_(0, batch.index, getattr(batch.block, name))
         states = batch.block.states
@@ -186,13 +186,13 @@ class BlockSlots:
                 resident.state[name].index_copy_(0, at, value)
 
     def _reside(self, policy: UnmaskPolicy) -> int:
-        """The policy's key in `_residents`; with a state for every slot if it is new."""
+        """The policy's key in `_residents`; allocates a state for every slot if it is new."""
         for kind, resident in self._residents.items():
             if resident.asked is policy:
                 return kind
         runner, fresh = prepare(policy, 1, self.tokens, "progress")
         try:
-            # Copies: the policy may keep what it has given, and write to it.
+            # Copies: the policy may keep its returned tensors and write to them.
             fresh = {name: value.clone() for name, value in fresh.items()}
             state = {
                 name: value.expand(len(self._runs), *value.shape[1:]).clone()
@@ -200,7 +200,7 @@ class BlockSlots:
             }
         except KeyboardInterrupt:
             raise
-        except ANY_FAILURE as error:  # no room for it
+        except ANY_FAILURE as error:  # not enough memory
             runner, fresh, state = stand_in(policy, "init_state", error, "progress"), {}, {}
         kind = 1 + max(self._residents, default=-1)
         self._residents[kind] = _Resident(policy, runner, fresh, state)

@@ -1,4 +1,4 @@
-"""What SGLang's configuration has to be for one of our algorithms."""
+"""Completes SGLang's configuration for one of our algorithms."""
 
 from __future__ import annotations
 
@@ -21,19 +21,21 @@ _OF_SGLANG = ("block_size", "capture_input_preparation")
 """Keys of --dllm-algorithm-config that SGLang itself reads."""
 
 _completed: dict[str, tuple[SglangServer, int, int]] = {}
-"""SGLang reads its config many times in a process; the policies read their files once."""
+"""Cache of the completed settings: SGLang reads its config many times in a process, but the
+policies should read their files once.
+"""
 
 
 def complete_config(config: Any, server_args: Any) -> Any:
     """SGLang's DllmConfig for one of our algorithms, with `l2pd`, its SglangServer.
 
-    SGLang knows mask token and block size of two families of checkpoints by heart; where the
-    checkpoint's own config names them, these hold.
+    SGLang has built-in values of mask token and block size for two families; values in the
+    checkpoint's own config override them.
 
     Raises L2PDError, which names the choices, if the default policy or an option is wrong.
     """
     view = resolving_view(server_args)
-    # Not the config itself: its repr is an address, which another config may get later.
+    # Not the config as key: its repr has an address, which another config may get later.
     key = repr((view.model_path, view.revision, sorted(vars(config).items())))
     if key in _completed:
         config.l2pd, config.block_size, config.mask_id = _completed[key]
@@ -48,7 +50,7 @@ def complete_config(config: Any, server_args: Any) -> Any:
     if "block_size" not in config.algorithm_config:
         try:
             config.block_size = block_length_of(checkpoint)
-        except L2PDError:  # of a family that SGLang alone knows
+        except L2PDError:  # a family that only SGLang knows
             logger.info("blocks of %d, SGLang's own for this model", config.block_size)
     path = model_config.model_path
     config.l2pd = SglangServer.at_launch(
@@ -71,7 +73,7 @@ def complete_config(config: Any, server_args: Any) -> Any:
 
 
 def _end_tokens(model_config: Any) -> tuple[int, ...]:
-    """The tokens at which SGLang ends a text; the first is what fills the block behind it."""
+    """The tokens at which SGLang ends a text; the first one fills the rest of the block."""
     generation = model_config.hf_generation_config
     first = end_of_text_ids(getattr(generation, "eos_token_id", None))
     return tuple(dict.fromkeys([*first, *sorted(model_config.hf_eos_token_id)]))

@@ -1,4 +1,4 @@
-"""What a request may not ask for. Nothing here needs SGLang: parameters are read by their names."""
+"""Unsupported parameters of requests. Nothing here needs SGLang: parameters are read by name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _ASKS_FOR_NOTHING: dict[str, tuple[Any, ...]] = {
     "structural_tag": (None, ""),
     "stop_regex": (None, "", []),
 }
-"""Sampling parameters that are refused, each with the values that ask for nothing."""
+"""Sampling parameters that are refused, each with its neutral values."""
 
 _OF_A_REQUEST = (
     "return_logprob",
@@ -35,7 +35,7 @@ _OF_A_REQUEST = (
     "return_sampling_mask",
     "custom_logit_processor",
 )
-"""The same beside the sampling parameters; what is false, zero or empty asks for nothing."""
+"""Refused parameters outside the sampling parameters; false, zero and empty values are neutral."""
 
 _ALLOWED = {
     "n": "decoding is greedy, so all answers are the same one; expected 1",
@@ -55,10 +55,10 @@ def check_effects(params: Mapping[str, Any], settings: SglangServer) -> None:
 
 
 def refusal(request: Any, settings: SglangServer) -> str | None:
-    """What is wrong with a Req in the scheduler's process, which may have come another way."""
+    """The fault of a Req in the scheduler's process, which may not have passed admission."""
     params = request.sampling_params
     values = {name: getattr(params, name, None) for name in _ASKS_FOR_NOTHING}
-    if getattr(params, "top_k", None) == 1:  # what SGLang makes of temperature 0
+    if getattr(params, "top_k", None) == 1:  # SGLang replaces temperature 0 by this
         values.pop("temperature")
     try:
         if not isinstance(params.ignore_eos, bool):
@@ -72,7 +72,7 @@ def refusal(request: Any, settings: SglangServer) -> str | None:
 
 
 def check_rest(request: Any) -> None:
-    """Raise L2PDError for what a request asks for beside its sampling parameters, to no effect."""
+    """Raise L2PDError for parameters without effect that are outside the sampling parameters."""
     for name in _OF_A_REQUEST:
         value = getattr(request, name, None)
         if any(value) if isinstance(value, list) else value:
@@ -82,7 +82,7 @@ def check_rest(request: Any) -> None:
 
 
 def check_ids(ids: Sequence[Any], vocabulary: int) -> None:
-    """Raise L2PDError for ids of no token, in a list or in a list of lists."""
+    """Raise L2PDError for invalid token ids, in a list or in a list of lists."""
     for each in ids if len(ids) and isinstance(ids[0], list) else [ids]:
         if not isinstance(each, Sequence) or not all(type(token) is int for token in each):
             raise L2PDError(f"input_ids={shown(each)}: expected whole numbers")

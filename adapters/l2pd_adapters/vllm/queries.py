@@ -1,4 +1,4 @@
-"""Where the queries of a forward pass lie among its tokens. Nothing here needs vLLM."""
+"""The queries of a forward pass: which of its tokens each contains. Nothing here needs vLLM."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from torch import Tensor
 def split_into_blocks(
     ends: np.ndarray, block_length: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Make each block of a request's tokens a query of its own, the last one as long as what is
-    left.
+    """Make each block of a request's tokens a separate query; the last one may be shorter.
 
-    ends: (N + 1,), where the tokens of N requests begin and end, from 0 on. Returns, for M blocks,
-    the request that each is of, (M,); where they begin and end, (M + 1,) int32; and how many of
-    the request's tokens lie behind each, (M,), which it does not see.
+    ends: (N + 1,), the boundaries of the tokens of N requests, starting with 0. Returns, for M
+    blocks: the request of each, (M,); their boundaries, (M + 1,) int32; and the number of the
+    request's tokens after each, (M,), to which it does not attend.
     """
     blocks = -(-np.diff(ends) // block_length)
     owner = np.repeat(np.arange(len(blocks)), blocks)
@@ -34,12 +33,13 @@ def hidden_rows(
     blocks: Tensor,
     columns: Tensor,
 ) -> Tensor:
-    """(tokens,) int64: which row of the hidden states stands in for each, so that the last rows of
-    a request, of which vLLM computes the logits, are those of the block that is being decoded.
+    """(tokens,) int64: for each row, the row of hidden states to put there, so that the last rows
+    of a request, for which vLLM computes the logits, are those of its current block.
 
-    starts: (N + 1,), where the tokens of N requests begin and end. offered: (N,), rows of logits of
-    each. For each of these rows: logits_indices, where vLLM reads it; blocks, the first position of
-    its request's block in the sequence; columns, which position of the block its logits predict.
+    starts: (N + 1,), the boundaries of the tokens of N requests. offered: (N,), number of rows of
+    logits of each. For each of these rows: logits_indices, the row that vLLM reads; blocks, the
+    first position of its request's block in the sequence; columns, the position of the block that
+    its logits predict.
     """
     rows = torch.arange(tokens, device=starts.device)
     begin = torch.repeat_interleave(starts[:-1], offered, output_size=len(logits_indices))

@@ -1,4 +1,4 @@
-"""What a request may not ask for. Nothing here needs vLLM: parameters are read by their names."""
+"""Unsupported parameters of requests. Nothing here needs vLLM: parameters are read by name."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ ASKS_FOR_NOTHING: dict[str, tuple[Any, ...]] = {
     "repetition_penalty": (1, 1.0),
     "structured_outputs": (None,),
 }
-"""Parameters that cannot be granted, each with the values that ask for nothing."""
+"""Unsupported parameters, each with its neutral values."""
 
 
 def check(
     params: Any, of_the_model: Mapping[str, Any], model_name: str, settings: VllmServer
 ) -> None:
-    """Raise L2PDError, which names the parameter and the choices, for vLLM's SamplingParams that
-    cannot be granted. of_the_model: the sampling parameters that the checkpoint itself names."""
+    """Raise L2PDError, which names the parameter and the choices, for unsupported SamplingParams of
+    vLLM. of_the_model: the sampling parameters in the checkpoint's own config.
+    """
     check_sampling(params, of_the_model)
     unknown = [key for key in params.extra_args or {} if key.startswith("diffusion_")]
     if unknown:
@@ -39,7 +40,7 @@ def check(
 
 
 def check_noise(params: Any, settings: DiffusionGemmaServer) -> None:
-    """As `check`, of what vLLM itself does not refuse for DiffusionGemma."""
+    """As `check`, for parameters that vLLM itself does not refuse for DiffusionGemma."""
     if (params.extra_args or {}).get("diffusion_constrained"):
         raise L2PDError(
             "diffusion_constrained: the policy sees the probabilities of all tokens; a server that "
@@ -49,8 +50,9 @@ def check_noise(params: Any, settings: DiffusionGemmaServer) -> None:
 
 
 def check_names_no_policy(params: Any, model_config: Any) -> None:
-    """Raise L2PDError if a policy is named. A model with a sampler of its own takes none;
-    DiffusionGemma if none was named at launch."""
+    """Raise L2PDError if a request names a policy for a model with vLLM's own sampler, such as
+    DiffusionGemma launched without a policy.
+    """
     named = [key for key in params.extra_args or {} if key.partition(".")[0] == KEY]
     if named:
         raise L2PDError(f"{shown(named[0])[1:-1]}: {takes_no_policy(model_config)}")
