@@ -296,13 +296,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Job:
-    """What a process is sent."""
+    """The input of a worker process."""
 
     prompts: list[Prompt]
     settings: dict[str, Any]
     device: str
     folder: Path
-    """Where the references lie, and what policies read from files."""
+    """Folder of the references, and of the files that policies read."""
     deadline: float
     """Seconds of `time.time` after which nothing new is begun."""
 

@@ -1,5 +1,6 @@
-"""What the benchmarks share: timing that compares several ways in one run, taken in turns, with the
-spread; the device and what else the figures depend on; results as JSON."""
+"""Shared code of the benchmarks: timing that compares several ways in one run, taken in turns, with
+the spread; the device and what else the figures depend on; results as JSON.
+"""
 
 from __future__ import annotations
 
@@ -148,7 +149,9 @@ def run_script(main: Callable[[], None]) -> None:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """What the figures depend on besides the arguments; `device` is what they were measured on."""
+    """The environment of the figures, besides the arguments; `device` is the device of the
+    measurement.
+    """
     on_gpu = device.type == "cuda"
     return {
         "command": shlex.join(["python", *sys.argv]),

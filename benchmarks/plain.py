@@ -1,4 +1,4 @@
-"""What the benchmarks compare with: the steps and the loop of the field, written out plainly.
+"""Baselines of the benchmarks: the published steps and loop, in plain code.
 
 They follow the published rules with the published passes over the logits, and no more care than
 these take: a full softmax, a loop over the rows in Python, the whole canvas at every step.

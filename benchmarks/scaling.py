@@ -1,4 +1,4 @@
-"""What a step and a token cost against batch, canvas length and vocabulary, as a plot.
+"""Plots the cost of a step and of a token against batch, canvas length and vocabulary.
 
     python benchmarks/scaling.py --out benchmarks/results/DATE-cpu-scaling
 

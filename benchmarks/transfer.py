@@ -139,7 +139,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Bench:
-    """What is decoded, and where filters and rows lie."""
+    """The model and prompts to decode, and the folders of filters and table rows."""
 
     rows: Rows
     work: Path

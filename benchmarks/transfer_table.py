@@ -12,7 +12,7 @@ from frontier import REFERENCE
 from l2pd_tools.tiny_world import TASKS
 
 LOSSES = (0.5, 1.5)
-"""Points of validity that may be lost against one token per step."""
+"""Percentage points of validity that may be lost against one token per step."""
 CONTROL = "confidence_threshold"
 RESAMPLES = 2000
 DETAIL = "| policy | filter | setting | valid | TPF | configuration |"
@@ -120,7 +120,7 @@ class Group:
 
     @property
     def trained(self) -> str:
-        """What the filter comes from, for a reader."""
+        """The origin of the filter, for the table."""
         if not self.filter.startswith("trained without "):
             return self.filter
         _, _, how = self.filter.partition(": ")

@@ -37,7 +37,7 @@ from l2pd_adapters.vllm.sampler import UnmaskSampler
 from l2pd_tools.loading import resolve_device
 
 DEVICE = torch.device(resolve_device("auto"))
-"""Where vLLM runs."""
+"""The device on which vLLM runs."""
 
 
 def checkpoint(folder: Path, args: argparse.Namespace) -> str:

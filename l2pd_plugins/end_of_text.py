@@ -58,7 +58,7 @@ def is_end_of_text(tokens: Tensor, token_ids: Sequence[int]) -> Tensor:
 def behind_end(
     tokens: Tensor, masked: Tensor, x0: Tensor, confidence: Tensor, end_of_text: EndOfText
 ) -> tuple[Tensor, Tensor]:
-    """Where each row has ended: ``(ended (B,) bool, behind (B, L) bool)``.
+    """Find the end of each row: ``(ended (B,) bool, behind (B, L) bool)``.
 
     All arguments are (B, L) and describe the blocks after the step's commits. To exclude a
     position, pass any other token there, and False for masked. `behind` marks the positions after

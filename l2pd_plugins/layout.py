@@ -1,7 +1,7 @@
-"""Where the blocks of a canvas lie. Every engine's adapter, and what records a decode, asks here.
+"""The positions of the blocks of a canvas, for every engine's adapter and for recording decodes.
 
-A canvas is the stretch of a sequence that is generated, behind its prompt. It is decoded in blocks
-of L positions, from left to right (LLaDA, arXiv 2502.09992; block diffusion, arXiv 2503.09573).
+A canvas is the part of a sequence that is generated, after its prompt. It is decoded in blocks of L
+positions, from left to right (LLaDA, arXiv 2502.09992; block diffusion, arXiv 2503.09573).
 """
 
 from __future__ import annotations

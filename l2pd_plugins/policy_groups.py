@@ -80,7 +80,9 @@ class Group:
         return IndexedRows(None if everything else upload(local, device))
 
     def carried(self, at: int) -> State:
-        """What the policy carries to the next block of the row at this place, each (1, ...)."""
+        """The state tensors that the policy carries to the next block of the row at this place,
+        each (1, ...).
+        """
         names = sorted(self.runner.traits.carries)
         return {name: self.state[name][at : at + 1].clone() for name in names}
 

@@ -38,7 +38,7 @@ KEYS = ("request_policies", "request_options", "request_paths", "request_state_m
 
 @dataclass(frozen=True)
 class Admission:
-    """What requests may set.
+    """The policies and options that requests may set.
 
     By default: every installed policy, and those of its options that are flags, numbers, choices,
     or lists of them.

@@ -54,7 +54,7 @@ WORDS = r" ?[A-Za-z]+|\d| ?[^\sA-Za-z\d]+|\n *| +"
 
 
 class Unit(NamedTuple):
-    """What the model is asked, and what stands there in the text."""
+    """A prompt and the text that follows it in the corpus."""
 
     kind: str  # "code" or "prose"
     prompt: str

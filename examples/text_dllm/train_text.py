@@ -33,7 +33,7 @@ from model import BLOCK_LENGTH, Shape, TinyModel, export
 from tokenizer import with_chat
 
 ROWS = 96
-"""Of a step."""
+"""Batch rows of a training step."""
 MICRO_TOKENS = 4096
 LENGTHS = (64, 96, 128, 192, 256)  # few, since the model is compiled for each
 CANVAS = 128

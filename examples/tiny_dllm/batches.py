@@ -183,7 +183,9 @@ def _mask(masked: np.ndarray, noise: np.ndarray, among: np.ndarray, ratio: float
 
 
 def _cut(needed: int, room: int, rng: Random) -> int | None:
-    """Where decoding may have cut the canvas: behind an end-of-text token of the answer's block."""
+    """The columns at which decoding may have cut the canvas: after an end-of-text token of the
+    answer's block.
+    """
     if rng.random() < 0.5:
         return None
     if rng.random() < 0.5:

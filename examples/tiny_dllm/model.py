@@ -42,7 +42,7 @@ class Shape:
 
 
 class Sight(NamedTuple):
-    """What each position sees: terms that are added to the attention's scores."""
+    """The attention mask: terms that are added to the attention's scores."""
 
     bias: Tensor
     apart: tuple[Tensor, Tensor] | None = None

@@ -163,7 +163,7 @@ def state_is_per_row(bench: Bench) -> None:
 
 
 def forgets_requests(bench: Bench) -> None:
-    """What a policy object decoded before does not show in the next request."""
+    """Earlier requests that a policy object has decoded do not affect the next request."""
     fresh, used = bench.policy(), bench.policy()
     for seed in (5, 6):
         bench.decode(used, seed=seed)

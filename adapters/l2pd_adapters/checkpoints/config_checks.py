@@ -103,7 +103,7 @@ def wrong_settings(values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _expected(name: str, value: Any) -> str:
-    """What such a setting has to be; empty if it is that."""
+    """The expected kind of this setting; empty if the value is valid."""
     if name in _KINDS:
         least, greatest = _KINDS[name]
         fits = whole_number(value, least, greatest)

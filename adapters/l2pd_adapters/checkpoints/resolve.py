@@ -1,4 +1,4 @@
-"""Where a model is, by the name that a user gives."""
+"""Finding a model by the name that a user gives."""
 
 from __future__ import annotations
 

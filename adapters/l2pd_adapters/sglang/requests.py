@@ -91,7 +91,7 @@ class BlockRow:
 
     @property
     def layout(self) -> BlockLayout:
-        """Where the answer's blocks lie; positions count from the prompt's first token."""
+        """The layout of the answer's blocks; positions count from the prompt's first token."""
         return BlockLayout.of(
             "block_causal", self.prompt_length, max(self.max_new_tokens, 1), len(self.tokens)
         )

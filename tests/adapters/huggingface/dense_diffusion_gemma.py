@@ -1,4 +1,4 @@
-"""What a DiffusionGemma checkpoint computes, in plain PyTorch, from its files in the hub's layout.
+"""A reference DiffusionGemma in plain PyTorch, computed from checkpoint files in the hub's layout.
 
 Written from the description of the architecture; it knows nothing of any library's models.
 """

@@ -117,7 +117,7 @@ def run(model, prompts, seed=0, **given):
 
 
 class Bound(UnmaskPolicy):
-    """What the stock sampler does, in a policy's words."""
+    """The stock sampler's rule, written as a policy."""
 
     requires = frozenset({"confidence", "entropy"})
 
@@ -161,7 +161,7 @@ def test_without_a_policy_it_is_transformers(stock, model, prompts):
 @pytest.mark.parametrize("lengths", [[21, 21, 21], [21, 18, 5]], ids=["unpadded", "padded"])
 @torch.no_grad()
 def test_the_logits_are_the_architectures(folder, model, lengths, conditioned):
-    """Of canvases behind prompts longer and shorter than the sliding window."""
+    """Tests canvases after prompts longer and shorter than the sliding window."""
     generator = torch.Generator().manual_seed(4)  # no choice of experts hangs on rounding
     rows, width = len(lengths), max(lengths)
     ids = torch.randint(2, 60, (rows, width), generator=generator)
