@@ -303,7 +303,7 @@ class TestRequests:
             (params("confidence_threshold", {"threshold": 2}), "at most 1"),
             (params("saber"), "'saber' does not work .* remasks committed tokens"),
             (params("llada2_edit"), "'llada2_edit' .* overwrites committed tokens"),
-            (params("fixed_schedule"), "'fixed_schedule' .* every step begins anew"),
+            (params("fixed_schedule"), "'fixed_schedule' .* no token stays committed"),
             (params("oracle"), "'oracle' .* needs a decode at one token per step"),
             (params(extra_args={"diffusion_constrained": 1}), "diffusion_constrained: the policy"),
             (params(temperature=0.5), "temperature"),
