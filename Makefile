@@ -27,6 +27,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 # The site of docs/, in site/; a link that leads nowhere or a docstring that cannot be read ends it.
 DOCS_STAMP := $(VENV)/.docs-installed

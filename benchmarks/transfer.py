@@ -42,7 +42,6 @@ from l2pd_plugins.trajectories import (
     read_trajectories,
     save_references,
 )
-from l2pd_tools.cli.learn2pd import STARTING_POLICIES, train_filter
 from l2pd_tools.evaluation.prompts import Prompt, read_prompts
 from l2pd_tools.evaluation.results import Evaluation
 from l2pd_tools.evaluation.run import evaluate
@@ -50,6 +49,7 @@ from l2pd_tools.loading import load_model
 from l2pd_tools.policy_text import parse_policy
 from l2pd_tools.tiny_world import TASKS
 from l2pd_tools.training.collecting import collect
+from l2pd_tools.training.rounds import STARTING_POLICIES, train_filter
 
 RESULTS = Path(__file__).parent / "results" / "transfer.jsonl"
 SHARD = 64

@@ -66,8 +66,9 @@ def deprecated(name: str, *, since: str, removed_in: str, instead: str) -> Calla
         warn_deprecated(name, since=since, removed_in=removed_in, instead=instead, stacklevel=3)
 
     def decorate(decorated: _T) -> _T:
-        if inspect.isclass(decorated):
-            _warn_when_created(decorated, warn)
+        found: Any = decorated
+        if inspect.isclass(found):
+            _warn_when_created(found, warn)
             return decorated
         if not inspect.isfunction(decorated):
             raise TypeError(f"deprecated {name!r}: {decorated!r}; expected a function or a class")

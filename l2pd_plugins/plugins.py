@@ -109,7 +109,7 @@ def load_factory(spec: PolicySpec) -> Callable[..., Any]:
     if not callable(factory):
         raise PluginLoadError(f"{_label(spec)}: {spec.factory} is not a class or function")
     if abstract:
-        missing = ", ".join(sorted(factory.__abstractmethods__))
+        missing = ", ".join(sorted(getattr(factory, "__abstractmethods__", ())))
         raise PluginLoadError(f"{_label(spec)}: {spec.factory} does not implement {missing}")
     return factory  # type: ignore[no-any-return]
 

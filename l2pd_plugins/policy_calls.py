@@ -66,7 +66,7 @@ class _ProgressOnly(UnmaskPolicy):
     """Replaces a policy that cannot be called any more: only its progress rule is left."""
 
     def __init__(self, name: str, progress: str) -> None:
-        self.__dict__.update(_name=name, progress=progress)
+        vars(self).update(_name=name, progress=progress)
 
     def select(self, step: DenoisingStep, state: State) -> Tensor:
         return torch.zeros_like(step.masked)
@@ -121,7 +121,8 @@ class Runner:
         for name, (shape, dtype, device) in self.form.items():
             value = state.get(name)
             if (
-                type(value) is not type(like)
+                value is None
+                or type(value) is not type(like)
                 or value.shape != (len(like), *shape)
                 or value.dtype is not dtype
                 or value.device != device

@@ -68,10 +68,10 @@ def _shown(value: object, deeper: int) -> str:
 
 
 def _text(value: Any) -> str:
-    """A str or bytes; only the part that is shown is read."""
-    kind = str if isinstance(value, str) else bytes if isinstance(value, bytes) else bytearray
+    """A str or bytes, of which only what is shown is looked at."""
+    kind: Any = str if isinstance(value, str) else bytes if isinstance(value, bytes) else bytearray
     if kind.__len__(value) <= LONGEST:
-        return kind.__repr__(kind.__getitem__(value, slice(None)))
+        return str(kind.__repr__(kind.__getitem__(value, slice(None))))
     half = LONGEST // 2 - 4
     begin, end = (kind.__getitem__(value, s) for s in (slice(half), slice(-half, None)))
     return f"{kind.__repr__(begin)[:half]}...{kind.__repr__(end)[-half:]}"
@@ -105,7 +105,7 @@ def _tuple(value: Any, deeper: int) -> str:
 
 
 def _set(value: Any, deeper: int) -> str:
-    kind = set if isinstance(value, set) else frozenset
+    kind: Any = set if isinstance(value, set) else frozenset
     count = kind.__len__(value)
     begin, end = ("{", "}") if kind is set else ("frozenset({", "})")
     if not count:

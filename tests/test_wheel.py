@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -25,6 +24,7 @@ ROOT = Path(__file__).parents[1]
 INSTALLED = Path(sysconfig.get_path("purelib"))
 """Where this environment's packages are."""
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+PYRIGHT = Path(sys.executable).with_name("pyright")
 QUIET = ["--no-deps", "--no-build-isolation", "--quiet"]
 
 USER = """
@@ -274,7 +274,7 @@ def test_mypy_reads_the_types(full: Path, sources: Path) -> None:
     assert reported(done.stdout) == expected_errors(sources), done.stdout + done.stderr
 
 
-@pytest.mark.skipif(shutil.which("pyright") is None, reason="pyright is not installed")
+@pytest.mark.skipif(not PYRIGHT.exists(), reason="pyright is not installed")
 def test_pyright_reads_the_types(full: Path, sources: Path) -> None:
-    done = run("pyright", "--pythonpath", full, *sorted(sources.glob("*.py")))
+    done = run(PYRIGHT, "--pythonpath", full, *sorted(sources.glob("*.py")))
     assert reported(done.stdout) == expected_errors(sources), done.stdout + done.stderr

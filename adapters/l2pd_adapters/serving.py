@@ -118,10 +118,11 @@ class PolicyServer:
             raise L2PDError(f"policy {shown(name)}: expected the name of a policy")
         spec = find_policy(name)
         is_default = spec == find_policy(self.policy_name)
+        own = is_default and not options
+        if own and self._default:
+            return self._default[0]
         if is_default:
-            if not options and self._default:
-                return self._default[0]
-            own, options = not options, {**self.options, **options}
+            options = {**self.options, **options}
         key = plain_key(f"{spec.origin.partition(':')[0]}:{spec.name}", options)
         found = self._made.get(key)
         if found is None:
@@ -130,7 +131,7 @@ class PolicyServer:
                 found = bind_policy(create_policy(name, **read), self.model)
             with suppress(TypeError):  # the class does not support weak references
                 self._made[key] = found
-        if is_default and own:
+        if own:
             self._default.append(found)
         return found
 

@@ -5,6 +5,9 @@ so that LLVM vectorises them: the maximum uses integers in the same order as the
 of two use a polynomial. The kernel is compiled on first use, which is logged, and cached on disk.
 """
 
+# Intrinsics are called without the typing context, their first parameter.
+# pyright: reportCallIssue=false
+
 from __future__ import annotations
 
 import logging
@@ -227,12 +230,12 @@ class _Announcement(event.Listener):
     def __init__(self) -> None:
         self.said = False
 
-    def on_start(self, compilation: Any) -> None:
+    def on_start(self, event: Any) -> None:
         if not self.said:
             self.said = True
             logger.warning("compiling the statistics kernel for this CPU, about two seconds, once")
 
-    def on_end(self, compilation: Any) -> None:
+    def on_end(self, event: Any) -> None:
         pass
 
 

@@ -300,6 +300,8 @@ def can_be_copied(bench: Bench) -> None:
             except Exception as error:
                 raise AssertionError(f"{way} failed: {type(error).__name__}: {error}") from error
             assert made.describe() == policy.describe(), f"{way} loses options"
+    policy = bench.policy()
+    made = pickle.loads(pickle.dumps(policy))
     assert same(bench.decode(made), bench.decode(policy)), "a copy decides differently"
 
 

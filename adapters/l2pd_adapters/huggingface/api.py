@@ -8,13 +8,12 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 from transformers import GenerationConfig
-from transformers.generation import (
-    EosTokenCriteria,
-    MaxLengthCriteria,
+from transformers.generation.logits_process import (
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
+from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 from typing_extensions import Unpack
 
 from l2pd_adapters.huggingface import diffusion_gemma

@@ -42,10 +42,12 @@ class Kind(Protocol):
 
     @property
     def expected(self) -> str:
-        """The text after "expected", for example "a whole number from 1"."""
+        """As in "expected a whole number from 1"."""
+        ...
 
     def take(self, value: Any) -> Any:
         """The value in its plain form."""
+        ...
 
 
 @dataclass(frozen=True)

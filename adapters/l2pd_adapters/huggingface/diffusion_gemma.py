@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DiffusionGemmaForBlockDiffusion
+from transformers import DiffusionGemmaForBlockDiffusion, GenerationConfig
 from transformers.models.diffusion_gemma.generation_diffusion_gemma import (
     DiffusionGemmaGenerationConfig,
     EntropyBoundSampler,
@@ -95,12 +95,12 @@ class PolicySampler(EntropyBoundSampler):
         self.block: BlockBatch | None = None
         """The canvas that is being denoised; None before its first step."""
 
-    def initialize_canvas(self, batch_size: int, device: torch.device) -> Tensor:
+    def initialize_canvas(self, batch_size: int, device: torch.device) -> torch.LongTensor:
         """(B, L) random tokens: a new canvas."""
         self.block = None
         return super().initialize_canvas(batch_size, device)
 
-    def renoise_canvas(self, accepted_canvas: Tensor, cur_step: Any) -> Tensor:
+    def renoise_canvas(self, accepted_canvas: Any, cur_step: Any) -> torch.LongTensor:
         """(B, L) the canvas with noise wherever nothing was accepted."""
         block = self.block
         noisy = super().renoise_canvas(accepted_canvas, cur_step)
@@ -109,7 +109,7 @@ class PolicySampler(EntropyBoundSampler):
 
     def accept_canvas(
         self, current_canvas: Tensor, denoiser_canvas: Tensor, logits: Tensor, cur_step: Any
-    ) -> Tensor:
+    ) -> Any:
         """(B, L) the canvas with the drawn tokens where the policies accept them.
 
         Raises PolicyRuntimeError if a policy fails.
@@ -147,7 +147,7 @@ def generate(
     model: Any,
     prompts: Tensor,
     mask: Tensor | None,
-    given: DiffusionGemmaGenerationConfig | None,
+    given: GenerationConfig | None,
     streamer: Any,
     keywords: Mapping[str, Any],
     *,

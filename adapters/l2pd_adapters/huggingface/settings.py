@@ -115,7 +115,8 @@ class Sampling:
             warpers.append(TopKLogitsWarper(min(self.top_k, scores.shape[1])))
         if self.top_p < 1:
             warpers.append(TopPLogitsWarper(self.top_p))
-        return warpers(None, scores)
+        no_input: Any = None  # the three read the scores alone
+        return warpers(no_input, scores)
 
 
 @dataclass(frozen=True)

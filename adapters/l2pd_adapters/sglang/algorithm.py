@@ -81,7 +81,8 @@ class UnmaskPolicyAlgorithm(DllmAlgorithm):
         it for all rows if one is new.
         """
         offsets = (forward_batch.seq_lens_cpu - self.block_size).tolist()
-        found = [self.requests.get(rid) for rid in forward_batch.rids or [None] * len(offsets)]
+        rids: list[Any] = forward_batch.rids or [None] * len(offsets)
+        found = [self.requests.get(rid) for rid in rids]
         if any(req is None for req in found):
             found = self._stand_ins(forward_batch, found, offsets)
         return [self._row(req, offset) for req, offset in zip(found, offsets, strict=True)]
@@ -173,7 +174,8 @@ class UnmaskPolicyAlgorithm(DllmAlgorithm):
             # The rest of the request has to begin like any other.
             row.request.policy, row.request.carried = self.settings.policy(None, {}), {}
             blocks[index, row.start :] = filler
-            request = self.requests.get((forward_batch.rids or {index: None})[index])
+            rid: Any = forward_batch.rids[index] if forward_batch.rids else None
+            request = self.requests.get(rid)
             if request is not None:
                 request.to_finish = FINISH_ABORT(said, HTTPStatus.INTERNAL_SERVER_ERROR)
 

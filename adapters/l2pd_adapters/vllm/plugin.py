@@ -59,7 +59,8 @@ def _install_admission() -> None:
 
 
 def _register_models() -> None:
-    from vllm import ModelRegistry
+    # Where vLLM is not installed, pyright takes the folder that this file is in for it.
+    from vllm import ModelRegistry  # pyright: ignore[reportAttributeAccessIssue]
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 
     from l2pd_adapters.families import DIFFUSION_GEMMA, FAMILIES

@@ -57,8 +57,8 @@ class FilterPolicy(UnmaskPolicy):
     def _use(self, loaded: LearnedFilter) -> None:
         self._loaded = loaded
         self._on_device: dict[torch.device, LearnedFilter] = {}
-        # A class variable in other policies; here each filter has its own progress rule.
-        self.__dict__["progress"] = loaded.progress
+        # A class variable for other policies; here each filter brings its own rule.
+        vars(self)["progress"] = loaded.progress
         if self._asked_threshold is None:
             self.threshold = loaded.threshold
 

@@ -19,6 +19,7 @@ from l2pd_adapters.huggingface import checking
 from l2pd_plugins import policy, trajectories
 from l2pd_tools.cli import arguments, generate, learn2pd
 from l2pd_tools.cli.app import app
+from l2pd_tools.training.rounds import recipes
 
 NOT_WHOLE = (
     "nan",
@@ -314,7 +315,7 @@ def test_the_bounds_are_those_of_the_engine() -> None:
     assert arguments.TEMPERATURES == checking.TEMPERATURES
     assert tuple(trajectories.LABELS) == learn2pd.LABELS
     assert tuple(policy.PROGRESS_RULES) == learn2pd.PROGRESS
-    assert tuple(learn2pd._recipes()) == learn2pd.TRAINABLE
+    assert tuple(recipes()) == learn2pd.TRAINABLE
     assert generate.PACE < generate.LONGEST_PACE
 
 

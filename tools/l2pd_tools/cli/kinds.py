@@ -43,14 +43,16 @@ class Kind:
     """A set of values. An instance is called with the text of a value, as typer's `parser`."""
 
     metavar = "TEXT"
-    """Placeholder of the value in the help."""
+    """What the help shows in a value's place."""
+    fixed_text = ""
+    """What `expected` gives, where it is the same for every instance."""
     place: str | None = None
     """"file" or "folder" for input, "new file" or "new folder" for output."""
 
     @property
     def expected(self) -> str:
         """As in "expected a whole number from 1"."""
-        raise NotImplementedError
+        return self.fixed_text
 
     @property
     def __name__(self) -> str:  # typer reads it of a parser
@@ -167,7 +169,7 @@ class Line(Kind):
 class PromptText(Kind):
     """A prompt: any text that is not blank."""
 
-    expected = "a text"
+    fixed_text = "a text"
 
     def read(self, text: str) -> str:
         if not text.strip():
@@ -189,7 +191,7 @@ class PolicyText(Kind):
     """
 
     alone: bool = True
-    expected = "NAME[,key=value...]"
+    fixed_text = "NAME[,key=value...]"
 
     def read(self, text: str) -> str:
         from l2pd_tools.policy_text import read_policy
@@ -210,7 +212,7 @@ class PolicyText(Kind):
 class Sweep(Kind):
     """An option of a policy and values for it; the value stays a text."""
 
-    expected = "OPTION=VALUE,VALUE,..."
+    fixed_text = "OPTION=VALUE,VALUE,..."
 
     def read(self, text: str) -> str:
         from l2pd_tools.policy_text import parse_values
@@ -226,7 +228,7 @@ class Sweep(Kind):
 class Model(Kind):
     """A shipped model, a folder, or a hub id."""
 
-    expected = "a shipped model, a folder, or a hub id (owner/name)"
+    fixed_text = "a shipped model, a folder, or a hub id (owner/name)"
 
     def read(self, text: str) -> str:
         return Line().read(text)
@@ -241,7 +243,7 @@ class Model(Kind):
 class Adapter(Kind):
     """A LoRA adapter: a folder, or a hub id."""
 
-    expected = "a folder, or a hub id (owner/name)"
+    fixed_text = "a folder, or a hub id (owner/name)"
 
     def read(self, text: str) -> str:
         return Line().read(text)
@@ -256,7 +258,7 @@ class Adapter(Kind):
 class Device(Kind):
     """A device of torch, or auto."""
 
-    expected = "cpu, cuda, cuda:N, or auto"
+    fixed_text = "cpu, cuda, cuda:N, or auto"
 
     def read(self, text: str) -> str:
         if not re.fullmatch(r"[a-z]+(:[0-9]{1,4})?", text):
@@ -289,7 +291,7 @@ class InFile(Place):
     """Whether "-" stands for stdin."""
     metavar = "FILE"
     place = "file"
-    expected = "a file's name"
+    fixed_text = "a file's name"
 
     def examine(self, value: Path, called: str) -> None:
         named = f"{called} {quoted(value)}"
@@ -311,7 +313,7 @@ class InFolder(Place):
     there: bool = True
     metavar = "FOLDER"
     place = "folder"
-    expected = "a folder's name"
+    fixed_text = "a folder's name"
 
     def examine(self, value: Path, called: str) -> None:
         named = f"{called} {quoted(value)}"
@@ -331,7 +333,7 @@ class OutFile(Place):
 
     metavar = "FILE"
     place = "new file"
-    expected = "a file's name"
+    fixed_text = "a file's name"
 
     def examine(self, value: Path, called: str) -> None:
         writing.require_writable(value, f"{called} {quoted(value)}")
@@ -343,7 +345,7 @@ class OutFolder(Place):
 
     metavar = "FOLDER"
     place = "new folder"
-    expected = "a folder's name"
+    fixed_text = "a folder's name"
 
     def examine(self, value: Path, called: str) -> None:
         writing.require_place_for_folder(value, f"{called} {quoted(value)}")

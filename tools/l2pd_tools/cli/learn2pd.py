@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from l2pd_plugins import L2PDError
-from l2pd_plugins.policy import normalize_name
 from l2pd_plugins.writing import require_writable_folder, write_folder
 from l2pd_tools.cli.arguments import (
     MOST_PROMPTS,
@@ -37,16 +36,12 @@ from l2pd_tools.policy_text import parse_policy
 from l2pd_tools.progress import progress
 
 if TYPE_CHECKING:
-    from l2pd_plugins.trajectories import Trajectories
-    from l2pd_policies.learned.training import Trained
     from l2pd_tools.evaluation.prompts import Prompt
 
 app = typer.Typer(
     cls=Commands, help="Collect trajectories and train filters.", no_args_is_help=True
 )
 
-STARTING_POLICIES = ("oracle", "confidence_threshold,threshold=0.7", "confidence_threshold")
-"""The policies whose states the first round is trained on."""
 COLLECTING = (
     "model",
     "adapter",
@@ -74,7 +69,7 @@ LABELS = ("reference", "consistent")
 PROGRESS = ("argmax_if_empty", "always_top1", "leftmost_if_empty")
 """`l2pd_plugins.policy.PROGRESS_RULES`, likewise."""
 TRAINABLE = ("learn2pd", "settled")
-"""The policies that have a filter, see `_recipes`."""
+"""The policies that have a filter, see `l2pd_tools.training.rounds.recipes`."""
 MOST_EPOCHS = 10**6
 MOST_ROUNDS = 1000
 LARGEST_SHARD = 2**31 - 1
@@ -221,7 +216,9 @@ def train(
     given = [name for name, source in sources.items() if source and source.name != "DEFAULT"]
     if rounds == 0 and given:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise L2PDError(f"{options}: only with --rounds, which collects trajectories")
+        raise L2PDError(f"{options}: for --rounds alone, which collects trajectories")
+    from l2pd_tools.training.rounds import train_filter
+
     trained = train_filter(
         out,
         data,
@@ -270,144 +267,6 @@ def convert(
     made = read(file, threshold=threshold, progress=progress, base_model=base_model)
     write_folder(out, made.save_pretrained, f"--out {out}")
     typer.echo(f"{out}: a filter for blocks of {made.block_length} positions")
-
-
-def train_filter(
-    out: Path,
-    data: Path,
-    *,
-    policy: str = "learn2pd",
-    rounds: int = 0,
-    model: str = "tiny-llada",
-    adapter: str | None = None,
-    device: str = "auto",
-    prompts: Path | None = None,
-    limit: int | None = None,
-    max_new_tokens: int = 128,
-    batch_size: int = 16,
-    epochs: int | None = None,
-    false_positive_rate: float = 0.01,
-    labels: str = "reference",
-    seed: int = 0,
-) -> Trained:
-    """Implements ``l2pd learn2pd train``; see there.
-
-    With rounds, trajectories are written to ``data/round-0`` (those of the starting policies) and
-    ``data/round-N`` (those of the previous round's filter), and after each round the filter is
-    trained again on all of them. Without rounds, the arguments named in `COLLECTING` are not used.
-    """
-    import dataclasses
-
-    from l2pd_plugins.trajectories import Trajectories, read_trajectories
-    from l2pd_policies.learned.training import require_matplotlib, save_with_card
-    from l2pd_policies.learned.training import train as fit
-
-    kinds = _recipes()
-    policy = {normalize_name(name): name for name in kinds}.get(normalize_name(policy), policy)
-    if policy not in kinds:
-        raise L2PDError(f"policy {policy!r} has no filter to train; choices: {', '.join(kinds)}")
-    kind, recipe, own_decisions = kinds[policy]
-    recipe = dataclasses.replace(
-        recipe,
-        epochs=epochs or recipe.epochs,
-        false_positive_rate=false_positive_rate,
-        seed=seed,
-    )
-    require_matplotlib()
-
-    def fitted(
-        trajectories: Trajectories, block_length: int, base_model: str, what: str
-    ) -> Trained:
-        with progress(recipe.epochs) as start:
-            advance = start(what)
-            return fit(
-                kind,
-                trajectories,
-                recipe,
-                block_length=None if kind.ANY_BLOCK_LENGTH else block_length,
-                base_model=base_model,
-                report=lambda epoch: advance(1),
-            )
-
-    facts: dict[str, Any] = {"policy": policy, "seed": seed, "rounds": rounds}
-    if rounds == 0:
-        manifest, trajectories = read_trajectories(data)
-        require_writable_folder(out, f"--out {out}")
-        trained = fitted(trajectories, manifest.block_length, manifest.model, "training")
-    else:
-        from l2pd_tools.training.collecting import collect as run
-        from l2pd_tools.training.collecting import place_among_processes
-
-        processes = place_among_processes()[1]
-        if processes > 1:
-            raise L2PDError(
-                f"--rounds runs in one process, but there are {processes}; several can share "
-                "`l2pd learn2pd collect`"
-            )
-        source, chosen = _prompts(prompts, limit)
-        require_writable_folder(out, f"--out {out}")
-        require_writable_folder(data / "filter-0", f"--data {data}")
-        loaded = load_model(model, device, adapter)
-        parts: list[Trajectories] = []
-        policies: list[Any] = [parse_policy(text) for text in STARTING_POLICIES]
-        for number in range(rounds + 1):
-            folder = data / f"round-{number}"
-            with progress(len(chosen)) as start:
-                run(
-                    *loaded,
-                    chosen,
-                    folder,
-                    policies=policies,
-                    source=source,
-                    max_new_tokens=max_new_tokens,
-                    batch_size=batch_size,
-                    labels=labels,
-                    references_from=data / "round-0" if number else None,
-                    progress=start(f"collecting, round {number} of {rounds}"),
-                )
-            manifest, trajectories = read_trajectories(folder)
-            # Policies are numbered per folder; keep those of different rounds apart.
-            shift = trajectories.policy + 1000 * number
-            parts.append(dataclasses.replace(trajectories, policy=shift))
-            everything = Trajectories.concatenate(parts)
-            what = f"training, round {number} of {rounds}"
-            trained = fitted(everything, manifest.block_length, manifest.model, what)
-            step = data / f"filter-{number}"
-            write_folder(step, trained.filter.save_pretrained)
-            policies = [
-                {"name": policy, "filter": str(step), **round_options}
-                for round_options in own_decisions
-            ]
-    facts |= {
-        "model": manifest.model,
-        "prompts": f"{manifest.prompts}, {manifest.prompt_count}",
-        "max_new_tokens": manifest.max_new_tokens,
-        "block_length": manifest.block_length,
-        "end_of_text": manifest.end_of_text,
-        "dtype": manifest.dtype,
-        "labels": manifest.labels,
-        "recipe": recipe,
-    }
-    save_with_card(trained, out, title=f"{policy} filter for {manifest.model}", facts=facts)
-    return trained
-
-
-def _recipes() -> dict[str, tuple[Any, Any, tuple[dict[str, float], ...]]]:
-    """For each policy: class of the filter, recipe, and the options (careful and bold) with which
-    it decodes the training prompts between rounds.
-    """
-    from l2pd_policies.learn2pd import UnmaskFilter
-    from l2pd_policies.learned.training import Recipe
-    from l2pd_policies.settled import SignalFilter
-
-    return {
-        "learn2pd": (UnmaskFilter, Recipe(epochs=4000), ({"threshold": 0.9}, {"threshold": 0.7})),
-        "settled": (
-            SignalFilter,
-            Recipe(epochs=60, batch_size=512, decay=True, masked_only=True, check_every=5),
-            ({"threshold": 0.98, "risk": 0.05}, {"threshold": 0.9, "risk": 0.2}),
-        ),
-    }
 
 
 def _prompts(path: Path | None, limit: int | None) -> tuple[str, list[Prompt]]:

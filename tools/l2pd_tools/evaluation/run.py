@@ -179,6 +179,7 @@ def encode_for(
 
 def encode_prompts(tokenizer: Any, prompts: Sequence[Prompt]) -> list[torch.Tensor]:
     """Token ids of each prompt, (P,) each, in the tokenizer's chat template if it has one."""
+    encode: Any = tokenizer
     if not callable(tokenizer):
         raise L2PDError(f"tokenizer={short(tokenizer)}: expected the model's tokenizer")
     texts = [prompt.text for prompt in prompts]
@@ -188,7 +189,7 @@ def encode_prompts(tokenizer: Any, prompts: Sequence[Prompt]) -> list[torch.Tens
         texts = all_rendered(tokenizer, conversations, add_generation_prompt=True)
     # A template writes the special tokens itself.
     with reading("the tokenizer cannot encode the prompts"):
-        encoded = [tokenizer(text, add_special_tokens=not templated).input_ids for text in texts]
+        encoded = [encode(text, add_special_tokens=not templated).input_ids for text in texts]
     for prompt, ids in zip(prompts, encoded, strict=True):
         if not ids:
             raise L2PDError(f"prompt {prompt.id} ({prompt.text!r}) has no tokens")

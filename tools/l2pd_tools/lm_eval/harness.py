@@ -42,7 +42,8 @@ def ask_for_no_device() -> None:
             config.device = None
         return config
 
-    EvaluatorConfig.from_cli = classmethod(from_cli)
+    patched: Any = EvaluatorConfig
+    patched.from_cli = classmethod(from_cli)
 
 
 def refuse_tasks_first() -> None:

@@ -266,8 +266,8 @@ class DiffusionLM(LM):
         distributed.all_gather(parts, tensor)
         return torch.stack(parts)
 
-    def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
-        """The objects of all processes, at `dst`; also gathers the figures of each."""
+    def gather_object(self, obj: Any, dst: int = 0) -> Any:
+        """Of every process, at `dst`; with it come the figures of each."""
         if self.world_size == 1:
             return [obj]
         parts: list[Any] | None = [None] * self.world_size if self.rank == dst else None
@@ -328,7 +328,7 @@ class DiffusionLM(LM):
 
         Unsupported settings are passed on: `generate` refuses them by name.
         """
-        asked = dict(normalize_gen_kwargs(dict(kwargs), DEFAULT_CANVAS))
+        asked: dict[str, Any] = dict(normalize_gen_kwargs(dict(kwargs), DEFAULT_CANVAS))
         stops = asked.pop("until")
         canvas = asked.pop("max_gen_toks")
         if asked.get("do_sample"):
@@ -356,7 +356,7 @@ class DiffusionLM(LM):
         return torch.tensor(ids[-room:])
 
     def _seed(self, request: Instance, draw: _Draw) -> int:
-        return self.seed + (request.doc_id or 0) * request.repeats + draw.number
+        return self.seed + (request.doc_id or 0) * (request.repeats or 1) + draw.number
 
     def _log(self, settings: Mapping[str, Any], prompts: int) -> None:
         line = configuration_of(self.model, **settings)
@@ -375,11 +375,12 @@ class DiffusionLM(LM):
         out = self.model.generate(
             input_ids, attention_mask=attention_mask, return_dict_in_generate=True, **settings
         )
+        assert out.trace is not None
         lengths = out.trace.length.tolist()
         self.figures.add(lengths, out.nfe.tolist(), time.perf_counter() - began)
         answers = out.sequences[:, input_ids.shape[1] :].tolist()
         return [
-            self.tokenizer.decode(tokens[:length], skip_special_tokens=True)
+            str(self.tokenizer.decode(tokens[:length], skip_special_tokens=True))
             for tokens, length in zip(answers, lengths, strict=True)
         ]
 
@@ -395,7 +396,7 @@ def _draws(requests: Sequence[Instance]) -> list[_Draw]:
     draws = []
     for row, request in enumerate(requests):
         key = id(request)
-        draws.append(_Draw(first.setdefault(key, row), times[key] % request.repeats))
+        draws.append(_Draw(first.setdefault(key, row), times[key] % (request.repeats or 1)))
         times[key] += 1
     return draws
 
@@ -404,7 +405,8 @@ def _alike(requests: Sequence[Instance], draws: Sequence[_Draw]) -> dict[str, li
     """The distinct draws, grouped by the settings of their requests (as JSON)."""
     groups: dict[str, list[_Draw]] = {}
     for draw in dict.fromkeys(draws):
-        kwargs = json.dumps(requests[draw.row].args[1], sort_keys=True)
+        arguments: Any = requests[draw.row].args
+        kwargs = json.dumps(arguments[1], sort_keys=True)
         groups.setdefault(kwargs, []).append(draw)
     return groups
 

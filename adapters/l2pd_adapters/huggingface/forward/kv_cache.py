@@ -115,4 +115,5 @@ class CanvasCache(Cache):
         index = upload(rows, device)
         self.rows = len(rows)
         for layer in self.layers:
+            assert isinstance(layer, CanvasLayer)
             layer.keep(index)

@@ -144,7 +144,7 @@ class LLaDA2MoeAttention(nn.Module):
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
+            self.config._attn_implementation or "eager", eager_attention_forward
         )
         attended, _ = attend(
             self,
@@ -240,11 +240,11 @@ class LLaDA2MoePreTrainedModel(PreTrainedModel):
     config_class = LLaDA2MoeConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ("LLaDA2MoeDecoderLayer",)
-    _skip_keys_device_placement = ("past_key_values",)
+    _no_split_modules = ["LLaDA2MoeDecoderLayer"]  # noqa: RUF012  (as transformers has it)
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_attention_backend = True
-    _keep_in_fp32_modules_strict = ("expert_bias",)
+    _keep_in_fp32_modules_strict = ["expert_bias"]  # noqa: RUF012
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -254,8 +254,9 @@ class LLaDA2MoePreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, mean=0.0, std=std)
             init.zeros_(module.expert_bias)
         elif isinstance(module, Glm4MoeExperts):
-            init.normal_(module.gate_up_proj, mean=0.0, std=std)
-            init.normal_(module.down_proj, mean=0.0, std=std)
+            for weight in (module.gate_up_proj, module.down_proj):
+                assert isinstance(weight, Tensor)
+                init.normal_(weight, mean=0.0, std=std)
 
 
 class LLaDA2MoeModel(LLaDA2MoePreTrainedModel):
@@ -270,14 +271,16 @@ class LLaDA2MoeModel(LLaDA2MoePreTrainedModel):
             [LLaDA2MoeDecoderLayer(config, index) for index in range(config.num_hidden_layers)]
         )
         self.norm = Glm4MoeRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.rotary_emb = Glm4MoeRotaryEmbedding(config=config)
+        same_fields: Any = config
+        self.rotary_emb = Glm4MoeRotaryEmbedding(config=same_fields)
         self.gradient_checkpointing = False
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.word_embeddings
 
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        assert isinstance(value, nn.Embedding)
         self.word_embeddings = value
 
     def forward(
@@ -300,6 +303,7 @@ class LLaDA2MoeModel(LLaDA2MoePreTrainedModel):
             raise ValueError("give either input_ids or inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = self.word_embeddings(input_ids)
+        assert inputs_embeds is not None
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         of_keys = self._positions(inputs_embeds, attention_mask, past_key_values)
@@ -376,8 +380,8 @@ class LLaDA2MoeModelLM(LLaDA2MoePreTrainedModel, GenerationMixin):
 
 
 if get_checkpoint_conversion_mapping(LLaDA2MoeConfig.model_type) is None:
-    # On the hub every expert has separate weights, as in Qwen2 MoE; transformers merges them on
-    # loading and splits them again on saving.
-    register_checkpoint_conversion_mapping(
-        LLaDA2MoeConfig.model_type, get_checkpoint_conversion_mapping("qwen2_moe")
-    )
+    # On the hub every expert has weights of its own; the same goes for Qwen2 MoE, and transformers
+    # merges them on loading and takes them apart again on saving.
+    _mapping = get_checkpoint_conversion_mapping("qwen2_moe")
+    assert _mapping is not None
+    register_checkpoint_conversion_mapping(LLaDA2MoeConfig.model_type, _mapping)

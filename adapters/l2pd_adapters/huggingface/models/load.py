@@ -132,7 +132,7 @@ def load(
             diffusion_gemma.refuse_family(family)
             with reading(_FAILED):
                 tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **hub)
-                made = DiffusionGemmaForBlockDiffusion
+                made: Any = DiffusionGemmaForBlockDiffusion
                 _check_size(made, made.config_class.from_dict(values), tensors)
                 model, found = made.from_pretrained(source, **weights)
             _check_weights(found, DIFFUSION_GEMMA.name)
@@ -258,7 +258,8 @@ def _config(
     native = family.native_config(values)
     with reading(_FAILED):
         if family.architecture in MODELS:
-            config = MODELS[family.architecture].config_class.from_dict(native)
+            config_class: Any = MODELS[family.architecture].config_class
+            config = config_class.from_dict(native)
         elif family.decoder is not None:
             config = CONFIG_MAPPING[family.decoder].from_dict(native)
         else:

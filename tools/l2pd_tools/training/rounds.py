@@ -1,0 +1,156 @@
+"""Rounds of collecting and training: what ``l2pd learn2pd train`` does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from l2pd_adapters.tiny_models import training_prompts
+from l2pd_plugins import L2PDError
+from l2pd_plugins.policy import normalize_name
+from l2pd_plugins.trajectories import Manifest, Trajectories, read_trajectories
+from l2pd_plugins.writing import require_writable_folder, write_folder
+from l2pd_policies.learn2pd import UnmaskFilter
+from l2pd_policies.learned.training import Recipe, Trained, require_matplotlib, save_with_card
+from l2pd_policies.learned.training import train as fit
+from l2pd_policies.settled import SignalFilter
+from l2pd_tools.evaluation.prompts import read_prompts
+from l2pd_tools.loading import load_model
+from l2pd_tools.policy_text import parse_policy
+from l2pd_tools.progress import progress
+from l2pd_tools.training.collecting import collect, place_among_processes
+
+STARTING_POLICIES = ("oracle", "confidence_threshold,threshold=0.7", "confidence_threshold")
+"""Whose states the first round is trained on."""
+
+
+def train_filter(
+    out: Path,
+    data: Path,
+    *,
+    policy: str = "learn2pd",
+    rounds: int = 0,
+    model: str = "tiny-llada",
+    adapter: str | None = None,
+    device: str = "auto",
+    prompts: Path | None = None,
+    limit: int | None = None,
+    max_new_tokens: int = 128,
+    batch_size: int = 16,
+    epochs: int | None = None,
+    false_positive_rate: float = 0.01,
+    labels: str = "reference",
+    seed: int = 0,
+) -> Trained:
+    """Train a filter on the trajectories in `data`, or make them there in rounds.
+
+    With rounds, trajectories go to ``data/round-0`` (of the starting policies) and
+    ``data/round-N`` (of the filter of the round before), and the filter is trained anew on all of
+    them after each round. Without, the arguments that only collecting needs are not used.
+    """
+    kinds = recipes()
+    policy = {normalize_name(name): name for name in kinds}.get(normalize_name(policy), policy)
+    if policy not in kinds:
+        raise L2PDError(f"policy {policy!r} has no filter to train; choices: {', '.join(kinds)}")
+    kind, recipe, own_decisions = kinds[policy]
+    recipe = replace(
+        recipe,
+        epochs=epochs or recipe.epochs,
+        false_positive_rate=false_positive_rate,
+        seed=seed,
+    )
+    require_matplotlib()
+
+    def fitted(
+        trajectories: Trajectories, block_length: int, base_model: str, what: str
+    ) -> Trained:
+        with progress(recipe.epochs) as start:
+            advance = start(what)
+            return fit(
+                kind,
+                trajectories,
+                recipe,
+                block_length=None if kind.ANY_BLOCK_LENGTH else block_length,
+                base_model=base_model,
+                report=lambda epoch: advance(1),
+            )
+
+    facts: dict[str, Any] = {"policy": policy, "seed": seed, "rounds": rounds}
+    if rounds == 0:
+        manifest, trajectories = read_trajectories(data)
+        require_writable_folder(out, f"--out {out}")
+        trained = fitted(trajectories, manifest.block_length, manifest.model, "training")
+    else:
+        processes = place_among_processes()[1]
+        if processes > 1:
+            raise L2PDError(
+                f"--rounds runs in one process, here are {processes}; several can share "
+                "`l2pd learn2pd collect`"
+            )
+        path = prompts or training_prompts()
+        chosen = read_prompts(path, limit)
+        require_writable_folder(out, f"--out {out}")
+        require_writable_folder(data / "filter-0", f"--data {data}")
+        loaded = load_model(model, device, adapter)
+        parts: list[Trajectories] = []
+        policies: list[Any] = [parse_policy(text) for text in STARTING_POLICIES]
+
+        def one_round(number: int) -> tuple[Manifest, Trained]:
+            folder = data / f"round-{number}"
+            with progress(len(chosen)) as start:
+                collect(
+                    *loaded,
+                    chosen,
+                    folder,
+                    policies=policies,
+                    source=path.name,
+                    max_new_tokens=max_new_tokens,
+                    batch_size=batch_size,
+                    labels=labels,
+                    references_from=data / "round-0" if number else None,
+                    progress=start(f"collecting, round {number} of {rounds}"),
+                )
+            manifest, trajectories = read_trajectories(folder)
+            # Policies are numbered per folder; keep those of different rounds apart.
+            shift = trajectories.policy + 1000 * number
+            parts.append(replace(trajectories, policy=shift))
+            everything = Trajectories.concatenate(parts)
+            what = f"training, round {number} of {rounds}"
+            return manifest, fitted(everything, manifest.block_length, manifest.model, what)
+
+        manifest, trained = one_round(0)
+        for number in range(1, rounds + 1):
+            step = data / f"filter-{number - 1}"
+            write_folder(step, trained.filter.save_pretrained)
+            policies = [
+                {"name": policy, "filter": str(step), **round_options}
+                for round_options in own_decisions
+            ]
+            manifest, trained = one_round(number)
+        write_folder(data / f"filter-{rounds}", trained.filter.save_pretrained)
+    facts |= {
+        "model": manifest.model,
+        "prompts": f"{manifest.prompts}, {manifest.prompt_count}",
+        "max_new_tokens": manifest.max_new_tokens,
+        "block_length": manifest.block_length,
+        "end_of_text": manifest.end_of_text,
+        "dtype": manifest.dtype,
+        "labels": manifest.labels,
+        "recipe": recipe,
+    }
+    save_with_card(trained, out, title=f"{policy} filter for {manifest.model}", facts=facts)
+    return trained
+
+
+def recipes() -> dict[str, tuple[Any, Any, tuple[dict[str, float], ...]]]:
+    """Per policy: class of the filter, recipe, and the options, careful and bold, with which it
+    decodes the training prompts between rounds."""
+    return {
+        "learn2pd": (UnmaskFilter, Recipe(epochs=4000), ({"threshold": 0.9}, {"threshold": 0.7})),
+        "settled": (
+            SignalFilter,
+            Recipe(epochs=60, batch_size=512, decay=True, masked_only=True, check_every=5),
+            ({"threshold": 0.98, "risk": 0.05}, {"threshold": 0.9, "risk": 0.2}),
+        ),
+    }
