@@ -1,5 +1,7 @@
 """The accuracy-speed frontier of every policy, everything else equal, on any models.
 
+Longer than 400 lines: it is one script: arguments, runs, and the files that it writes.
+
     make frontier                                                  # 2,000 prompts, under 30 minutes
     python benchmarks/frontier.py --limit 60 --out /tmp/frontier   # .json and .png, a quick look
     python benchmarks/frontier.py --model tiny-llada --policy cora --policy credit --out FILE

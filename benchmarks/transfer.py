@@ -1,5 +1,7 @@
 """Whether a learned policy carries over: to tasks, lengths and models that it was not trained on.
 
+Longer than 400 lines: it is one script: cases, runs, and the rows that it writes.
+
     python benchmarks/transfer.py --work runs/transfer                 # hours on one core
     python benchmarks/transfer.py --work runs/transfer --only coupled  # cases with that word
     python benchmarks/transfer.py --work runs/transfer --minutes 60    # begin nothing new after

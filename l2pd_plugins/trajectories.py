@@ -1,5 +1,8 @@
 """Trajectories on disk: what a model predicted at every denoising step, and what was right.
 
+Longer than 400 lines: what writes the format and what reads it stand together, so that they cannot
+part.
+
 A folder holds `manifest.json` and numbered safetensors shards, each with the steps of a fixed range
 of prompts, and a file with their reference decodes for each shard. Files are written atomically, so
 a killed run can be resumed with the missing shards and gives the same data. Everything that is read

@@ -1,5 +1,7 @@
 """Small random checkpoints in the layout of the hub, and what they compute, in plain PyTorch.
 
+Longer than 400 lines: it is one list of architectures, each written out in full.
+
 Written from the descriptions of the architectures: config fields, names of weights, shards and
 tokenizer files are those of the hub; the forward pass knows nothing of any library's models.
 """

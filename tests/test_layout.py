@@ -148,3 +148,15 @@ def test_the_check_itself_sees_imports(tmp_path: Path, source: str, found: set[s
     (tmp_path / "module.py").write_text(source)
     bad = offenders([tmp_path / "module.py"], {"vllm", "l2pd_tools"}, tmp_path)
     assert bad == ({"module.py": found} if found else {})
+
+
+LONGEST = 400
+"""Lines of a file that gives no reason to be longer."""
+
+
+def test_a_long_file_gives_its_reason() -> None:
+    folders = ("l2pd_plugins", "policies", "adapters", "tools", "tests", "benchmarks", "examples")
+    files = {path: path.read_text() for each in folders for path in (ROOT / each).rglob("*.py")}
+    long = {path for path, text in files.items() if text.count("\n") > LONGEST}
+    reasons = {path for path, text in files.items() if "\nLonger than 400 lines: " in text[:2000]}
+    assert long == reasons, "a reason is missing, or no longer needed"

@@ -1,6 +1,8 @@
 """The checks, each a function from a bench to nothing; a failed one raises AssertionError.
 
-Users see a check's name, and the first line of its docstring, which says what it verifies.
+Longer than 400 lines: it is one list of checks, each of a few lines.
+
+A check's name is what users read, and the first line of its docstring what it holds.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The denoising step under any policy: it ends, keeps to the masks, and keeps rows apart."""
+"""The denoising step under any policy: it ends, keeps to the masks, and keeps rows apart.
+
+Longer than 400 lines: it is one list of rules of the step, in the order of its stages.
+"""
 
 from __future__ import annotations
 

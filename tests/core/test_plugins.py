@@ -1,5 +1,7 @@
 """Finding plugins, naming what is wrong with them, and making policies from configs.
 
+Longer than 400 lines: it is one list of faults in plugins, with the message for each.
+
 Every plugin here is a real distribution with real entry points, written into a temporary folder.
 """
 

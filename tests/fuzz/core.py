@@ -1,5 +1,7 @@
 """Random batches of blocks through the denoising step.
 
+Longer than 400 lines: it is one machine of random moves and the checks after each.
+
 Rows come and go, begin new blocks, and change places. Some of them are followed alone as well, in
 a batch of one, and must come out the same to the bit, whatever runs beside them; and what happens
 to a row alone must be what plain Python makes of the policy's answers (`reference.py`).

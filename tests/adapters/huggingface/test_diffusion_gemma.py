@@ -1,5 +1,8 @@
 """DiffusionGemma: transformers' own decode without a policy; with one, the policy's decisions in
-transformers' loop, against a loop written out here."""
+transformers' loop, against a loop written out here.
+
+Longer than 400 lines: the decode loop is written out in plain PyTorch beside its tests.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""generate on a small random model: batches, arguments, and what is refused."""
+"""generate on a small random model: batches, arguments, and what is refused.
+
+Longer than 400 lines: it is one list of arguments, with what each does and refuses.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
 """LLaDA2: a folder in the hub's layout, against a dense forward pass written out from the
-architecture's description, and against a plain decode loop on that."""
+architecture's description, and against a plain decode loop on that.
+
+Longer than 400 lines: the architecture is written out in plain PyTorch beside its tests.
+"""
 
 from __future__ import annotations
 

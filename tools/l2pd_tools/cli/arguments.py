@@ -89,6 +89,16 @@ PromptFile = Annotated[
         show_default="the small world's held-out prompts",
     ),
 ]
+PromptLimit = Annotated[
+    int | None,
+    typer.Option(
+        "--limit",
+        parser=Whole(1, MOST_PROMPTS),
+        metavar=Whole.metavar,
+        help="Only the first prompts.",
+        show_default="all",
+    ),
+]
 JsonFile = Annotated[
     Path | None,
     typer.Option(

@@ -13,7 +13,6 @@ from l2pd_adapters.tiny_models import heldout_prompts
 from l2pd_plugins import L2PDError, create_policy
 from l2pd_plugins.traits import name_of, printable_name_of
 from l2pd_tools.cli.arguments import (
-    MOST_PROMPTS,
     POLICY_HELP,
     AdapterName,
     AsJson,
@@ -26,9 +25,10 @@ from l2pd_tools.cli.arguments import (
     MaxNewTokens,
     ModelName,
     PromptFile,
+    PromptLimit,
     write_json,
 )
-from l2pd_tools.cli.kinds import OutFile, PolicyText, Whole
+from l2pd_tools.cli.kinds import OutFile, PolicyText
 from l2pd_tools.evaluation.comparison import Row, percent, run_policies
 from l2pd_tools.loading import load_model
 from l2pd_tools.policy_text import parse_policy
@@ -59,15 +59,7 @@ def compare(
     adapter: AdapterName = None,
     device: DeviceName = "auto",
     prompts: PromptFile = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(
-            parser=Whole(1, MOST_PROMPTS),
-            metavar=Whole.metavar,
-            help="Use only the first N prompts.",
-            show_default=f"all; {DEMO_PROMPTS} in --demo",
-        ),
-    ] = None,
+    limit: PromptLimit = None,
     max_new_tokens: MaxNewTokens = 128,
     block_length: BlockLength = None,
     end_of_text: EndOfTextRule = "block",
@@ -80,7 +72,8 @@ def compare(
         bool,
         typer.Option(
             "--demo",
-            help="The project's own policies on its own small model, and one answer step by step.",
+            help="The project's own policies on its own small model, and one answer step by step; "
+            f"--limit is {DEMO_PROMPTS} where it is not given.",
         ),
     ] = False,
     as_json: AsJson = False,

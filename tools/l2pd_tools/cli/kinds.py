@@ -1,9 +1,11 @@
 """The kinds of option values on the command line, and the only place that checks them.
 
-Every option and argument declares a kind, as typer's `parser`. A value is checked twice: its text
-when it is parsed, and what it names on the disk before the command begins (`examined`). An error is
-one line that names the option as it was typed, the value, and what is expected. The bounds are
-those of `l2pd_adapters.huggingface.checking`; they are repeated because that module imports torch.
+Longer than 400 lines: it is one list of kinds, each of a few lines.
+
+Every option and argument declares a kind, as typer's `parser`. A value is checked twice: as it is
+parsed, by its text alone, and before the command begins, by what is on the disk (`examined`). What
+is wrong is one line that names the option as it was typed, the value, and what is expected. The
+bounds are those of `l2pd_adapters.huggingface.checking`, which imports torch.
 """
 
 from __future__ import annotations

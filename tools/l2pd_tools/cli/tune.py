@@ -14,7 +14,6 @@ import typer
 from l2pd_adapters.tiny_models import heldout_prompts
 from l2pd_plugins import L2PDError, UnmaskPolicy, create_policy
 from l2pd_tools.cli.arguments import (
-    MOST_PROMPTS,
     POLICY_HELP,
     AdapterName,
     AsJson,
@@ -27,9 +26,10 @@ from l2pd_tools.cli.arguments import (
     MaxNewTokens,
     ModelName,
     PromptFile,
+    PromptLimit,
     write_json,
 )
-from l2pd_tools.cli.kinds import Number, OutFile, PolicyText, Sweep, Whole, quoted
+from l2pd_tools.cli.kinds import Number, OutFile, PolicyText, Sweep, quoted
 from l2pd_tools.evaluation.comparison import one_token_per_step, percent, run_policies
 from l2pd_tools.loading import load_model
 from l2pd_tools.policy_text import parse_policy, parse_values
@@ -64,15 +64,7 @@ def tune(
     adapter: AdapterName = None,
     device: DeviceName = "auto",
     prompts: PromptFile = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(
-            parser=Whole(1, MOST_PROMPTS),
-            metavar=Whole.metavar,
-            help="Use only the first N prompts.",
-            show_default="all",
-        ),
-    ] = None,
+    limit: PromptLimit = None,
     max_new_tokens: MaxNewTokens = 128,
     block_length: BlockLength = None,
     end_of_text: EndOfTextRule = "block",

@@ -1,4 +1,7 @@
-"""The harness's model ``l2pd``: a diffusion language model that decodes with an unmask policy."""
+"""The harness's model ``l2pd``: a diffusion language model that answers under an unmask policy.
+
+Longer than 400 lines: it is one class, whose methods are the harness's interface.
+"""
 
 from __future__ import annotations
 

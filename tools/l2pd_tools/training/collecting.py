@@ -1,5 +1,8 @@
 """Trajectories for training filters: reference decodes, and the states that policies reach.
 
+Longer than 400 lines: the two passes over the prompts share the state of one run, which can be
+stopped and goes on.
+
 For every prompt the model first decodes at one token per step; that answer is the reference. Then
 each policy decodes the same prompt, and every step is recorded with its predictions and whether
 each is right. With the oracle as the policy, and "right" meaning equal to the reference, this is
