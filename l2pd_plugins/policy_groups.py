@@ -26,12 +26,13 @@ class Rows(Protocol):
     """Some of the rows of tensors (B, ...)."""
 
     def put(self, values: Tensor, new: Tensor) -> Tensor:
-        """values (B, ...) with `new` in these rows. Never in place: whoever watches the steps may
-        still hold the tensor."""
+        """A copy of values (B, ...) with `new` in these rows. Not in place, since an observer of
+        the steps may still hold the tensor.
+        """
         ...
 
     def take(self, values: Tensor) -> Tensor:
-        """What `put` takes as `new` to leave values (B, ...) as they are."""
+        """The values (B, ...) of these rows, in the form that `put` takes as `new`."""
         ...
 
 

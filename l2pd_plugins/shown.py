@@ -68,7 +68,7 @@ def _shown(value: object, deeper: int) -> str:
 
 
 def _text(value: Any) -> str:
-    """A str or bytes, of which only what is shown is looked at."""
+    """A str or bytes; only the part that is shown is read."""
     kind: Any = str if isinstance(value, str) else bytes if isinstance(value, bytes) else bytearray
     if kind.__len__(value) <= LONGEST:
         return str(kind.__repr__(kind.__getitem__(value, slice(None))))

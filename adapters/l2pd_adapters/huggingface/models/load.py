@@ -258,8 +258,7 @@ def _config(
     native = family.native_config(values)
     with reading(_FAILED):
         if family.architecture in MODELS:
-            config_class: Any = MODELS[family.architecture].config_class
-            config = config_class.from_dict(native)
+            config = MODELS[family.architecture].config_class.from_dict(native)
         elif family.decoder is not None:
             config = CONFIG_MAPPING[family.decoder].from_dict(native)
         else:

@@ -6,9 +6,10 @@ checkpoint of the same family (`architectures` in config.json).
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformers import (
     LlamaForCausalLM,
-    PreTrainedModel,
     Qwen2ForCausalLM,
     Qwen3ForCausalLM,
     Qwen3MoeForCausalLM,
@@ -33,7 +34,7 @@ class SDARMoeForCausalLM(Qwen3MoeForCausalLM):
     """SDAR with experts: block-causal, on Qwen3-MoE."""
 
 
-MODELS: dict[str | None, type[PreTrainedModel]] = {
+MODELS: dict[str, Any] = {
     model.__name__: model
     for model in (
         LLaDAModelLM,
