@@ -2,7 +2,7 @@
 
 Longer than 400 lines: it is one list of checks, each of a few lines.
 
-A check's name is what users read, and the first line of its docstring what it holds.
+Users see a check's name, and the first line of its docstring, which says what it verifies.
 """
 
 from __future__ import annotations

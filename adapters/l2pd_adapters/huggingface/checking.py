@@ -42,7 +42,7 @@ class Kind(Protocol):
 
     @property
     def expected(self) -> str:
-        """As in "expected a whole number from 1"."""
+        """The text after "expected", for example "a whole number from 1"."""
         ...
 
     def take(self, value: Any) -> Any:

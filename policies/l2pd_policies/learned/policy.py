@@ -57,7 +57,7 @@ class FilterPolicy(UnmaskPolicy):
     def _use(self, loaded: LearnedFilter) -> None:
         self._loaded = loaded
         self._on_device: dict[torch.device, LearnedFilter] = {}
-        # A class variable for other policies; here each filter brings its own rule.
+        # A class variable in other policies; here each filter has its own progress rule.
         vars(self)["progress"] = loaded.progress
         if self._asked_threshold is None:
             self.threshold = loaded.threshold

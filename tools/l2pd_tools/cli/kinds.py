@@ -2,10 +2,10 @@
 
 Longer than 400 lines: it is one list of kinds, each of a few lines.
 
-Every option and argument declares a kind, as typer's `parser`. A value is checked twice: as it is
-parsed, by its text alone, and before the command begins, by what is on the disk (`examined`). What
-is wrong is one line that names the option as it was typed, the value, and what is expected. The
-bounds are those of `l2pd_adapters.huggingface.checking`, which imports torch.
+Every option and argument declares a kind, as typer's `parser`. A value is checked twice: its text
+when it is parsed, and what it names on the disk before the command begins (`examined`). An error is
+one line that names the option as it was typed, the value, and what is expected. The bounds are
+those of `l2pd_adapters.huggingface.checking`; they are repeated because that module imports torch.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class Kind:
     """A set of values. An instance is called with the text of a value, as typer's `parser`."""
 
     metavar = "TEXT"
-    """What the help shows in a value's place."""
+    """Placeholder of the value in the help."""
     fixed_text = ""
-    """What `expected` gives, where it is the same for every instance."""
+    """The text of `expected`, where it is the same for every instance."""
     place: str | None = None
     """"file" or "folder" for input, "new file" or "new folder" for output."""
 

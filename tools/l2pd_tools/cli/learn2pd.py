@@ -216,7 +216,7 @@ def train(
     given = [name for name, source in sources.items() if source and source.name != "DEFAULT"]
     if rounds == 0 and given:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise L2PDError(f"{options}: for --rounds alone, which collects trajectories")
+        raise L2PDError(f"{options}: only with --rounds, which collects trajectories")
     from l2pd_tools.training.rounds import train_filter
 
     trained = train_filter(

@@ -1,4 +1,4 @@
-"""The harness's model ``l2pd``: a diffusion language model that answers under an unmask policy.
+"""The harness's model ``l2pd``: a diffusion language model that decodes with an unmask policy.
 
 Longer than 400 lines: it is one class, whose methods are the harness's interface.
 """
@@ -270,7 +270,7 @@ class DiffusionLM(LM):
         return torch.stack(parts)
 
     def gather_object(self, obj: Any, dst: int = 0) -> Any:
-        """Of every process, at `dst`; with it come the figures of each."""
+        """The objects of all processes, at `dst`; also gathers the figures of each."""
         if self.world_size == 1:
             return [obj]
         parts: list[Any] | None = [None] * self.world_size if self.rank == dst else None

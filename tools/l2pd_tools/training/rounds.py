@@ -22,7 +22,7 @@ from l2pd_tools.progress import progress
 from l2pd_tools.training.collecting import collect, place_among_processes
 
 STARTING_POLICIES = ("oracle", "confidence_threshold,threshold=0.7", "confidence_threshold")
-"""Whose states the first round is trained on."""
+"""The policies whose states the first round is trained on."""
 
 
 def train_filter(
@@ -45,9 +45,9 @@ def train_filter(
 ) -> Trained:
     """Train a filter on the trajectories in `data`, or make them there in rounds.
 
-    With rounds, trajectories go to ``data/round-0`` (of the starting policies) and
-    ``data/round-N`` (of the filter of the round before), and the filter is trained anew on all of
-    them after each round. Without, the arguments that only collecting needs are not used.
+    With rounds, trajectories are written to ``data/round-0`` (those of the starting policies) and
+    ``data/round-N`` (those of the previous round's filter), and after each round the filter is
+    trained again on all of them. Without rounds, the arguments for collecting are not used.
     """
     kinds = recipes()
     policy = {normalize_name(name): name for name in kinds}.get(normalize_name(policy), policy)

@@ -380,8 +380,8 @@ class LLaDA2MoeModelLM(LLaDA2MoePreTrainedModel, GenerationMixin):
 
 
 if get_checkpoint_conversion_mapping(LLaDA2MoeConfig.model_type) is None:
-    # On the hub every expert has weights of its own; the same goes for Qwen2 MoE, and transformers
-    # merges them on loading and takes them apart again on saving.
+    # On the hub every expert has separate weights, as in Qwen2 MoE; transformers merges them on
+    # loading and splits them again on saving.
     _mapping = get_checkpoint_conversion_mapping("qwen2_moe")
     assert _mapping is not None
     register_checkpoint_conversion_mapping(LLaDA2MoeConfig.model_type, _mapping)
