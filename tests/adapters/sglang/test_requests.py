@@ -1,0 +1,223 @@
+"""Requests and blocks of SGLang as the host knows them, and what they may ask for, without it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from l2pd_adapters.sglang.refusals import check_effects, check_ids, check_rest, refusal
+from l2pd_adapters.sglang.requests import BlockRow, RequestState
+from l2pd_adapters.sglang.settings import SglangServer
+from l2pd_plugins import ModelContext, create_policy
+from l2pd_plugins.blocks import BlockBatch
+from l2pd_plugins.errors import L2PDError
+from l2pd_plugins.layout import BlockLayout
+
+VOCABULARY, MASK, EOT, BLOCK = 40, 39, 38, 8
+
+
+@pytest.fixture(scope="module")
+def server() -> SglangServer:
+    return SglangServer.at_launch(
+        "confidence_threshold",
+        {"threshold": 0.5},
+        end_tokens=(EOT,),
+        model=ModelContext("m", BLOCK, MASK, VOCABULARY),
+        canvas=64,
+        sampling_defaults={"temperature": 0.7},
+    )
+
+
+def params(**changes: Any) -> SimpleNamespace:
+    fields = {"custom_params": None, "ignore_eos": False, "top_k": -1, "temperature": 1.0}
+    return SimpleNamespace(**fields | changes)
+
+
+def row_of(
+    request: RequestState, prompt: int, new: int, offset: int, start: int = 0, length: int = BLOCK
+) -> BlockRow:
+    return BlockRow(
+        request=request,
+        prompt_length=prompt,
+        max_new_tokens=new,
+        offset=offset,
+        start=start,
+        tokens=[1] * start + [MASK] * (length - start),
+        mask_token_id=MASK,
+    )
+
+
+@given(
+    prompt=st.integers(0, 40), new=st.integers(0, 40), length=st.integers(1, 9), at=st.integers(0)
+)
+def test_a_block_lies_where_the_layout_says(prompt: int, new: int, length: int, at: int) -> None:
+    layout = BlockLayout.of("block_causal", prompt, max(new, 1), length)
+    number = at % layout.blocks
+    state = RequestState(create_policy("fixed_schedule"))
+    row = row_of(state, prompt, new, layout.start_of(number), length=length)
+    assert (row.block_index, row.canvas_length) == (number, layout.canvas_length)
+
+
+@pytest.mark.parametrize("offset", [0, 8, 16])
+def test_a_reference_is_shown_where_its_tokens_stand(offset: int) -> None:
+    """The answer begins at 5, in the first block, and has 10 tokens."""
+    state = RequestState(create_policy("oracle", reference=list(range(10, 20))))
+    shown = row_of(state, 5, 10, offset).reference(filler=EOT)
+    whole = [EOT] * 5 + list(range(10, 20)) + [EOT] * 20
+    assert shown == whole[offset : offset + BLOCK]
+
+
+def test_a_policy_without_a_reference_is_shown_the_filler() -> None:
+    state = RequestState(create_policy("fixed_schedule"))
+    assert row_of(state, 5, 10, 0).reference(filler=7) == [7] * BLOCK
+
+
+def test_a_row_notes_when_each_token_was_committed() -> None:
+    state = RequestState(create_policy("fixed_schedule"), steps=3, nfe=4)
+    row = row_of(state, 2, 20, 0, start=2, length=5)
+    assert row.masked
+    assert row.needed == [False, False, True, True, True]
+    row.step([1, 1, MASK, 5, 6], [False, False, True, False, False])
+    assert row.masked
+    row.step([1, 1, 4, 5, MASK], [False, False, False, False, True])  # taken back
+    row.step([1, 1, 4, 9, 6], [False] * 5)  # edited
+    assert not row.masked
+    row.finish()
+    row.finish()  # once
+    assert state.step_map == [4, 5, 5]
+    assert (state.steps, state.nfe) == (6, 8)  # one pass more, which writes the final keys
+    assert state.nfe_map == [8] * 3
+
+
+def test_a_block_of_the_prompt_counts_for_nothing() -> None:
+    state = RequestState(create_policy("fixed_schedule"))
+    row = row_of(state, 16, 8, 0, start=BLOCK)
+    assert not row.masked
+    row.finish()
+    assert (state.nfe, state.step_map, state.nfe_map) == (0, [], [])
+
+
+def test_what_a_policy_carries_goes_on_with_the_request() -> None:
+    class Carrying(type(create_policy("fixed_schedule"))):  # type: ignore[misc]
+        carries = frozenset({"n"})
+
+        def init_state(self, batch_size, block_length, device):
+            return {"n": torch.arange(batch_size) + 5}
+
+    state = RequestState(Carrying())
+    batch = BlockBatch.start(torch.full((2, BLOCK), MASK), [state.policy] * 2, mask_token_id=MASK)
+    row = row_of(state, 0, 8, 0)
+    row.place = batch, 1
+    row.finish()
+    assert {name: value.tolist() for name, value in state.carried.items()} == {"n": [6]}
+
+
+def test_random_numbers_follow_from_seed_and_place() -> None:
+    device = torch.device("cpu")
+
+    def drawn(seed: str, offset: int) -> float:
+        state = RequestState(create_policy("fixed_schedule"), seed=seed)
+        generator = row_of(state, 0, 8, offset).generator(device)
+        return torch.rand(1, generator=generator).item()
+
+    assert drawn("a", 8) == drawn("a", 8)
+    assert len({drawn("a", 8), drawn("a", 16), drawn("b", 8)}) == 3
+
+
+def test_a_request_chooses_its_policy(server: SglangServer) -> None:
+    request = SimpleNamespace(rid="r", sampling_params=params(ignore_eos=True))
+    state = RequestState.of(request, server)
+    assert (state.policy.threshold, state.ignores_end, state.seed) == (0.5, True, "r")
+    request.sampling_params = params(
+        custom_params={"unmask_policy": "fixed_schedule", "tokens_per_step": 2, "__theirs": 1},
+        sampling_seed=7,
+    )
+    state = RequestState.of(request, server)
+    assert (state.policy.tokens_per_step, state.seed) == (2, "7")
+
+
+@pytest.mark.parametrize(
+    "custom", ["s", [1], 5, {"unmask_policy": "no_such"}, {"threshold": 7}, {"no_such": 1}]
+)
+def test_wrong_custom_params_are_refused(server: SglangServer, custom: Any) -> None:
+    with pytest.raises(L2PDError):
+        server.choose(custom)
+
+
+@pytest.mark.parametrize(
+    "granted",
+    [{}, {"n": 1, "temperature": 0}, {"temperature": 0.7}, {"json_schema": ""}, {"min_p": 0.0}],
+)
+def test_what_asks_for_nothing_is_granted(server: SglangServer, granted: dict[str, Any]) -> None:
+    check_effects(granted, server)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("n", 2),
+        ("beam_width", 2),
+        ("temperature", 0.5),
+        ("min_p", 0.1),
+        ("min_new_tokens", 1),
+        ("frequency_penalty", 0.1),
+        ("presence_penalty", 0.1),
+        ("repetition_penalty", 1.1),
+        ("logit_bias", {"1": 2}),
+        ("json_schema", "{}"),
+        ("regex", "a"),
+        ("ebnf", "a"),
+        ("structural_tag", "a"),
+        ("stop_regex", "a"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused_by_its_name(
+    server: SglangServer, name: str, value: Any
+) -> None:
+    with pytest.raises(L2PDError, match=f"^{name}="):
+        check_effects({name: value}, server)
+    request = SimpleNamespace(sampling_params=params(**{name: value}), origin_input_ids=[1])
+    assert (refusal(request, server) or "").startswith(f"{name}=")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, None),
+        ({"origin_input_ids": [1, VOCABULARY]}, "input_ids: 40 is no token; expected 0 to 39"),
+        ({"origin_input_ids": [-1]}, "input_ids: -1 is no token"),
+        ({"sampling_params": params(ignore_eos="yes")}, "ignore_eos='yes': expected true or false"),
+        ({"sampling_params": params(temperature=0.5, top_k=1)}, None),  # SGLang's temperature 0
+        ({"return_logprob": True}, "return_logprob=True: has no effect"),
+        ({"top_logprobs_num": [0, 0]}, None),
+        ({"top_logprobs_num": [0, 2]}, "top_logprobs_num=[0, 2]: has no effect"),
+    ],
+)
+def test_the_scheduler_refuses_what_came_another_way(
+    server: SglangServer, changes: dict[str, Any], said: str | None
+) -> None:
+    fields = {"sampling_params": params(), "origin_input_ids": [1, 2]} | changes
+    found = refusal(SimpleNamespace(**fields), server)
+    assert found is None if said is None else (found or "").startswith(said)
+
+
+@pytest.mark.parametrize("ids", [[], [0, 39], [[1], [2, 3]], [[]]])
+def test_tokens_of_the_vocabulary_are_granted(ids: list) -> None:
+    check_ids(ids, VOCABULARY)
+
+
+@pytest.mark.parametrize("ids", [[1.0], [True], ["1"], [[1], "x"], [[1], [40]], [[1], 2]])
+def test_ids_that_are_no_tokens_are_refused(ids: list) -> None:
+    with pytest.raises(L2PDError, match=r"^input_ids"):
+        check_ids(ids, VOCABULARY)
+
+
+def test_a_request_that_asks_for_log_probabilities_is_refused() -> None:
+    check_rest(SimpleNamespace(return_logprob=[False, False]))
+    with pytest.raises(L2PDError, match=r"^return_logprob=\[False, True\]"):
+        check_rest(SimpleNamespace(return_logprob=[False, True]))
