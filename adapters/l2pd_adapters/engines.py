@@ -5,12 +5,16 @@ Does not import any engine.
 
 from __future__ import annotations
 
+import ast
+import functools
 import inspect
 import os
 import pkgutil
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
+from typing import Any, TypeAlias
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -20,6 +24,10 @@ from l2pd_adapters.families import DIFFUSION_GEMMA, FAMILIES, ModelFamily
 from l2pd_plugins.errors import L2PDError
 
 _DISTRIBUTION = "l2pd-plugins"
+
+Signature: TypeAlias = tuple[str, ...] | list[tuple[str, ...]]
+"""The parameters of a function, by their names; "..." at the end stands for any more. A list has
+the forms that an adapter can live with."""
 
 
 @dataclass(frozen=True)
@@ -96,19 +104,17 @@ class Engine:
             raise L2PDError(problem)
 
     def incompatibility(
-        self,
-        signatures: Mapping[str, Sequence[str]],
-        dataclass_fields: Mapping[str, Sequence[str]],
+        self, signatures: Mapping[str, Signature], names: Mapping[str, Sequence[str]]
     ) -> str:
         """Why an adapter cannot run on the installed engine, in one line; empty if it can.
 
-        In addition to the version, it compares the parameters of functions and classes and the
-        fields of dataclasses, each given by its full name, with those that the adapter uses.
+        In addition to the version, it looks for what the adapter uses: functions and classes with
+        these parameters, and modules and classes with these names in them, each by its full name.
         """
         problem = self.version_problem()
         if problem:
             return problem
-        found = _changed(signatures, dataclass_fields)
+        found = _changed(signatures, names)
         if not found:
             return ""
         return (
@@ -127,9 +133,7 @@ def _contains(supported: SpecifierSet, installed: str) -> bool:
         return not list(supported)
 
 
-def _changed(
-    signatures: Mapping[str, Sequence[str]], dataclass_fields: Mapping[str, Sequence[str]]
-) -> list[str]:
+def _changed(signatures: Mapping[str, Signature], names: Mapping[str, Sequence[str]]) -> list[str]:
     found = []
     for name, expected in signatures.items():
         try:
@@ -137,16 +141,56 @@ def _changed(
         except (ImportError, AttributeError) as error:
             found.append(f"{name} is missing ({error})")
             continue
-        if parameters != tuple(expected):
-            found.append(f"{name} takes ({', '.join(parameters)}), not ({', '.join(expected)})")
-    for name, names in dataclass_fields.items():
+        forms = [expected] if isinstance(expected, tuple) else expected
+        if not any(_fits(parameters, form) for form in forms):
+            shown = " or ".join(f"({', '.join(form)})" for form in forms)
+            found.append(f"{name} takes ({', '.join(parameters)}), not {shown}")
+    for name, wanted in names.items():
         try:
-            there = getattr(pkgutil.resolve_name(name), "__dataclass_fields__", {})
+            owner = pkgutil.resolve_name(name)
         except (ImportError, AttributeError) as error:
             found.append(f"{name} is missing ({error})")
             continue
-        found += [f"{name} has no field {each}" for each in names if each not in there]
+        found += [f"{name} has no {each}" for each in wanted if not _has(owner, each)]
     return found
+
+
+def _fits(parameters: tuple[str, ...], form: tuple[str, ...]) -> bool:
+    if form[-1:] == ("...",):
+        return parameters[: len(form) - 1] == form[:-1]
+    return parameters == form
+
+
+def _has(owner: Any, name: str) -> bool:
+    """Whether a module or an object has the name; of a class, whether its instances have it: as a
+    field, or since one of its methods assigns it."""
+    if hasattr(owner, name):
+        return True
+    if not isinstance(owner, type):
+        return False
+    return any(
+        name in vars(each).get("__annotations__", ())
+        or name in vars(each).get("__dataclass_fields__", ())
+        or name in _assigned(each)
+        for each in owner.__mro__
+    )
+
+
+@functools.cache
+def _assigned(cls: type) -> frozenset[str]:
+    """The fields of itself that a class assigns, by its source; none if there is no source."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
+    except (OSError, TypeError, SyntaxError):
+        return frozenset()
+    return frozenset(
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.ctx, ast.Store)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "self"
+    )
 
 
 _ALL = tuple(family.name for family in (*FAMILIES, DIFFUSION_GEMMA))

@@ -230,8 +230,13 @@ class UnmaskPolicyAlgorithm(DllmAlgorithm):
         for at, row in enumerate(rows):
             row.place = batch, at
 
-    def step(self, forward_batch: Any, full_logits: Tensor, states: list[BlockRow]) -> list[bool]:
-        """Take a denoising step; True for each row that had nothing left to commit before it."""
+    def step(self, forward_batch: Any, logits: Any, states: list[BlockRow]) -> list[bool]:
+        """Take a denoising step; True for each row that had nothing left to commit before it.
+
+        logits: (B * block, V), or what the model put out, which has them as `full_logits`; later
+        versions of SGLang hand that over.
+        """
+        full_logits: Tensor = getattr(logits, "full_logits", logits)
         done = [not row.masked for row in states]
         if self._block is not None:
             try:

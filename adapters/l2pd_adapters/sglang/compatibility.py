@@ -1,45 +1,116 @@
-"""The SGLang internals that this adapter uses, and a check that they are unchanged."""
+"""The SGLang internals that this adapter uses, and a check that they are unchanged.
+
+Every SGLang name that the adapter uses is listed here, so that a server does not start where one
+is missing (tests/adapters/test_compatibility.py reads the adapter's source).
+"""
 
 from __future__ import annotations
 
-from l2pd_adapters.engines import SGLANG
+from l2pd_adapters.engines import SGLANG, Signature
 
+_MANAGER = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
 FIND_ALGORITHM = "sglang.srt.dllm.algorithm.get_algorithm_cls"
 READ_CONFIG = "sglang.srt.dllm.config.DllmConfig.from_server_args"
-REPORT = "sglang.srt.managers.tokenizer_manager.TokenizerManager.update_request_meta_info"
-INIT = "sglang.srt.managers.tokenizer_manager.TokenizerManager.__init__"
-GENERATE = "sglang.srt.managers.tokenizer_manager.TokenizerManager.generate_request"
+REPORT = f"{_MANAGER}.update_request_meta_info"
+INIT = f"{_MANAGER}.__init__"
+GENERATE = f"{_MANAGER}.generate_request"
 """The functions that `plugin` hooks."""
 
 HTTP = "sglang.srt.entrypoints.http_server"
 """The module of a running HTTP server; no other process imports it."""
 
 _BASE = "sglang.srt.dllm.algorithm.base.DllmAlgorithm"
-SIGNATURES = {
+SIGNATURES: dict[str, Signature] = {
     FIND_ALGORITHM: ("name",),
     READ_CONFIG: ("server_args",),
     REPORT: ("self", "meta_info", "state", "customized_info", "index", "finish_reason"),
+    INIT: ("self", "server_args", "..."),
     GENERATE: ("self", "obj", "request"),
     _BASE: ("config",),
     f"{_BASE}.validate_request": ("req",),
     f"{_BASE}._block_start_list": ("self", "forward_batch"),
     f"{_BASE}.init_step_state": ("self", "forward_batch"),
     f"{_BASE}.prepare_inputs": ("self", "model_runner", "forward_batch", "states"),
-    f"{_BASE}.step": ("self", "forward_batch", "full_logits", "states"),
+    f"{_BASE}.step": [
+        ("self", "forward_batch", "full_logits", "states"),
+        ("self", "forward_batch", "logits_output", "states"),  # SGLang's main branch
+    ],
 }
 """SGLang functions that are called or overridden, with their parameters."""
 
-FIELDS = {
+NAMES: dict[str, tuple[str, ...]] = {
+    "sglang.srt.arg_groups.overrides": ("resolving_view",),
+    "sglang.srt.configs.model_config": ("ModelConfig",),
+    "sglang.srt.configs.model_config.ModelConfig": (
+        "context_len",
+        "from_server_args",
+        "get_default_sampling_params",
+        "hf_config",
+        "hf_eos_token_id",
+        "hf_generation_config",
+        "model_path",
+        "vocab_size",
+    ),
+    "sglang.srt.dllm.algorithm": ("algo_name_to_cls",),
+    "sglang.srt.dllm.algorithm.base": ("DllmAlgorithm",),
+    _BASE: ("block_size", "fdfo", "mask_id"),
+    "sglang.srt.dllm.config": ("DllmConfig",),
+    "sglang.srt.dllm.config.DllmConfig": (
+        "algorithm",
+        "algorithm_config",
+        "block_size",
+        "mask_id",
+        "max_running_requests",
+    ),
+    "sglang.srt.managers.io_struct.GenerateReqInput": (
+        "input_ids",
+        "return_logprob",
+        "sampling_params",
+    ),
+    "sglang.srt.managers.schedule_batch": ("FINISH_ABORT",),
+    "sglang.srt.managers.schedule_batch.Req": (
+        "customized_info",
+        "dllm_config",
+        "full_untruncated_fill_ids",
+        "origin_input_ids",
+        "output_ids",
+        "rid",
+        "sampling_params",
+        "to_finish",
+    ),
     "sglang.srt.model_executor.forward_batch_info.ForwardBatch": (
         "batch_size",
         "input_ids",
         "rids",
         "seq_lens_cpu",
     ),
+    "sglang.srt.plugins.hook_registry": ("HookRegistry", "HookType"),
+    "sglang.srt.plugins.hook_registry.HookRegistry": ("register",),
+    "sglang.srt.plugins.hook_registry.HookType": ("AROUND",),
+    "sglang.srt.sampling.sampling_params": ("SamplingParams",),
+    "sglang.srt.sampling.sampling_params.SamplingParams": (
+        "custom_params",
+        "ignore_eos",
+        "max_new_tokens",
+        "sampling_seed",
+        "verify",
+    ),
+    "sglang.srt.server_args.ServerArgs": ("dllm_algorithm", "model_path", "revision"),
 }
-"""SGLang dataclasses, with the fields that are read or written."""
+"""SGLang modules and classes, with the names in them that are used."""
+
+HTTP_SIGNATURES: dict[str, Signature] = {
+    f"{HTTP}.serve_generate_request": ("obj", "request"),
+    f"{HTTP}._create_error_response": ("e",),
+}
+"""The same of the HTTP server's module, which is looked at where it runs."""
 
 
 def incompatibility() -> str:
     """Why this adapter cannot run on the installed SGLang, in one line; empty if it can."""
-    return SGLANG.incompatibility(SIGNATURES, FIELDS)
+    return SGLANG.incompatibility(SIGNATURES, NAMES)
+
+
+def incompatibility_of_http() -> str:
+    """As `incompatibility`, for a process that runs SGLang's HTTP server."""
+    return SGLANG.incompatibility(HTTP_SIGNATURES, {})

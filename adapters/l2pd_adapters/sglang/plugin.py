@@ -24,6 +24,7 @@ from l2pd_adapters.sglang.compatibility import (
     READ_CONFIG,
     REPORT,
     incompatibility,
+    incompatibility_of_http,
 )
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.plugins import find_policy
@@ -88,11 +89,16 @@ def _read_settings(
 
     manager.l2pd = getattr(DllmConfig.from_server_args(server_args), "l2pd", None)
     module = sys.modules.get(HTTP)
-    answer = getattr(module, "serve_generate_request", None)
-    if manager.l2pd is not None and answer is not None and not hasattr(answer, "_l2pd"):
+    if manager.l2pd is None or module is None:
+        return
+    problem = incompatibility_of_http()
+    if problem:
+        raise SystemExit(f"--dllm-algorithm {server_args.dllm_algorithm}: {problem}")
+    answer = module.serve_generate_request
+    if not hasattr(answer, "_l2pd"):
         ours = functools.wraps(answer)(functools.partial(_answer, module, manager, answer))
         ours._l2pd = True  # type: ignore[attr-defined]
-        module.serve_generate_request = ours  # type: ignore[union-attr]
+        module.serve_generate_request = ours  # type: ignore[attr-defined]
 
 
 def _generate(

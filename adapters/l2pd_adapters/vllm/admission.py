@@ -14,6 +14,7 @@ from vllm.sampling_params import SamplingParams
 
 from l2pd_adapters.admission import ANY_FAILURE
 from l2pd_adapters.vllm import refusals
+from l2pd_adapters.vllm.compatibility import incompatibility_of_server
 from l2pd_adapters.vllm.settings import DiffusionGemmaServer, VllmServer, settings_of
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.shown import shown
@@ -63,6 +64,9 @@ def _install_in_servers() -> None:
         # Importing it here would be too early, and unnecessary in a process without a server.
         server = sys.modules.get("vllm.v1.engine.async_llm")
         if server is not None and settings_of(self.model_config) is not None:
+            problem = incompatibility_of_server()
+            if problem:
+                raise L2PDError(f"{self.model_config.model} cannot be served: {problem}")
             _validate_when_called(server.AsyncLLM)
             _refuse_beam_search()
 

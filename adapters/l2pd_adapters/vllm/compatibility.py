@@ -1,20 +1,28 @@
-"""The vLLM internals that this adapter uses, and a check that they are unchanged."""
+"""The vLLM internals that this adapter uses, and a check that they are unchanged.
+
+Every vLLM name that the adapter uses is listed here, so that a model is not served where one
+is missing (tests/adapters/test_compatibility.py reads the adapter's source). Left out are vLLM's
+model classes: only a worker may import them, and the import of `models` names one that is missing.
+"""
 
 from __future__ import annotations
 
-from l2pd_adapters.engines import VLLM
+from l2pd_adapters.engines import VLLM, Signature
+from l2pd_adapters.vllm.refusals import ASKS_FOR_NOTHING
 
 _STATE = "vllm.v1.worker.gpu.model_states.interface.ModelState"
 _SCHEDULER = "vllm.v1.core.sched.diffusion_scheduler.DiffusionScheduler"
 _PROCESSOR = "vllm.v1.engine.input_processor.InputProcessor"
 _ADJUSTMENTS = "vllm.model_executor.models.config.VerifyAndUpdateConfig"
 
-SIGNATURES = {
+SIGNATURES: dict[str, Signature] = {
+    f"{_PROCESSOR}.__init__": ("self", "vllm_config", "..."),
     "vllm.sampling_params.SamplingParams._validate_diffusion": ("self", "model_config"),
     f"{_PROCESSOR}._validate_params": ("self", "params", "supported_tasks"),
     f"{_PROCESSOR}._validate_model_input": ("self", "prompt_input", "prompt_type"),
     "vllm.engine.arg_utils.EngineArgs.add_cli_args": ("parser",),
     "vllm.engine.arg_utils.EngineArgs.from_cli_args": ("args",),
+    "vllm.engine.arg_utils.EngineArgs.create_engine_config": ("self", "..."),
     f"{_ADJUSTMENTS}.verify_and_update_config": ("vllm_config",),
     f"{_ADJUSTMENTS}.verify_and_update_model_config": ("model_config",),
     _STATE: ("vllm_config", "model", "encoder_cache", "device"),
@@ -39,35 +47,150 @@ SIGNATURES = {
 }
 """vLLM functions that are called or overridden, with their parameters."""
 
-FIELDS = {
+NAMES: dict[str, tuple[str, ...]] = {
+    "vllm": ("ModelRegistry",),
+    "vllm.ModelRegistry": ("inspect_model_cls", "register_model"),
+    "vllm.config": ("ModelConfig", "VllmConfig"),
+    "vllm.config.CacheConfig": ("block_size", "enable_prefix_caching"),
+    "vllm.config.CompilationConfig": ("cudagraph_mode",),
+    "vllm.config.ModelConfig": (
+        "_architecture",
+        "_model_info",
+        "architectures",
+        "get_diff_sampling_param",
+        "get_vocab_size",
+        "hf_config",
+        "is_diffusion",
+        "max_model_len",
+        "model",
+        "registry",
+        "try_get_generation_config",
+    ),
+    "vllm.config.VllmConfig": (
+        "additional_config",
+        "cache_config",
+        "compilation_config",
+        "diffusion_config",
+        "model_config",
+        "scheduler_config",
+    ),
+    "vllm.config.compilation": ("CUDAGraphMode",),
+    "vllm.config.compilation.CUDAGraphMode": ("FULL", "PIECEWISE", "has_full_cudagraphs"),
+    "vllm.config.diffusion": ("DiffusionConfig",),
+    "vllm.config.diffusion.DiffusionConfig": ("canvas_length",),
+    "vllm.config.scheduler": ("SchedulerConfig",),
+    "vllm.config.scheduler.SchedulerConfig": (
+        "DEFAULT_MAX_NUM_SEQS",
+        "async_scheduling",
+        "enable_chunked_prefill",
+        "max_num_batched_tokens",
+        "max_num_seqs",
+        "scheduler_cls",
+    ),
+    "vllm.engine.arg_utils": ("EngineArgs",),
+    "vllm.engine.arg_utils.EngineArgs": ("additional_config",),
+    "vllm.exceptions": ("VLLMValidationError",),
+    "vllm.logger": ("init_logger",),
+    "vllm.model_executor.models.config": ("MODELS_CONFIG_MAP", "VerifyAndUpdateConfig"),
+    "vllm.sampling_params": ("SamplingParams",),
+    "vllm.sampling_params.SamplingParams": (
+        *ASKS_FOR_NOTHING,
+        "eos_token_id",
+        "extra_args",
+        "ignore_eos",
+        "max_tokens",
+        "n",
+        "seed",
+        "stop_token_ids",
+        "temperature",
+    ),
+    "vllm.v1.core.sched.diffusion_scheduler": ("DiffusionAsyncScheduler", "DiffusionScheduler"),
+    _SCHEDULER: ("add_request", "max_model_len", "num_spec_tokens", "requests"),
+    "vllm.v1.core.sched.output": ("NewRequestData", "SchedulerOutput"),
+    "vllm.v1.core.sched.output.NewRequestData": (
+        "prefill_token_ids",
+        "prompt_len",
+        "req_id",
+        "sampling_params",
+    ),
+    "vllm.v1.core.sched.output.SchedulerOutput": (
+        "num_scheduled_tokens",
+        "scheduled_spec_decode_tokens",
+    ),
+    "vllm.v1.engine.input_processor": ("InputProcessor",),
+    _PROCESSOR: ("model_config",),
+    "vllm.v1.outputs": ("DraftTokenIds", "ModelRunnerOutput"),
+    "vllm.v1.outputs.DraftTokenIds": ("req_ids",),
+    "vllm.v1.request": ("Request",),
+    "vllm.v1.request.Request": (
+        "is_finished",
+        "max_tokens",
+        "num_computed_tokens",
+        "num_prompt_tokens",
+        "num_tokens",
+        "spec_token_ids",
+    ),
+    "vllm.v1.worker.gpu.attn_utils": ("build_attn_metadata",),
+    "vllm.v1.worker.gpu.input_batch": ("InputBatch",),
     "vllm.v1.worker.gpu.input_batch.InputBatch": (
-        "num_reqs",
-        "idx_mapping",
-        "idx_mapping_np",
-        "query_start_loc",
-        "query_start_loc_np",
         "cu_num_logits",
         "cu_num_logits_np",
         "expanded_idx_mapping",
         "expanded_local_pos",
+        "idx_mapping",
+        "idx_mapping_np",
+        "input_ids",
         "logits_indices",
-        "prefill_len_np",
-        "seq_lens",
         "num_draft_tokens",
+        "num_reqs",
+        "num_reqs_after_padding",
+        "num_tokens",
+        "num_tokens_after_padding",
+        "positions",
+        "prefill_len_np",
+        "query_start_loc",
+        "query_start_loc_np",
+        "seq_lens",
+        "seq_lens_cpu_upper_bound",
     ),
+    "vllm.v1.worker.gpu.model_states.interface": ("ModelState",),
+    _STATE: (
+        "device",
+        "get_supported_generation_tasks",
+        "max_model_len",
+        "max_num_reqs",
+        "model_config",
+        "num_new_sampled_tokens_per_step",
+        "prepare_dummy_inputs",
+        "prepare_inputs_embeds",
+    ),
+    "vllm.v1.worker.gpu.sample.output": ("SamplerOutput",),
     "vllm.v1.worker.gpu.sample.output.SamplerOutput": (
-        "sampled_token_ids",
-        "num_sampled",
         "num_rejected",
+        "num_sampled",
+        "sampled_token_ids",
     ),
-    "vllm.config.diffusion.DiffusionConfig": ("canvas_length",),
+    "vllm.v1.worker.gpu.sample.sampler.Sampler": ("req_states",),
+    "vllm.v1.worker.gpu.states": ("RequestState",),
+    "vllm.v1.worker.gpu.states.RequestState": ("draft_tokens",),
 }
-"""vLLM dataclasses, with the fields that are read or written."""
+"""vLLM modules and classes, with the names in them that are used."""
+
+_ENGINE = "vllm.v1.engine.async_llm.AsyncLLM"
+_BEAM_SEARCH = "vllm.entrypoints.generate.beam_search.online"
+
+SERVER_NAMES: dict[str, tuple[str, ...]] = {
+    _ENGINE.rpartition(".")[0]: ("AsyncLLM",),
+    _ENGINE: ("generate", "input_processor", "model_config"),
+    _BEAM_SEARCH: ("BeamSearchOnlineMixin",),
+    f"{_BEAM_SEARCH}.BeamSearchOnlineMixin": ("beam_search", "engine_client"),
+}
+"""The same of a server's modules, which are looked at in the process that runs one."""
 
 
 _DIFFUSION_GEMMA = "vllm.model_executor.models.diffusion_gemma"
 
-DIFFUSION_GEMMA_SIGNATURES = {
+DIFFUSION_GEMMA_SIGNATURES: dict[str, Signature] = {
     f"{_DIFFUSION_GEMMA}.DiffusionGemmaModelState.custom_sampler": ("self", "sampler"),
     f"{_DIFFUSION_GEMMA}.DiffusionGemmaModelState.add_request": (
         "self",
@@ -128,13 +251,46 @@ DIFFUSION_GEMMA_SIGNATURES = {
 }
 """The same for DiffusionGemma's module, which is imported only if this model is served."""
 
+DIFFUSION_GEMMA_NAMES: dict[str, tuple[str, ...]] = {
+    "vllm.model_executor.models": ("diffusion_gemma",),
+    _DIFFUSION_GEMMA: (
+        "DiffusionGemmaForConditionalGeneration",
+        "DiffusionGemmaModelState",
+        "DiffusionSampler",
+        "_compiled_sample_step",
+        "_denoise_temperature",
+    ),
+    f"{_DIFFUSION_GEMMA}.DiffusionGemmaModelState": ("_req_id_to_index",),
+    f"{_DIFFUSION_GEMMA}.DiffusionGemmaRequestStates": (
+        "canvas",
+        "is_encoder_phase",
+        "max_denoising_steps",
+        "pin_mask",
+        "step",
+    ),
+    f"{_DIFFUSION_GEMMA}.DiffusionSampler": (
+        "diffusion_states",
+        "entropy_bound",
+        "req_states",
+        "t_max",
+        "t_min",
+    ),
+}
+"""Names in DiffusionGemma's module."""
+
 
 def incompatibility() -> str:
     """Why this adapter cannot run on the installed vLLM, in one line; empty if it can."""
-    return VLLM.incompatibility(SIGNATURES, FIELDS)
+    return VLLM.incompatibility(SIGNATURES, NAMES)
+
+
+def incompatibility_of_server() -> str:
+    """As `incompatibility`, for a process that runs a server."""
+    return VLLM.incompatibility({}, SERVER_NAMES)
 
 
 def incompatibility_of_diffusion_gemma() -> str:
     """As `incompatibility`, for a policy in the sampler of DiffusionGemma."""
-    signatures = {**SIGNATURES, **DIFFUSION_GEMMA_SIGNATURES}
-    return VLLM.incompatibility(signatures, FIELDS)
+    return VLLM.incompatibility(
+        {**SIGNATURES, **DIFFUSION_GEMMA_SIGNATURES}, {**NAMES, **DIFFUSION_GEMMA_NAMES}
+    )

@@ -509,6 +509,25 @@ class TestRequests:
         assert algorithm.run(runner, batch, [])[1:4] == ([], [], [])
 
 
+@MODES
+def test_logits_may_come_in_what_the_model_put_out(fdfo, monkeypatch):
+    """SGLang's main branch hands `step` the model's whole output."""
+    config = make_config("confidence_threshold", {"threshold": 0.5}, fdfo=fdfo)
+
+    def decoded():
+        request = make_request("r", range(1, 12), config)
+        return Loop(config).run(request)["r"], outcome(request)
+
+    expected = decoded()
+    step = UnmaskPolicyAlgorithm.step
+
+    def with_output(self, forward_batch, full_logits, states):
+        return step(self, forward_batch, SimpleNamespace(full_logits=full_logits), states)
+
+    monkeypatch.setattr(UnmaskPolicyAlgorithm, "step", with_output)
+    assert decoded() == expected
+
+
 class TestTrace:
     @MODES
     def test_one_token_per_step(self, fdfo):

@@ -10,12 +10,13 @@ import tomllib
 from sglang.srt.dllm import algorithm as algorithms
 from sglang.srt.dllm.algorithm.base import DllmAlgorithm
 from sglang.srt.dllm.config import DllmConfig
+from sglang.srt.entrypoints import http_server
 from sglang.srt.server_args import ServerArgs
 
 from l2pd_adapters import engines
 from l2pd_adapters.sglang import compatibility
 from l2pd_adapters.sglang.algorithm import UnmaskPolicyAlgorithm
-from l2pd_adapters.sglang.compatibility import incompatibility
+from l2pd_adapters.sglang.compatibility import incompatibility, incompatibility_of_http
 from l2pd_plugins.errors import L2PDError
 from tests.engines.launching import ROOT, LaunchedServer
 from tests.engines.sglang.loops import BLOCK
@@ -72,7 +73,8 @@ class TestVersions:
             f"--dllm-algorithm Learn2PD: sglang {sglang.__version__} is not as l2pd-plugins knows "
             ">=0.5.22,<0.5.24: "
             "sglang.srt.dllm.algorithm.base.DllmAlgorithm.step takes (self, forward_batch, "
-            "full_logits, states, positions), not (self, forward_batch, full_logits, states)"
+            "full_logits, states, positions), not (self, forward_batch, full_logits, states) or "
+            "(self, forward_batch, logits_output, states)"
         )
         assert "Traceback" not in done.stderr
 
@@ -106,13 +108,18 @@ class TestVersions:
     def test_what_is_missing_is_named(self, monkeypatch):
         monkeypatch.delattr(DllmAlgorithm, "validate_request")
         monkeypatch.setitem(
-            compatibility.FIELDS, "sglang.srt.dllm.config.DllmConfig", ("no_such_field",)
+            compatibility.NAMES, "sglang.srt.dllm.config.DllmConfig", ("no_such_field",)
         )
         said = incompatibility()
         assert "DllmAlgorithm.validate_request is missing" in said
-        assert "DllmConfig has no field no_such_field" in said
+        assert "DllmConfig has no no_such_field" in said
         assert ">=0.5.22,<0.5.24" in said
         assert "\n" not in said
+
+    def test_a_renamed_function_of_the_server_is_named(self, monkeypatch):
+        assert incompatibility_of_http() == ""
+        monkeypatch.delattr(http_server, "serve_generate_request")
+        assert "http_server.serve_generate_request is missing" in incompatibility_of_http()
 
     def test_the_package_asks_for_the_same_range(self):
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
