@@ -165,7 +165,10 @@ class UnmaskPolicyAlgorithm(DllmAlgorithm):
             self._reported.add(said)
             logger.error("%s", said, exc_info=error)
         filler = (self.settings.end_of_text.token_ids or (0,))[0]
-        blocks = forward_batch.input_ids.view(-1, self.block_size)
+        ids = forward_batch.input_ids
+        # A batch in which a block is missing or cut has no place for the filler.
+        whole = ids.numel() == len(states) * self.block_size
+        blocks = ids.view(-1, self.block_size) if whole else None
         for index in indices:
             row = states[index]
             row.tokens = [*row.tokens[: row.start], *[filler] * (self.block_size - row.start)]
@@ -173,7 +176,8 @@ class UnmaskPolicyAlgorithm(DllmAlgorithm):
             row.place = None
             # The rest of the request has to begin like any other.
             row.request.policy, row.request.carried = self.settings.policy(None, {}), {}
-            blocks[index, row.start :] = filler
+            if blocks is not None:
+                blocks[index, row.start :] = filler
             rid: Any = forward_batch.rids[index] if forward_batch.rids else None
             request = self.requests.get(rid)
             if request is not None:

@@ -14,6 +14,10 @@ READ_CONFIG = "sglang.srt.dllm.config.DllmConfig.from_server_args"
 REPORT = f"{_MANAGER}.update_request_meta_info"
 INIT = f"{_MANAGER}.__init__"
 GENERATE = f"{_MANAGER}.generate_request"
+_SCHEDULER = "sglang.srt.dllm.mixin.scheduler.SchedulerDllmMixin"
+FETCH_WAITING = f"{_SCHEDULER}._fetch_waiting_reqs"
+VALIDATE = f"{_SCHEDULER}.validate_dllm_request"
+REMAINING_TOKENS = "sglang.srt.managers.schedule_policy.PrefillAdder._get_dllm_remain_tokens"
 """The functions that `plugin` hooks."""
 
 HTTP = "sglang.srt.entrypoints.http_server"
@@ -26,6 +30,9 @@ SIGNATURES: dict[str, Signature] = {
     REPORT: ("self", "meta_info", "state", "customized_info", "index", "finish_reason"),
     INIT: ("self", "server_args", "..."),
     GENERATE: ("self", "obj", "request"),
+    FETCH_WAITING: ("self",),
+    VALIDATE: ("self", "req"),
+    REMAINING_TOKENS: ("self", "req"),
     _BASE: ("config",),
     f"{_BASE}.validate_request": ("req",),
     f"{_BASE}._block_start_list": ("self", "forward_batch"),
@@ -61,11 +68,24 @@ NAMES: dict[str, tuple[str, ...]] = {
         "block_size",
         "mask_id",
         "max_running_requests",
+        "requires_separate_context_encoding",
     ),
+    _SCHEDULER: ("dllm_config", "dllm_manager"),
+    "sglang.srt.dllm.mixin.scheduler.DllmManager": ("add_waiting_reqs", "waiting_queue"),
     "sglang.srt.managers.io_struct.GenerateReqInput": (
         "input_ids",
         "return_logprob",
         "sampling_params",
+    ),
+    "sglang.srt.managers.schedule_policy.PrefillAdder": (
+        "dllm_block_size",
+        "dllm_config",
+        "rem_dllm_tokens",
+    ),
+    "sglang.srt.managers.scheduler.Scheduler": (
+        "max_total_num_tokens",
+        "page_size",
+        "waiting_queue",
     ),
     "sglang.srt.managers.schedule_batch": ("FINISH_ABORT",),
     "sglang.srt.managers.schedule_batch.Req": (

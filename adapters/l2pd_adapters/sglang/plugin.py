@@ -16,13 +16,17 @@ from typing import Any
 
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
+from l2pd_adapters.sglang import memory_gate
 from l2pd_adapters.sglang.compatibility import (
+    FETCH_WAITING,
     FIND_ALGORITHM,
     GENERATE,
     HTTP,
     INIT,
     READ_CONFIG,
+    REMAINING_TOKENS,
     REPORT,
+    VALIDATE,
     incompatibility,
     incompatibility_of_http,
 )
@@ -47,6 +51,9 @@ def register() -> None:
             REPORT: _report,
             INIT: _read_settings,
             GENERATE: _generate,
+            FETCH_WAITING: memory_gate.fetch_waiting,
+            VALIDATE: memory_gate.validate,
+            REMAINING_TOKENS: memory_gate.remaining_tokens,
         }
     for target, hook in hooks.items():
         HookRegistry.register(target, hook, HookType.AROUND)

@@ -1,0 +1,89 @@
+"""More requests than the KV cache has room for: they wait for each other, and all are answered."""
+
+import asyncio
+import time
+
+import httpx
+import pytest
+
+from tests.engines.cases import decoded, random_requests
+from tests.engines.sglang.server import Server
+
+TOKENS = 1536
+"""Of the KV cache: three answers of 448 tokens have room, sixteen may run."""
+POLICY = {"name": "confidence_threshold", "threshold": 0.9}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with Server(tmp_path_factory.mktemp("server"), max_total_tokens=TOKENS) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def cases():
+    made = decoded("tiny-sdar", random_requests((POLICY,), 32), 128)
+    return [case for case in made if len(case.tokens) < 128]
+
+
+def ask_all(url, requests):
+    """The answers to these chats (prompt, parameters), all asked at once."""
+
+    async def run():
+        async with httpx.AsyncClient(base_url=url, timeout=300) as client:
+            return await asyncio.gather(
+                *(
+                    client.post(
+                        "/v1/chat/completions",
+                        json={
+                            "model": "default",
+                            "messages": [{"role": "user", "content": prompt}],
+                            **params,
+                        },
+                    )
+                    for prompt, params in requests
+                )
+            )
+
+    return asyncio.run(run())
+
+
+def test_answers_that_may_be_long(server, cases):
+    """Each may take a third of the cache, and ends long before it has."""
+    answers = ask_all(server.url, [(case.prompt, {"max_tokens": 448}) for case in cases])
+    assert [answer.status_code for answer in answers] == [200] * len(cases)
+    texts = [answer.json()["choices"][0]["message"]["content"] for answer in answers]
+    assert texts == [case.text for case in cases]
+
+
+def test_answers_that_are_long(server, cases):
+    params = {"max_tokens": 300, "ignore_eos": True}
+    answers = ask_all(server.url, [(case.prompt, params) for case in cases[:8]])
+    assert [answer.status_code for answer in answers] == [200] * 8
+    assert [answer.json()["usage"]["completion_tokens"] for answer in answers] == [300] * 8
+
+
+def test_the_longest_that_fits(server, cases):
+    """It runs alone; the short ones behind it wait and are answered."""
+    requests = [(cases[0].prompt, {"max_tokens": 1400, "ignore_eos": True})]
+    requests += [(case.prompt, {"max_tokens": 64}) for case in cases[:4]]
+    answers = ask_all(server.url, requests)
+    assert [answer.status_code for answer in answers] == [200] * 5
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_one_that_never_fits_is_refused(server, stream):
+    (answer,) = ask_all(server.url, [("Sort: cab", {"max_tokens": 1530, "stream": stream})])
+    said = answer.text
+    assert "max_new_tokens=1530" in said and "KV cache; expected at most" in said
+    assert answer.status_code == 400 or stream
+
+
+def test_the_server_is_well(server, cases):
+    (answer,) = ask_all(server.url, [(cases[0].prompt, {"max_tokens": 64})])
+    assert answer.json()["choices"][0]["message"]["content"] == cases[0].text
+    deadline = time.monotonic() + 30
+    while server.remembered and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert server.remembered == 0
+    assert "cannot be decoded" not in server.log
