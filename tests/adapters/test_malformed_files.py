@@ -88,7 +88,7 @@ def test_settings_that_are_right() -> None:
     ("content", "words"),
     [
         ('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}", "cannot be read: it is nested deeper"),
-        ("[]", "expected an object"),
+        ("[]", "holds a list; expected an object"),
         ("\ufeff{", "cannot be read: "),
         ('{"a": "\ud800"}', "cannot be read: it is not UTF-8"),
         (None, "cannot be read: it is a pipe"),
