@@ -141,7 +141,7 @@ class TestPaths:
         assert settings.for_request("learn2pd", {"threshold": 0.5}).fingerprint()
 
     def test_a_path_of_use_to_no_policy_is_refused_at_launch(self, tmp_path: Path) -> None:
-        with pytest.raises(L2PDError, match=r"request_paths: .*no such folder"):
+        with pytest.raises(L2PDError, match=r"request_paths: .*neither an existing folder"):
             launched(request_paths=[str(tmp_path / "nowhere")])
 
 

@@ -176,5 +176,5 @@ def test_broken_weights_are_refused(folder):
 
 def test_what_is_no_folder_and_no_hub_id_is_refused():
     for source in ("./nowhere", "plain-name", "a/b/c"):
-        with pytest.raises(L2PDError, match="no such folder"):
+        with pytest.raises(L2PDError, match="neither an existing folder nor a hub id"):
             load_filter(UnmaskFilter, source)

@@ -107,7 +107,11 @@ def test_oracle_takes_what_is_right_already(make_step):
         ("fixed_schedule", {"steps": 0}, ["steps", "0", "greater than or equal to 1"]),
         ("fixed_schedule", {"tokens_per_step": 1.5}, ["tokens_per_step", "1.5", "integer"]),
         ("learn2pd", {"threshold": 0.0}, ["threshold", "0.0", "greater than 0"]),
-        ("learn2pd", {"filter": "/no/such/folder"}, ["/no/such/folder", "no such folder"]),
+        (
+            "learn2pd",
+            {"filter": "/no/such/folder"},
+            ["/no/such/folder", "neither an existing folder nor a hub id"],
+        ),
         ("oracle", {"reference": "abc"}, ["reference", "abc"]),
     ],
 )

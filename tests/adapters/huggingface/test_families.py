@@ -175,7 +175,7 @@ def test_a_missing_shard_is_named(llada):
     ("content", "words"),
     [
         ('{"weight_map": {', "cannot be read"),
-        ("[]", "expected an object"),
+        ("[]", "holds a list; expected an object"),
         ("{}", "has no weight_map"),
     ],
 )

@@ -108,7 +108,7 @@ def test_the_demo_prints_everything(l2pd, settings) -> None:
     tasks = [line.split() for line in lines if line.startswith(("story ", "latin ", "walk "))]
     assert [len(cells) for cells in tasks] == [2 + 2 * len(ROWS)] * 3
     assert any(line.startswith("validity of 5 against 1: ") for line in lines)
-    assert any(line.startswith("oracle is shown") for line in lines)
+    assert any(line.startswith("oracle is given") for line in lines)
 
     mixed = next(p for p in read_prompts(heldout_prompts(), 15, tasks=TASKS) if p.kind == "mixed")
     example = lines[lines.index(f"Example: {mixed.text}") :]

@@ -159,7 +159,7 @@ def _options(policy: UnmaskPolicy):
 
 def test_an_option_that_is_given_is_not_swept() -> None:
     assert "threshold" not in default_sweep(create_policy("cora", threshold=0.5), ["threshold"])
-    with pytest.raises(L2PDError, match="no option to sweep"):
+    with pytest.raises(L2PDError, match="has no option that can be swept"):
         default_sweep(create_policy("confidence_threshold"), ["threshold"])
 
 

@@ -85,7 +85,7 @@ def train_filter(
         processes = place_among_processes()[1]
         if processes > 1:
             raise L2PDError(
-                f"--rounds runs in one process, here are {processes}; several can share "
+                f"--rounds runs in one process, but there are {processes}; several can share "
                 "`l2pd learn2pd collect`"
             )
         path = prompts or training_prompts()
@@ -144,8 +144,9 @@ def train_filter(
 
 
 def recipes() -> dict[str, tuple[Any, Any, tuple[dict[str, float], ...]]]:
-    """Per policy: class of the filter, recipe, and the options, careful and bold, with which it
-    decodes the training prompts between rounds."""
+    """For each policy: class of the filter, recipe, and the options (careful and bold) with which
+    it decodes the training prompts between rounds.
+    """
     return {
         "learn2pd": (UnmaskFilter, Recipe(epochs=4000), ({"threshold": 0.9}, {"threshold": 0.7})),
         "settled": (
