@@ -245,7 +245,7 @@ def test_failures_are_logged_once_for_each_policy(caplog):
     with caplog.at_level(logging.ERROR):
         decode_blocks([policy, Steady()], [0, 1])
     (record,) = caplog.records
-    assert re.match(r"policy 'misbehaving': select failed; its rows go on", record.getMessage())
+    assert re.match(r"policy 'misbehaving': select failed; its rows continue with", record.getMessage())
     assert record.getMessage().isprintable()
 
 

@@ -191,7 +191,7 @@ def test_drawing_without_a_seed_is_refused(folder):
     policy = create_policy("transformer_sampler", filter=str(folder))
     policy.init_state(1, 3, torch.device("cpu"))
     there = torch.ones(1, 3, dtype=torch.bool)
-    with pytest.raises(L2PDError, match=r"transformer_sampler draws .* give a seed"):
+    with pytest.raises(L2PDError, match=r"transformer_sampler draws .* pass a seed"):
         policy.select(step_of(torch.rand(1, 3), there, there, 0), {})
 
 
