@@ -17,7 +17,7 @@ from l2pd_plugins.later_blocks import LaterBlocks
 from l2pd_plugins.policy import UnmaskPolicy
 from l2pd_plugins.policy_calls import OnError, Runner, State, prepare
 from l2pd_plugins.policy_groups import Beginnings, Group, Groups, IndexedRows, Rows, joined_state
-from l2pd_plugins.transfer import upload
+from l2pd_plugins.upload import upload
 
 OF_THE_BLOCK = (
     "tokens",

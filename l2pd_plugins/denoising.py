@@ -18,7 +18,7 @@ from l2pd_plugins.errors import ANY_FAILURE
 from l2pd_plugins.policy import DenoisingStep
 from l2pd_plugins.policy_calls import InputChanged, OnError, report_failure, stand_in
 from l2pd_plugins.policy_groups import Group
-from l2pd_plugins.progress import progress_of
+from l2pd_plugins.progress_rules import progress_of
 from l2pd_plugins.selection import ranks
 from l2pd_plugins.statistics import RowStatistics, row_statistics
 

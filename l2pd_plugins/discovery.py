@@ -20,7 +20,7 @@ import pluggy
 from l2pd_plugins import hookspecs
 from l2pd_plugins.errors import ANY_FAILURE, describe_error, printable
 from l2pd_plugins.policy import API_VERSION, MIN_API_VERSION, PolicySpec, normalize_name
-from l2pd_plugins.shown import shown
+from l2pd_plugins.shown_values import shown
 
 DISABLE_VARIABLE = "L2PD_DISABLE_PLUGINS"
 """Environment variable: comma-separated distributions whose plugins are not loaded."""

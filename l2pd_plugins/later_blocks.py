@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from l2pd_plugins.policy_calls import OnError
-from l2pd_plugins.transfer import upload
+from l2pd_plugins.upload import upload
 
 if TYPE_CHECKING:
     from l2pd_plugins.blocks import BlockBatch

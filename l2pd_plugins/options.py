@@ -24,7 +24,7 @@ from typing_extensions import dataclass_transform
 
 from l2pd_plugins.errors import PolicyOptionError
 from l2pd_plugins.plugins import option_parameters
-from l2pd_plugins.shown import LONGEST, shown
+from l2pd_plugins.shown_values import LONGEST, shown
 
 T = TypeVar("T")
 

@@ -21,8 +21,8 @@ from l2pd_plugins.errors import (
     describe_error,
 )
 from l2pd_plugins.policy import ModelContext, PolicySpec, UnmaskPolicy, normalize_name
-from l2pd_plugins.shown import shown
-from l2pd_plugins.traits import TraitError, description_of, name_of, read_traits
+from l2pd_plugins.policy_attributes import TraitError, description_of, name_of, read_traits
+from l2pd_plugins.shown_values import shown
 
 __all__ = [
     "PluginInfo",

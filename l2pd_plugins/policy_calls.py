@@ -23,7 +23,7 @@ from l2pd_plugins.errors import (
     printable,
 )
 from l2pd_plugins.policy import PROGRESS_RULES, DenoisingStep, UnmaskPolicy
-from l2pd_plugins.traits import TraitError, Traits, name_of, read_progress, read_traits
+from l2pd_plugins.policy_attributes import TraitError, Traits, name_of, read_progress, read_traits
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from l2pd_plugins.errors import ANY_FAILURE
 from l2pd_plugins.policy import UnmaskPolicy
 from l2pd_plugins.policy_calls import ContractError, OnError, Runner, State, stand_in
-from l2pd_plugins.transfer import upload
+from l2pd_plugins.upload import upload
 
 
 class Rows(Protocol):

@@ -20,7 +20,7 @@ from l2pd_plugins.errors import ANY_FAILURE
 from l2pd_plugins.policy import UnmaskPolicy
 from l2pd_plugins.policy_calls import Runner, State, prepare, stand_in
 from l2pd_plugins.policy_groups import MarkedRows
-from l2pd_plugins.transfer import upload
+from l2pd_plugins.upload import upload
 
 
 @dataclass

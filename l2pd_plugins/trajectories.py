@@ -33,7 +33,7 @@ from l2pd_plugins.files import (
     require_file,
     whole_number,
 )
-from l2pd_plugins.shown import shown
+from l2pd_plugins.shown_values import shown
 from l2pd_plugins.writing import require_writable, sweep, write_text, write_whole
 
 LABELS = ("reference", "consistent")

@@ -22,8 +22,8 @@ from l2pd_plugins import ModelContext, PolicySpec, UnmaskPolicy, create_policy
 from l2pd_plugins.errors import L2PDError, PolicyOptionError
 from l2pd_plugins.options import Limits, Option, describe
 from l2pd_plugins.plugins import bind_policy, find_policy, list_policies, load_factory
-from l2pd_plugins.shown import LONGEST, shown
-from l2pd_plugins.traits import name_of
+from l2pd_plugins.policy_attributes import name_of
+from l2pd_plugins.shown_values import LONGEST, shown
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
+from l2pd_plugins.block_layout import Attention
 from l2pd_plugins.errors import L2PDError
-from l2pd_plugins.layout import Attention
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,9 @@ from l2pd_plugins.end_of_text import EndOfText
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.options import Limits
 from l2pd_plugins.plugins import bind_policy, find_policy
+from l2pd_plugins.policy_attributes import description_of, name_of
 from l2pd_plugins.resources import Resources
-from l2pd_plugins.shown import LONGEST, shown
-from l2pd_plugins.traits import description_of, name_of
+from l2pd_plugins.shown_values import LONGEST, shown
 
 logger = logging.getLogger(__name__)
 

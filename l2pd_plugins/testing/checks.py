@@ -23,8 +23,8 @@ from torch import Tensor
 
 from l2pd_plugins.errors import ANY_FAILURE, describe_error
 from l2pd_plugins.policy import DenoisingStep, RemaskingPolicy, UnmaskPolicy
+from l2pd_plugins.policy_attributes import TraitError, read_traits
 from l2pd_plugins.testing.bench import MASK, VOCABULARY, Bench, Factory, generators, same, take_step
-from l2pd_plugins.traits import TraitError, read_traits
 
 BLOCK_LENGTHS = (1, 2, 3, 7, 8, 32, 33, 256)
 """Block lengths of the default run; a policy that is made for one length is tested with that one

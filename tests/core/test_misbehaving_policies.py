@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 
 import numpy as np
 import pytest
@@ -245,7 +244,7 @@ def test_failures_are_logged_once_for_each_policy(caplog):
     with caplog.at_level(logging.ERROR):
         decode_blocks([policy, Steady()], [0, 1])
     (record,) = caplog.records
-    assert re.match(r"policy 'misbehaving': select failed; its rows continue with", record.getMessage())
+    assert record.getMessage().startswith("policy 'misbehaving': select failed; its rows continue")
     assert record.getMessage().isprintable()
 
 

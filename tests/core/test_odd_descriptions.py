@@ -12,7 +12,7 @@ import torch
 
 from l2pd_plugins import L2PDError, UnmaskPolicy, create_policy
 from l2pd_plugins.errors import PolicyRuntimeError
-from l2pd_plugins.traits import description_of, fingerprint_of, options_of
+from l2pd_plugins.policy_attributes import description_of, fingerprint_of, options_of
 
 
 class Endless:

@@ -25,7 +25,7 @@ from l2pd_plugins.options import (
     policy_options,
 )
 from l2pd_plugins.plugins import list_policies, load_factory
-from l2pd_plugins.shown import shown
+from l2pd_plugins.shown_values import shown
 
 LIMITS = Limits(block=8, canvas=32, vocabulary=100)
 

@@ -33,7 +33,7 @@ from l2pd_adapters.huggingface import load
 from l2pd_plugins import L2PDError, create_policy
 from l2pd_plugins.trajectories import load_references, read_manifest, read_trajectories
 from l2pd_policies.learn2pd.convert import convert
-from l2pd_policies.learned.filter import load_filter
+from l2pd_policies.learned.load_filter import load_filter
 from l2pd_policies.learned.training import Recipe, train
 from l2pd_tools.cli.doctor import doctor, read_filter
 from l2pd_tools.evaluation.prompts import parse_prompts, read_prompts

@@ -48,7 +48,7 @@ TARGETS = {
     "policy_groups": Target("l2pd_plugins/policy_groups.py", _STEP),
     "later_blocks": Target("l2pd_plugins/later_blocks.py", _STEP),
     "denoising": Target("l2pd_plugins/denoising.py", _STEP),
-    "progress": Target("l2pd_plugins/progress.py", _STEP),
+    "progress": Target("l2pd_plugins/progress_rules.py", _STEP),
     "policy_calls": Target("l2pd_plugins/policy_calls.py", _STEP),
     "end_of_text": Target("l2pd_plugins/end_of_text.py", ["tests/core/test_end_of_text.py"]),
     "selection": Target("l2pd_plugins/selection.py", ["tests/core/test_selection.py", _DEVICES]),

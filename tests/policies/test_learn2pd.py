@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from l2pd_plugins import L2PDError, ModelContext, create_policy
 from l2pd_plugins.trajectories import Trajectories
 from l2pd_policies.learn2pd import UnmaskFilter
-from l2pd_policies.learned.filter import load_filter
+from l2pd_policies.learned.load_filter import load_filter
 from l2pd_policies.learned.training import Recipe, train
 
 

@@ -16,7 +16,7 @@ from l2pd_plugins.denoising import denoising_step
 from l2pd_plugins.end_of_text import EndOfText
 from l2pd_plugins.policy import DenoisingStep
 from l2pd_plugins.trajectories import Trajectories
-from l2pd_policies.learned.filter import load_filter
+from l2pd_policies.learned.load_filter import load_filter
 from l2pd_policies.transformer_sampler import SamplerFilter
 
 MASK, VOCABULARY = 8, 9

@@ -23,7 +23,7 @@ from transformers import GenerationConfig
 from l2pd_plugins import UnmaskPolicy
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.policy import STATISTICS
-from l2pd_plugins.shown import shown
+from l2pd_plugins.shown_values import shown
 
 MOST_POSITIONS = 2**20
 """Upper bound on the length of a canvas or block, whatever a model's config says, since they are

@@ -35,7 +35,7 @@ from l2pd_plugins.blocks import BlockBatch
 from l2pd_plugins.denoising import denoising_step
 from l2pd_plugins.end_of_text import EndOfText, is_end_of_text
 from l2pd_plugins.errors import L2PDError
-from l2pd_plugins.traits import description_of
+from l2pd_plugins.policy_attributes import description_of
 
 _POLICY = ("unmask_policy", "unmask_options")
 _INPUTS = (

@@ -22,12 +22,12 @@ from l2pd_adapters.huggingface.rows import LaterColumns, Row, RowTensors
 from l2pd_adapters.huggingface.settings import DecodeSettings, Observers, Sampling
 from l2pd_adapters.huggingface.stream import TextStream
 from l2pd_plugins import RemaskingPolicy, create_policy
+from l2pd_plugins.block_layout import BlockLayout
 from l2pd_plugins.blocks import BlockBatch
 from l2pd_plugins.denoising import StepOutcome, denoising_step
 from l2pd_plugins.errors import L2PDError
-from l2pd_plugins.layout import BlockLayout
 from l2pd_plugins.sampling import sample_tokens
-from l2pd_plugins.transfer import upload
+from l2pd_plugins.upload import upload
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from l2pd_plugins.layout import BlockLayout
-from l2pd_plugins.transfer import upload
+from l2pd_plugins.block_layout import BlockLayout
+from l2pd_plugins.upload import upload
 
 
 @dataclass

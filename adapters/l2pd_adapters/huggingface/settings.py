@@ -39,12 +39,12 @@ from l2pd_adapters.huggingface.models.model_info import (
     positions_of,
 )
 from l2pd_plugins import ModelContext, UnmaskPolicy, create_policy
+from l2pd_plugins.block_layout import Attention
 from l2pd_plugins.denoising import StepOutcome
 from l2pd_plugins.end_of_text import EndOfText
 from l2pd_plugins.errors import L2PDError
-from l2pd_plugins.layout import Attention
 from l2pd_plugins.plugins import bind_policy
-from l2pd_plugins.traits import description_of
+from l2pd_plugins.policy_attributes import description_of
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from l2pd_adapters.admission import ANY_FAILURE
 from l2pd_adapters.sglang.refusals import check_effects, check_ids, check_rest
 from l2pd_adapters.sglang.settings import SglangServer
 from l2pd_plugins.errors import L2PDError
-from l2pd_plugins.shown import shown
+from l2pd_plugins.shown_values import shown
 
 
 def check(request: Any, settings: SglangServer) -> None:

@@ -27,8 +27,8 @@ from l2pd_adapters.sglang.settings import SglangServer
 from l2pd_plugins.blocks import BlockBatch
 from l2pd_plugins.denoising import denoising_step
 from l2pd_plugins.errors import L2PDError
-from l2pd_plugins.shown import shown
-from l2pd_plugins.transfer import upload
+from l2pd_plugins.shown_values import shown
+from l2pd_plugins.upload import upload
 
 logger = logging.getLogger(__name__)
 

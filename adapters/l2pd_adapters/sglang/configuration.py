@@ -12,8 +12,8 @@ from sglang.srt.configs.model_config import ModelConfig
 from l2pd_adapters.families import block_length_of, end_of_text_ids, mask_token_of
 from l2pd_adapters.sglang.settings import SglangServer
 from l2pd_plugins import ModelContext
+from l2pd_plugins.block_layout import whole_blocks
 from l2pd_plugins.errors import L2PDError
-from l2pd_plugins.layout import whole_blocks
 
 logger = logging.getLogger(__name__)
 

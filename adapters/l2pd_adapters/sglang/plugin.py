@@ -136,7 +136,7 @@ def _problem(manager: Any, obj: Any) -> str | None:
         return None
     from l2pd_adapters.admission import ANY_FAILURE
     from l2pd_adapters.sglang import admission
-    from l2pd_plugins.shown import shown
+    from l2pd_plugins.shown_values import shown
 
     try:
         admission.check(obj, settings)

@@ -7,7 +7,7 @@ from typing import Any
 
 from l2pd_adapters.sglang.settings import SglangServer
 from l2pd_plugins.errors import L2PDError
-from l2pd_plugins.shown import shown
+from l2pd_plugins.shown_values import shown
 
 _ASKS_FOR_NOTHING: dict[str, tuple[Any, ...]] = {
     "n": (1,),

@@ -16,8 +16,8 @@ from torch import Tensor
 from l2pd_adapters.serving import generator_of
 from l2pd_adapters.sglang.settings import SglangServer
 from l2pd_plugins import UnmaskPolicy
+from l2pd_plugins.block_layout import BlockLayout
 from l2pd_plugins.blocks import BlockBatch
-from l2pd_plugins.layout import BlockLayout
 
 STEP_MAP, NFE = "step_map", "nfe"
 """Keys of a response's meta_info."""

@@ -9,7 +9,7 @@ from typing import Any
 from l2pd_adapters import serving
 from l2pd_plugins import UnmaskPolicy
 from l2pd_plugins.errors import L2PDError
-from l2pd_plugins.shown import shown
+from l2pd_plugins.shown_values import shown
 
 _CHOICE = "unmask_policy"
 

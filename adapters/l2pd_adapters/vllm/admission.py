@@ -17,7 +17,7 @@ from l2pd_adapters.vllm import refusals
 from l2pd_adapters.vllm.compatibility import incompatibility_of_server
 from l2pd_adapters.vllm.settings import DiffusionGemmaServer, VllmServer, settings_of
 from l2pd_plugins.errors import L2PDError
-from l2pd_plugins.shown import shown
+from l2pd_plugins.shown_values import shown
 
 logger = logging.getLogger(__name__)
 

@@ -26,10 +26,10 @@ from l2pd_adapters.families import NO_MASK_TOKEN
 from l2pd_adapters.serving import generator_of, guarded
 from l2pd_adapters.vllm.settings import DiffusionGemmaServer, settings_of
 from l2pd_plugins import UnmaskPolicy
+from l2pd_plugins.block_layout import BlockLayout
 from l2pd_plugins.denoising import denoising_step
-from l2pd_plugins.layout import BlockLayout
 from l2pd_plugins.slots import BlockSlots, SlotBatch
-from l2pd_plugins.transfer import upload
+from l2pd_plugins.upload import upload
 
 
 class DiffusionGemmaWithPolicy(stock.DiffusionGemmaForConditionalGeneration):

@@ -25,8 +25,8 @@ from l2pd_adapters.vllm.sampler import UnmaskSampler
 from l2pd_adapters.vllm.settings import VllmServer, settings_of
 from l2pd_adapters.vllm.slot_canvases import BidirectionalCanvases, BlockCausalCanvases, Canvases
 from l2pd_plugins import UnmaskPolicy
-from l2pd_plugins.traits import description_of
-from l2pd_plugins.transfer import upload
+from l2pd_plugins.policy_attributes import description_of
+from l2pd_plugins.upload import upload
 
 logger = init_logger(f"vllm.{__name__}")  # as vLLM's own are set up
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from l2pd_adapters.vllm.settings import KEY, DiffusionGemmaServer, VllmServer, takes_no_policy
 from l2pd_plugins.errors import L2PDError
-from l2pd_plugins.shown import shown
+from l2pd_plugins.shown_values import shown
 
 ASKS_FOR_NOTHING: dict[str, tuple[Any, ...]] = {
     "min_p": (0, 0.0),

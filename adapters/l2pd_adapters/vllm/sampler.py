@@ -20,7 +20,7 @@ from l2pd_adapters.serving import PolicyServer
 from l2pd_adapters.vllm.slot_canvases import Canvases
 from l2pd_plugins.denoising import StepOutcome, denoising_step
 from l2pd_plugins.slots import SlotBatch
-from l2pd_plugins.transfer import upload
+from l2pd_plugins.upload import upload
 
 
 class UnmaskSampler:

@@ -18,8 +18,8 @@ from l2pd_adapters.families import (
     mask_token_of,
 )
 from l2pd_plugins import ModelContext, UnmaskPolicy
+from l2pd_plugins.block_layout import whole_blocks
 from l2pd_plugins.errors import L2PDError
-from l2pd_plugins.layout import whole_blocks
 
 KEY = "decoding_plugin"
 """The key of the policy's name in `additional_config` and in a request's `vllm_xargs`. The options

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from l2pd_plugins import UnmaskPolicy
-from l2pd_plugins.layout import Attention, BlockLayout
+from l2pd_plugins.block_layout import Attention, BlockLayout
 from l2pd_plugins.slots import BlockSlots, SlotBatch
-from l2pd_plugins.transfer import upload
+from l2pd_plugins.upload import upload
 
 
 class Canvases(ABC):

@@ -20,7 +20,8 @@ from l2pd_plugins.policy import DenoisingStep, ModelContext, UnmaskPolicy
 from l2pd_plugins.resources import load
 from l2pd_plugins.trajectories import fingerprint
 from l2pd_policies import exact
-from l2pd_policies.learned.filter import LearnedFilter, load_filter
+from l2pd_policies.learned.filter import LearnedFilter
+from l2pd_policies.learned.load_filter import load_filter
 
 
 @policy_options

@@ -14,9 +14,9 @@ from l2pd_adapters.sglang.refusals import check_effects, check_ids, check_rest, 
 from l2pd_adapters.sglang.requests import BlockRow, RequestState
 from l2pd_adapters.sglang.settings import SglangServer
 from l2pd_plugins import ModelContext, create_policy
+from l2pd_plugins.block_layout import BlockLayout
 from l2pd_plugins.blocks import BlockBatch
 from l2pd_plugins.errors import L2PDError
-from l2pd_plugins.layout import BlockLayout
 
 VOCABULARY, MASK, EOT, BLOCK = 40, 39, 38, 8
 

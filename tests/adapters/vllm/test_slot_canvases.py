@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from l2pd_adapters.vllm.slot_canvases import BidirectionalCanvases, BlockCausalCanvases, Canvases
 from l2pd_plugins import UnmaskPolicy, create_policy
+from l2pd_plugins.block_layout import BlockLayout
 from l2pd_plugins.denoising import denoising_step
 from l2pd_plugins.end_of_text import EndOfText
-from l2pd_plugins.layout import BlockLayout
 from l2pd_plugins.slots import SlotBatch
 
 SLOTS, VOCABULARY, MASK, EOT = 4, 13, 12, 11

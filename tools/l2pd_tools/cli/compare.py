@@ -11,7 +11,7 @@ import typer
 
 from l2pd_adapters.tiny_models import heldout_prompts
 from l2pd_plugins import L2PDError, create_policy
-from l2pd_plugins.traits import name_of, printable_name_of
+from l2pd_plugins.policy_attributes import name_of, printable_name_of
 from l2pd_tools.cli.arguments import (
     POLICY_HELP,
     AdapterName,

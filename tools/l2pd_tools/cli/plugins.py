@@ -23,7 +23,7 @@ from l2pd_plugins.plugins import (
     option_parameters,
 )
 from l2pd_plugins.policy import PolicySpec
-from l2pd_plugins.shown import shown
+from l2pd_plugins.shown_values import shown
 from l2pd_tools.cli.arguments import AsJson
 from l2pd_tools.cli.kinds import Line
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from l2pd_plugins import UnmaskPolicy, create_policy
-from l2pd_plugins.traits import description_of, name_of, options_of, printable_name_of
+from l2pd_plugins.policy_attributes import description_of, name_of, options_of, printable_name_of
 from l2pd_tools.progress import progress
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from l2pd_plugins import L2PDError, UnmaskPolicy
-from l2pd_plugins.traits import description_of, options_of, printable_name_of
+from l2pd_plugins.policy_attributes import description_of, options_of, printable_name_of
 from l2pd_plugins.writing import require_writable, write_whole
 from l2pd_tools.evaluation.bootstrap import validity_difference
 from l2pd_tools.evaluation.results import Evaluation

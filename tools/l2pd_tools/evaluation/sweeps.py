@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from l2pd_plugins import L2PDError, UnmaskPolicy
 from l2pd_plugins.plugins import find_policy, load_factory, option_parameters
-from l2pd_plugins.traits import description_of, name_of, options_of
+from l2pd_plugins.policy_attributes import description_of, name_of, options_of
 
 SHARES = (0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
 """Fractions of the range of an option with two bounds. More of them are near the upper end, where

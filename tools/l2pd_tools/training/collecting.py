@@ -28,11 +28,16 @@ from l2pd_adapters.huggingface.models.lora import ADAPTER
 from l2pd_adapters.huggingface.models.model_info import block_length_of, family_of, mask_token_of
 from l2pd_adapters.huggingface.settings import whole
 from l2pd_plugins import UnmaskPolicy, create_policy
+from l2pd_plugins.block_layout import BlockLayout
 from l2pd_plugins.denoising import StepOutcome
 from l2pd_plugins.errors import L2PDError
-from l2pd_plugins.layout import BlockLayout
-from l2pd_plugins.shown import shown
-from l2pd_plugins.traits import description_of, fingerprint_of, options_of, printable_name_of
+from l2pd_plugins.policy_attributes import (
+    description_of,
+    fingerprint_of,
+    options_of,
+    printable_name_of,
+)
+from l2pd_plugins.shown_values import shown
 from l2pd_plugins.trajectories import (
     LABELS,
     Manifest,

@@ -23,8 +23,8 @@ from l2pd_adapters.families import end_of_text_ids
 from l2pd_adapters.tiny_models import heldout_prompts
 from l2pd_plugins import L2PDError, create_policy, list_policies
 from l2pd_plugins.plugins import find_policy, load_factory, option_parameters
+from l2pd_plugins.policy_attributes import description_of
 from l2pd_plugins.recording import Canvas
-from l2pd_plugins.traits import description_of
 from l2pd_tools.evaluation.prompts import Prompt, read_prompts
 from l2pd_tools.loading import load_model
 from l2pd_tools.policy_text import parse_policy

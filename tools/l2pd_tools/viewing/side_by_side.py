@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from l2pd_plugins.policy_attributes import printable_name_of
 from l2pd_plugins.recording import Frame, Recorder
-from l2pd_plugins.traits import printable_name_of
 from l2pd_plugins.writing import write_text
 from l2pd_tools.evaluation.prompts import Prompt
 from l2pd_tools.evaluation.results import Answer

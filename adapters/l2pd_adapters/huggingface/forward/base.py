@@ -12,8 +12,8 @@ from torch import Tensor
 from l2pd_adapters.families import ModelFamily
 from l2pd_adapters.huggingface.forward.kv_cache import CanvasCache
 from l2pd_adapters.huggingface.forward.model_parts import parts_of
-from l2pd_plugins.layout import Attention
-from l2pd_plugins.transfer import upload
+from l2pd_plugins.block_layout import Attention
+from l2pd_plugins.upload import upload
 
 CacheKind = Literal["none", "prefix", "dual", "block"]
 CACHES: dict[Attention, tuple[CacheKind, ...]] = {

@@ -13,7 +13,7 @@ from l2pd_adapters.huggingface.forward.base import CacheKind, CanvasView, Forwar
 from l2pd_adapters.huggingface.forward.kv_cache import CanvasCache
 from l2pd_adapters.huggingface.forward.layers import Layers, columns_of
 from l2pd_adapters.huggingface.forward.pass_groups import CPU_LIMIT, share_passes
-from l2pd_plugins.transfer import upload
+from l2pd_plugins.upload import upload
 
 
 class BidirectionalForward(Forward):

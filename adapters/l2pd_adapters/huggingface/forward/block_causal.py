@@ -11,7 +11,7 @@ from torch import Tensor
 
 from l2pd_adapters.huggingface.forward.base import CanvasView, Forward
 from l2pd_adapters.huggingface.forward.kv_cache import CanvasCache
-from l2pd_plugins.transfer import upload
+from l2pd_plugins.upload import upload
 
 
 class BlockCausalForward(Forward):

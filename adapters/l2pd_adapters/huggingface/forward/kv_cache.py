@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from l2pd_plugins.transfer import upload
+from l2pd_plugins.upload import upload
 
 
 class CanvasLayer(CacheLayerMixin):

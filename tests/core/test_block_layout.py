@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from l2pd_plugins.layout import BlockLayout
+from l2pd_plugins.block_layout import BlockLayout
 
 PROMPTS, TOKENS, LENGTHS = st.integers(0, 70), st.integers(1, 130), st.integers(1, 40)
 

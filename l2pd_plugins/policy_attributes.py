@@ -13,7 +13,7 @@ from typing import Any
 
 from l2pd_plugins.errors import ANY_FAILURE, PolicyRuntimeError, describe_error, printable
 from l2pd_plugins.policy import PROGRESS_RULES, STATISTICS, RemaskingPolicy
-from l2pd_plugins.shown import shown
+from l2pd_plugins.shown_values import shown
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,166 @@
+"""Reads a filter from the folder that it is stored in, or from a hub."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from l2pd_plugins.errors import L2PDError
+from l2pd_plugins.files import (
+    is_there,
+    one_line,
+    path_inside,
+    read_object,
+    reading,
+    reason_of,
+    require_file,
+    whole_number,
+)
+from l2pd_plugins.policy import PROGRESS_RULES
+from l2pd_policies.learned.filter import FIELDS, SCHEMA_VERSION, LearnedFilter
+
+_FLOATS = ("F64", "F32", "F16", "BF16")
+"""Dtypes that weights may be stored in, by their safetensors names."""
+_LONGEST = 2**20
+"""Largest block length that a filter may have, in positions."""
+_SWAPS = 5
+"""How many times in a row reading may find that the folder was replaced meanwhile."""
+_FILES = ("config.json", "model.safetensors")
+
+F = TypeVar("F", bound=LearnedFilter)
+
+
+def load_filter(kind: type[F], source: str | Path) -> F:
+    """Load a filter from a folder (config.json, model.safetensors) or a hub id, in eval mode.
+
+    If the folder is replaced while it is read, as training does, it is read again: config and
+    weights always belong to the same filter.
+
+    Raises L2PDError, which says what is wrong, if the folder or a file is missing, the config is
+    incomplete, has unknown fields or another schema version, or the weights do not fit or are not
+    finite. Pickles are never read.
+    """
+    for _ in range(_SWAPS):
+        folder = _folder(source)
+        with _unswapped(folder) as is_same:
+            try:
+                found = _read(kind, source, folder)
+            except L2PDError:
+                if is_same():
+                    raise
+                continue
+            if is_same():
+                return found
+    raise L2PDError(f"filter {source}: the folder was replaced each time while it was read")
+
+
+def _read(kind: type[F], source: str | Path, folder: Path) -> F:
+    config = _config(kind, folder)
+    called = f"filter {source}: model.safetensors"
+    path = path_inside(folder, "model.safetensors")
+    require_file(path, called)
+    with reading(f"{called} cannot be read"), safe_open(path, framework="numpy") as opened:
+        parts = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+        shapes = {name: tuple(part.get_shape()) for name, part in parts.items()}
+        types = {name: str(part.get_dtype()) for name, part in parts.items()}
+    with torch.device("meta"):  # no memory yet: the config may name any length
+        wanted = {name: tuple(part.shape) for name, part in kind(**config).state_dict().items()}
+    if shapes != wanted:
+        raise L2PDError(
+            f"filter {source}: weights are {one_line(shapes)}, the config asks for {wanted}"
+        )
+    for name, stored in types.items():
+        if stored not in _FLOATS:
+            raise L2PDError(
+                f"filter {source}: weight {name} is stored as {stored}; expected "
+                f"{', '.join(_FLOATS)}"
+            )
+    with reading(f"{called} cannot be read"):
+        weights = load_file(path)
+    tensors = {name: tensor.to(torch.float32) for name, tensor in weights.items()}
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise L2PDError(f"filter {source}: weight {name} has values that are not finite")
+    made = kind(**config)
+    made.load_state_dict(tensors)
+    return made.eval().requires_grad_(False)
+
+
+@contextmanager
+def _unswapped(folder: Path) -> Iterator[Callable[[], bool]]:
+    """Yield a function that tells whether the path still names the same folder as on entry.
+
+    The folder is held open if the system allows it, since a new folder may get the inode number of
+    a deleted one.
+    """
+    with reading(f"filter {folder} cannot be read"):
+        held = os.open(folder, os.O_RDONLY) if hasattr(os, "O_DIRECTORY") else None
+    try:
+        inode = os.stat(folder if held is None else held).st_ino
+        yield lambda: folder.is_dir() and folder.stat().st_ino == inode
+    finally:
+        if held is not None:
+            os.close(held)
+
+
+def _folder(source: str | Path) -> Path:
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        # A path that does not exist must not be taken for a hub id.
+        text = str(source)
+        if isinstance(source, Path) or text.startswith((".", "/", "~")) or text.count("/") != 1:
+            raise L2PDError(
+                f"filter {text!r}: neither an existing folder nor a hub id (owner/name)"
+            )
+        try:
+            folder = Path(snapshot_download(text, allow_patterns=list(_FILES)))
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+            raise L2PDError(
+                f"filter {text!r}: no such folder here, and the hub did not give it: "
+                f"{reason_of(error)}"
+            ) from error
+    missing = [name for name in _FILES if not is_there(folder / name)]
+    if missing:
+        raise L2PDError(
+            f"filter {source}: {' and '.join(missing)} missing; a filter folder holds "
+            f"{' and '.join(_FILES)} (weights only as safetensors)"
+        )
+    return folder
+
+
+def _config(kind: type[LearnedFilter], folder: Path) -> dict[str, Any]:
+    called = f"filter {folder}: config.json"
+    config = read_object(path_inside(folder, "config.json"), called)
+    if set(config) != set(FIELDS):
+        given = one_line(sorted(config))
+        raise L2PDError(f"{called} must hold {FIELDS}, it holds {given}")
+
+    def check(name: str, good: bool, allowed: object) -> None:
+        if not good:
+            shown = one_line(repr(config[name]))
+            raise L2PDError(f"filter {folder}: {name} = {shown}, allowed: {allowed}")
+
+    length, threshold, rate = (
+        config[name] for name in ("block_length", "threshold", "false_positive_rate")
+    )
+    version = config["schema_version"]
+    check("schema_version", type(version) is int and version == SCHEMA_VERSION, SCHEMA_VERSION)
+    check("features", config["features"] == list(kind.FEATURES), list(kind.FEATURES))
+    if length is not None or not kind.ANY_BLOCK_LENGTH:
+        check("block_length", whole_number(length, 1, _LONGEST), f"a whole number to {_LONGEST}")
+    check("threshold", isinstance(threshold, float) and 0 < threshold < 1, "between 0 and 1")
+    rule, model = config["progress"], config["base_model"]
+    check("progress", isinstance(rule, str) and rule in PROGRESS_RULES, PROGRESS_RULES)
+    check("base_model", isinstance(model, str) and model == one_line(model), "a string of one line")
+    good = rate is None or (isinstance(rate, float) and 0 <= rate <= 1)
+    check("false_positive_rate", good, "from 0 to 1, or null")
+    return config
