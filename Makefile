@@ -1,8 +1,8 @@
-# Each target sets up .venv by itself: `make demo` and `make test` are all a fresh clone needs.
+# Each target sets up .venv by itself, so a fresh clone needs only `make demo` or `make test`.
 # Another interpreter: make PYTHON=python3.12 test. More pip options: make PIP_ARGS="--index-url ...".
 
-# Threads with nothing to do sleep: where something else runs on the machine, those that spin hold up
-# the ones they wait for.
+# Idle threads sleep: if other processes use the cores, spinning threads delay the threads that they
+# wait for.
 export OMP_WAIT_POLICY ?= PASSIVE
 
 PYTHON ?= python3
@@ -29,29 +29,29 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-# The site of docs/, in site/; a link that leads nowhere or a docstring that cannot be read ends it.
+# Build the site of docs/ in site/; a broken link or a docstring that cannot be parsed is an error.
 DOCS_STAMP := $(VENV)/.docs-installed
 docs: $(DOCS_STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-# The pages of compare --html and of l2pd demo in a browser, which is the system's.
+# Test the pages of compare --html and l2pd demo in the system's browser.
 BROWSER_STAMP := $(VENV)/.browser-installed
 browser: $(BROWSER_STAMP)
 	@command -v chromium || command -v google-chrome || { \
 		echo "No browser is installed. On Debian: apt-get install chromium" >&2; exit 1; }
 	$(BIN)/python -m pytest tests/tools/viewing/test_browser.py tests/tools/cli/test_demo.py
 
-# The accuracy-speed frontier of every policy, and the page on which to use.
+# Measure the accuracy-speed frontier of every policy; write the page docs/which_policy.md.
 frontier: $(STAMP)
 	$(BIN)/python benchmarks/frontier.py --out benchmarks/results/frontier
 	$(BIN)/python benchmarks/which_policy.py
 
-# Random batches, calls, files and plugins: make fuzz MINUTES=30 (of each part).
+# Random batches, calls, files and plugins: make fuzz MINUTES=30 (minutes for each part).
 MINUTES := 5
 fuzz: $(STAMP)
 	$(BIN)/python -m tests.fuzz --minutes $(MINUTES)
 
-# Whether the tests notice a change: make mutants MODULES="slots selection". All take an hour.
+# List changes that no test detects: make mutants MODULES="slots selection". All take an hour.
 MODULES :=
 MUTANTS_STAMP := $(VENV)/.mutants-installed
 mutants: $(MUTANTS_STAMP)
@@ -59,7 +59,7 @@ mutants: $(MUTANTS_STAMP)
 
 # Real SGLang and real vLLM on a CPU, each in its own environment (tests/engines/README.md).
 RIGS := tests/engines
-# Local distributions that both have.
+# Local distributions that both environments contain.
 RIG_SHARED := $(RIGS)/policies $(RIGS)/torchvision
 SGLANG_VENV := .venv-sglang
 SGLANG_STAMP := $(SGLANG_VENV)/.installed
@@ -88,8 +88,8 @@ $(SGLANG_STAMP): pyproject.toml $(EXAMPLES) $(RIG_SHARED_FILES) $(call RIG_FILES
 $(VLLM_STAMP): pyproject.toml $(EXAMPLES) $(RIG_SHARED_FILES) $(call RIG_FILES,$(RIGS)/vllm)
 	$(call install-rig,$(VLLM_VENV),$(RIGS)/vllm,$(RIGS)/vllm/rig $(RIGS)/vllm/version)
 
-# The filters that come with a small model, from nothing: decode, record, train.
-# Those of the other one: make filters SMALL=tiny-sdar
+# Train the filters that come with a small model from scratch: decode, record, train.
+# For the other model: make filters SMALL=tiny-sdar
 SMALL := tiny-llada
 POLICIES = adapters/l2pd_adapters/tiny_models/$(SMALL)/policies
 RUNS = runs/filters/$(SMALL)

@@ -1,12 +1,12 @@
-"""Real text that a Debian machine has: Python's library, its documentation, licences, manuals.
+"""Gather the text of a Debian machine: Python's library, documentation, licences, manuals.
 
     apt-get install python3-doc
     python examples/text_dllm/corpus.py --out runs/text
 
-A unit is what the model answers: the body of a function after its header, or the rest of a piece of
-prose after its first words. `--out` gets `tokenizer.json` (byte-level BPE), `units.npz` (token ids
+A unit is a prompt and its answer: the header of a function and its body, or the first words of a
+piece of prose and the rest. `--out` gets `tokenizer.json` (byte-level BPE), `units.npz` (token ids
 of the training units), and the prompts `train.jsonl` and `heldout.jsonl`. One file in twenty is
-held out, by the hash of its path; no held-out unit's text stands in the training units.
+held out, by the hash of its path; units whose answer is also a training answer are not held out.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 SPECIALS = ("<|endoftext|>", "<|mask|>", "<|user|>", "<|assistant|>", "<|unknown|>")
 END_OF_TEXT_ID, MASK_ID, USER_ID, ASSISTANT_ID, UNKNOWN_ID = range(len(SPECIALS))
 LENGTH = 256
-"""The most tokens of a unit, with its role tokens and its end of text."""
+"""The most tokens of a unit, including its role tokens and its end-of-text token."""
 ANSWER = 127
-"""The most tokens of an answer, so that it and its end of text fit a canvas of 128."""
+"""The most tokens of an answer; with its end-of-text token it fits a canvas of 128."""
 CODE = (sysconfig.get_path("stdlib"), "/usr/lib/python3/dist-packages")
 NOT_CODE = {"encodings", "idlelib", "lib2to3", "pydoc_data", "site-packages", "test", "tests"}
-"""Folders that are passed over: tables, and what would be most of the code."""
+"""Folders that are skipped: tables, and folders that would dominate the code."""
 PROSE = (
     "/usr/share/doc/python3/html/_sources",
     "/usr/share/common-licenses",
@@ -47,10 +47,10 @@ PROSE = (
     "/usr/share/man/man8",
 )
 PROSE_NAMES = re.compile(r"(copyright|README.*|.*\.rst|.*\.txt|.*\.md|.*\.[1578](ssl|p|x)?)(\.gz)?")
-MANUALS = 8  # one in so many is taken
+MANUALS = 8  # one manual page in eight is taken
 MOST_BYTES = 200_000
 WORDS = r" ?[A-Za-z]+|\d| ?[^\sA-Za-z\d]+|\n *| +"
-"""What no token reaches beyond: a word, a digit, marks, a line's end with the indentation."""
+"""No token spans more than one of these: a word, a digit, marks, a line end with indentation."""
 
 
 class Unit(NamedTuple):
@@ -62,7 +62,7 @@ class Unit(NamedTuple):
 
 
 def files(folders: tuple[str, ...], wanted: re.Pattern[str]) -> Iterator[tuple[str, str]]:
-    """Path and text of every file with such a name, in order."""
+    """The path and text of every file whose name matches `wanted`, in order."""
     seen = set()
     for folder in folders:
         for path in sorted(Path(folder).rglob("*")):
@@ -86,7 +86,7 @@ def files(folders: tuple[str, ...], wanted: re.Pattern[str]) -> Iterator[tuple[s
 
 
 def code_units(source: str) -> Iterator[Unit]:
-    """Every function: its header with the docstring asks for its body."""
+    """One unit for every function: header and docstring are the prompt, the body is the answer."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -110,7 +110,10 @@ def code_units(source: str) -> Iterator[Unit]:
 
 
 def prose_units(text: str, manual: bool) -> Iterator[Unit]:
-    """Paragraphs: the first words of each ask for the rest."""
+    """Units of prose: the first words of a paragraph are the prompt, the rest is the answer.
+
+    A paragraph of more than 70 words is cut into pieces.
+    """
     if manual:
         text = plain(text)
     for paragraph in re.split(r"\n\s*\n", text):
@@ -140,12 +143,12 @@ def plain(manual: str) -> str:
 
 
 def hashed(path: str, into: int) -> int:
-    """A number below `into` that only depends on the path."""
+    """A number below `into` that depends only on the path."""
     return int(hashlib.sha256(path.encode()).hexdigest()[:8], 16) % into
 
 
 def gather() -> tuple[list[Unit], list[Unit]]:
-    """Units for training and held-out ones, each text once."""
+    """The units for training and the held-out units, without duplicates."""
     parts: tuple[dict[Unit, None], dict[Unit, None]] = ({}, {})
     for path, text in files(CODE, re.compile(r".*\.py")):
         parts[hashed(path, 20) == 0].update(dict.fromkeys(code_units(text)))
@@ -158,7 +161,7 @@ def gather() -> tuple[list[Unit], list[Unit]]:
 
 
 def make_tokenizer(units: list[Unit], size: int) -> Tokenizer:
-    """Byte-level BPE; a run of spaces before a word is a token of its own, as code needs."""
+    """Byte-level BPE in which a run of spaces before a word is a separate token, for code."""
     tokenizer = Tokenizer(models.BPE(unk_token=None))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -216,7 +219,7 @@ def main() -> None:
         code=np.array(kinds),
     )
     for name, units in (("train", kept), ("heldout", [u for u, _, _ in encoded(held)])):
-        # As many of code as of prose, in turns, so that any first few are of both.
+        # Code and prose alternate, so that any prefix of the file contains both equally.
         of_kind = [[u for u in units if u.kind == kind][:1500] for kind in ("code", "prose")]
         mixed = [unit for pair in zip(*of_kind, strict=False) for unit in pair]
         with (args.out / f"{name}.jsonl").open("w", encoding="utf-8") as file:

@@ -1,10 +1,11 @@
-"""How good answers of real text are, without a checker.
+"""Measure how good answers on real text are, without a checker.
 
     python examples/text_dllm/quality.py runs/text-dllm/model --prompts runs/text/heldout.jsonl \
         --policy fixed_schedule --policy confidence_threshold,threshold=0.9
 
-Nats per token: what the model itself gives to the answer, token by token, in the order that one
-token per step would commit them. Parses: the share of code whose header and body are Python.
+`nats_per_token` is the negative log-likelihood that the model itself assigns to the answers, with
+the tokens in the order in which one token per step would commit them. `parses` is the share of
+functions whose header and body together are valid Python.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ from l2pd_tools.policy_text import parse_policy
 def nats(
     model: Any, prompts: Sequence[Tensor], answers: Sequence[Sequence[int]], *, canvas: int
 ) -> list[float]:
-    """Minus the log likelihood of each answer, in nats, all its tokens together.
+    """The negative log-likelihood of each answer, in nats, summed over its tokens.
 
-    Blocks from left to right; in a block, the position of the highest confidence is next, and the
-    answer's token is put there. The canvas is cut behind an answer that ends in an end of text once
-    that token stands. `prompts` are token ids, (P,) each; answers have at most `canvas` tokens.
+    Blocks go from left to right. At each step the position with the highest confidence in the block
+    gets the answer's token. Once the answer's end-of-text token is placed, the canvas after it is
+    cut off. `prompts` are token ids, (P,) each; answers have at most `canvas` tokens.
     """
     block, mask = model.config.block_length, model.config.mask_token_id
     end = model.generation_config.eos_token_id
@@ -68,7 +69,7 @@ def nats(
 
 
 def parses(header: str, body: str) -> bool:
-    """Whether a function is Python. A body that was cut at the canvas's end is judged as it is."""
+    """Whether a function is valid Python; a body that the canvas's end cuts counts as it is."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

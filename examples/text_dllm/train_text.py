@@ -1,10 +1,10 @@
-"""Train a small bidirectional dLLM on the units that corpus.py has gathered.
+"""Train a small bidirectional dLLM on the units that corpus.py gathers.
 
     python examples/text_dllm/train_text.py --corpus runs/text --out runs/text-dllm --steps 20000
 
-One process, one thread. `--out` gets `checkpoint.pt`, from which the same command goes on, `model/`
-(the native transformers checkpoint of the averaged weights) and `training_log.jsonl`. The model,
-its initialisation and the optimisers are those of ../tiny_dllm.
+It uses one process and one thread. `--out` gets `checkpoint.pt`, from which the same command
+continues, `model/` (the native transformers checkpoint of the averaged weights) and
+`training_log.jsonl`. The model, its initialisation and the optimisers are those of ../tiny_dllm.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ ROWS = 96
 MICRO_TOKENS = 4096
 LENGTHS = (64, 96, 128, 192, 256)  # few, since the model is compiled for each
 CANVAS = 128
-PADDING_WEIGHT = 0.1  # end-of-text behind the first one
+PADDING_WEIGHT = 0.1  # end-of-text tokens after the first one
 FUTURE_WEIGHT = 0.2  # blocks that decoding has not reached
-EVERYWHERE = 0.4  # share of rows masked as in LLaDA's pre-training, prompt and all
+EVERYWHERE = 0.4  # share of rows masked as in LLaDA's pre-training, prompt included
 CODE_SHARE = 0.5
 PEAKS = (0.02, 3e-3)  # Muon's and AdamW's learning rates
 WARM_UP, STABLE = 50, 0.7
@@ -48,7 +48,7 @@ EMA = 0.998
 
 @dataclass
 class Units:
-    """Training units as token ids; `answers` are where the answers begin."""
+    """Training units as token ids; `answers` has the index at which each answer begins."""
 
     ids: np.ndarray
     starts: np.ndarray
@@ -65,25 +65,25 @@ class Units:
         )  # fmt: skip
 
     def draw(self, rng: Random) -> tuple[np.ndarray, int]:
-        """A unit, and where its answer begins."""
+        """A random unit, and the index at which its answer begins."""
         rows = self.of_kind[rng.random() < CODE_SHARE]
         unit = rows[rng.randrange(len(rows))]
         return self.ids[self.starts[unit] : self.starts[unit + 1]], int(self.answers[unit])
 
 
 def micro_batches(units: Units, rng: Random) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Tokens, targets, weights and valid, (B, T) each: rows of about the same length together."""
+    """Micro-batches of rows of similar length: tokens, targets, weights and valid, (B, T) each."""
     drawn = sorted((units.draw(rng) for _ in range(ROWS)), key=lambda unit: len(unit[0]))
     placed = []
     for ids, first in drawn:
-        # The canvas ends with the text, where decoding has cut it, or goes on.
+        # The canvas ends with the text (as after decoding has cut it) or continues.
         room = len(ids) if rng.random() < 0.5 else min(first + CANVAS, LENGTHS[-1])
         placed.append((ids, first, max(room, len(ids))))
     placed.sort(key=lambda row: row[2])
     while placed:
         length = next(n for n in LENGTHS if n >= placed[-1][2])
         rows = placed[-(MICRO_TOKENS // length) :]
-        # One number of rows for each length, or the layers are compiled again.
+        # A fixed number of rows per length; otherwise the layers would be compiled again.
         rows = [rows[i % len(rows)] for i in range(MICRO_TOKENS // length)]
         del placed[-(MICRO_TOKENS // length) :]
         yield masked(rows, length, rng)

@@ -1,4 +1,4 @@
-"""Masked micro-batches, as the decoding of either architecture will meet them."""
+"""Micro-batches, masked as they are during decoding with either architecture."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ MICRO = 32  # rows of a micro-batch
 LENGTHS = (40, 64, 96, 128, 160)  # few, since the model is compiled for each
 # Canvas length -> (row length, rows of a micro-batch, share among full canvases).
 FULL = {128: (192, 24, 0.55), 256: (320, 12, 0.35), 1024: (1088, 2, 0.10)}
-PADDING_WEIGHT = 0.1  # end-of-text behind the first one
+PADDING_WEIGHT = 0.1  # end-of-text tokens after the first one
 FUTURE_WEIGHT = 0.2  # blocks that decoding has not reached
-FULL_CACHEABLE = {128: 0.4, 256: 0.4, 1024: 0.2}  # the shares in training for a cache
-DIGITS_ALONE = 0.4  # in it, the share of rows with digits masked alone, as decoding leaves them
+FULL_CACHEABLE = {128: 0.4, 256: 0.4, 1024: 0.2}  # the shares when training for a cache
+DIGITS_ALONE = 0.4  # when training for a cache, the share of rows in which only digits are masked
 DIGITS = [IDS[digit] for digit in "0123456789"]
 UNIFORM_MASKING = 0.3  # share of rows masked as in LLaDA's pre-training; the rest block by block
-BEYOND = 0.03  # share of rows whose block lies behind the end of the text
+BEYOND = 0.03  # share of rows whose block is after the end of the text
 
 Example = tuple[int, list[int], list[int]]
 """Index of the task, prompt, answer."""
@@ -36,18 +36,19 @@ class Batch:
     weights: Tensor  # of the loss; 0 where nothing is predicted
     valid: Tensor
     task: Tensor
-    # In training for a cache:
-    blocks: Tensor | None = None  # 0 for the prompt; all behind the current block counts as one
-    closed: bool = False  # whether no position sees later blocks
+    # When training for a cache:
+    blocks: Tensor | None = None  # 0 for the prompt; all later blocks together count as one
+    closed: bool = False  # whether later blocks are hidden from every position
 
 
 def bidirectional_batches(
     examples: Sequence[Example], done: float, rng: Random, cacheable: bool = False
 ) -> list[Batch]:
-    """LLaDA's: prompt and canvas, of which decoding has filled a part. `done`: of the training.
+    """Batches for LLaDA: a prompt and a canvas of which decoding has filled a part.
 
-    `cacheable` is training for a cache: rows are masked block by block alone, nothing is asked
-    behind the current block, and long canvases are drawn more often.
+    `done` is the share of the training that is done. `cacheable` trains for a cache: rows are
+    masked only block by block, positions after the current block have no loss, and long canvases
+    are drawn more often.
     """
     ordered = sorted(examples, key=lambda example: len(example[1]) + len(example[2]))
     batches = []
@@ -64,7 +65,7 @@ def bidirectional_batches(
 def _with_canvas(
     examples: Sequence[Example], canvas: int | None, rng: Random, cacheable: bool
 ) -> Batch:
-    """Mask one micro-batch. `canvas` None is just long enough."""
+    """Mask one micro-batch. With `canvas` None, the canvas is just long enough."""
     if canvas is None:
         longest = max(len(prompt) + len(answer) + 1 for _, prompt, answer in examples)
         length = next(n for n in LENGTHS if n >= longest)
@@ -90,7 +91,7 @@ def _with_canvas(
         if not cacheable and rng.random() < UNIFORM_MASKING:
             masked[row, first:end] = noise[row, first:end] < ratios[row]
         else:
-            # What decoding meets: blocks before the current one are done, later ones untouched.
+            # As during decoding: earlier blocks are finished, later ones are fully masked.
             begin = first + rng.randrange((needed - 1) // BLOCK_LENGTH + 1) * BLOCK_LENGTH
             behind = min(begin + BLOCK_LENGTH, end)
             among = np.arange(begin, behind)
@@ -111,10 +112,11 @@ def _with_canvas(
 
 
 def block_causal_batches(examples: Sequence[Example], rng: Random) -> list[Batch]:
-    """SDAR's: a clean prefix of whole blocks, and the block that is being decoded.
+    """Batches for SDAR: a clean prefix of whole blocks, and the block that is being decoded.
 
-    One block per row and not all of them in a second stream (noisy beside clean, as SDAR and BD3-LM
-    train): answers have one to four blocks, so the second stream would cost as much as it brings.
+    Each row trains one block. SDAR and BD3-LM train all blocks of a row at once, with a noisy copy
+    beside the clean one; answers have one to four blocks here, so the second copy would cost as
+    much as it gains.
     """
     placed = [(example, _current_block(example, rng)) for example in examples]
     placed.sort(key=lambda item: item[1])
@@ -126,13 +128,16 @@ def block_causal_batches(examples: Sequence[Example], rng: Random) -> list[Batch
 
 
 def blocks_of(example: Example) -> int:
-    """How many blocks of a block-causal model the answer reaches into, its end included."""
+    """The number of blocks that contain a part of the answer or its end-of-text token."""
     _, prompt, answer = example
     return (len(prompt) + len(answer)) // BLOCK_LENGTH - len(prompt) // BLOCK_LENGTH + 1
 
 
 def _current_block(example: Example, rng: Random) -> int:
-    """A block of the answer: half of the time the last, else by its share of the answer."""
+    """Draw a block of the answer: the last in half of the cases, else by its share of the answer.
+
+    A share of `BEYOND` are blocks after the answer.
+    """
     _, prompt, answer = example
     first, count = len(prompt) // BLOCK_LENGTH, blocks_of(example)
     if rng.random() < BEYOND:
@@ -163,7 +168,7 @@ def _with_prefix(examples: Sequence[Example], blocks: Sequence[int], rng: Random
         until = behind
         if begin < needed <= behind:
             cut = _cut(needed - begin, behind - begin, rng)
-            if cut:  # end-of-text has been committed there, and so behind it
+            if cut:  # an end-of-text token has been committed there, which ends the text
                 until = max(begin + 1, begin + cut - (rng.random() < 0.8))
         _mask(masked[row], noise[row], np.arange(begin, until), ratios[row])
     return _batch(examples, targets, masked, weights, valid)
@@ -177,14 +182,15 @@ def _ratios(count: int, rng: Random) -> list[float]:
 
 
 def _mask(masked: np.ndarray, noise: np.ndarray, among: np.ndarray, ratio: float) -> None:
-    """Mask a share of these positions, at least one."""
+    """Mask a share `ratio` of the positions `among`, at least one."""
     open_ = max(1, round(ratio * len(among)))
     masked[among[np.argsort(noise[among])[:open_]]] = True
 
 
 def _cut(needed: int, room: int, rng: Random) -> int | None:
-    """The columns at which decoding may have cut the canvas: after an end-of-text token of the
-    answer's block.
+    """The length to which decoding may have cut the canvas, or None if it is not cut.
+
+    The cut is after an end-of-text token in the block in which the answer ends.
     """
     if rng.random() < 0.5:
         return None

@@ -1,11 +1,12 @@
-"""How often a checkpoint's answers are valid, task by task.
+"""Measure how often a checkpoint's answers are valid, for each task.
 
     python examples/tiny_dllm/evaluate.py adapters/l2pd_adapters/tiny_models/tiny-llada \\
         --prompts adapters/l2pd_adapters/tiny_models/heldout.jsonl --gen-length 128 256
 
-Decoding is LLaDA's, in the simplest form: blocks from left to right, greedy, the most probable
-token first, one per step; what lies behind a committed end-of-text token is cut off. With
-`--threshold`, every token at least that probable is committed in one step, and at least one.
+It decodes as LLaDA does, in the simplest form: blocks from left to right, greedy, the most probable
+token first, one token per step. Everything after a committed end-of-text token is cut off. With
+`--threshold`, each step commits every token whose probability is at least the threshold, and at
+least one token.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def decode_prompts(
         columns = torch.arange(tokens.shape[1], device=device)
         open_ = (tokens == MASK_ID) & (columns < ends[:, None])
         begin = origin + (open_.int().argmax(1) - origin) // BLOCK_LENGTH * BLOCK_LENGTH
-        # What any row sees; with blocks that see no later ones, that is up to its own.
+        # The columns that any row sees; in a block-causal model they end with the row's block.
         seen = begin + BLOCK_LENGTH if model.shape.architecture == "sdar" else ends
         length = int(seen.max())
         forwards += 1
@@ -86,7 +87,7 @@ def decode_prompts(
 
         ended = chosen & masked & (best == END_OF_TEXT_ID)
         end = torch.where(ended, block + 1, ends[:, None]).amin(1)
-        if model.shape.architecture == "sdar":  # the rest of the block stays in sight
+        if model.shape.architecture == "sdar":  # the rest of the block stays visible
             tokens.masked_fill_(columns >= end[:, None], END_OF_TEXT_ID)
             end = torch.minimum(ends, torch.where(ended.any(1), begin + BLOCK_LENGTH, ends))
         ends = end
@@ -110,7 +111,7 @@ def evaluate(
     batch_size: int = 40,
 ) -> list[dict[str, Any]]:
     """The rows, each with its `answer`, `valid`, `tokens` and `forwards`."""
-    # Prompts of one task finish together, so little of a batch is idle.
+    # Prompts of one task finish at about the same time, so few rows of a batch are idle.
     ordered = sorted(rows, key=lambda row: (row["task"], len(row["prompt"])))
     scored = []
     for start in range(0, len(ordered), batch_size):

@@ -1,8 +1,8 @@
 """A small diffusion Qwen3 that trains fast on a CPU, with the native checkpoint's own names.
 
 Parameters are named as in transformers' `Qwen3ForCausalLM`, so the state dict is the checkpoint.
-In training, attention is explicit batched matrix products: compiled, their backward is several
-times faster on a CPU than that of scaled_dot_product_attention.
+In training, attention is computed by explicit batched matrix products: when compiled, their
+backward pass is several times faster on a CPU than that of scaled_dot_product_attention.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from tokenizer import TOKENIZER_CONFIG, VOCAB_SIZE, build_tokenizer
 BLOCK_LENGTH = 32
 
 Architecture = Literal["llada", "sdar"]
-"""LLaDA's: every position sees all others. SDAR's: a position sees its own block and those before
-it, blocks being counted from the first token of the prompt."""
+"""`llada`: every position sees all others. `sdar`: a position sees its own block and those before
+it; blocks are counted from the first token of the prompt."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class Shape:
 
 
 class Sight(NamedTuple):
-    """The attention mask: terms that are added to the attention's scores."""
+    """The attention mask, as terms that are added to the attention scores."""
 
     bias: Tensor
     apart: tuple[Tensor, Tensor] | None = None
-    """The same for its own and earlier blocks alone, and for later blocks alone."""
+    """Two further masks: only a position's own and earlier blocks, and only later blocks."""
 
 
 class Linear(nn.Linear):
@@ -145,7 +145,7 @@ class TinyModel(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        # What matters most for the speed of learning: large embeddings, silent residual branches.
+        # These matter most for fast training: large embeddings, residual branches that start at 0.
         for name, parameter in self.named_parameters():
             if "embed_tokens" in name:
                 nn.init.normal_(parameter, std=0.5)
@@ -171,10 +171,11 @@ class TinyModel(nn.Module):
         closed: bool,
         dtype: torch.dtype = torch.float32,
     ) -> tuple[Tensor, list[Tensor]]:
-        """Hidden states, and of every layer how much each position looks at later blocks.
+        """The hidden states, and for every layer how much each position attends to later blocks.
 
-        That is the log odds of its attention to them, (B, heads, T), below -1e8 where there are
-        none. `blocks` (B, T) numbers the blocks. `closed`: no position sees a later block.
+        The latter are the log odds of the attention to later blocks, (B, heads, T), below -1e8
+        where there are none. `blocks` (B, T) has the block number of each position. With `closed`,
+        later blocks are hidden from every position.
         """
         seen = valid[:, None, None, :]
         later = blocks[:, None, None, :] > blocks[:, None, :, None]
@@ -198,7 +199,7 @@ class TinyModel(nn.Module):
         return self.model.norm(x), odds
 
     def compile_layers(self) -> None:
-        # One layer, not the whole model: six times less to compile for every length.
+        # Compile one layer, not the whole model: six times less to compile for every length.
         for layer in self.model.layers:
             layer.compile(dynamic=False)
 
@@ -208,7 +209,7 @@ def _bias(seen: Tensor) -> Tensor:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, sight: Sight) -> tuple[Tensor, Tensor | None]:
-    """Attention whose backward is fast on a CPU when compiled, and the odds of looking ahead."""
+    """Attention with a fast backward on a CPU, and the log odds of attending to later blocks."""
     b, heads, t, size = q.shape
     q, k, v = (x.reshape(b * heads, t, size) for x in (q, k, v))
     scores = torch.bmm(q, k.transpose(1, 2)).view(b, heads, t, t).float() * size**-0.5
@@ -234,9 +235,10 @@ _OF_ARCHITECTURE: dict[Architecture, dict[str, Any]] = {
 def export(
     model: TinyModel, folder: Path, tokenizer: PreTrainedTokenizerFast | None = None
 ) -> None:
-    """Write a native transformers checkpoint; every file is replaced in one piece.
+    """Write a native transformers checkpoint; every file is replaced atomically.
 
-    `tokenizer` is the small world's by default; another has its special tokens by the same names.
+    `tokenizer` is that of the small world by default; any other must have special tokens of the
+    same names.
     """
     from transformers import Qwen3Config
 
@@ -288,9 +290,10 @@ def export(
 
 
 def load(folder: Path, architecture: Architecture | None = None) -> TinyModel:
-    """The training module with the weights of an exported checkpoint.
+    """Load an exported checkpoint into the training module.
 
-    `architecture` reads the weights as those of another architecture, to train them on.
+    `architecture`, if given, replaces the checkpoint's own architecture: the weights are then
+    trained further with that attention.
     """
     config = json.loads((folder / "config.json").read_text())
     of_checkpoint: Architecture = (

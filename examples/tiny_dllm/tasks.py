@@ -3,8 +3,8 @@
     python examples/tiny_dllm/tasks.py --out adapters/l2pd_adapters/tiny_models
 
 writes `heldout.jsonl` and `train_prompts.jsonl`. The hash of a prompt's text decides whether it is
-held out, and training rejects held-out prompts, so the two can never meet. Answers are drawn at
-random among the valid ones: the marginals of coupled tokens are flat.
+held out, and training rejects held-out prompts, so no prompt is in both sets. Answers are drawn at
+random among the valid ones, so the marginals of coupled tokens are flat.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def latin(rng: Random) -> Exercise:
 
 @cache
 def _completions(left: int, depth: int) -> int:
-    """How many ways `left` more brackets can bring `depth` back to zero."""
+    """The number of ways in which `left` more brackets bring `depth` back to zero."""
     if depth < 0 or depth > left:
         return 0
     return 1 if left == 0 else _completions(left - 1, depth + 1) + _completions(left - 1, depth - 1)
@@ -253,7 +253,7 @@ def sample(task: str, rng: Random, split: Split = "train") -> Exercise:
 
 
 def distinct_prompts(split: Split, per_task: int, seed: int) -> list[dict[str, Any]]:
-    """`per_task` different prompts of every task, shuffled so that any prefix is a fair mix."""
+    """`per_task` different prompts of every task, ordered so that any prefix mixes all tasks."""
     by_task: list[list[dict[str, Any]]] = []
     for task in GENERATORS:
         rng, seen = Random(f"{seed}/{split}/{task}"), {}

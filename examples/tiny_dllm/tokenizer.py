@@ -37,7 +37,7 @@ CHAT_TEMPLATE = """\
 {%- if add_generation_prompt -%}<|assistant|>{%- endif -%}
 """
 
-# Written as it stands: what transformers 5 would save of it, transformers 4 does not read.
+# Written by hand: transformers 4 cannot read the form that transformers 5 would save.
 TOKENIZER_CONFIG = {
     "tokenizer_class": "PreTrainedTokenizerFast",
     "eos_token": END_OF_TEXT,
@@ -76,7 +76,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def with_chat(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
-    """For transformers, with the special tokens and the chat template of this project's models."""
+    """A tokenizer of transformers with the special tokens and chat template of the small models."""
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIALS])
     settings = {key: value for key, value in TOKENIZER_CONFIG.items() if key != "tokenizer_class"}
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **settings)

@@ -36,7 +36,7 @@ from tokenizer import encode, prompt_ids
 
 NAMES = list(GENERATORS)
 EMA = 0.99
-EVEN_SHARE = 0.25  # how much a task that never fails is drawn, beside one that always does
+EVEN_SHARE = 0.25  # added to every task's failure rate, so that learnt tasks are still drawn
 WARM_UP = 20
 
 
@@ -59,8 +59,8 @@ def make_step(
     cacheable: bool = False,
     rows: int = 96,
 ) -> list[Batch]:
-    """The micro-batches of one process and step, drawn by how often each task still fails."""
-    # The loss would be no guide: that of a coupled task stays high however well it is learnt.
+    """The micro-batches of one process and step; tasks that fail often are drawn more often."""
+    # The loss is not a usable measure: for a coupled task it stays high however well it is learnt.
     chances = [
         (EVEN_SHARE + 1.0 - progress.validity.get(name, 0.0)) * boost.get(name, 1.0)
         for name in NAMES
@@ -69,7 +69,7 @@ def make_step(
     for task in rng.choices(range(len(NAMES)), chances, k=rows):
         example = _example(task, rng)
         if architecture == "sdar" and rng.random() < 0.5:
-            # Answers that go on in another block are the harder ones.
+            # Answers that continue in another block are harder.
             example = max([example, *(_example(task, rng) for _ in range(3))], key=blocks_of)
         examples.append(example)
     if architecture == "sdar":
@@ -100,15 +100,21 @@ def schedule(step: int, done: float) -> float:
 
 
 def margin(done: float) -> float:
-    """Log odds below -margin are little enough attention to later blocks: 2 to 12, from 60 % on."""
+    """The margin of the penalty: it grows from 2 to 12 nats until 60 % of the training is done.
+
+    Log odds of attending to later blocks that are below minus this margin are hardly penalised.
+    """
     return 2.0 + 10.0 * min(1.0, done / 0.6)
 
 
 def train_step(
     model: TinyModel, batches: list[Batch], device: torch.device, done: float, cacheable: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Backward through all micro-batches; summed loss and weight of every task, and the share of
-    the attention that goes to later blocks in every layer."""
+    """Run forward and backward through all micro-batches.
+
+    Returns the summed loss and the summed weight of every task, and for every layer the share of
+    the attention that goes to later blocks.
+    """
     loss_of, weight_of = torch.zeros(len(NAMES)), torch.zeros(len(NAMES))
     rows = sum(len(batch.tokens) for batch in batches)
     leak = torch.zeros(model.shape.layers)
@@ -138,7 +144,7 @@ def train_step(
 
 
 def reduce_gradients(parameters: list[Tensor], extra: Tensor) -> Tensor:
-    """Average the gradients over the processes, and sum `extra`, in one message."""
+    """Average the gradients over the processes and sum `extra`, in one all-reduce."""
     flat = torch.cat([p.grad.flatten().cpu() for p in parameters] + [extra])
     if dist.is_initialized():
         dist.all_reduce(flat)
@@ -186,7 +192,7 @@ def run(rank: int, args: argparse.Namespace) -> None:
     validated, done, tokens = progress.seconds, 0.0, 0
     validation = distinct_prompts("train", 12, args.seed + 1)[rank :: args.processes]
     while True:
-        # Every process must see the same clock: rank 0's travels with the gradients.
+        # Every process needs the same clock: that of rank 0 is sent with the gradients.
         rng = Random(f"{args.seed}/{rank}/{progress.step}")
         batches = make_step(rng, progress, done, boost, args.architecture, args.cacheable > 0)
         tokens += sum(batch.tokens.numel() for batch in batches)
@@ -234,7 +240,7 @@ def _validate(
     progress: Progress,
     args: argparse.Namespace,
 ) -> None:
-    """Validity of every task on a few prompts of the training split, each process a share."""
+    """Measure every task on a few prompts of the training split; each process decodes a share."""
     scored = evaluate(model, rows, gen_length=128, dtype=torch.bfloat16)
     gathered: list[Any] = [scored]
     if dist.is_initialized():
@@ -274,16 +280,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=Path, required=True)
     length = parser.add_mutually_exclusive_group(required=True)
-    length.add_argument("--seconds", type=float, help="of training, earlier parts of it included")
+    length.add_argument("--seconds", type=float, help="of training, resumed parts included")
     length.add_argument("--steps", type=int)
     parser.add_argument("--architecture", choices=get_args(Architecture), default="llada")
     parser.add_argument("--start-from", type=Path, metavar="FOLDER", help="weights of a checkpoint")
     parser.add_argument("--rate", type=float, default=1.0, help="factor on the learning rates")
     parser.add_argument(
         "--cacheable", type=float, default=0.0, metavar="WEIGHT",
-        help="of the penalty of attention to later blocks: a cache gives the same without it",
+        help="of the penalty on attention to later blocks, which makes caches exact",
     )  # fmt: skip
-    parser.add_argument("--resume", action="store_true", help="go on from OUT/checkpoint.pt")
+    parser.add_argument("--resume", action="store_true", help="continue from OUT/checkpoint.pt")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--processes", type=int, default=2)
@@ -296,7 +302,7 @@ def main() -> None:
     if unknown:
         parser.error(f"unknown tasks: {', '.join(sorted(unknown))}")
     if args.cacheable and args.architecture != "llada":
-        parser.error(f"--cacheable is for llada; {args.architecture} sees no later blocks anyhow")
+        parser.error(f"--cacheable requires llada; {args.architecture} never sees later blocks")
     args.out.mkdir(parents=True, exist_ok=True)
     if args.processes > 1:
         mp.spawn(run, (args,), nprocs=args.processes)

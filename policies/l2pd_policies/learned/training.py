@@ -230,12 +230,12 @@ def _write(trained: Trained, folder: Path, title: str, facts: dict[str, Any]) ->
     parameters = sum(p.numel() for p in trained.filter.parameters())
     (folder / "README.md").write_text(
         f"---\nlibrary_name: l2pd-plugins\ntags: [diffusion-language-model, unmask-policy]\n---\n\n"
-        f"# {title}\n\n{parameters} parameters; says which predictions of "
-        f"{trained.filter.base_model or 'a model'} are final.\n\n"
+        f"# {title}\n\nThis filter decides which predictions of "
+        f"{trained.filter.base_model or 'a model'} are final. It has {parameters} parameters.\n\n"
         "Use it on prompts like those it was trained on. On other kinds of text it can ruin "
         "answers without a warning.\n\n"
-        f"| made from | |\n|---|---|\n{rows}\n\n"
-        f"| on validation prompts | |\n|---|---|\n{measured}\n\n"
+        f"| training | |\n|---|---|\n{rows}\n\n"
+        f"| result on validation prompts | |\n|---|---|\n{measured}\n\n"
         f"Rates are over masked positions.\n{picture}",
         encoding="utf-8",
     )

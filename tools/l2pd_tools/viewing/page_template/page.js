@@ -1,7 +1,7 @@
 "use strict";
 
-// The recorded decodes, as l2pd_tools.viewing.side_by_side writes them. All text comes into the page
-// by textContent, and nothing is loaded.
+// The recorded decodes, as l2pd_tools.viewing.side_by_side writes them. All text is put into the page
+// by textContent, and nothing is loaded from elsewhere.
 const data = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
 const view = { prompt: 0, step: 0, position: null, timer: null };
@@ -13,7 +13,7 @@ function textOf(token) {
   return data.tokens[token];
 }
 
-/** How the positions of a run stand after `steps` forward passes. */
+/** The state of a run's positions after `steps` forward passes. */
 function stateAfter(run, steps) {
   const tokens = new Map();
   let size = data.positions;
@@ -174,11 +174,11 @@ class Side {
     const { step, at } = this.under(event);
     const found = this.predicted(step, at);
     this.reading.textContent = `Step ${step + 1}, position ${at}: ` + (found
-      ? `${textOf(found.token)} at ${number(found.confidence, 3)}${found.committed ? ", taken" : ""}`
+      ? `${textOf(found.token)} at ${number(found.confidence, 3)}${found.committed ? ", committed" : ""}`
       : "not predicted");
   }
 
-  /** The map without what moves, in device pixels. */
+  /** Draw the map without the marks of step and position, in device pixels. */
   paint() {
     const rows = this.run.nfe;
     const rowHeight = Math.min(14, Math.max(1, 240 / rows));
@@ -213,7 +213,7 @@ class Side {
     });
   }
 
-  /** The map, with the step and the position that are looked at. */
+  /** Draw the map with the marks of the current step and position. */
   overlay(step) {
     const { width, height } = this.heat;
     const pen = this.heat.getContext("2d");
@@ -231,7 +231,7 @@ class Side {
   }
 }
 
-/** The colours of the scheme in force, as a canvas takes them. */
+/** The colours of the current colour scheme, in a form that a canvas accepts. */
 function schemeColours() {
   const probe = element("span");
   document.body.append(probe);
@@ -277,7 +277,7 @@ function drawPosition() {
     const known = stateAfter(side.run, step).tokens.get(at);
     const seen = step > 0 ? side.predicted(step - 1, at) : null;
     return row(side.policy.label, [
-      known ? piece(textOf(known.token)) : "masked or behind the end",
+      known ? piece(textOf(known.token)) : "masked or after the end",
       known ? `${known.step + 1}` : "–",
       known ? number(known.confidence, 3) : "–",
       seen ? `${textOf(seen.token)} at ${number(seen.confidence, 3)}` : "–",
@@ -327,7 +327,7 @@ function showDifferences(pair) {
     end - begin === 1 ? `${begin}` : `${begin} to ${end - 1}`,
     pair.map((run) => {
       const text = run.tokens.slice(begin, end).map(textOf).join("");
-      return text ? piece(text) : "behind the end";
+      return text ? piece(text) : "after the end";
     }),
   )));
 }
@@ -336,7 +336,7 @@ function showOverall() {
   const { compared } = data;
   byId("overall-text").textContent =
     `${plural(compared, "prompt")} of ${data.source}, of which this page plays ` +
-    `${data.prompts.length}, decoded again one at a time. Seconds are of all of them together.`;
+    `${data.prompts.length}, decoded again one at a time. Seconds are the total for all prompts.`;
   byId("overall").replaceChildren(...data.policies.map((policy) => row(policy.label, [
     percent(policy.validity), percent(policy.agreement), number(policy.nfe, 1),
     number(policy.tokens_per_forward, 2), number(policy.seconds, 2),
