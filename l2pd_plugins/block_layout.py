@@ -7,7 +7,12 @@ positions, from left to right (LLaDA, arXiv 2502.09992; block diffusion, arXiv 2
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
+
+import numpy as np
+
+Lengths = TypeVar("Lengths", int, np.ndarray)
+"""One length, or an array of them."""
 
 Attention = Literal["bidirectional", "block_causal"]
 """Which positions a position sees. "bidirectional": all of prompt and canvas. "block_causal": those
@@ -17,6 +22,13 @@ of its own block and of the blocks before it, blocks being counted from the prom
 def whole_blocks(positions: int, block_length: int) -> int:
     """The positions of the least number of whole blocks that hold so many."""
     return -(-positions // block_length) * block_length
+
+
+def begun_by_prompt(prompt_length: Lengths, block_length: int) -> Lengths:
+    """The prompt's positions in its last block, where blocks count from the prompt's first token;
+    0 if the prompt ends with a block.
+    """
+    return prompt_length % block_length
 
 
 @dataclass(frozen=True)
@@ -54,7 +66,7 @@ class BlockLayout:
         """
         if attention == "bidirectional":
             return cls(begin, begin + new_tokens, begin, block_length)
-        in_prompt = (begin if prompt_length is None else prompt_length) % block_length
+        in_prompt = begun_by_prompt(begin if prompt_length is None else prompt_length, block_length)
         origin = begin - in_prompt
         end = origin + whole_blocks(in_prompt + new_tokens, block_length)
         return cls(begin, end, origin, block_length)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from l2pd_adapters.checkpoints import find_checkpoint
 from l2pd_adapters.huggingface import load
+from l2pd_adapters.huggingface.models.model_info import name_of
 from l2pd_plugins import L2PDError
 from tests.hub_checkpoints import CHECKPOINTS, Dense, write
 
@@ -63,7 +64,7 @@ def test_a_hub_id_is_its_folder(hub: Hub) -> None:
     for one, other in zip(there[0].parameters(), here[0].parameters(), strict=True):
         assert torch.equal(one, other)
     assert there[1].chat_template == here[1].chat_template
-    assert there[0].generate.name == "owner/LLaDA"
+    assert name_of(there[0]) == "owner/LLaDA"
     # The filters that come with the checkpoint are looked for there.
     with pytest.raises(L2PDError, match=r"policies/learn2pd: model.safetensors missing"):
         there[0].generate(torch.tensor([[5]]), max_new_tokens=2, unmask_policy="learn2pd")

@@ -1,10 +1,11 @@
 """Where blocks lie, against counting position by position."""
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from l2pd_plugins.block_layout import BlockLayout
+from l2pd_plugins.block_layout import BlockLayout, begun_by_prompt, whole_blocks
 
 PROMPTS, TOKENS, LENGTHS = st.integers(0, 70), st.integers(1, 130), st.integers(1, 40)
 
@@ -54,3 +55,17 @@ def test_a_prompt_of_whole_blocks_is_in_none(prompt: int) -> None:
     assert BlockLayout.of("block_causal", prompt, 32, 32) == BlockLayout(
         prompt, prompt + 32, prompt, 32
     )
+
+
+@given(st.integers(0, 300), LENGTHS)
+def test_whole_blocks_hold_the_positions_and_none_is_empty(positions: int, length: int) -> None:
+    blocks = [range(i, i + length) for i in range(0, positions, length)]
+    assert whole_blocks(positions, length) == sum(len(block) for block in blocks)
+
+
+@given(st.lists(PROMPTS, min_size=1), LENGTHS)
+def test_what_prompts_have_begun(prompts: list[int], length: int) -> None:
+    """The prompt's positions behind its last whole block, for one prompt and for an array."""
+    expected = [len(list(range(prompt))[prompt // length * length :]) for prompt in prompts]
+    assert [begun_by_prompt(prompt, length) for prompt in prompts] == expected
+    assert begun_by_prompt(np.array(prompts), length).tolist() == expected

@@ -48,7 +48,7 @@ class BoundGenerate:
         self, model: Any, name: str, own: GenerationConfig | None, completed: GenerationConfig
     ) -> None:
         self.model = model
-        self.name = name
+        self.enabled_name = name
         self.own, self.completed = own, completed
         """The model's generation_config before and after it was enabled."""
 
@@ -171,4 +171,4 @@ def settings_of(model: Any, **settings: Any) -> DecodeSettings:
             f"{type(model).__name__} is not enabled for diffusion decoding; load it with "
             "l2pd_adapters.huggingface.load, or call enable(model)"
         )
-    return make_settings(model, 0, 1, merged_config(model, None, settings), name=bound.name)
+    return make_settings(model, 0, 1, merged_config(model, None, settings), name=bound.enabled_name)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from l2pd_plugins import UnmaskPolicy
-from l2pd_plugins.block_layout import Attention, BlockLayout
+from l2pd_plugins.block_layout import Attention, BlockLayout, begun_by_prompt
 from l2pd_plugins.slots import BlockSlots, SlotBatch
 from l2pd_plugins.upload import upload
 
@@ -194,7 +194,7 @@ class BlockCausalCanvases(Canvases):
 
     def taken_back_after_prompt(self, lengths: np.ndarray, queries: np.ndarray) -> np.ndarray:
         """The block that begins with the end of the prompt is read again, with its masks."""
-        return lengths % self.block_length
+        return begun_by_prompt(lengths, self.block_length)
 
     def _present(self, batch: SlotBatch, start: Tensor) -> Tensor:
         return torch.ones_like(batch.block.present)

@@ -26,6 +26,7 @@ from l2pd_adapters.families import end_of_text_ids
 from l2pd_adapters.huggingface.enabling import settings_of
 from l2pd_adapters.huggingface.models.lora import ADAPTER
 from l2pd_adapters.huggingface.models.model_info import block_length_of, family_of, mask_token_of
+from l2pd_adapters.huggingface.models.model_info import name_of as model_name
 from l2pd_adapters.huggingface.settings import whole
 from l2pd_plugins import UnmaskPolicy, create_policy
 from l2pd_plugins.block_layout import BlockLayout
@@ -172,7 +173,7 @@ def share_of_prompts(prompts: int, prompts_per_shard: int) -> int:
 
 def _name_of(model: Any) -> str:
     adapter = getattr(model, ADAPTER, None)
-    name: str = model.generate.name
+    name = model_name(model)
     return name if adapter is None else f"{name} with the adapter {adapter}"
 
 

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from l2pd_adapters.huggingface.models.model_info import name_of as model_name
 from l2pd_plugins.policy_attributes import printable_name_of
 from l2pd_plugins.recording import Frame, Recorder
 from l2pd_plugins.writing import write_text
@@ -53,7 +54,7 @@ def write_page(
     """
     first, second = rows
     names = " and ".join(printable_name_of(row.policy) for row in (first, second))
-    title = f"{names} on {model.generate.name}"
+    title = f"{names} on {model_name(model)}"
     page = rendered(title, page_data(model, tokenizer, rows, source=source, settings=settings))
     write_text(file, page, f"--html {file}")
 

@@ -62,7 +62,7 @@ def name_of(model: Any) -> str:
     """The model's name in messages and the configuration line: the name given to `enable`, else
     that of its folder or its hub id, else its class.
     """
-    enabled = getattr(model.__dict__.get("generate"), "name", None)
+    enabled = getattr(model.__dict__.get("generate"), "enabled_name", None)
     if isinstance(enabled, str):
         return enabled
     folder = local_folder(model.config)
