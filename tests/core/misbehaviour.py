@@ -1,4 +1,4 @@
-"""Policies that misbehave in one way, at one call of one method."""
+"""Policies that misbehave in one way, in one call of one method."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from l2pd_plugins.policy import RemaskingPolicy
 
 
 class Ending(BaseException):
-    """Neither an Exception nor one of Python's own ways to end a program."""
+    """A BaseException that is neither an Exception nor one with which Python ends a program."""
 
 
 class Unreadable(Exception):
@@ -28,7 +28,7 @@ class UnreadableOfOurs(L2PDError):
 
 
 class Classless:
-    """Says nothing of its class."""
+    """An object whose `__class__` cannot be read."""
 
     @property
     def __class__(self):
@@ -36,7 +36,7 @@ class Classless:
 
 
 class Subclass(torch.Tensor):
-    """A tensor that no operation takes."""
+    """A tensor for which every operation fails."""
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
@@ -84,7 +84,7 @@ ANSWERS = {
 
 
 def _with(change: Callable) -> Callable:
-    """A state whose tensor "seen" is changed so."""
+    """A function that changes the tensor "seen" of a state."""
 
     def fault(state):
         state["seen"] = change(state["seen"])
@@ -181,7 +181,7 @@ ATTRIBUTES = {
 
 
 class Steady(RemaskingPolicy):
-    """Keeps the contract: what was predicted before as well, and every third one taken back."""
+    """Keeps the contract: selects repeated predictions and masks every third position again."""
 
     requires = frozenset({"confidence", "committed"})
 
@@ -198,10 +198,10 @@ class Steady(RemaskingPolicy):
 
 
 class Misbehaving(Steady):
-    """Steady, but for one call: `fault` is applied to what `method` has at its call number `at`.
+    """Steady, except in one call: call number `at` of `method`, to which `fault` is applied.
 
     method: "select" or "remask" (`fault` changes the answer), "init_state" (the new state),
-    "state" (the state as select leaves it), "input" (the step that select is shown).
+    "state" (the state after select), "input" (the step that select gets).
     """
 
     def __init__(self, method: str = "", fault: Callable | None = None, at: int = 0) -> None:
@@ -227,7 +227,7 @@ class Misbehaving(Steady):
 
 
 def with_attribute(name: str, value) -> Misbehaving:
-    """A policy of a class with this attribute."""
+    """A policy whose class has this attribute."""
     return type("Odd", (Misbehaving,), {name: value})()
 
 

@@ -8,13 +8,13 @@ import torch
 
 
 def logits_of(rows: int, vocabulary: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Some (rows, vocabulary) logits, the same at every call."""
+    """Random logits (rows, vocabulary), the same at every call."""
     generator = torch.Generator().manual_seed(vocabulary)
     return (torch.randn(rows, vocabulary, generator=generator) * 3).to(dtype)
 
 
 def plain(row: torch.Tensor, suppress: int, token: int = -1) -> list[float]:
-    """x0, confidence, entropy and margin of one row; suppress and token are -1 for none."""
+    """x0, confidence, entropy and margin of one row; suppress and token are -1 if there is none."""
     z = row.double().clone()
     if suppress >= 0:
         z[suppress] = -torch.inf
@@ -42,7 +42,7 @@ ROWS_WITHOUT_NUMBERS = [
 
 
 def first_prediction(row: list[float], suppress: int) -> tuple[int, bool]:
-    """The first NaN, else the first of the highest, of the columns that are not suppressed; and
+    """The first NaN, else the first highest value, of the columns that are not suppressed; and
     whether the row has statistics."""
     columns = [i for i in range(len(row)) if i != suppress]
     nan = [i for i in columns if math.isnan(row[i])]

@@ -1,4 +1,4 @@
-"""Blocks of four positions, and policies that note what they are shown."""
+"""Blocks of four positions, and policies that record the steps that they get."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Failing(UnmaskPolicy):
 
 
 class Noting(UnmaskPolicy):
-    """Notes the steps it is shown and selects nothing."""
+    """Records its steps and selects nothing."""
 
     def __init__(self, *requires: str, answer: bool = False) -> None:
         self.requires = frozenset({"confidence", *requires})

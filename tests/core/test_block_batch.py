@@ -1,4 +1,4 @@
-"""A batch of blocks: how it starts, and what its policies are shown."""
+"""A batch of blocks: how it starts, and what its policies get to see."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tests.core.misbehaviour import Steady
 from tests.core.small_blocks import LENGTH, MASK, OFF, Failing, Noting, fields_of, logits_of, masks
 
 
-def test_a_batch_that_is_resumed_raises_unless_told_otherwise():
+def test_a_resumed_batch_raises_errors_by_default():
     runner, state = prepare(Failing(), 1, masks(1), "raise")
     batch = BlockBatch.resume([([0], runner, state)], **fields_of(1))
     with pytest.raises(PolicyRuntimeError, match="not today"):
         denoising_step(batch, logits_of(1), end_of_text=OFF)
 
 
-def test_rows_are_resumed_under_the_policies_that_ran_them():
+def test_resumed_rows_keep_their_policies():
     policies = [Noting(), Noting("entropy")]
     groups = []
     for rows, policy in (([2, 0], policies[0]), ([1], policies[1])):
@@ -34,13 +34,13 @@ def test_rows_are_resumed_under_the_policies_that_ran_them():
     assert BlockBatch.resume([], **fields_of(0)).policies == []
 
 
-def test_a_batch_is_printed_without_its_bookkeeping():
+def test_repr_of_a_batch_leaves_out_internal_fields():
     shown = repr(BlockBatch.start(masks(1), [Steady()], mask_token_id=MASK))
     assert "tokens=" in shown
     assert ", _" not in shown
 
 
-def test_every_row_knows_its_place_from_the_start():
+def test_every_row_has_its_own_step_and_block_index():
     policy = Noting()
     batch = BlockBatch.start(
         masks(2),
@@ -57,13 +57,13 @@ def test_every_row_knows_its_place_from_the_start():
     assert placed.canvas_length.tolist() == [40, 20]
     assert (first.block_index.tolist(), first.canvas_length.tolist()) == ([0, 0], [LENGTH] * 2)
     assert first.step_index.dtype == first.block_index.dtype == torch.int64
-    # One count for each: a row that moves on changes no other.
+    # Each row has its own count: a row that advances changes no other.
     plain.advance([1], masks(1))
     assert plain.step_index.tolist() == [1, 0]
     assert plain.block_index.tolist() == [0, 1]
 
 
-def test_a_stand_in_bears_the_name_of_what_it_stands_in_for():
+def test_a_stand_in_has_the_name_of_the_policy_that_it_replaces():
     class Unready(Steady):
         def init_state(self, batch_size, block_length, device):
             raise ValueError("not today")
@@ -85,8 +85,8 @@ def test_a_policy_is_shown_the_logits_of_its_own_rows(some):
     assert torch.equal(reading.seen[0].logits, logits[1:])
 
 
-def test_committed_positions_have_no_doubt_for_whoever_does_not_ask():
-    """Beside a policy that sees committed positions too, entropy and margin as well."""
+def test_committed_positions_are_certain_for_policies_that_do_not_require_them():
+    """This includes entropy and margin, and holds beside a policy that sees committed positions."""
     plain, asking = Noting("entropy", "margin"), Noting("entropy", "margin", "committed")
     batch = BlockBatch.start(masks(2), [plain, asking], mask_token_id=MASK)
     outcome = denoising_step(batch, logits_of(2), end_of_text=OFF)
@@ -104,7 +104,7 @@ def test_committed_positions_have_no_doubt_for_whoever_does_not_ask():
     assert (other.margin < 1).all()
 
 
-def test_absent_positions_are_nothing_for_anyone():
+def test_absent_positions_have_no_statistics():
     policy = Noting("entropy", "margin", "committed")
     present = torch.tensor([[True, True, False, False]])
     batch = BlockBatch.start(masks(1), [policy], mask_token_id=MASK, present=present)
@@ -123,7 +123,7 @@ def test_full_blocks_need_no_logits():
     assert not BlockBatch.start(tokens, [Noting()] * 2, mask_token_id=MASK).reads_committed
 
 
-def test_only_what_is_required_is_computed():
+def test_only_required_statistics_are_computed():
     outcome = denoising_step(
         BlockBatch.start(masks(1), [Noting()], mask_token_id=MASK), logits_of(1), end_of_text=OFF
     )
@@ -135,7 +135,7 @@ def test_only_what_is_required_is_computed():
     assert not step.has("margin")
 
 
-def test_tokens_that_were_drawn_are_what_is_predicted():
+def test_sampled_tokens_are_the_predictions():
     for some in (False, True):
         batch = BlockBatch.start(masks(2), [Noting(answer=True)] * 2, mask_token_id=MASK)
         logits, positions = logits_of(2), None
@@ -150,7 +150,7 @@ def test_tokens_that_were_drawn_are_what_is_predicted():
 
 
 @pytest.mark.parametrize("position", [None, torch.arange(3)])
-def test_too_few_logits_are_refused_only_where_no_positions_are_given(position):
+def test_too_few_logits_are_refused_if_no_positions_are_given(position):
     batch = BlockBatch.start(torch.tensor([[MASK, MASK, MASK, 1]]), [Noting()], mask_token_id=MASK)
     logits = logits_of(1).flatten(0, 1)[:3]
     if position is None:
@@ -161,7 +161,7 @@ def test_too_few_logits_are_refused_only_where_no_positions_are_given(position):
 
 
 class Spoiling(Noting):
-    """Writes to what it is shown, and fails."""
+    """Writes to its step, and fails."""
 
     def select(self, step, state):
         step.tokens.zero_()
@@ -176,7 +176,7 @@ class Spoiling(Noting):
 
 @pytest.mark.parametrize("requires", [(), ("entropy",), ("logits", "entropy", "margin")])
 @pytest.mark.parametrize("beside", [False, True])
-def test_what_a_policy_writes_reaches_neither_the_block_nor_the_step(beside, requires):
+def test_writes_of_a_policy_change_neither_the_block_nor_the_step(beside, requires):
     def started(policy):
         policies = [policy, Steady()] if beside else [policy]
         return BlockBatch.start(
@@ -190,20 +190,20 @@ def test_what_a_policy_writes_reaches_neither_the_block_nor_the_step(beside, req
         sound = denoising_step(good, logits_of(rows, seed), end_of_text=OFF)
         assert torch.equal(bad.tokens, good.tokens)
         assert torch.equal(bad.block_index, good.block_index)
-        # From the second step on a stand-in runs, which requires nothing.
+        # From the second step on, a stand-in runs, which requires nothing.
         shown = ("x0", "confidence", *requires) if not seed else ("x0", "confidence")
         for name in set(shown) - {"logits"}:
             found, wanted = getattr(spoilt.step, name), getattr(sound.step, name)
             assert torch.equal(found, wanted), name
         assert torch.equal(spoilt.committed, sound.committed)
     assert not bad.masked.any()
-    # It is not asked again.
+    # The policy is not called again.
     assert len(bad.policies) == len(good.policies)
     assert bad.policies[0].name == "spoiling"
     assert not isinstance(bad.policies[0], Spoiling)
 
 
-def test_a_policy_that_raises_is_asked_again():
+def test_a_policy_that_raises_is_called_again():
     policy = Failing()
     batch = BlockBatch.start(masks(1), [policy], mask_token_id=MASK, on_error="progress")
     denoising_step(batch, logits_of(1), end_of_text=OFF)
@@ -212,8 +212,8 @@ def test_a_policy_that_raises_is_asked_again():
 
 @pytest.mark.parametrize("mask", [0, 8])
 @pytest.mark.parametrize("some", [False, True])
-def test_from_its_last_step_on_a_row_predicts_no_mask(mask, some):
-    """Without suppress_mask, rows that have taken L steps, whichever token is the mask."""
+def test_a_row_predicts_no_mask_from_its_last_step_on(mask, some):
+    """This applies to rows that have taken L steps without suppress_mask, for any mask token."""
     policy = Noting("entropy", "margin", "committed", answer=True)
     tokens = torch.full((2, LENGTH), mask)
     batch = BlockBatch.start(tokens, [policy] * 2, mask_token_id=mask)
@@ -246,7 +246,7 @@ def test_from_its_last_step_on_a_row_predicts_no_mask(mask, some):
     assert batch.masked.tolist() == [[False, True, False, False], [False] * LENGTH]
 
 
-def test_what_others_require_is_not_shown_beside_committed_positions():
+def test_statistics_that_others_require_are_not_shown_with_committed_positions():
     plain, asking = Noting(), Noting("entropy", "margin", "committed")
     batch = BlockBatch.start(masks(2), [plain, asking], mask_token_id=MASK)
     denoising_step(batch, logits_of(2), end_of_text=OFF)
@@ -256,7 +256,7 @@ def test_what_others_require_is_not_shown_beside_committed_positions():
     assert asking.seen[0].has("margin")
 
 
-def test_committed_positions_are_needed_only_for_whoever_asks():
+def test_committed_positions_are_needed_only_by_policies_that_require_them():
     tokens = torch.tensor([[1, MASK, MASK, 1]] * 2)
     batch = BlockBatch.start(tokens, [Noting(), Noting("committed")], mask_token_id=MASK)
     assert batch.needed().tolist() == [[False, True, True, False], [True] * LENGTH]

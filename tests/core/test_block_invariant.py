@@ -1,5 +1,5 @@
-"""What is masked follows from tokens and presence, whatever is done to a block; and the two ways to
-name the rows that go on, by the host and by a mask on the device, come to the same."""
+"""The masked positions follow from tokens and presence after any operation on a block. The two ways
+to name the rows that advance, by host indices and by a mask on the device, are equivalent."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Blocks:
         return batch
 
     def step(self, batch: BlockBatch) -> None:
-        """One step, with drawn tokens, some of them the mask token, and with NaN."""
+        """One step with NaN and with sampled tokens, some of which are the mask token."""
         rows = len(batch.tokens)
         logits = torch.randn(rows, LENGTH, VOCABULARY) * 4
         logits[..., MASK] += self.rng.choice([0.0, 9.0])
@@ -177,7 +177,7 @@ def taken(slots: BlockSlots, policies: list[Wild], tokens: torch.Tensor) -> Slot
 
 @settings(max_examples=40, deadline=None)
 @given(rng=st.randoms(use_true_random=False))
-def test_rows_go_on_alike_whether_the_host_knows_them_or_the_device(rng: random.Random) -> None:
+def test_rows_advance_equally_by_host_indices_and_by_device_mask(rng: random.Random) -> None:
     torch.manual_seed(rng.randrange(1 << 30))
     blocks, rows = Blocks(rng), 5
     two = [Wild(rng), Wild(rng)]

@@ -1,4 +1,4 @@
-"""Where blocks lie, against counting position by position."""
+"""The places of blocks, compared with counting position by position."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def test_bidirectional(prompt: int, tokens: int, length: int) -> None:
 
 @given(PROMPTS, TOKENS, LENGTHS, st.integers(0, 50))
 def test_block_causal(prompt: int, tokens: int, length: int, padding: int) -> None:
-    """Padding on the left moves everything, and changes nothing else."""
+    """Padding on the left shifts all positions and changes nothing else."""
     layout = BlockLayout.of("block_causal", padding + prompt, tokens, length, prompt_length=prompt)
     borders = range(0, prompt + tokens + length, length)
     blocks = [
@@ -46,12 +46,12 @@ def test_block_causal(prompt: int, tokens: int, length: int, padding: int) -> No
         assert {layout.block_at(position) for position in block} == {number}
 
 
-def test_the_prompt_is_as_long_as_begin_says() -> None:
+def test_begin_gives_the_length_of_the_prompt() -> None:
     assert BlockLayout.of("block_causal", 37, 64, 32) == BlockLayout(37, 128, 32, 32)
 
 
 @pytest.mark.parametrize("prompt", [0, 32])
-def test_a_prompt_of_whole_blocks_is_in_none(prompt: int) -> None:
+def test_a_prompt_of_whole_blocks_shares_no_block_with_the_answer(prompt: int) -> None:
     assert BlockLayout.of("block_causal", prompt, 32, 32) == BlockLayout(
         prompt, prompt + 32, prompt, 32
     )

@@ -1,4 +1,4 @@
-"""The denoising step under any policy: it ends, keeps to the masks, and keeps rows apart.
+"""The denoising step under any policy: it ends, commits only masked positions, keeps rows apart.
 
 Longer than 400 lines: it is one list of rules of the step, in the order of its stages.
 """
@@ -26,7 +26,7 @@ BLOCK = EndOfText("block", (EOT,))
 
 
 class Scripted(RemaskingPolicy):
-    """Selects and remasks by a pattern that depends on the row's own history alone."""
+    """Selects and remasks by a pattern that depends only on the row's own history."""
 
     requires = frozenset({"confidence", "entropy", "margin", "committed"})
 
@@ -131,7 +131,7 @@ def test_a_batch_equals_its_rows_alone_to_the_bit(kinds, length, seed):
     seed=st.integers(0, 99),
     kind=st.sampled_from(["nothing", "nonsense"]),
 )
-def test_logits_of_the_needed_rows_alone_give_the_same_step(rows, length, seed, kind):
+def test_logits_of_only_the_needed_rows_give_the_same_step(rows, length, seed, kind):
     policy = Scripted(kind, "argmax_if_empty")
     full, sparse = blocks(rows, length, [policy] * rows), blocks(rows, length, [policy] * rows)
     for step in range(2):
@@ -159,7 +159,7 @@ def test_rows_can_be_dropped_and_reordered():
 
 
 @given(data=st.data(), seed=st.integers(0, 99))
-def test_rows_of_several_batches_go_on_as_if_alone(data, seed):
+def test_gathered_rows_decode_as_they_do_alone(data, seed):
     """Rows are gathered at random before every step, from batches that began at different times."""
     length = 6
     policies = [Scripted(kind, "argmax_if_empty") for kind in ("nonsense", "nothing", "nonsense")]
@@ -191,13 +191,13 @@ def test_rows_of_several_batches_go_on_as_if_alone(data, seed):
             assert batch.step_index[at] == alone[row].step_index[0]
 
 
-def test_all_rows_of_a_batch_in_its_order_are_that_batch():
+def test_gathering_all_rows_in_order_returns_the_same_batch():
     batch = blocks(3, 4, [Scripted("nothing", "argmax_if_empty")] * 3)
     assert BlockBatch.gather([(batch, row) for row in range(3)]) is batch
     assert BlockBatch.gather([(batch, row) for row in (1, 0, 2)]) is not batch
 
 
-def test_gathered_rows_bring_their_references_and_generators():
+def test_gathered_rows_keep_their_references_and_generators():
     class Referring(Scripted):
         requires = frozenset({"confidence", "reference"})
 
@@ -220,7 +220,7 @@ def test_gathered_rows_bring_their_references_and_generators():
     assert batch.generators == [generators[3], generators[1], generators[0]]
 
 
-def test_advancing_starts_the_state_of_those_rows_anew():
+def test_advancing_resets_the_state_of_the_advanced_rows():
     policy = Scripted("nonsense", "argmax_if_empty")
     batch = blocks(3, 4, [policy] * 3)
     denoising_step(batch, draw_logits(3, 4, 0), end_of_text=OFF)
@@ -251,7 +251,7 @@ def test_always_top1_adds_to_a_selection():
     assert (~batch.masked[0]).tolist() == [True, False, True, False]
 
 
-def test_end_of_text_fills_what_is_behind_and_only_that():
+def test_end_of_text_fills_exactly_the_positions_after_it():
     logits = torch.zeros(1, 5, VOCABULARY)
     logits[0, :, 3] = 2.0
     logits[0, 2, EOT] = 9.0
@@ -275,7 +275,7 @@ def test_an_end_of_text_that_has_cut_the_block_is_not_masked_again():
     assert outcome.remasked.any()
 
 
-def test_the_predicted_rule_cuts_behind_the_most_confident_prediction():
+def test_the_predicted_rule_cuts_after_the_most_confident_prediction():
     predicted = EndOfText("predicted", (EOT,))
     logits = torch.zeros(1, 6, VOCABULARY)
     logits[0, :, 3] = 4.0
@@ -286,7 +286,7 @@ def test_the_predicted_rule_cuts_behind_the_most_confident_prediction():
     assert outcome.ended.tolist() == [True]
     assert batch.masked.tolist() == [[False, True, True, True, True, False]]
     assert batch.present.tolist() == [[True] * 5 + [False]]
-    # The place of the cut may still become another token; nothing comes back.
+    # The position of the cut may still get another token; the positions after it stay cut.
     logits[0, 4, EOT] = 0.0
     batch.policies[0].answer = torch.ones(1, 6, dtype=torch.bool)
     denoising_step(batch, logits, end_of_text=predicted)
@@ -294,7 +294,7 @@ def test_the_predicted_rule_cuts_behind_the_most_confident_prediction():
     assert not batch.masked.any()
 
 
-def test_off_knows_no_end_of_text():
+def test_with_off_an_end_of_text_ends_nothing():
     logits = torch.zeros(1, 3, VOCABULARY)
     logits[0, :, EOT] = 9.0
     batch = blocks(1, 3, [Scripted("nothing", "leftmost_if_empty")])
@@ -303,7 +303,7 @@ def test_off_knows_no_end_of_text():
     assert not outcome.ended.any()
 
 
-def test_rows_that_ignore_the_end_of_text_go_on_behind_it():
+def test_rows_that_ignore_the_end_of_text_continue_after_it():
     policy = Scripted("nothing", "argmax_if_empty")
     batch = BlockBatch.start(
         torch.full((2, 4), MASK),
@@ -319,7 +319,7 @@ def test_rows_that_ignore_the_end_of_text_go_on_behind_it():
     assert batch.masked.tolist() == [[True, False, False, False], [True, False, True, True]]
 
 
-def test_the_mask_token_can_be_predicted_only_where_asked_for():
+def test_the_mask_token_is_predicted_only_without_suppress_mask():
     logits = torch.zeros(1, 2, VOCABULARY)
     logits[..., MASK] = 5.0
     everything = Constant(torch.ones(1, 2, dtype=torch.bool))
@@ -330,7 +330,7 @@ def test_the_mask_token_can_be_predicted_only_where_asked_for():
     assert (step.x0 == MASK).all()
 
 
-def test_positions_behind_the_canvas_are_left_alone():
+def test_positions_after_the_canvas_are_left_unchanged():
     batch = blocks(1, 6, [Scripted("everything", "argmax_if_empty")], present=4)
     outcome = denoising_step(batch, draw_logits(1, 6, 0), end_of_text=OFF)
     assert outcome.step.confidence[0, 4:].tolist() == [0.0, 0.0]
@@ -369,7 +369,7 @@ def test_reading_what_is_not_required_names_the_policy_and_the_line_to_add(stati
         denoising_step(batch, draw_logits(1, 2, 0), end_of_text=OFF)
 
 
-def test_a_policy_is_told_the_mask_token_and_the_name_that_it_is_asked_by():
+def test_a_policy_knows_the_mask_token_and_the_name_it_was_requested_by():
     class Noting(UnmaskPolicy):
         def select(self, step, state):
             self.seen = step.mask_token_id, step.policy
@@ -380,14 +380,14 @@ def test_a_policy_is_told_the_mask_token_and_the_name_that_it_is_asked_by():
     assert policy.seen == (MASK, "noting")
 
 
-def test_a_copy_has_a_name_or_a_reference_of_its_own():
+def test_a_copy_has_its_own_name_or_reference():
     policy = create_policy("oracle")
     named, shown = policy.named("mine"), policy.with_reference([1, 2])
     assert (policy.name, named.name, shown.name) == ("oracle", "mine", "oracle")
     assert (policy.reference, named.reference, shown.reference) == (None, None, [1, 2])
 
 
-def test_committed_positions_are_certain_unless_asked_for():
+def test_committed_positions_are_certain_unless_required():
     class Recorder(UnmaskPolicy):
         def __init__(self, *requires):
             self.requires = frozenset(requires)
@@ -487,7 +487,7 @@ def test_a_policy_that_cannot_begin_is_named_or_falls_back_to_progress(state, ca
 @pytest.mark.parametrize(
     "left", [{}, {"calls": torch.zeros(5)}, {"calls": torch.zeros(2, 1)}, {"calls": 0}]
 )
-def test_a_policy_that_spoils_its_state_gets_the_one_before_back(left):
+def test_a_policy_that_breaks_its_state_gets_the_previous_state_back(left):
     class Spoiling(Scripted):
         spoils = True
 
@@ -525,7 +525,7 @@ def test_logits_for_the_wrong_number_of_positions_are_refused():
 
 @pytest.mark.parametrize("progress", ["argmax_if_empty", "always_top1", "leftmost_if_empty"])
 @pytest.mark.parametrize("kind", ["everything", "nothing"])
-def test_a_position_with_nan_is_taken_only_where_nothing_else_is_left(progress, kind):
+def test_a_position_with_nan_is_committed_only_if_no_other_is_left(progress, kind):
     batch = blocks(2, 4, [Scripted(kind, progress)] * 2)
     logits = draw_logits(2, 4, 3)
     logits[0, 0, 5] = torch.nan

@@ -1,4 +1,4 @@
-"""A deprecated name works as before and warns once, naming the line that has to change."""
+"""A deprecated name works as before and warns once, naming the line that must be changed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def nothing_warned_yet(monkeypatch):
 
 
 def recorded(call, times=1):
-    """(results, warnings) of so many calls; Python's own filter lets every warning through."""
+    """The (results, warnings) of `times` calls; Python's own filter lets every warning through."""
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
         return [call() for _ in range(times)], found
@@ -131,7 +131,7 @@ def test_a_class_without_an_init_takes_the_arguments_that_it_took(base, argument
         old(*arguments, 1, 2, 3)
 
 
-def test_declaring_a_deprecated_name_warns_of_nothing():
+def test_declaring_a_deprecated_name_does_not_warn():
     def declare():
         deprecated("sample.old_name", **SAMPLE)(new_name)
         deprecated("sample.old_name", **SAMPLE)(type("Old", (), {}))
@@ -139,13 +139,13 @@ def test_declaring_a_deprecated_name_warns_of_nothing():
     assert recorded(declare)[1] == []
 
 
-def test_each_name_warns_by_itself():
+def test_each_name_warns_separately():
     other = deprecated("sample.other", **SAMPLE)(new_name)
     _, found = recorded(lambda: (old_name(1), other(1)), times=2)
     assert [str(w.message).split()[0] for w in found] == ["sample.old_name", "sample.other"]
 
 
-def test_threads_warn_once_together():
+def test_threads_together_warn_once():
     gate = threading.Barrier(8)
 
     def call():
@@ -162,13 +162,13 @@ def test_threads_warn_once_together():
     assert len(recorded(all_at_once)[1]) == 1
 
 
-def test_errors_of_the_deprecated_function_are_its_own():
+def test_errors_of_the_deprecated_function_are_passed_through():
     with pytest.warns(L2PDDeprecationWarning), pytest.raises(TypeError, match="scale"):
         old_name(1, scales=2)
 
 
 @pytest.mark.parametrize("thing", [3, "name", None])
-def test_what_cannot_be_called_cannot_be_decorated(thing):
+def test_only_callables_can_be_decorated(thing):
     with pytest.raises(TypeError, match=r"deprecated 'x': .*; expected a function or a class"):
         deprecated("x", **SAMPLE)(thing)
 

@@ -1,7 +1,7 @@
 """Everything stays on the device of the tokens, and nothing is read back to the host.
 
-No accelerator is needed: PyTorch's fake tensors follow shapes and devices without values. An
-operation over two devices is an error there, and so is reading a value.
+No accelerator is needed: PyTorch's fake tensors track shapes and devices without values. For them,
+an operation on tensors of two devices is an error, and so is reading a value.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from l2pd_plugins.selection import leftmost, ranks, top_1, top_k
 from l2pd_plugins.slots import BlockSlots
 from l2pd_plugins.statistics import row_statistics
 
-DEVICE = torch.device("lazy")  # any that this build of PyTorch knows, the CPU apart
+DEVICE = torch.device("lazy")  # any device that this build of PyTorch knows, except the CPU
 MASK, EOT, VOCABULARY, LENGTH = 10, 9, 11, 5
 EVERYTHING = frozenset({"confidence", "entropy", "margin"})
 RULES = [EndOfText(rule, (EOT,)) for rule in ("block", "predicted", "off")]
 
 
 class Wavering(RemaskingPolicy):
-    """Reads all there is, takes tokens back, edits, and remembers."""
+    """Reads every field, masks tokens again, edits, and has a state."""
 
     requires = EVERYTHING | {"committed", "logits"}
     edits = True
@@ -49,7 +49,7 @@ def _fake():
         yield
 
 
-def test_a_read_and_two_devices_would_be_noticed():
+def test_the_check_detects_a_read_and_a_mix_of_devices():
     here, there = torch.empty(3), torch.empty(3, device=DEVICE)
     with pytest.raises(RuntimeError, match="devices"):
         here + there
@@ -116,7 +116,7 @@ def test_the_slots():
 
 
 @pytest.mark.parametrize("some", [False, True])
-def test_a_step_that_may_predict_the_mask_and_looks_ahead(some):
+def test_a_step_without_suppress_mask_that_looks_ahead(some):
     class Ahead(Wavering):
         requires = Wavering.requires | {"ahead", "reference"}
 

@@ -1,4 +1,4 @@
-"""The kernel in plain PyTorch: the same numbers whether its buffer holds all rows or a few."""
+"""The kernel in plain PyTorch: the same numbers for any size of its buffer."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_every_row_has_its_own_statistics(room, vocabulary, suppress, monkeypatc
 @pytest.mark.parametrize("room", [1, 1 << 18])
 @pytest.mark.parametrize("entropy", [False, True])
 @pytest.mark.parametrize("margin", [False, True])
-def test_what_is_not_asked_for_is_empty(room, entropy, margin, monkeypatch):
+def test_statistics_that_are_not_required_are_empty(room, entropy, margin, monkeypatch):
     monkeypatch.setattr(eager, "_CPU_BUFFER", room)
     found = eager.eager_kernel(logits_of(5, 700), None, None, -1, entropy, margin)
     assert [len(each) for each in found] == [5, 5, 5 * entropy, 5 * margin]
@@ -42,7 +42,7 @@ def test_what_is_not_asked_for_is_empty(room, entropy, margin, monkeypatch):
         assert not len(part) or torch.allclose(part, whole, atol=1e-6), name
 
 
-def test_one_row_has_the_bits_that_it_has_among_many(monkeypatch):
+def test_one_row_alone_has_the_same_bits_as_in_a_batch(monkeypatch):
     logits = logits_of(9, 40_000)
     whole = eager.eager_kernel(logits, None, None, -1, True, True)
     for room in (1, 90_000, 1 << 20):
@@ -65,7 +65,7 @@ def test_minus_infinity_adds_nothing(vocabulary):
     assert margin.tolist() == [0.0, 1.0]
 
 
-def test_the_buffer_is_float32_whatever_torch_makes_by_itself():
+def test_the_buffer_is_float32_for_any_default_dtype():
     logits = logits_of(3, 700)
     wanted = eager.eager_kernel(logits, None, None, -1, True, True)
     before = torch.get_default_dtype()
@@ -88,7 +88,7 @@ def test_no_rows():
     assert [each.shape for each in found] == [(0,)] * 4
 
 
-def test_a_row_of_nothing_but_minus_infinity_predicts_what_is_not_suppressed():
+def test_a_row_of_only_minus_infinity_predicts_a_column_that_is_not_suppressed():
     for vocabulary, suppress, x0 in ((5, 0, 1), (5, 1, 0), (5, -1, 0), (2, 0, 1), (1, 0, 0)):
         logits = torch.full((2, vocabulary), -torch.inf)
         found = eager.eager_kernel(logits, None, None, suppress, False, False)

@@ -1,4 +1,4 @@
-"""Policies that edit: what they may overwrite, and what stays."""
+"""Policies that edit: which positions they may overwrite, and which not."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Everything(UnmaskPolicy):
 
 
 class Edits(Everything):
-    """All but the masked positions."""
+    """Selects all positions that are not masked."""
 
     def select(self, step, state):
         return ~step.masked
@@ -46,25 +46,25 @@ def step_of(tokens, policy, rule="block", present=None, nan=(), predicted=4):
 
 @pytest.mark.parametrize("rule", ["block", "predicted"])
 @pytest.mark.parametrize("end", [EOT, 9])
-def test_an_end_of_text_stays(rule, end):
+def test_an_end_of_text_is_not_edited(rule, end):
     assert step_of([3, MASK, end], Everything(), rule)[0] == [4, 4, end]
 
 
-def test_without_an_end_of_text_it_is_a_token_like_any_other():
+def test_without_end_of_text_ids_every_token_may_be_edited():
     assert step_of([3, MASK, EOT], Everything(), "off")[0] == [4, 4, 4]
 
 
-def test_only_what_is_there_is_edited():
+def test_only_present_positions_are_edited():
     tokens, outcome = step_of([3, 3, MASK, 3], Everything(), present=[True, False, True, True])
     assert tokens == [4, 3, 4, 4]
     assert outcome.committed.tolist() == [[True, False, True, True]]
 
 
-def test_a_prediction_without_a_number_edits_nothing():
+def test_a_prediction_with_nan_edits_nothing():
     assert step_of([3, 3, MASK], Everything(), nan=[1])[0] == [4, 3, 4]
 
 
-def test_an_edit_to_the_same_token_is_none():
+def test_an_edit_to_the_same_token_does_not_count():
     _, outcome = step_of([4, 3, MASK], Everything())
     assert outcome.committed.tolist() == [[False, True, True]]
 

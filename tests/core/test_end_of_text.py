@@ -1,4 +1,4 @@
-"""Where a text has ended, by each rule, against a plain loop over positions."""
+"""Where a text ends under each rule, compared with a plain loop over positions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RULES = ("block", "predicted", "off")
 
 @st.composite
 def blocks(draw):
-    """tokens, masked, x0 and confidence of the same shape (B, L), with many ends among them."""
+    """tokens, masked, x0 and confidence of the same shape (B, L), with many end-of-text tokens."""
     rows, length = draw(st.integers(1, 3)), draw(st.integers(1, 7))
 
     def grid(values):
@@ -29,7 +29,7 @@ def blocks(draw):
 
 
 def end_of_row(tokens, masked, x0, confidence, rule):
-    """Whether the row has ended, and the first position behind the end."""
+    """Whether the row has ended, and the first position after the end."""
     nowhere = len(tokens)
     if rule == "off":
         return False, nowhere
@@ -44,7 +44,7 @@ def end_of_row(tokens, masked, x0, confidence, rule):
 
 
 @given(case=blocks(), rule=st.sampled_from(RULES))
-def test_a_text_ends_where_the_rule_says(case, rule):
+def test_a_text_ends_at_the_position_of_the_rule(case, rule):
     ended, behind = behind_end(*case, EndOfText(rule, ENDS))
     for row, (is_ended, marked) in enumerate(zip(ended, behind, strict=True)):
         wanted, start = end_of_row(*(each[row].tolist() for each in case), rule)
@@ -52,7 +52,7 @@ def test_a_text_ends_where_the_rule_says(case, rule):
         assert marked.tolist() == [i >= start for i in range(len(marked))]
 
 
-def test_every_one_of_the_tokens_ends_a_text():
+def test_every_end_of_text_id_ends_a_text():
     tokens = torch.tensor([[7, 8, 9, 1]])
     assert is_end_of_text(tokens, ENDS).tolist() == [[True, False, True, False]]
     assert is_end_of_text(tokens, (9,)).tolist() == [[False, False, True, False]]
@@ -60,7 +60,7 @@ def test_every_one_of_the_tokens_ends_a_text():
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_the_rule_off_alone_needs_no_token(rule):
+def test_only_the_rule_off_needs_no_end_of_text_id(rule):
     assert EndOfText(rule, (0,)).token_ids == (0,)
     if rule == "off":
         assert EndOfText(rule, ()).token_ids == ()
@@ -69,7 +69,7 @@ def test_the_rule_off_alone_needs_no_token(rule):
             EndOfText(rule, ())
 
 
-def test_a_prediction_ends_only_the_rows_in_which_no_token_does():
+def test_a_prediction_ends_only_rows_without_a_committed_end_of_text():
     masked = torch.tensor([[True, False, True], [True, False, True]])
     tokens, x0 = torch.tensor([[8, 9, 8], [8, 1, 8]]), torch.tensor([[7, 9, 8], [7, 1, 8]])
     ended, behind = behind_end(

@@ -1,4 +1,4 @@
-"""Reading what anybody may have written: within the folder, within bounds, in one line."""
+"""Reading untrusted files: only in the folder, within bounds, with errors of one line."""
 
 import json
 import os
@@ -35,7 +35,9 @@ from l2pd_plugins.files import (
         ('{"a": 1}'.encode("utf-16"), "it is UTF-16, expected UTF-8"),
     ],
 )
-def test_what_is_no_object(tmp_path: Path, content: bytes, words: str) -> None:
+def test_text_that_is_not_a_json_object_is_refused(
+    tmp_path: Path, content: bytes, words: str
+) -> None:
     path = tmp_path / "x.json"
     path.write_bytes(content)
     with pytest.raises(L2PDError) as raised:
@@ -44,7 +46,7 @@ def test_what_is_no_object(tmp_path: Path, content: bytes, words: str) -> None:
     assert told.startswith("x.json ") and words in told and "\n" not in told and len(told) < 600
 
 
-def test_what_is_an_object(tmp_path: Path) -> None:
+def test_a_json_object_is_read(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_bytes(b"\xef\xbb\xbf" + '{"a": "\\ud83d\\ude00é", "b": 1, "b": 1}'.encode())
     assert read_object(path) == {"a": "\U0001f600é", "b": 1}
@@ -63,8 +65,8 @@ def test_what_is_an_object(tmp_path: Path) -> None:
         (lambda path: path.write_bytes(b"12345"), "it has 5 bytes, expected at most 4"),
     ],
 )
-def test_what_is_no_file(tmp_path: Path, make, words: str) -> None:
-    """A pipe that nobody writes to would be waited for, and a device never ends."""
+def test_a_path_that_is_not_a_regular_file_is_refused(tmp_path: Path, make, words: str) -> None:
+    """Reading a pipe without a writer would wait forever, and a device never ends."""
     make(tmp_path / "x")
     with pytest.raises(L2PDError, match=f"x cannot be read: .*{words}"):
         require_file(tmp_path / "x", largest=4)
@@ -89,7 +91,7 @@ def test_what_is_no_file(tmp_path: Path, make, words: str) -> None:
         "link",
     ],
 )
-def test_a_name_that_leads_out_of_the_folder(tmp_path: Path, name: object) -> None:
+def test_a_name_outside_the_folder_is_refused(tmp_path: Path, name: object) -> None:
     folder = tmp_path / "inside"
     folder.mkdir()
     (tmp_path / "x").write_text("secret")
@@ -99,8 +101,8 @@ def test_a_name_that_leads_out_of_the_folder(tmp_path: Path, name: object) -> No
     assert "secret" not in str(raised.value) and str(raised.value).isprintable()
 
 
-def test_a_name_in_the_folder(tmp_path: Path) -> None:
-    """A link within the folder, a folder that is a link, and the links of the hub's cache."""
+def test_a_name_in_the_folder_is_accepted(tmp_path: Path) -> None:
+    """Links within the folder, a folder that is a link, and links of the hub's cache are read."""
     folder = tmp_path / "real"
     (folder / "part").mkdir(parents=True)
     (folder / "part" / "x").write_text("1")
@@ -121,9 +123,9 @@ def test_a_name_in_the_folder(tmp_path: Path) -> None:
         path_inside(snapshot, "y")
 
 
-def test_what_a_library_raises_is_one_line() -> None:
+def test_errors_of_libraries_are_one_line() -> None:
     class PanicException(BaseException):
-        """As the one of pyo3."""
+        """Like the PanicException of pyo3."""
 
     for error, words in (
         (KeyError("a"), "KeyError: 'a'"),

@@ -1,6 +1,6 @@
-"""What looks policies up or prints help loads no torch and no engine.
+"""Looking up policies and printing help import neither torch nor an engine.
 
-Each case runs in a process of its own that prints, when it ends, which of them it has loaded.
+Each case runs in a separate process that prints, when it ends, which of them it has imported.
 """
 
 from __future__ import annotations
@@ -59,5 +59,5 @@ def test_the_command_line_imports_nothing_heavy(site: PluginSite, arguments: lis
     assert loaded(site, CLI, *arguments) == "[]"
 
 
-def test_the_check_itself_sees_an_import(site: PluginSite) -> None:
+def test_the_check_detects_an_import(site: PluginSite) -> None:
     assert loaded(site, "import numpy") == "['numpy']"

@@ -1,4 +1,4 @@
-"""Which kernel computes the statistics, at every edge of the dispatch."""
+"""Which kernel computes the statistics, at every boundary of the dispatch."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def everything_installed(monkeypatch):
     dispatch._announce.cache_clear()
 
 
-def test_numba_is_chosen_from_8192_columns_on(caplog):
+def test_numba_is_chosen_for_8192_columns_or_more(caplog):
     chosen = [dispatch.choose(CPU, torch.float32, columns) for columns in (8191, 8192, 8193)]
     assert chosen == ["eager", "numba", "numba"]
     assert dispatch.choose(torch.device("meta"), torch.float32, 9000) == "eager"
-    assert not caplog.records  # there is nothing faster that might have been expected
+    assert not caplog.records  # no faster kernel could have been expected
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -37,7 +37,7 @@ def test_the_fused_kernels_read_all_dtypes_of_logits(dtype, device):
     assert dispatch.choose(device, dtype, 9000) == {"cpu": "numba", "cuda": "triton"}[device.type]
 
 
-def test_whoever_asks_by_argument_is_heard_before_the_environment(monkeypatch):
+def test_the_argument_takes_precedence_over_the_environment(monkeypatch):
     monkeypatch.setenv(VARIABLE, "eager")
     assert dispatch.choose(CPU, torch.float32, 9000) == "eager"
     assert dispatch.choose(CPU, torch.float32, 9000, "numba") == "numba"
@@ -45,7 +45,7 @@ def test_whoever_asks_by_argument_is_heard_before_the_environment(monkeypatch):
     assert dispatch.choose(CPU, torch.float32, 9000) == "numba"
 
 
-def test_a_kernel_that_cannot_be_had_says_why(monkeypatch):
+def test_an_unavailable_kernel_gives_the_reason(monkeypatch):
     def refused(kernel, device=CPU, dtype=torch.float32):
         with pytest.raises(L2PDError) as got:
             dispatch.choose(device, dtype, 9000, kernel)
@@ -62,7 +62,7 @@ def test_a_kernel_that_cannot_be_had_says_why(monkeypatch):
     assert refused("triton").endswith("triton is not installed; pip install triton")
 
 
-def test_triton_runs_on_the_cpu_in_its_interpreter_alone(monkeypatch):
+def test_triton_runs_on_the_cpu_only_in_its_interpreter(monkeypatch):
     for value, device in (("0", CPU), ("1", torch.device("meta"))):
         monkeypatch.setenv("TRITON_INTERPRET", value)
         with pytest.raises(L2PDError, match="it runs on cuda"):
@@ -72,7 +72,7 @@ def test_triton_runs_on_the_cpu_in_its_interpreter_alone(monkeypatch):
     assert dispatch.choose(CUDA, torch.float32, 9000, "triton") == "triton"
 
 
-def test_what_is_installed_is_found_out():
+def test_installed_packages_are_detected():
     spec = importlib.util.spec_from_file_location("fresh_dispatch", dispatch.__file__)
     fresh = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(fresh)
@@ -95,7 +95,7 @@ def test_the_slower_kernel_is_announced_once_and_never_to_a_compiler(caplog, mon
     ]
 
 
-def test_eager_reads_what_no_other_kernel_does():
+def test_eager_reads_dtypes_that_no_other_kernel_reads():
     logits = torch.tensor([[0.0, 2.0, 1.0]], dtype=torch.float64)
     for kernel in ("eager", None):
         found = row_statistics(logits, frozenset({"margin"}), kernel=kernel)
@@ -107,7 +107,7 @@ def test_eager_reads_what_no_other_kernel_does():
 
 @pytest.mark.parametrize("entropy", [False, True])
 @pytest.mark.parametrize("margin", [False, True])
-def test_there_is_room_for_what_is_asked_for_and_no_more(entropy, margin):
+def test_buffers_are_allocated_only_for_required_statistics(entropy, margin):
     logits = torch.empty(5, 7, dtype=torch.bfloat16)
     for rows, count in ((None, 5), (torch.zeros(3, dtype=torch.int64), 3)):
         found = empty_results(logits, rows, entropy, margin)
@@ -122,7 +122,7 @@ def test_there_is_room_for_what_is_asked_for_and_no_more(entropy, margin):
     assert {each.device.type for each in there} == {"meta"}
 
 
-def test_the_module_exports_what_it_says():
+def test_the_module_exports_the_names_of_all():
     found: dict = {}
     exec("from l2pd_plugins.statistics import *", found)
     assert found["row_statistics"] is row_statistics

@@ -1,4 +1,4 @@
-"""Policies that look ahead, by the core alone: histories over the canvas, row by row."""
+"""Policies that look ahead, tested without an engine: histories over the canvas, row by row."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OFF = EndOfText("off", ())
 
 
 class Stood(UnmaskPolicy):
-    """Takes what it has been shown twice in a row, whatever block was decoded meanwhile."""
+    """Selects predictions that it has seen twice in a row, whichever block was decoded then."""
 
     requires = frozenset({"confidence", "ahead"})
 
@@ -36,13 +36,13 @@ class Stood(UnmaskPolicy):
 
 
 class Forgetful(Stood):
-    """The same, of which every block begins anew."""
+    """The same, but its state begins with each block."""
 
     requires = frozenset({"confidence"})
 
 
 class FailsAhead(Stood):
-    """Fails for blocks that it only looks at."""
+    """Fails for later blocks."""
 
     def select(self, step, state):
         if bool((step.block_index > 0).all()):
@@ -51,7 +51,7 @@ class FailsAhead(Stood):
 
 
 def logits_of(row: int, time: int, blocks: int) -> torch.Tensor:
-    """What a model says of a row's whole canvas at its n-th pass: (blocks, L, V)."""
+    """The logits of a row's whole canvas at its n-th pass: (blocks, L, V)."""
     generator = torch.Generator().manual_seed(1000 * row + time)
     base = torch.Generator().manual_seed(row)
     shape = (blocks, LENGTH, VOCABULARY)
@@ -59,7 +59,7 @@ def logits_of(row: int, time: int, blocks: int) -> torch.Tensor:
 
 
 def reference(row: int, blocks: int, remembers: bool) -> list[list[int]]:
-    """The row's tokens after every step, by lists: (steps, blocks * L)."""
+    """The row's tokens after every step, as nested lists: (steps, blocks * L)."""
     tokens = [[MASK] * LENGTH for _ in range(blocks)]
     before, history, time = None, [], 0
     for at in range(blocks):
@@ -140,7 +140,7 @@ class Run:
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 4), st.booleans()), min_size=1, max_size=5), st.data())
-def test_a_state_begins_with_the_canvas_whatever_the_batch_does(rows, data):
+def test_a_state_begins_with_the_canvas_for_any_order_of_the_batch(rows, data):
     ahead, forgetful = Stood(), Forgetful()
     run = Run([ahead if looks else forgetful for _, looks in rows], [count for count, _ in rows])
     while run.rows:
@@ -150,12 +150,12 @@ def test_a_state_begins_with_the_canvas_whatever_the_batch_does(rows, data):
     assert run.history == wanted
 
 
-def test_a_history_over_the_canvas_takes_other_tokens_at_once():
-    # Else the test above could not tell the two apart.
+def test_a_history_over_the_canvas_commits_other_tokens():
+    # Otherwise the test above could not distinguish the two.
     assert any(reference(row, 3, True) != reference(row, 3, False) for row in range(5))
 
 
-def test_rows_of_two_batches_take_their_later_blocks_along():
+def test_gathered_rows_of_two_batches_keep_their_later_blocks():
     policy = Stood()
     first, second = Run([policy] * 2, [3, 2]), Run([policy] * 2, [3, 4])
     for run in (first, second):
@@ -177,7 +177,7 @@ def test_an_ended_row_drops_its_later_blocks_and_the_others_keep_theirs():
     assert run.batch.later_rows == []
 
 
-def test_what_it_looks_at_is_at_its_first_step_and_knows_its_place():
+def test_a_later_block_is_seen_at_step_0_with_its_own_block_index():
     seen = []
 
     class Notes(Stood):
@@ -192,7 +192,7 @@ def test_what_it_looks_at_is_at_its_first_step_and_knows_its_place():
     assert ([0, 0, 0], [1, 2, 1]) in seen
 
 
-def test_logits_of_later_blocks_are_wanted_and_refused_where_there_are_none():
+def test_logits_of_later_blocks_are_required_and_refused_if_there_are_none():
     batch = Run([Stood()], [2]).batch
     with pytest.raises(ValueError, match="1 later blocks and no logits"):
         denoising_step(batch, torch.zeros(1, LENGTH, VOCABULARY), end_of_text=OFF)
@@ -206,7 +206,7 @@ def test_logits_of_later_blocks_are_wanted_and_refused_where_there_are_none():
         )
 
 
-def test_a_failure_ahead_costs_its_own_rows_alone(caplog):
+def test_a_failure_in_a_later_block_affects_only_its_own_rows(caplog):
     policy_calls._failed.clear()
     with pytest.raises(PolicyRuntimeError, match="too far ahead"):
         Run([FailsAhead()], [2]).step()
@@ -235,10 +235,10 @@ class Counts(UnmaskPolicy):
         return torch.zeros_like(step.masked)
 
 
-def test_what_a_policy_carries_stays_when_the_next_block_begins():
+def test_carried_state_is_kept_when_the_next_block_begins():
     run = Run([Counts()] * 2, [2, 2])
     for _ in range(LENGTH):
-        run.step()  # one token a step: both rows have moved on
+        run.step()  # one token per step: both rows have advanced
     assert {name: value.tolist() for name, value in run.batch.states[0].items()} == {
         "answer": [LENGTH] * 2,
         "block": [0] * 2,
@@ -258,7 +258,7 @@ def test_what_a_policy_carries_stays_when_the_next_block_begins():
     }
 
 
-def test_an_engine_that_begins_every_block_hands_on_what_is_carried():
+def test_an_engine_that_starts_every_block_passes_on_carried_state():
     def started():
         tokens = torch.full((3, LENGTH), MASK)
         return BlockBatch.start(tokens, [first, other, first], mask_token_id=MASK)
@@ -268,6 +268,6 @@ def test_an_engine_that_begins_every_block_hands_on_what_is_carried():
     for _ in range(2):
         denoising_step(before, torch.zeros(3, LENGTH, VOCABULARY), end_of_text=OFF)
     after = started()
-    after.carry([before.carried(2), before.carried(1), {}])  # the last request has just come
+    after.carry([before.carried(2), before.carried(1), {}])  # the last request is new
     assert [state["answer"].tolist() for state in after.states] == [[2, 0], [2]]
     assert [state["block"].tolist() for state in after.states] == [[0, 0], [0]]

@@ -1,4 +1,4 @@
-"""Trajectories from anybody, or cut off: what is wrong is said, and what is broken made again."""
+"""Untrusted or truncated trajectories: faults are named, and broken shards are made again."""
 
 import dataclasses
 import json
@@ -40,7 +40,7 @@ MANIFEST = Manifest(
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Complete: two shards and their references."""
+    """A complete folder: two shards and their references."""
     write_manifest(tmp_path / "data", MANIFEST)
     for shard in range(2):
         prompts = torch.tensor(list(MANIFEST.members(shard)))
@@ -79,7 +79,7 @@ def folder(tmp_path: Path) -> Path:
         ({"prompt_count": 2**31 - 1, "prompts_per_shard": 1}, "shards are missing"),
     ],
 )
-def test_a_manifest_that_is_none(folder: Path, values: dict, words: str) -> None:
+def test_a_file_that_is_not_a_manifest_is_refused(folder: Path, values: dict, words: str) -> None:
     there = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps({**there, **values}))
     with pytest.raises(L2PDError, match=words) as raised:
@@ -87,14 +87,14 @@ def test_a_manifest_that_is_none(folder: Path, values: dict, words: str) -> None
     assert str(raised.value).isprintable() and len(str(raised.value)) < 1000
 
 
-def test_long_values_of_another_run_are_cut(folder: Path) -> None:
+def test_long_values_of_another_run_are_shortened(folder: Path) -> None:
     long = dataclasses.replace(MANIFEST, prompts="p" * 10**5)
     with pytest.raises(L2PDError, match=r"prompts='p\.txt', this run has 'ppp") as raised:
         write_manifest(folder, long)
     assert len(str(raised.value)) < 1000
 
 
-def test_a_manifest_without_a_field(folder: Path) -> None:
+def test_a_manifest_without_a_field_is_refused(folder: Path) -> None:
     there = json.loads((folder / "manifest.json").read_text())
     del there["model"]
     (folder / "manifest.json").write_text(json.dumps(there))
@@ -116,8 +116,8 @@ def test_a_manifest_without_a_field(folder: Path) -> None:
         ("prompt", lambda x: x + 1, "prompt has values from 1 to 2; expected 0 to 1"),
     ],
 )
-def test_a_shard_of_other_data(folder: Path, name: str, change, words: str) -> None:
-    """All of its tensors may well have the same other width."""
+def test_a_shard_of_other_data_is_refused(folder: Path, name: str, change, words: str) -> None:
+    """All tensors of such a shard may agree on another width."""
     path = MANIFEST.path_of(folder, 0)
     tensors = load_file(path)
     save_file({**tensors, name: change(tensors[name]).contiguous()}, path)
@@ -125,7 +125,7 @@ def test_a_shard_of_other_data(folder: Path, name: str, change, words: str) -> N
         read_trajectories(folder)
 
 
-def test_a_shard_of_another_width(folder: Path) -> None:
+def test_a_shard_of_another_width_is_refused(folder: Path) -> None:
     path = MANIFEST.path_of(folder, 0)
     tensors = load_file(path)
     save_file({k: v[..., :3].contiguous() if v.ndim == 2 else v for k, v in tensors.items()}, path)
@@ -135,7 +135,7 @@ def test_a_shard_of_another_width(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 7, 100, -1])
-def test_a_shard_that_was_cut_off_is_not_done(folder: Path, size: int) -> None:
+def test_a_truncated_shard_is_not_complete(folder: Path, size: int) -> None:
     for path, holds in (
         (MANIFEST.path_of(folder, 1), MANIFEST.holds),
         (MANIFEST.reference_path_of(folder, 1), MANIFEST.holds_references),
@@ -149,7 +149,7 @@ def test_a_shard_that_was_cut_off_is_not_done(folder: Path, size: int) -> None:
         load_references(MANIFEST.reference_path_of(folder, 1))
 
 
-def test_references_of_another_length_are_not_done(folder: Path) -> None:
+def test_references_of_another_length_are_not_complete(folder: Path) -> None:
     longer = dataclasses.replace(MANIFEST, max_new_tokens=9)
     assert MANIFEST.holds_references(folder, 0) and not longer.holds_references(folder, 0)
     several = dataclasses.replace(MANIFEST, labels="consistent")
@@ -167,7 +167,7 @@ def test_references_of_another_length_are_not_done(folder: Path) -> None:
         (torch.zeros(2, 8).long(), torch.ones(3).bool(), "several has shape .3,.; expected P = 2"),
     ],
 )
-def test_references_of_other_data(folder: Path, tokens, several, words: str) -> None:
+def test_references_of_other_data_are_refused(folder: Path, tokens, several, words: str) -> None:
     path = MANIFEST.reference_path_of(folder, 0)
     save_references(path, tokens, several)
     said = dataclasses.replace(MANIFEST, labels="reference" if several is None else "consistent")
@@ -175,7 +175,7 @@ def test_references_of_other_data(folder: Path, tokens, several, words: str) -> 
         load_references(path, said, 0, vocab_size=10)
 
 
-def test_references_are_what_the_manifest_says(folder: Path) -> None:
+def test_references_must_match_the_manifest(folder: Path) -> None:
     path = MANIFEST.reference_path_of(folder, 1)
     save_references(path, torch.full((1, 8), 9), torch.tensor([True]))
     tokens, several = load_references(path, MANIFEST, 1, vocab_size=10)
@@ -193,7 +193,7 @@ def test_references_are_what_the_manifest_says(folder: Path) -> None:
         load_references(path, MANIFEST, 1)
 
 
-def test_a_shard_elsewhere_is_not_read(folder: Path) -> None:
+def test_a_shard_outside_the_folder_is_not_read(folder: Path) -> None:
     path = MANIFEST.path_of(folder, 0)
     shutil.move(path, folder.parent / "elsewhere")
     path.symlink_to(folder.parent / "elsewhere")
@@ -201,7 +201,7 @@ def test_a_shard_elsewhere_is_not_read(folder: Path) -> None:
         read_trajectories(folder)
 
 
-def test_leftovers_are_swept_when_a_run_goes_on(folder: Path) -> None:
+def test_leftover_files_are_removed_when_a_run_continues(folder: Path) -> None:
     mine = temporary_of(MANIFEST.path_of(folder, 0))
     theirs = mine.with_name(mine.name.replace(f"-{os.getpid()}.", "-4194304."))  # no such process
     for path in (mine, theirs):

@@ -1,4 +1,4 @@
-"""A plugin that misbehaves, in whichever way, is named with its reason and hides no other."""
+"""A plugin that misbehaves in any way is listed with its reason and hides no other plugin."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ IMPORTS = {
 
 
 def install_beside(site: PluginSite, source: str) -> None:
-    """The plugin, and a good one on both sides of it."""
+    """Install the plugin, and a good one before and after it by name."""
     good = HEAD
     site.install(
         "a-good",
@@ -172,7 +172,7 @@ def names() -> set[str]:
 
 
 @pytest.mark.parametrize("kind", OFFERING)
-def test_an_odd_hook(site: PluginSite, kind: str) -> None:
+def test_a_broken_hook_is_named(site: PluginSite, kind: str) -> None:
     source, reason = OFFERING[kind]
     install_beside(site, HEAD + source)
     bad = found_bad()
@@ -184,7 +184,7 @@ def test_an_odd_hook(site: PluginSite, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ACCEPTED)
-def test_an_odd_hook_that_does_no_harm(site: PluginSite, kind: str) -> None:
+def test_an_odd_but_harmless_hook_loads(site: PluginSite, kind: str) -> None:
     install_beside(site, HEAD + ACCEPTED[kind])
     bad = found_bad()
     assert (bad.status, bad.reason) == ("active", "")
@@ -193,7 +193,7 @@ def test_an_odd_hook_that_does_no_harm(site: PluginSite, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", IMPORTS)
-def test_an_odd_import(site: PluginSite, kind: str) -> None:
+def test_a_plugin_that_fails_to_import_is_named(site: PluginSite, kind: str) -> None:
     source, reason = IMPORTS[kind]
     install_beside(site, source)
     bad = found_bad()
@@ -202,14 +202,14 @@ def test_an_odd_import(site: PluginSite, kind: str) -> None:
     assert {"ahead", "behind", "learn2pd"} <= names()
 
 
-def test_a_keyboard_interrupt_is_the_users(site: PluginSite) -> None:
+def test_a_keyboard_interrupt_is_passed_through(site: PluginSite) -> None:
     install_beside(site, "raise KeyboardInterrupt")
     with pytest.raises(KeyboardInterrupt):
         list_plugins()
 
 
-def test_the_command_line_lists_the_others_whatever_one_of_them_does(site: PluginSite) -> None:
-    """All at once, as a table and as JSON, also where the terminal prints ASCII alone."""
+def test_the_command_line_lists_good_plugins_beside_every_broken_one(site: PluginSite) -> None:
+    """All of them together, as a table and as JSON, also on a terminal that prints only ASCII."""
     for number, (source, _) in enumerate(OFFERING.values()):
         site.install(
             f"hook-{number}", {"main": f"hook_{number}"}, **{f"hook_{number}": HEAD + source}
@@ -286,7 +286,7 @@ def policies(site: PluginSite) -> PluginSite:
 
 
 @pytest.mark.parametrize("name", ["default", "signed", "undocumented", "requiring"])
-def test_the_command_line_describes_an_odd_policy(policies: PluginSite, name: str) -> None:
+def test_the_command_line_describes_a_broken_policy(policies: PluginSite, name: str) -> None:
     shown = policies.l2pd("policies", name, PYTHONIOENCODING="ascii")
     assert (shown.returncode, shown.stderr) == (0, "")
     assert all(c.isprintable() or c == "\n" for c in shown.stdout)
@@ -297,7 +297,7 @@ def test_the_command_line_describes_an_odd_policy(policies: PluginSite, name: st
         assert "<Odd>" in shown.stdout
 
 
-def test_an_odd_policy_is_one_error(policies: PluginSite) -> None:
+def test_a_broken_policy_is_one_error(policies: PluginSite) -> None:
     with pytest.raises(PluginLoadError, match=r"'leaving'.*cannot import.*CancelledError"):
         create_policy("leaving")
     with pytest.raises(L2PDError, match=r"'default'.*SystemExit: not four"):
@@ -318,7 +318,7 @@ def loaded(source: str) -> types.ModuleType:
 
 
 @pytest.mark.parametrize("kind", OFFERING)
-def test_the_kit_names_what_is_odd_in_a_plugin(kind: str) -> None:
+def test_the_kit_names_the_fault_of_a_plugin(kind: str) -> None:
     source, reason = OFFERING[kind]
     with pytest.raises(ConformanceError) as caught:
         check_plugin(loaded(HEAD + source))
@@ -351,19 +351,19 @@ def test_for_model_that_raises_is_named(kind: str) -> None:
 
 
 @pytest.mark.parametrize("made", [None, "learn2pd", 3, PolicySpec("a", "b:c")])
-def test_for_model_that_makes_no_policy_is_named(made: object) -> None:
+def test_for_model_that_returns_no_policy_is_named(made: object) -> None:
     with pytest.raises(PolicyRuntimeError, match=r"'binding': for_model returned .*; expected"):
         bind_policy(Binding("for_model", lambda policy: made), CONTEXT)
 
 
 @pytest.mark.parametrize("key", [key for key in ATTRIBUTES if not key.startswith("name")])
-def test_for_model_that_makes_an_odd_policy_is_named(key: str) -> None:
+def test_for_model_that_returns_a_broken_policy_is_named(key: str) -> None:
     name, value = ATTRIBUTES[key]
     with pytest.raises(PolicyRuntimeError, match=f"'binding': {name} failed"):
         bind_policy(Binding("for_model", lambda policy: with_attribute(name, value)), CONTEXT)
 
 
-def test_what_for_model_says_itself_is_kept() -> None:
+def test_an_l2pd_error_of_for_model_is_kept() -> None:
     class Choosy(Binding):
         def for_model(self, model):
             raise L2PDError("only for models of ten")

@@ -1,4 +1,4 @@
-"""A policy that misbehaves, in whichever way and at whichever call, costs its own rows alone."""
+"""A policy that misbehaves in any way, in any call, affects only its own rows."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ def take_step(batch: BlockBatch, rows: list[int], time: int) -> None:
 def decode_blocks(
     policies, rows: list[int], blocks: int = 3, on_error="progress"
 ) -> dict[int, list[list[int]]]:
-    """The tokens after each step of some blocks, by row; all rows move on at the same steps, and
-    change their places in the batch."""
+    """The tokens after each step of some blocks, for each row. All rows advance at the same steps
+    and change their places in the batch."""
     batch, order = start(policies, on_error), list(rows)
     seen: dict[int, list[list[int]]] = {row: [] for row in rows}
     for block in range(blocks):
         if block:
-            # The rows move on in two parts, so that a part of a group is renewed.
+            # The rows advance in two parts, so that only a part of a group begins a new block.
             for part in (range(0, len(order), 2), range(1, len(order), 2)):
                 if part:
                     batch.advance(list(part), torch.full((len(part), LENGTH), MASK))
@@ -73,7 +73,7 @@ GOOD = [0, 2, 4]
 
 
 def beside(bad) -> dict[int, list[list[int]]]:
-    """Good rows beside two of a bad policy, and what they decode."""
+    """What good rows decode beside two rows of a bad policy."""
     good = Steady()
     found = decode_blocks([good, bad, good, bad, good], [0, 1, 2, 3, 4])
     return {row: found[row] for row in GOOD}
@@ -91,18 +91,18 @@ def test_the_other_rows_decode_as_without_it(key, at, undisturbed):
 
 
 @pytest.mark.parametrize("key", ATTRIBUTES)
-def test_the_other_rows_decode_as_beside_no_odd_attribute(key, undisturbed):
+def test_the_other_rows_decode_as_without_the_bad_attribute(key, undisturbed):
     assert beside(with_attribute(*ATTRIBUTES[key])) == undisturbed
 
 
 @pytest.mark.parametrize("at", [0, 2], ids="call {}".format)
 @pytest.mark.parametrize("key", FAULTS, ids=FAULT_IDS)
-def test_alone_in_its_batch_it_still_ends(key, at):
+def test_a_bad_policy_alone_in_its_batch_still_ends(key, at):
     decode_blocks([Misbehaving(key[0], FAULTS[key], at)] * 2, [0, 1])
 
 
 @pytest.mark.parametrize("key", FAULTS, ids=FAULT_IDS)
-def test_it_is_named_with_the_method_where_errors_are_raised(key):
+def test_raised_errors_name_the_policy_and_the_method(key):
     method = {"state": "select", "input": "select"}.get(key[0], key[0])
     policy = Misbehaving(key[0], FAULTS[key], at=1)
     with pytest.raises(PolicyRuntimeError, match=f"policy 'misbehaving': {method} failed: ") as got:
@@ -113,10 +113,10 @@ def test_it_is_named_with_the_method_where_errors_are_raised(key):
 
 
 @pytest.mark.parametrize("key", ATTRIBUTES)
-def test_an_odd_attribute_is_named_where_errors_are_raised(key):
+def test_raised_errors_name_the_bad_attribute(key):
     name, value = ATTRIBUTES[key]
     policy = with_attribute(name, value)
-    if name == "name":  # a decode needs none; but whoever else fails is still reported
+    if name == "name":  # a decode does not need it, and other failures are still reported
         policy.method, policy.fault = "select", FAULTS["select", "none"]
         name, wanted = "select", "Odd|3|.ud800"
     else:
@@ -126,7 +126,7 @@ def test_an_odd_attribute_is_named_where_errors_are_raised(key):
     str(got.value).encode()
 
 
-def test_a_call_may_have_a_rule_of_its_own():
+def test_one_call_may_have_its_own_on_error():
     policy = Misbehaving("select", FAULTS["select", "none"])
     batch = start([policy], "raise")
     denoising_step(batch, logits_of(0, 0)[None], end_of_text=END, on_error="progress")
@@ -134,7 +134,7 @@ def test_a_call_may_have_a_rule_of_its_own():
         denoising_step(batch, logits_of(0, 0)[None], end_of_text=END)
 
 
-def test_nothing_has_moved_where_advancing_is_an_error():
+def test_no_row_has_advanced_if_advancing_raises():
     batch = start([Steady(), Misbehaving("init_state", FAULTS["init_state", "dtype"], 1)], "raise")
     take_step(batch, [0, 1], 0)
     before = batch.tokens.clone(), batch.block_index.clone(), batch._groups[0].state["seen"].clone()
@@ -145,7 +145,7 @@ def test_nothing_has_moved_where_advancing_is_an_error():
 
 
 class Squeezing(Steady):
-    """Its count loses its only dimension where it has one row."""
+    """Its count loses its only dimension if it has one row."""
 
     def init_state(self, batch_size, block_length, device):
         return {"steps": torch.zeros(batch_size, device=device)}
@@ -155,20 +155,20 @@ class Squeezing(Steady):
         return step.masked
 
 
-def test_a_count_without_a_dimension_costs_its_own_row_alone(undisturbed):
+def test_a_count_without_a_dimension_affects_only_its_own_row(undisturbed):
     found = decode_blocks([Steady(), Squeezing(), Steady()], [0, 1, 2])
     assert {row: found[row] for row in (0, 2)} == {row: undisturbed[row] for row in (0, 2)}
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_what_inference_mode_does_not_count_freezes_no_block(count):
+def test_writes_that_inference_mode_does_not_count_freeze_no_block(count):
     policy = Misbehaving("input", FAULTS["input", "masked"])
     with torch.inference_mode():
         decode_blocks([policy, Steady()][:count], [0, 1][:count])
 
 
-def test_batches_that_began_with_other_states_meet(undisturbed):
-    """`gather`: a policy whose states of two batches do not go together loses its rows alone."""
+def test_batches_with_different_states_can_be_gathered(undisturbed):
+    """`gather`: if the states of a policy in two batches differ in form, only its rows fail."""
     good, odd = Steady(), Misbehaving("init_state", FAULTS["init_state", "renamed"], 1)
     first, second = start([good, odd]), start([odd, good, good])
     third = start([odd])
@@ -181,7 +181,7 @@ def test_batches_that_began_with_other_states_meet(undisturbed):
 
 
 class Shifting(Steady):
-    """Begins each batch of blocks with another dtype."""
+    """Begins each batch of blocks with a different dtype."""
 
     dtypes = (torch.int64, torch.float32)
 
@@ -195,7 +195,7 @@ class Shifting(Steady):
 
 
 @pytest.mark.parametrize("on_error", ["raise", "progress"])
-def test_states_of_two_dtypes_do_not_meet(on_error, undisturbed):
+def test_states_of_two_dtypes_are_not_joined(on_error, undisturbed):
     policy = Shifting()
     first, second = start([Steady(), policy], on_error), start([policy], on_error)
     rows = [(first, 0), (first, 1), (second, 0)]
@@ -214,7 +214,7 @@ def test_states_of_two_dtypes_do_not_meet(on_error, undisturbed):
 
 @pytest.mark.parametrize("at", [0, 3], ids="call {}".format)
 @pytest.mark.parametrize("key", FAULTS, ids=FAULT_IDS)
-def test_in_slots_it_costs_its_own_slots_alone(key, at):
+def test_in_slots_a_bad_policy_affects_only_its_own_slots(key, at):
     def decode(bad) -> list[list[list[int]]]:
         slots = BlockSlots(4, LENGTH, mask_token_id=MASK, device=torch.device("cpu"))
         good = Steady()
@@ -248,7 +248,7 @@ def test_failures_are_logged_once_for_each_policy(caplog):
     assert record.getMessage().isprintable()
 
 
-def test_names_that_are_new_at_each_reading_do_not_fill_the_log(caplog, monkeypatch):
+def test_names_that_change_at_each_reading_do_not_fill_the_log(caplog, monkeypatch):
     logging.getLogger("l2pd_plugins.policy_calls").setLevel(logging.NOTSET)
     monkeypatch.setattr(policy_calls, "_MOST_REPORTS", 3)
     count = iter(range(1000))
@@ -274,7 +274,7 @@ def test_any_mixture_of_misbehaviour_leaves_good_rows_alone(data):
 
 
 class WritesToLogits(Steady):
-    """Puts another token on top, in place, when it is asked for the second time."""
+    """At its second call, makes another token the most likely one, in place."""
 
     requires = frozenset({"confidence", "entropy", "margin", "logits"})
 
@@ -295,7 +295,7 @@ class OnlyProgress(Steady):
 
 
 @pytest.mark.parametrize("rows", [[0], [0, 1]])
-def test_a_write_to_the_logits_is_found_and_changes_no_answer(rows):
+def test_a_write_to_the_logits_is_detected_and_changes_no_answer(rows):
     def decoded(policy):
         batch = start([policy] * len(rows), "progress")
         while batch.masked.any():
@@ -308,5 +308,5 @@ def test_a_write_to_the_logits_is_found_and_changes_no_answer(rows):
         take_step(batch, rows, 1)
     wanted = decoded(OnlyProgress())
     assert decoded(WritesToLogits()) == wanted
-    with torch.inference_mode():  # where torch counts no writes
+    with torch.inference_mode():  # in which torch counts no writes
         assert decoded(WritesToLogits()) == wanted

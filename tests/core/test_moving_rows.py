@@ -1,4 +1,4 @@
-"""What the rows of a batch keep when they move, and the blocks that follow theirs."""
+"""What the rows of a batch keep when they move, and their later blocks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from l2pd_plugins.errors import PolicyRuntimeError
 from tests.core.small_blocks import LENGTH, MASK, OFF, Ahead, Counting, Noting, logits_of, masks
 
 
-def test_what_is_observed_and_how_errors_end_is_kept_when_rows_move():
+def test_observed_statistics_and_on_error_are_kept_when_rows_move():
     policy = Noting()
     batch = BlockBatch.start(
         masks(3),
@@ -53,7 +53,7 @@ def test_later_blocks_have_the_fields_of_their_rows():
     assert seen.present.tolist() == seen.masked.tolist() == present.tolist()
     assert torch.equal(seen.reference, reference)
     assert seen.generator == (generators[1], generators[1], generators[0])
-    # What was kept for the next block of row 1 is what that block begins with.
+    # The next block of row 1 begins with the state that was kept for it.
     batch.advance([1], masks(1), reference=reference[:1])
     assert batch.states[0]["calls"].tolist() == [1, 1]
     assert batch.later_rows == [1, 0]
@@ -61,7 +61,7 @@ def test_later_blocks_have_the_fields_of_their_rows():
     assert batch.later_rows == [0]
 
 
-def test_no_later_blocks_are_none():
+def test_an_empty_list_of_later_blocks_is_accepted():
     batch = BlockBatch.start(masks(1), [Ahead()], mask_token_id=MASK)
     batch.look_ahead([], masks(0))
     assert batch.later_rows == []
@@ -72,9 +72,7 @@ def test_no_later_blocks_are_none():
     ("of_batch", "of_blocks", "raises"),
     [("raise", None, True), ("progress", None, False), ("raise", "progress", False)],
 )
-def test_later_blocks_begin_under_the_rule_of_the_batch_unless_told_otherwise(
-    of_batch, of_blocks, raises
-):
+def test_later_blocks_begin_with_the_on_error_of_the_batch_by_default(of_batch, of_blocks, raises):
     class Unready(Ahead):
         begun = False
 
@@ -93,7 +91,7 @@ def test_later_blocks_begin_under_the_rule_of_the_batch_unless_told_otherwise(
     assert batch.later_rows == [0]
 
 
-def test_the_next_block_has_what_is_given_for_it():
+def test_the_next_block_has_the_given_fields():
     policies = [Noting("reference"), Noting()]
     batch = BlockBatch.start(masks(2), policies, mask_token_id=MASK)
     present = torch.tensor([[True, True, False, True]])
@@ -112,7 +110,7 @@ def test_the_next_block_has_what_is_given_for_it():
     assert batch.masked[0].all()
 
 
-def test_a_reference_that_nobody_reads_need_not_go_on():
+def test_a_reference_that_no_policy_reads_may_be_left_out():
     reference = torch.zeros(1, LENGTH, dtype=torch.int64)
     batch = BlockBatch.start(masks(1), [Noting()], mask_token_id=MASK, reference=reference)
     batch.advance([0], masks(1))
@@ -133,7 +131,7 @@ def test_a_reference_that_nobody_reads_need_not_go_on():
         ([], [[1, 1], [1, 1]]),
     ],
 )
-def test_the_rows_that_move_begin_anew_and_no_others(moving, wanted):
+def test_only_the_advanced_rows_begin_a_new_block(moving, wanted):
     first, second, plain = Counting(), Counting(), Noting()
     for policies in ([first, second, first, second], [first, second, first, second, plain]):
         batch = BlockBatch.start(masks(len(policies)), policies, mask_token_id=MASK)
@@ -143,7 +141,7 @@ def test_the_rows_that_move_begin_anew_and_no_others(moving, wanted):
         assert states == wanted
 
 
-def test_each_row_hands_on_what_its_own_policy_carries():
+def test_each_row_passes_on_the_carried_state_of_its_own_policy():
     class Carrying(Counting):
         carries = frozenset({"calls"})
 
@@ -166,7 +164,7 @@ def test_each_row_hands_on_what_its_own_policy_carries():
     assert [state["calls"].tolist() for state in batch.states] == [[1], [7, 11], [1, 9]]
 
 
-def test_rows_that_are_gathered_keep_their_later_blocks():
+def test_gathered_rows_keep_their_later_blocks():
     policy = Ahead()
     batches = []
     for rows in (2, 1):
@@ -201,7 +199,7 @@ def test_a_policy_without_a_state_is_not_asked_for_one_again():
 
 
 @pytest.mark.parametrize("moving", [[0], [2], [0, 2], [0, 1, 2, 3]])
-def test_rows_whose_policy_cannot_begin_again_go_on_by_its_progress_rule(moving, caplog):
+def test_rows_whose_policy_fails_to_begin_again_continue_by_its_progress_rule(moving, caplog):
     class Once(Counting):
         progress = "leftmost_if_empty"
         requires = frozenset({"confidence", "margin", "committed"})
@@ -242,7 +240,7 @@ def test_rows_whose_policy_cannot_begin_again_go_on_by_its_progress_rule(moving,
     assert counts == {row: 1 if row in moving else 2 for row in (1, 3, *staying)}
 
 
-def test_a_state_is_kept_for_the_next_block_alone():
+def test_a_state_is_kept_only_for_the_next_block():
     policy = Ahead()
     batch = BlockBatch.start(masks(2), [policy] * 2, mask_token_id=MASK, on_error="progress")
     batch.look_ahead([0, 1], masks(2))
@@ -254,7 +252,7 @@ def test_a_state_is_kept_for_the_next_block_alone():
     batch.advance([0], masks(1))
     assert batch.states[0]["calls"].tolist() == [2, 7]
     assert batch.later_rows == [1]
-    batch.advance([0], masks(1))  # for which none is kept
+    batch.advance([0], masks(1))  # no state is kept for this block
     assert batch.states[0]["calls"].tolist() == [0, 7]
     batch.advance([0, 1], masks(2))
     assert batch.states[0]["calls"].tolist() == [0, 2]
@@ -280,7 +278,7 @@ def test_a_state_of_another_form_is_not_kept_for_the_next_block():
 
 
 @pytest.mark.parametrize("on_error", ["raise", "progress"])
-def test_states_of_two_forms_do_not_go_together(on_error, caplog):
+def test_states_of_two_forms_are_not_joined(on_error, caplog):
     class Shifting(Counting):
         dtypes = (torch.int64, torch.float32)
 

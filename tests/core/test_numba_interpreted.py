@@ -1,4 +1,4 @@
-"""The Numba kernel's own code, run by Python: every line of it on small rows, without compiling."""
+"""The Numba kernel's code, run by Python without compilation: every line of it, on small rows."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def wide(bits):
 
 @pytest.fixture
 def module(monkeypatch):
-    """The kernel's module with plain functions; what speaks to the compiler is replaced."""
+    """The kernel's module with plain functions; calls of the compiler are replaced."""
     monkeypatch.setattr(numba.config, "DISABLE_JIT", True)
     spec = importlib.util.spec_from_file_location("interpreted_kernel", compiled.__file__)
     made = importlib.util.module_from_spec(spec)
@@ -73,7 +73,7 @@ def test_the_maximum_is_found_in_any_tile(module, place, suppress):
 
 @pytest.mark.parametrize("entropy", [False, True])
 @pytest.mark.parametrize("margin", [False, True])
-def test_what_is_not_asked_for_is_empty(module, entropy, margin):
+def test_statistics_that_are_not_required_are_empty(module, entropy, margin):
     logits = logits_of(3, 9)
     found = module.numba_kernel(logits, torch.tensor([0, -1]), None, -1, entropy, margin)
     assert [len(each) for each in found] == [2, 2, 2 * entropy, 2 * margin]
@@ -120,8 +120,8 @@ def test_powers_of_two_are_accurate(module):
     assert module._power_of_2(np.float32(0)) == 1
 
 
-def test_small_powers_are_nothing(module):
-    """Far below the maximum: the sums are those of the maximum alone."""
+def test_powers_far_below_the_maximum_are_zero(module):
+    """The sums are then those of the maximum alone."""
     for gap in (90.0, 200.0, 3e38, float("inf")):
         logits = torch.tensor([[0.0, -gap, -gap]])
         found = module.numba_kernel(logits, None, None, -1, True, True)
@@ -129,7 +129,7 @@ def test_small_powers_are_nothing(module):
         assert float(module.numba_kernel(logits, None, None, -1, False, False)[1]) == 1
 
 
-def test_any_layout_and_only_the_rows_of_the_view(module):
+def test_any_layout_is_read_and_only_the_rows_of_the_view(module):
     wide_ = logits_of(4, 30)
     wanted = module.numba_kernel(wide_[1:, 10:20].contiguous(), None, None, -1, True, True)
     for view in (wide_[1:, 10:20], wide_[1:, 10:20].t().contiguous().t()):
@@ -144,7 +144,7 @@ def test_every_other_column(module):
         assert values_of(found, at) == pytest.approx(plain(logits[at, ::2], -1), abs=2e-6)
 
 
-def test_what_fails_in_a_thread_is_raised(module, monkeypatch):
+def test_an_error_in_a_thread_is_raised(module, monkeypatch):
     class Helper:
         def submit(self, work):
             return self
@@ -175,7 +175,7 @@ def test_threads_share_the_rows(module, threads, piece, monkeypatch):
     assert used == [threads] * (min(threads, pieces) - 1)
 
 
-def test_what_does_not_exist_is_refused(module):
+def test_rows_and_tokens_that_do_not_exist_are_refused(module):
     logits = logits_of(3, 5)
     with pytest.raises(IndexError, match="row 3 of 3"):
         module.numba_kernel(logits, torch.tensor([0, 3]), None, -1, False, False)
@@ -197,7 +197,7 @@ def test_compilation_is_announced_once(module, caplog):
     ]
 
 
-def test_without_a_place_for_its_cache_it_is_compiled_all_the_same(module, caplog, monkeypatch):
+def test_without_a_cache_folder_the_kernel_is_still_compiled(module, caplog, monkeypatch):
     asked = []
 
     def njit(function, **options):

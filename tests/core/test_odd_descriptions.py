@@ -1,4 +1,4 @@
-"""What a policy says of itself may raise or be anything; who asks for it goes on."""
+"""A policy's description of itself may raise or be anything; the caller continues."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Endless:
 
 
 class Named(UnmaskPolicy):
-    """One of its methods gives what it is told to, or raises it."""
+    """One of its methods returns or raises the given value."""
 
     def __init__(self, method: str = "", given: Any = None, name: str = "mine") -> None:
         self._name = name
@@ -54,10 +54,10 @@ ODD = [
 
 
 @pytest.mark.parametrize("given", ODD, ids=lambda given: type(given).__name__)
-def test_a_policy_that_cannot_be_described_goes_by_its_name(given):
+def test_a_policy_that_cannot_be_described_is_shown_by_its_name(given):
     assert description_of(Named("describe", given)) == "mine(...)"
     assert options_of(Named("options", given)) == {}
-    assert description_of(Named("options", given)) == "mine(...)"  # describe() asks for them
+    assert description_of(Named("options", given)) == "mine(...)"  # describe() calls options()
     with pytest.raises(PolicyRuntimeError, match=r"policy 'mine': fingerprint failed: ") as raised:
         fingerprint_of(Named("fingerprint", given))
     assert str(raised.value).isprintable() and len(str(raised.value)) < 500
@@ -65,13 +65,13 @@ def test_a_policy_that_cannot_be_described_goes_by_its_name(given):
         create_policy(Named("describe", given), threshold=1)
 
 
-def test_a_name_that_cannot_be_printed():
+def test_a_name_that_cannot_be_printed_is_escaped():
     assert description_of(Named("describe", None, name="a\n\ud800")) == r"a\n\ud800(...)"
     assert description_of(Named("describe", "a\nb" + "c" * 5000)).startswith(r"a\nbccc")
     assert len(description_of(Named("describe", "c" * 10**6))) < 1100
 
 
-def test_options_are_what_json_can_hold():
+def test_options_can_be_written_as_json():
     given = {
         "a": 1, "b": [0.5, "x", (True, None)], "path": Path("p"), "tensor": torch.ones(2),
         "endless": Endless(), "deep": [[[[[1]]]]], 5: "no name", "many": list(range(10**6)),
@@ -86,14 +86,14 @@ def test_options_are_what_json_can_hold():
 
 
 @pytest.mark.parametrize("name", ["learn2pd", "fixed_schedule", "klass", "llada2_edit"])
-def test_ordinary_policies_say_what_they_say(name):
+def test_descriptions_of_ordinary_policies_are_unchanged(name):
     policy = create_policy(name)
     assert description_of(policy) == policy.describe()
     assert options_of(policy) == policy.options()
     assert fingerprint_of(policy) == policy.fingerprint() == ""
 
 
-def test_ctrl_c_is_the_user_s():
+def test_a_keyboard_interrupt_is_passed_through():
     for ask, method in ((description_of, "describe"), (options_of, "options"),
                         (fingerprint_of, "fingerprint")):  # fmt: skip
         with pytest.raises(KeyboardInterrupt):

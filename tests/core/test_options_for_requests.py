@@ -48,7 +48,7 @@ class Declared:
 def plain_function(
     near: Annotated[int, UpTo("block")] = 1, weights: OperatorPath = "", unknown=None
 ):  # type: ignore[no-untyped-def]
-    """A third party's factory that is no class under `options`."""
+    """A third party's factory that is a function and not a class with declared options."""
 
 
 def check(name: str, value: object, factory: Callable[..., Any] = Declared) -> None:
@@ -70,7 +70,7 @@ def check(name: str, value: object, factory: Callable[..., Any] = Declared) -> N
         ("flag", (True,)),
     ],
 )
-def test_what_is_within_the_bounds_passes(name: str, good: tuple[object, ...]) -> None:
+def test_values_within_the_bounds_pass(name: str, good: tuple[object, ...]) -> None:
     for value in good:
         check(name, value)
 
@@ -113,7 +113,7 @@ def test_what_is_within_the_bounds_passes(name: str, good: tuple[object, ...]) -
         ("flag", "no", "expected true or false"),
     ],
 )
-def test_what_is_not_is_refused_by_name(name: str, value: object, said: str) -> None:
+def test_values_outside_the_bounds_are_refused_by_name(name: str, value: object, said: str) -> None:
     with pytest.raises(PolicyOptionError, match=said) as caught:
         check(name, value)
     assert len(str(caught.value)) < 300
@@ -124,20 +124,20 @@ def test_which_options_are_for_requests() -> None:
     assert declared is not None
     for name in ("near", "many", "share", "loose", "tokens", "plain", "how", "flag"):
         assert declared[name].for_requests, name
-    for name in ("file", "text", "folder"):  # each may name a file
+    for name in ("file", "text", "folder"):  # each of them may name a file
         assert not declared[name].for_requests, name
 
 
-def test_a_third_partys_function_says_its_bounds_too() -> None:
+def test_a_third_partys_function_declares_bounds_too() -> None:
     declared = describe(plain_function)
     assert declared is not None
     with pytest.raises(PolicyOptionError, match="block"):
         check("near", 9, plain_function)
     assert not declared["weights"].for_requests
-    assert not declared["unknown"].for_requests  # nothing is known of it
+    assert not declared["unknown"].for_requests  # its bounds are not known
 
 
-def test_options_that_cannot_be_told() -> None:
+def test_options_that_cannot_be_described() -> None:
     def anything(**given: object) -> None: ...
 
     assert describe(anything) is None
@@ -152,7 +152,7 @@ def test_every_integer_and_list_of_an_installed_policy_is_bounded(spec: Any) -> 
             assert option.at_most is not None or option.below is not None, option
 
 
-def test_a_list_is_refused_by_its_size_before_it_is_read() -> None:
+def test_a_long_list_is_refused_before_it_is_read() -> None:
     class Counting(list):  # type: ignore[type-arg]
         read = 0
 
@@ -174,7 +174,7 @@ values = st.recursive(
 
 
 @given(values)
-def test_what_passes_is_in_its_bounds(value: object) -> None:
+def test_every_accepted_value_is_within_its_bounds(value: object) -> None:
     """Whatever it is: either an error of one kind, or a value that is harmless."""
     for name in ("near", "tokens"):
         try:
@@ -191,13 +191,13 @@ def test_what_passes_is_in_its_bounds(value: object) -> None:
 
 class TestShown:
     @given(values)
-    def test_never_long(self, value: object) -> None:
+    def test_the_text_is_never_long(self, value: object) -> None:
         assert len(shown(value)) <= 200
 
-    def test_short_values_are_whole(self) -> None:
+    def test_short_values_are_shown_whole(self) -> None:
         assert shown([1, 0.5, "a"]) == "[1, 0.5, 'a']"
 
-    def test_values_that_cannot_be_shown(self) -> None:
+    def test_values_that_cannot_be_printed_are_shown(self) -> None:
         class Bad:
             def __repr__(self) -> str:
                 raise ValueError
@@ -248,7 +248,7 @@ class TestShown:
         other = meta("Bad", (), dict.fromkeys(("__class__", "__repr__"), property(never)))
         assert shown(other()) == "<Bad>" and shown(other) == "<Meta>"
 
-    def test_deep_nesting_and_circles(self) -> None:
+    def test_deep_nesting_and_cycles_are_shown(self) -> None:
         deep: list[object] = []
         for _ in range(10**5):
             deep = [deep]
@@ -267,7 +267,7 @@ class TestShown:
          torch.device("cpu")],
         ids=repr,
     )  # fmt: skip
-    def test_what_is_small_is_shown_as_python_does(self, value: object) -> None:
+    def test_small_values_are_shown_as_python_shows_them(self, value: object) -> None:
         assert shown(value) == repr(value)
 
     def test_the_middle_of_a_long_text_is_left_out(self) -> None:

@@ -202,7 +202,7 @@ BROKEN_PLUGINS = {
 
 
 @pytest.mark.parametrize("kind", BROKEN_PLUGINS)
-def test_a_broken_plugin_is_named_with_its_reason_and_hides_nobody(
+def test_a_broken_plugin_is_named_with_its_reason_and_hides_no_other(
     site: PluginSite, kind: str
 ) -> None:
     source, reason = BROKEN_PLUGINS[kind]
@@ -223,7 +223,7 @@ def test_a_broken_plugin_is_named_with_its_reason_and_hides_nobody(
     ]
 
 
-def test_all_broken_plugins_at_once(site: PluginSite) -> None:
+def test_all_broken_plugins_together_are_named(site: PluginSite) -> None:
     for kind, (source, _) in BROKEN_PLUGINS.items():
         site.install(f"bad-{kind}", {"main": f"bad_{kind}"}, **{f"bad_{kind}": source})
     for kind, (_, reason) in BROKEN_PLUGINS.items():
@@ -231,7 +231,7 @@ def test_all_broken_plugins_at_once(site: PluginSite) -> None:
     assert names() == BUILTIN
 
 
-def test_a_malformed_entry_points_file_hides_nobody(site: PluginSite) -> None:
+def test_a_malformed_entry_points_file_hides_no_other_plugin(site: PluginSite) -> None:
     site.install("bad", "[l2pd_plugins]\nthis is no entry point\n")
     assert names() == BUILTIN
     (found,) = [p for p in listed() if p.distribution == "bad"]
@@ -240,7 +240,7 @@ def test_a_malformed_entry_points_file_hides_nobody(site: PluginSite) -> None:
 
 
 @pytest.mark.parametrize("text", ["Name: renamed\nVersion: 2", "Name: other", "Version: 2", ""])
-def test_odd_metadata_hides_nobody(site: PluginSite, text: str) -> None:
+def test_malformed_metadata_hides_no_other_plugin(site: PluginSite, text: str) -> None:
     site.install("other", {"main": "other"}, other=offering("name='mine', factory='a:B'"))
     (site.path / "other-1.0.dist-info" / "METADATA").write_text(f"Metadata-Version: 2.1\n{text}\n")
     plugins.reload()
@@ -323,7 +323,7 @@ def test_a_name_that_two_plugins_offer_is_an_error_naming_both(conflict: PluginS
         assert text in str(caught.value)
 
 
-def test_a_conflict_leaves_other_names_alone_and_is_reported(conflict: PluginSite) -> None:
+def test_a_conflict_is_reported_and_affects_no_other_name(conflict: PluginSite) -> None:
     assert find_policy("one").origin == "one:main"
     assert find_policy("learn2pd").origin == "l2pd-plugins:builtin"
     found = plugin("one:main")
@@ -332,7 +332,7 @@ def test_a_conflict_leaves_other_names_alone_and_is_reported(conflict: PluginSit
     assert names().count("my_rule") == 2
 
 
-def test_a_distribution_before_the_name_picks_one(conflict: PluginSite) -> None:
+def test_a_distribution_before_the_name_resolves_a_conflict(conflict: PluginSite) -> None:
     assert find_policy("two:my-rule").origin == "two:main"
     assert create_policy("one:my_rule").name == "my_rule"
     assert create_policy({"name": "two:my_rule"}).name == "my_rule"
@@ -361,7 +361,7 @@ def test_an_unknown_name_lists_the_choices_and_a_close_one(site: PluginSite) -> 
     assert all(name in message for name in BUILTIN)
 
 
-def test_an_unknown_name_names_the_plugins_that_do_not_work(
+def test_an_unknown_name_lists_the_plugins_that_failed_to_load(
     site: PluginSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("L2PD_DISABLE_PLUGINS", "off")
@@ -374,7 +374,7 @@ def test_an_unknown_name_names_the_plugins_that_do_not_work(
 
 
 @pytest.mark.parametrize("name", ["", ":", "nobody:learn2pd", "l2pd-plugins:", 3, None, {}, []])
-def test_what_names_no_policy(site: PluginSite, name: object) -> None:
+def test_values_that_name_no_policy_are_refused(site: PluginSite, name: object) -> None:
     with pytest.raises(UnknownPolicyError):
         create_policy(name)  # type: ignore[arg-type]
 
@@ -389,7 +389,7 @@ def test_a_policy_from_a_name_and_from_a_config(policies: PluginSite) -> None:
     assert isinstance(from_name, UnmaskPolicy)
 
 
-def test_a_keyword_goes_before_the_config(policies: PluginSite) -> None:
+def test_a_keyword_takes_precedence_over_the_config(policies: PluginSite) -> None:
     config = {"name": "declared", "threshold": 0.25}
     assert create_policy(config, threshold=0.75).options() == {"threshold": 0.75}
     assert config == {"name": "declared", "threshold": 0.25}

@@ -1,4 +1,4 @@
-"""What a policy may answer and leave behind, property by property, and what is said of the rest."""
+"""What a policy may return and keep as state, property by property, and the errors otherwise."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ OFF = EndOfText("off", ())
 
 
 class Own(torch.Tensor):
-    """A tensor of somebody's own class."""
+    """A tensor of a user-defined class."""
 
 
 class Policy(UnmaskPolicy):
-    """Answers and remembers what it was made with."""
+    """Returns the answers and states that it was made with."""
 
     def __init__(self, answer=None, first=None, later=None) -> None:
         self.answer = torch.zeros(ROWS, LENGTH, dtype=torch.bool) if answer is None else answer
@@ -104,7 +104,7 @@ def test_a_state_keeps_its_names(later):
         step(start(Policy(first={"a": GOOD}, later=later)))
 
 
-def test_a_state_of_nothing_stays_nothing():
+def test_an_empty_state_must_stay_empty():
     with pytest.raises(PolicyRuntimeError, match=re.escape("it began with the state {}")):
         step(start(Policy(later={"a": GOOD})))
 
@@ -124,7 +124,7 @@ def test_a_state_is_a_dict_of_names(first, words):
         start(policy)
 
 
-def test_what_is_carried_has_to_be_there():
+def test_carried_tensors_must_be_in_the_state():
     policy = Policy(first={"a": GOOD})
     policy.carries = frozenset({"a", "c", "b"})
     with pytest.raises(PolicyRuntimeError, match="gave no state 'b', which `carries` names"):
@@ -148,7 +148,7 @@ def test_an_answer_is_a_dense_bool_tensor_of_the_block(answer, words):
         step(start(Policy(answer)))
 
 
-def test_a_later_block_begins_as_the_first_one_did():
+def test_a_later_block_begins_with_the_same_form_of_state():
     policy = Policy(first={"a": GOOD})
     runner, _ = prepare(policy, ROWS, LIKE, "raise")
     assert runner.initial_state(ROWS, LIKE)["a"] is GOOD
@@ -161,7 +161,7 @@ def test_a_later_block_begins_as_the_first_one_did():
         runner.initial_state(ROWS, LIKE)
 
 
-def test_the_form_says_how_many_rows_there_are():
+def test_the_form_has_the_number_of_rows():
     runner, state = prepare(Policy(first={"a": GOOD}), ROWS, LIKE, "raise")
     assert runner.keeps_form(state, LIKE)
     assert not runner.keeps_form(state, LIKE[:1])
@@ -169,7 +169,7 @@ def test_the_form_says_how_many_rows_there_are():
 
 
 class Writing(UnmaskPolicy):
-    """Writes to what it is shown, or gives it another shape."""
+    """Writes to its step, or changes the shape of a tensor in it."""
 
     requires = frozenset({"confidence", "entropy", "margin", "logits", "reference", "committed"})
 
@@ -212,13 +212,13 @@ def start_with_all(policy, on_error="raise") -> BlockBatch:
         "reference",
     ],
 )
-def test_what_a_policy_is_shown_is_not_to_be_written_to(name):
+def test_a_policy_must_not_write_to_its_inputs(name):
     with pytest.raises(PolicyRuntimeError, match=rf"select failed: changed step\.{name} in place"):
         step(start_with_all(Writing(name, "value")))
 
 
 @pytest.mark.parametrize("name", ["tokens", "masked", "x0", "confidence", "present"])
-def test_another_shape_is_noticed_where_writes_are_not_counted(name):
+def test_another_shape_is_detected_even_if_writes_are_not_counted(name):
     with (
         torch.inference_mode(),
         pytest.raises(PolicyRuntimeError, match=rf"changed the shape of step\.{name}"),
@@ -233,7 +233,7 @@ def log(monkeypatch, caplog):
     return caplog
 
 
-def test_a_failure_is_logged_with_its_cause_and_the_rule_that_goes_on(log):
+def test_a_failure_is_logged_with_its_cause_and_the_progress_rule(log):
     policy = Policy()
     policy._name = "mine"
     policy.progress = "always_top1"
@@ -253,12 +253,12 @@ def test_a_failure_is_logged_with_its_cause_and_the_rule_that_goes_on(log):
     assert got.value.__cause__ is error
 
 
-def test_a_breach_of_the_contract_is_told_in_its_own_words(log):
+def test_a_breach_of_the_contract_is_logged_with_its_own_message(log):
     report_failure(Policy(), "select", policy_calls.ContractError("returned str"), "progress")
     assert log.records[0].getMessage().endswith("'argmax_if_empty': returned str")
 
 
-def test_as_many_failures_are_logged_as_the_bound_says(log, monkeypatch):
+def test_the_number_of_logged_failures_is_bounded(log, monkeypatch):
     monkeypatch.setattr(policy_calls, "_MOST_REPORTS", 2)
     for name in "abca":
         policy = Policy()
@@ -269,7 +269,7 @@ def test_as_many_failures_are_logged_as_the_bound_says(log, monkeypatch):
 
 
 @pytest.mark.parametrize("rule", ["always_top1", "leftmost_if_empty", "no such rule", 4])
-def test_a_stand_in_has_the_name_and_the_progress_rule_of_what_has_failed(rule, log):
+def test_a_stand_in_has_the_name_and_progress_rule_of_the_failed_policy(rule, log):
     policy = Policy()
     policy._name, policy.progress = "mine", rule
     policy.requires = frozenset({"logits"})
@@ -281,7 +281,7 @@ def test_a_stand_in_has_the_name_and_the_progress_rule_of_what_has_failed(rule, 
     assert not (runner.traits.edits or runner.traits.remasks or runner.form)
 
 
-def test_an_attribute_that_is_wrong_is_what_is_named():
+def test_a_wrong_attribute_is_named():
     policy = Policy()
     policy.progress = "no such rule"
     with pytest.raises(
@@ -291,7 +291,7 @@ def test_an_attribute_that_is_wrong_is_what_is_named():
 
 
 @pytest.mark.parametrize("where", ["init_state", "select"])
-def test_an_interrupt_of_the_user_is_no_failure(where):
+def test_a_keyboard_interrupt_is_not_a_failure(where):
     def interrupted(*args):
         raise KeyboardInterrupt
 

@@ -18,7 +18,7 @@ OFF = EndOfText("off", ())
 
 
 def logits_of(row: int, time: int, length: int, mask: int, share: float) -> torch.Tensor:
-    """(L, V); at about `share` of the positions the mask token is predicted."""
+    """Logits (L, V) that predict the mask token at about `share` of the positions."""
     generator = torch.Generator().manual_seed(1000 * row + time)
     logits = torch.randn(length, VOCABULARY, generator=generator) * 2
     logits[torch.rand(length, generator=generator) < share, mask] = 9.0
@@ -31,8 +31,8 @@ def start(length: int, policies, mask: int) -> BlockBatch:
 
 
 def as_llada(logits, tokens: list[int], count: int, mask: int) -> list[int]:
-    """One step of LLaDA's `generate`: the `count` most confident of what is masked are transferred;
-    what is a mask then is masked."""
+    """One step of LLaDA's `generate`: the `count` most confident masked positions get their
+    predictions; a position is masked afterwards if its token is the mask token."""
     p = logits.double().softmax(-1)
     x0 = logits.argmax(-1).tolist()
     ranked = sorted(
@@ -68,8 +68,8 @@ def test_the_first_steps_are_those_of_llada(length, count, mask, share, seed):
     late=st.integers(0, 6),
     seed=st.integers(0, 99),
 )
-def test_a_block_ends_in_twice_as_many_steps_as_it_has_positions(length, mask, name, late, seed):
-    """Though the model predicts nothing but masks; a row that began later has its own count."""
+def test_a_block_ends_within_two_steps_per_position(length, mask, name, late, seed):
+    """The model predicts only masks here; a row that began later has its own count."""
     policy = create_policy(name)
     batch, other = start(length, [policy], mask), start(length, [policy], mask)
     alone = start(length, [policy], mask)
@@ -92,7 +92,7 @@ def test_a_block_ends_in_twice_as_many_steps_as_it_has_positions(length, mask, n
     assert (batch.tokens != mask).all()
 
 
-def test_the_next_block_of_a_row_counts_anew():
+def test_the_next_block_of_a_row_counts_from_zero():
     batch = start(2, [create_policy("fixed_schedule")], 8)
     masks = torch.zeros(1, 2, VOCABULARY)
     masks[..., 8] = 5.0
@@ -106,7 +106,7 @@ def test_the_next_block_of_a_row_counts_anew():
 
 
 @pytest.mark.parametrize("given_positions", [False, True])
-def test_drawn_masks_stay_masked_and_later_the_argmax_takes_their_place(given_positions):
+def test_sampled_masks_stay_masked_until_the_argmax_replaces_them(given_positions):
     batch = start(3, [create_policy("fixed_schedule", tokens_per_step=3)], 8)
     logits = torch.zeros(1, 3, VOCABULARY)
     logits[0, :, 8] = 5.0
@@ -132,7 +132,7 @@ class Overwriting(UnmaskPolicy):
         return ~step.masked
 
 
-def test_an_edit_puts_no_mask():
+def test_an_edit_never_writes_a_mask():
     batch = BlockBatch.start(torch.tensor([[1, 2, 8]]), [Overwriting()], mask_token_id=8)
     logits = torch.zeros(1, 3, VOCABULARY)
     logits[0, 0, 8], logits[0, 1, 5], logits[0, 2, 6] = 9.0, 9.0, 9.0

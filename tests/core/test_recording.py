@@ -1,4 +1,4 @@
-"""Frames of a decode, held against the steps themselves."""
+"""Frames of a decode, compared with its steps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LENGTH, MASK, EOT, VOCABULARY = 4, 11, 10, 12
 
 
 def decoded(seed, rows, in_prompt, rule, watch):
-    """Decode one block of each row and show every step to `watch`; the block at the end."""
+    """Decode one block of each row and pass every step to `watch`; returns the final block."""
     generator = torch.Generator().manual_seed(seed)
     present = torch.arange(LENGTH) >= torch.tensor(in_prompt).unsqueeze(-1)
     batch = BlockBatch.start(
@@ -40,7 +40,7 @@ def decoded(seed, rows, in_prompt, rule, watch):
     st.lists(st.integers(0, LENGTH - 1), min_size=1, max_size=3),
     st.sampled_from(["block", "predicted", "off"]),
 )
-def test_a_canvas_that_takes_all_frames_is_the_block_at_the_end(seed, in_prompt, rule):
+def test_applying_all_frames_gives_the_final_block(seed, in_prompt, rule):
     rows = len(in_prompt)
     recorder = Recorder(LENGTH)
     batch, outcomes = decoded(seed, rows, in_prompt, rule, recorder)
@@ -59,7 +59,7 @@ def test_a_canvas_that_takes_all_frames_is_the_block_at_the_end(seed, in_prompt,
 
 
 @given(st.integers(0, 2**31))
-def test_frames_hold_what_each_step_saw(seed):
+def test_frames_contain_what_each_step_saw(seed):
     read = []
     reader = FrameReader(LENGTH)
     _, outcomes = decoded(seed, 2, [0, 1], "block", lambda *step: read.append(reader.read(*step)))
@@ -74,7 +74,7 @@ def test_frames_hold_what_each_step_saw(seed):
                 assert prediction.confidence == outcome.step.confidence[row, i]
 
 
-def test_a_recorder_and_a_reader_say_the_same_and_logits_are_not_kept():
+def test_a_recorder_and_a_reader_agree_and_logits_are_not_kept():
     recorder, reader, read = Recorder(3), FrameReader(3), {0: [], 1: []}
 
     def watch(*step):

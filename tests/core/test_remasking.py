@@ -1,4 +1,4 @@
-"""What a step commits, edits and masks again, and where a text ends."""
+"""Which positions a step commits, edits and masks again, and where a text ends."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from tests.core.small_blocks import (
 
 
 @pytest.mark.parametrize("rule", [OFF, END])
-def test_absent_positions_take_nothing_back(rule):
-    """Remasking keeps to what is present; of what was committed it takes back all but one."""
+def test_absent_positions_are_not_masked_again(rule):
+    """Only present positions are masked again, and of the committed ones all but one."""
 
     class Wavering(RemaskingPolicy):
         def select(self, step, state):
@@ -40,15 +40,15 @@ def test_absent_positions_take_nothing_back(rule):
     assert outcome.committed.tolist() == present.tolist()
     assert outcome.remasked.sum(-1).tolist() == [2, 0]
     assert not (outcome.remasked & ~present).any()
-    # The least confident go back.
+    # The least confident ones are masked again.
     confidence = outcome.step.confidence[0, 1:]
     assert not outcome.remasked[0, 1 + int(confidence.argmax())]
     assert batch.step_index.tolist() == [1, 1]
     denoising_step(batch, logits, end_of_text=rule)
-    assert batch.step_index.tolist() == [2, 1]  # a full block takes no more steps
+    assert batch.step_index.tolist() == [2, 1]  # a full block counts no further steps
 
 
-def test_remasking_sees_the_block_as_it_stands_then():
+def test_remasking_sees_the_block_after_the_commits():
     class Looking(RemaskingPolicy):
         def select(self, step, state):
             return step.masked & (torch.arange(LENGTH) < 2)
@@ -65,7 +65,7 @@ def test_remasking_sees_the_block_as_it_stands_then():
 
 
 @pytest.mark.parametrize("rule", [OFF, END])
-def test_rows_of_a_policy_that_fails_to_remask_go_on_beside_others(rule):
+def test_rows_of_a_policy_that_fails_to_remask_continue_beside_others(rule):
     class Wavering(RemaskingPolicy):
         fails = False
 
@@ -89,7 +89,7 @@ def test_rows_of_a_policy_that_fails_to_remask_go_on_beside_others(rule):
         ]
 
 
-def test_an_end_of_text_that_is_no_end_may_be_masked_again():
+def test_an_ignored_end_of_text_may_be_masked_again():
     class Wavering(RemaskingPolicy):
         def select(self, step, state):
             return step.masked
@@ -114,8 +114,8 @@ def test_an_end_of_text_that_is_no_end_may_be_masked_again():
         assert outcome.remasked.tolist() == [[False, True, False, False]] * 2
 
 
-def test_an_edit_is_no_commit_that_may_be_taken_back():
-    """Of one commit and three edits none may be masked again: the block would not end."""
+def test_an_edit_does_not_count_as_a_commit_for_remasking():
+    """After one commit and three edits, none may be masked again: the block would never end."""
 
     class Wavering(RemaskingPolicy):
         edits = True
@@ -136,7 +136,7 @@ def test_an_edit_is_no_commit_that_may_be_taken_back():
     assert batch.tokens.tolist() == [[3] * LENGTH]
 
 
-def test_nothing_is_behind_the_end_where_nothing_is():
+def test_absent_positions_are_not_filled_after_the_end():
     present = torch.tensor([[True, True, True, False]])
     batch = BlockBatch.start(masks(1), [Noting(answer=True)], mask_token_id=MASK, present=present)
     logits = torch.zeros(1, LENGTH, VOCABULARY)
@@ -149,7 +149,7 @@ def test_nothing_is_behind_the_end_where_nothing_is():
     assert batch.tokens.tolist() == [[3, EOT, EOT, MASK]]
 
 
-def test_what_is_behind_the_end_was_not_masked_again():
+def test_positions_after_the_end_are_not_reported_as_masked_again():
     class Wavering(RemaskingPolicy):
         def select(self, step, state):
             return step.masked
@@ -167,7 +167,7 @@ def test_what_is_behind_the_end_was_not_masked_again():
     assert batch.tokens.tolist() == [[3, EOT, EOT, EOT]]
 
 
-def test_a_policy_that_may_edit_edits_what_it_names():
+def test_a_policy_with_edits_overwrites_the_positions_it_selects():
     class Editing(Noting):
         edits = True
 
@@ -183,7 +183,7 @@ def test_a_policy_that_may_edit_edits_what_it_names():
     assert batch.tokens.tolist() == [[3, 2, 3, MASK]]
 
 
-def test_a_text_ends_where_its_end_is_committed_and_only_there():
+def test_a_text_ends_only_at_a_committed_end_of_text():
     batch = BlockBatch.start(
         masks(3),
         [Noting()] * 3,
@@ -199,7 +199,7 @@ def test_a_text_ends_where_its_end_is_committed_and_only_there():
 
 
 @pytest.mark.parametrize("rule", ["argmax_if_empty", "leftmost_if_empty"])
-def test_a_rule_for_empty_selections_adds_to_no_other(rule):
+def test_a_rule_for_empty_selections_does_not_change_other_selections(rule):
     class Third(UnmaskPolicy):
         progress = rule
 

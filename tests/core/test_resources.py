@@ -1,4 +1,4 @@
-"""What policies read: by themselves each time, in a server once, before it begins."""
+"""Files of policies: read each time outside of servers, and once before a server starts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_without_a_server_a_file_is_read_each_time(tmp_path: Path) -> None:
     assert load(read, file) == "second"
 
 
-def test_a_server_reads_once_and_nothing_once_sealed(tmp_path: Path) -> None:
+def test_a_server_reads_a_file_once_and_none_after_sealing(tmp_path: Path) -> None:
     file, other, missing = tmp_path / "file", tmp_path / "other", tmp_path / "missing"
     file.write_text("first")
     other.write_text("other")

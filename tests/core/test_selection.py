@@ -20,7 +20,7 @@ def scores(draw):
 
 
 @given(scores(), st.integers(0, 13))
-def test_top_k_is_what_sorting_gives(case, k):
+def test_top_k_equals_sorting(case, k):
     score, candidates = case
     picked = top_k(score, candidates, k)
     for row in range(len(score)):
@@ -51,7 +51,7 @@ def test_ranks_are_a_permutation_with_candidates_first(case):
 
 
 @given(st.integers(0, 99), st.integers(40, 300))
-def test_of_equal_scores_the_leftmost_comes_first_in_a_long_row(seed, length):
+def test_the_leftmost_of_equal_scores_comes_first_in_a_long_row(seed, length):
     generator = torch.Generator().manual_seed(seed)
     score = torch.randint(3, (2, length), generator=generator).float()
     found = ranks(score, torch.ones(2, length, dtype=torch.bool))
@@ -61,7 +61,7 @@ def test_of_equal_scores_the_leftmost_comes_first_in_a_long_row(seed, length):
 
 
 @pytest.mark.parametrize("lowest", [-torch.inf, torch.nan, torch.finfo(torch.float32).min])
-def test_the_lowest_score_is_still_before_what_is_no_candidate(lowest):
+def test_the_lowest_score_ranks_before_non_candidates(lowest):
     score = torch.tensor([[0.9, lowest, 0.8]])
     candidates = torch.tensor([[False, True, False]])
     assert ranks(score, candidates)[0, 1] == 0
@@ -70,7 +70,7 @@ def test_the_lowest_score_is_still_before_what_is_no_candidate(lowest):
     assert not top_1(score, nobody).any()
 
 
-def test_nan_is_behind_every_number():
+def test_nan_ranks_after_every_number():
     score = torch.tensor([[torch.nan, -0.5, -torch.inf, -2.0]])
     candidates = torch.ones(1, 4, dtype=torch.bool)
     assert ranks(score, candidates).tolist() == [[2, 0, 3, 1]]
@@ -91,14 +91,14 @@ def test_k_per_row():
 
 
 @given(scores())
-def test_leftmost_is_the_first_candidate_alone(case):
+def test_leftmost_is_only_the_first_candidate(case):
     _, candidates = case
     for row, found in zip(candidates.tolist(), leftmost(candidates).tolist(), strict=True):
         first = row.index(True) if True in row else -1
         assert found == [i == first for i in range(len(row))]
 
 
-def test_nothing_leaves_the_device_of_the_scores():
+def test_results_stay_on_the_device_of_the_scores():
     score = torch.empty(2, 5, device="meta")
     candidates = torch.empty(2, 5, dtype=torch.bool, device="meta")
     k = torch.empty(2, dtype=torch.int64, device="meta")

@@ -1,4 +1,4 @@
-"""Blocks in slots: the same commits as a batch that holds nothing but them."""
+"""Blocks in slots: the same commits as in a batch of only these blocks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ END = EndOfText("block", (EOT,))
 
 
 class Persistent(UnmaskPolicy):
-    """What was predicted at the step before as well; its state alone decides."""
+    """Selects predictions that equal those of the previous step, which its state has."""
 
     def init_state(self, batch_size, block_length, device):
         return {"x0": torch.full((batch_size, block_length), -1, device=device)}
@@ -43,7 +43,7 @@ def slots_of() -> BlockSlots:
 
 
 def logits_of(slot: int, time: int) -> torch.Tensor:
-    """What a model says of a slot's block at its n-th step, (L, V)."""
+    """The logits of a slot's block at its n-th step, (L, V)."""
     generator = torch.Generator().manual_seed(1000 * slot + time)
     return torch.randn(LENGTH, VOCABULARY, generator=generator) * 2
 
@@ -51,7 +51,7 @@ def logits_of(slot: int, time: int) -> torch.Tensor:
 def alone(
     slot: int, policy: UnmaskPolicy, first: list[int], ignores_end: bool, steps: int
 ) -> list[list[int]]:
-    """The slot's block after each step, with nothing beside it; the next one follows a full one."""
+    """The slot's block after each step, decoded alone; a full block is followed by the next."""
     tokens = torch.tensor([first])
     batch, seen, block_index = None, [], 0
     for time in range(steps):
@@ -73,7 +73,7 @@ def alone(
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_each_slot_goes_its_own_way(data: st.DataObject) -> None:
+def test_each_slot_decodes_as_it_does_alone(data: st.DataObject) -> None:
     policies = [
         create_policy("confidence_threshold", threshold=0.5),
         create_policy("fixed_schedule", tokens_per_step=2),
@@ -114,7 +114,7 @@ def test_each_slot_goes_its_own_way(data: st.DataObject) -> None:
         assert seen[slot] == expected[slot][: len(seen[slot])]
 
 
-def test_what_nobody_runs_is_forgotten() -> None:
+def test_policies_that_no_slot_runs_are_released() -> None:
     slots, policy = slots_of(), Persistent()
     for slot in (2, 4):
         slots.assign(slot, policy, [MASK] * LENGTH, [True] * LENGTH)
@@ -127,7 +127,7 @@ def test_what_nobody_runs_is_forgotten() -> None:
     assert (len(slots), slots.policies) == (0, [])
 
 
-def test_a_slot_that_gets_another_policy_forgets_the_one_before() -> None:
+def test_a_slot_that_gets_another_policy_releases_the_previous_one() -> None:
     slots, policy = slots_of(), Persistent()
     slots.assign(3, policy, [MASK] * LENGTH, [True] * LENGTH)
     other = create_policy("fixed_schedule")
@@ -135,7 +135,7 @@ def test_a_slot_that_gets_another_policy_forgets_the_one_before() -> None:
     assert (len(slots), slots.policies, slots.policy_of(3)) == (1, [other], other)
 
 
-def test_a_slot_heeds_the_end_of_text_unless_told_otherwise() -> None:
+def test_a_slot_ends_at_the_end_of_text_by_default() -> None:
     slots, policy = slots_of(), create_policy("fixed_schedule", tokens_per_step=1)
     slots.assign(0, policy, [MASK] * LENGTH, [True] * LENGTH)
     slots.assign(1, policy, [MASK] * LENGTH, [True] * LENGTH, ignores_end=True)
@@ -146,7 +146,7 @@ def test_a_slot_heeds_the_end_of_text_unless_told_otherwise() -> None:
     assert outcome.ended.tolist() == [True, False]
 
 
-def test_a_slot_lies_in_a_canvas_of_its_own_block_unless_told_otherwise() -> None:
+def test_the_canvas_of_a_slot_is_its_own_block_by_default() -> None:
     slots, policy = slots_of(), Persistent()
     slots.assign(0, policy, [MASK] * LENGTH, [True] * LENGTH)
     slots.assign(1, policy, [MASK] * LENGTH, [True] * LENGTH, canvas_length=3 * LENGTH)
@@ -169,7 +169,7 @@ def test_the_reference_reaches_the_policy() -> None:
     assert batch.block.masked.tolist() == [[True, False, True, False, False]]
 
 
-def test_a_batch_has_generators_only_where_one_of_its_slots_has() -> None:
+def test_a_batch_has_generators_only_if_one_of_its_slots_has_one() -> None:
     slots = slots_of()
     for slot in range(4):  # four policies
         generator = torch.Generator().manual_seed(slot) if slot == 1 else None
@@ -180,14 +180,14 @@ def test_a_batch_has_generators_only_where_one_of_its_slots_has() -> None:
     assert both is not None and [each is None for each in both] == [True, False]
 
 
-def test_what_fails_in_a_slot_is_left_to_the_progress_rule() -> None:
+def test_a_policy_that_fails_leaves_its_slot_to_the_progress_rule() -> None:
     slots = slots_of()
     slots.assign(0, Persistent(), [MASK] * LENGTH, [True] * LENGTH)
     assert slots.take(np.array([0])).block.on_error == "progress"
 
 
 class Vast(UnmaskPolicy):
-    """Its state has no room anywhere, though it was made without taking any."""
+    """Its state is too large for any memory, but is created without allocating it."""
 
     def init_state(self, batch_size, block_length, device):
         return {"vast": torch.zeros(batch_size, 1).expand(batch_size, 2**58)}
@@ -196,7 +196,7 @@ class Vast(UnmaskPolicy):
         return step.masked
 
 
-def test_a_policy_whose_state_finds_no_room_leaves_its_slots_to_the_progress_rule(
+def test_a_policy_whose_state_does_not_fit_leaves_its_slots_to_the_progress_rule(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(policy_calls, "_failed", set())
@@ -225,7 +225,7 @@ class Counting(UnmaskPolicy):
         return torch.zeros_like(step.masked)
 
 
-def test_the_next_block_begins_in_the_rows_that_are_named_and_nowhere_else() -> None:
+def test_the_next_block_begins_only_in_the_given_rows() -> None:
     slots, policy = slots_of(), Counting()
     present = [True] * 4 + [False]
     for slot in (0, 3, 5):
@@ -255,7 +255,7 @@ def test_the_next_block_begins_in_the_rows_that_are_named_and_nowhere_else() -> 
     assert state["cube"].flatten(1).tolist() == [[30] * 6, [31] * 6, [31] * 6]
 
 
-def test_many_policies_in_many_slots_are_told_apart() -> None:
+def test_many_policies_in_many_slots_are_kept_apart() -> None:
     slots, policies = slots_of(), [Counting() for _ in range(SLOTS)]
     for slot, policy in enumerate(policies):
         generator = torch.Generator() if slot % 2 else None
@@ -280,7 +280,7 @@ def test_a_policy_may_keep_and_change_the_state_that_it_gave() -> None:
     assert state["plain"].tolist() == [10, 10]
 
 
-def test_a_reused_slot_begins_anew() -> None:
+def test_a_reused_slot_begins_with_a_fresh_state() -> None:
     slots, policy = slots_of(), Persistent()
     results = []
     for _ in range(2):

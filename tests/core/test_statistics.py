@@ -1,4 +1,4 @@
-"""row_statistics by every kernel: against a float64 reference, and independent of the batch."""
+"""row_statistics by every kernel: equal to a float64 reference and independent of the batch."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ KINDS = ["random", "ties", "some -inf", "one huge", "all equal", "descending"]
 DEVICES = {
     "eager": "cpu",
     "numba": "cpu",
-    "triton": "cuda" if torch.cuda.is_available() else "cpu",  # there in its interpreter
+    "triton": "cuda" if torch.cuda.is_available() else "cpu",  # in its interpreter
 }
 
-# What Triton's interpreter says of NaN and infinity, which these tests are about.
+# Warnings of Triton's interpreter about NaN and infinity, which these tests use.
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning:triton")
 
 
@@ -39,7 +39,7 @@ def kernel(request):
 
 
 def run(kernel: str, logits: torch.Tensor, *args, **kwargs) -> RowStatistics:
-    """row_statistics by one kernel, on its device and back."""
+    """row_statistics by one kernel on its device; the results are moved to the CPU."""
     device = DEVICES[kernel]
     kwargs = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in kwargs.items()}
     found = row_statistics(logits.to(device), *args, kernel=kernel, **kwargs)
@@ -143,13 +143,13 @@ def test_logits_in_any_layout(kernel):
         assert all(torch.equal(getattr(found, name), getattr(wanted, name)) for name in NAMES)
 
 
-def test_what_is_not_required_is_not_computed(kernel):
+def test_statistics_that_are_not_required_are_not_computed(kernel):
     found = run(kernel, torch.randn(2, 5))
     assert found.entropy is None
     assert found.margin is None
 
 
-def test_what_else_is_required_changes_nothing(kernel):
+def test_other_required_statistics_change_nothing(kernel):
     logits = make_rows("random", 3, 3000, 5)
     plain, all_ = run(kernel, logits), run(kernel, logits, EVERYTHING)
     assert torch.equal(plain.x0, all_.x0)
@@ -186,7 +186,7 @@ def test_nan_is_nan_and_stays_in_its_row(kernel, dtype, nan, place):
     assert 0 <= found.x0[1] < 2000
 
 
-def test_nothing_but_minus_infinity_is_nan(kernel):
+def test_rows_of_only_minus_infinity_are_nan(kernel):
     logits = torch.full((2, 600), -torch.inf)
     logits[1, 5] = 0.0
     found = run(kernel, logits, EVERYTHING)
@@ -222,7 +222,7 @@ def test_rows_and_tokens_that_do_not_exist_are_refused():
         row_statistics(logits, x0=torch.tensor([0, 9000, 1]), kernel="numba")
 
 
-def test_threads_may_ask_at_the_same_time():
+def test_threads_may_call_at_the_same_time():
     pytest.importorskip("numba")
     logits = [make_rows("random", 40, 20_000, seed) for seed in range(6)]
     wanted = [row_statistics(one, EVERYTHING, kernel="numba") for one in logits]
@@ -232,7 +232,7 @@ def test_threads_may_ask_at_the_same_time():
         assert all(torch.equal(getattr(one, name), getattr(other, name)) for name in NAMES)
 
 
-def test_a_forked_process_may_ask_too():
+def test_a_forked_process_may_call_too():
     pytest.importorskip("numba")
     source = """
 import os, torch
@@ -258,7 +258,7 @@ def choose(device="cpu", dtype=torch.bfloat16, vocabulary=150_000, asked=None):
 
 @pytest.fixture
 def without(monkeypatch):
-    """A function after which a package counts as not installed."""
+    """A function that makes a package count as not installed."""
     monkeypatch.delenv(ENVIRONMENT, raising=False)
     dispatch._announce.cache_clear()
     return lambda package: monkeypatch.setitem(dispatch._INSTALLED, package, False)
@@ -274,7 +274,7 @@ def test_the_fastest_kernel_is_chosen_by_device_and_vocabulary(without):
 
 
 @pytest.mark.parametrize(("package", "device"), [("numba", "cpu"), ("triton", "cuda")])
-def test_a_missing_kernel_is_announced_once_and_an_error_if_asked_for(
+def test_a_missing_kernel_is_announced_once_and_an_error_if_selected(
     without, package, device, caplog
 ):
     without(package)
@@ -293,7 +293,7 @@ def test_a_dtype_that_only_eager_reads_is_announced(without, caplog):
     assert "float64" in caplog.text
 
 
-def test_a_kernel_is_asked_for_by_name(without, monkeypatch):
+def test_a_kernel_is_selected_by_name(without, monkeypatch):
     assert choose(asked="eager") == "eager"
     monkeypatch.setenv(ENVIRONMENT, "eager")
     assert choose() == "eager"
@@ -345,7 +345,7 @@ def test_a_kernel_runs_on_fake_tensors_without_reading_a_value(kernel):
     assert [getattr(found, name).shape for name in NAMES] == [(4,)] * 4
 
 
-def test_a_kernel_is_one_graph_to_the_compiler(kernel):
+def test_a_kernel_compiles_to_one_graph(kernel):
     logits = make_rows("random", 4, 9000, 0).to(DEVICES[kernel])
 
     def both(logits):

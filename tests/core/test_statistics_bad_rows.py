@@ -1,4 +1,4 @@
-"""Rows that hold no numbers: every kernel predicts the same token, and never the suppressed one."""
+"""Rows of NaN or infinity: every kernel predicts the same token, and never the suppressed one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from l2pd_plugins.statistics import KERNELS, row_statistics
 EVERYTHING = frozenset({"confidence", "entropy", "margin"})
 INFINITY, NAN = float("inf"), float("nan")
 
-# What Triton's interpreter says of NaN and infinity, which these tests are about.
+# Warnings of Triton's interpreter about NaN and infinity, which these tests use.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning:triton"),
     pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning:triton"),
@@ -33,7 +33,7 @@ def run(kernel: str, logits: torch.Tensor, suppress: int | None):
 
 
 def plain_argmax(row: list[float], suppress: int | None) -> int:
-    """The first NaN, else the first of the highest, among the columns that may be predicted."""
+    """The first NaN, else the first highest value, among the columns that may be predicted."""
     open_columns = [i for i in range(len(row)) if i != suppress] or [0]
     for i in open_columns:
         if row[i] != row[i]:
@@ -42,7 +42,7 @@ def plain_argmax(row: list[float], suppress: int | None) -> int:
 
 
 @pytest.mark.parametrize("suppress", [None, 0, 1, 300, 4095, 4096, 4999])
-def test_a_row_of_nothing_but_minus_infinity_predicts_the_first_open_column(kernel, suppress):
+def test_a_row_of_only_minus_infinity_predicts_the_first_open_column(kernel, suppress):
     found, confidence = run(kernel, torch.full((3, 5000), -INFINITY), suppress)
     assert found == [1 if suppress == 0 else 0] * 3
     assert all(value != value for value in confidence)

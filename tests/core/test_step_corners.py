@@ -1,4 +1,4 @@
-"""Corners of the step: edits behind an ignored end, generators by row, batches without rows."""
+"""Corner cases of the step: edits after an ignored end, generators, batches without rows."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Overwriting(UnmaskPolicy):
 
 
 class Drawing(UnmaskPolicy):
-    """Draws where it can, and notes what it was shown."""
+    """Draws random numbers if it has a generator, and records its steps."""
 
     def __init__(self):
         self.seen = []
@@ -79,7 +79,7 @@ def test_rows_that_ignore_the_end_may_edit_it_beside_rows_of_other_policies():
     assert batch.tokens[1:, 0].tolist() == [EOT, EOT, 3]
 
 
-def test_a_slot_without_a_generator_leaves_the_others_theirs():
+def test_a_slot_without_a_generator_does_not_affect_the_others():
     policy = Drawing()
     generators = [generator_of(0), None, generator_of(2), None]
 
@@ -107,7 +107,7 @@ def test_a_slot_without_a_generator_leaves_the_others_theirs():
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [2, 3, 0, 1], [3, 0, 2, 1], [1], [3]])
-def test_gathering_keeps_each_row_its_generator_in_any_order(order):
+def test_gathering_in_any_order_keeps_the_generator_of_each_row(order):
     policy, generators = Drawing(), [generator_of(0), generator_of(1)]
     tokens = torch.full((2, LENGTH), MASK)
     first = BlockBatch.start(tokens, [policy] * 2, mask_token_id=MASK, generators=generators)
@@ -121,7 +121,7 @@ def test_gathering_keeps_each_row_its_generator_in_any_order(order):
     assert shown == [each for each in wanted if each is not None]
 
 
-def test_gathered_again_the_rows_draw_as_if_alone():
+def test_rows_gathered_twice_draw_as_they_do_alone():
     def alone(seed):
         batch = BlockBatch.start(
             torch.full((1, LENGTH), MASK),
@@ -150,7 +150,7 @@ def test_gathered_again_the_rows_draw_as_if_alone():
 @pytest.mark.parametrize("observe", [frozenset(), frozenset({"logits", "committed", "entropy"})])
 @pytest.mark.parametrize("positions", [None, torch.empty(0, dtype=torch.int64)])
 @pytest.mark.parametrize("rule", ["off", "block", "predicted"])
-def test_a_batch_without_rows_goes_on(observe, positions, rule):
+def test_a_batch_without_rows_can_be_stepped(observe, positions, rule):
     batch = BlockBatch.start(
         torch.full((2, LENGTH), MASK),
         [Steady(), Overwriting()],
@@ -181,13 +181,13 @@ def test_a_batch_without_rows_goes_on(observe, positions, rule):
     assert started.requires == frozenset()
 
 
-def test_nothing_to_gather_is_refused():
+def test_gathering_from_no_batches_is_refused():
     with pytest.raises(ValueError, match="no rows to gather"):
         BlockBatch.gather([])
 
 
 @pytest.mark.parametrize("empty", [np.array([]), np.array([], dtype=np.int64)])
-def test_no_slots_are_taken(empty):
+def test_an_empty_list_of_slots_is_accepted(empty):
     slots = BlockSlots(2, LENGTH, mask_token_id=MASK, device=torch.device("cpu"))
     slots.assign(0, Steady(), [MASK] * LENGTH, [True] * LENGTH)
     batch = slots.take(empty)

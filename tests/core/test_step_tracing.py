@@ -1,4 +1,4 @@
-"""The step never waits: it runs on fake tensors, which hold no value to read, and as one graph."""
+"""The step never synchronises: it runs on fake tensors, which have no values, and as one graph."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RULES = ["block", "predicted", "off"]
 
 @pytest.fixture(params=POLICIES)
 def policies(request):
-    """The policy for most rows, and another one beside it, so that rows are grouped."""
+    """The policy for most rows, and another policy for the others, so that rows are grouped."""
     return [POLICIES[request.param](), create_policy("fixed_schedule")]
 
 
@@ -50,7 +50,7 @@ def take(batch, logits, rule, positions=None):
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("vocabulary", [12, 9000])
 def test_no_step_reads_a_value(policies, rule, vocabulary):
-    # A learned policy puts its filter on the device at the first block; that is not the step.
+    # A learned policy moves its filter to the device when the first block starts, not in a step.
     start(policies, torch.full((ROWS, LENGTH), MASK))
     with FakeTensorMode(allow_non_fake_inputs=True):
         batch = start(policies, torch.full((ROWS, LENGTH), MASK))
@@ -60,13 +60,13 @@ def test_no_step_reads_a_value(policies, rule, vocabulary):
     assert batch.tokens.shape == (ROWS, LENGTH)
 
 
-def test_the_check_itself_sees_a_read():
+def test_the_check_detects_a_read():
     with FakeTensorMode(), pytest.raises(DataDependentOutputException):
         torch.empty(3).sum().item()
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_the_step_compiles_to_one_graph_and_gives_the_same(policies, rule):
+def test_the_step_compiles_to_one_graph_with_the_same_result(policies, rule):
     torch._dynamo.reset()
     generator = torch.Generator().manual_seed(0)
     compiled = torch.compile(take, fullgraph=True, backend="aot_eager", dynamic=False)

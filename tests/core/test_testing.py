@@ -1,4 +1,4 @@
-"""The kit passes a correct policy, and catches each broken one by the check meant for it."""
+"""The kit passes a correct policy, and the intended check catches each broken policy."""
 
 from __future__ import annotations
 

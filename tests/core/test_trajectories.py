@@ -1,4 +1,4 @@
-"""Trajectories survive the way to disk; what is broken or made otherwise is refused."""
+"""Trajectories survive saving and loading; broken ones and other settings are refused."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_other_settings_are_refused_by_name(tmp_path):
         write_manifest(tmp_path, dataclasses.replace(MANIFEST, max_new_tokens=32))
 
 
-def test_what_is_broken_is_refused(tmp_path):
+def test_broken_folders_are_refused(tmp_path):
     with pytest.raises(L2PDError, match="holds no trajectories"):
         read_manifest(tmp_path)
     (tmp_path / "manifest.json").write_text("[]")

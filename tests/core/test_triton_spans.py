@@ -1,4 +1,4 @@
-"""The Triton kernels with short spans: every row lies in several, and small rows show all of it.
+"""The Triton kernels with short spans, so that even small rows have several spans.
 
 Without a GPU they run in Triton's interpreter.
 """
@@ -27,7 +27,7 @@ def run_kernel(logits, rows=None, given=None, suppress=-1, entropy=True, margin=
 
 @pytest.fixture(params=[8, 4096])
 def run(request, monkeypatch):
-    """Runs the kernel with this many columns per span."""
+    """A function that runs the kernel with this many columns per span."""
     monkeypatch.setattr(triton_kernel, "_SPAN", request.param)
     return run_kernel
 
@@ -67,18 +67,18 @@ def test_rows_without_numbers(run, suppress):
 @pytest.mark.parametrize(
     ("first", "second"), [(0, 1), (7, 8), (8, 7), (16, 19), (19, 0), (3, 12), (12, 3)]
 )
-def test_maximum_and_runner_up_in_any_two_spans(run, first, second):
+def test_maximum_and_runner_up_are_found_in_any_two_spans(run, first, second):
     logits = logits_of(1, 20) / 3
     logits[0, second] = 5.5
     logits[0, first] = 6.0
     assert values_of(run(logits), 0) == pytest.approx(plain(logits[0], -1), abs=2e-6)
-    logits[0, second] = 6.0  # equal to it: the first of both
+    logits[0, second] = 6.0  # equal to the maximum: the first of both is predicted
     assert values_of(run(logits), 0) == pytest.approx(plain(logits[0], -1), abs=2e-6)
 
 
 @pytest.mark.parametrize("entropy", [False, True])
 @pytest.mark.parametrize("margin", [False, True])
-def test_what_is_not_asked_for_is_empty(run, entropy, margin):
+def test_statistics_that_are_not_required_are_empty(run, entropy, margin):
     logits = logits_of(3, 20)
     found = run(logits, torch.tensor([0, -1]), entropy=entropy, margin=margin)
     assert [len(each) for each in found] == [2, 2, 2 * entropy, 2 * margin]
@@ -100,7 +100,7 @@ def test_one_column_that_is_suppressed(run):
     assert values_of(run(torch.zeros(1, 1)), 0) == [0, 1, 0, 1]
 
 
-def test_spans_of_nothing_but_minus_infinity_add_nothing(run):
+def test_spans_of_only_minus_infinity_add_nothing(run):
     logits = torch.full((2, 20), -torch.inf)
     logits[0, 9] = logits[0, 11] = 1.0
     logits[1, 19], logits[1, 0] = 3.0, -3e38
@@ -109,7 +109,7 @@ def test_spans_of_nothing_but_minus_infinity_add_nothing(run):
         assert values_of(found, at) == pytest.approx(plain(logits[at], -1), abs=2e-6)
 
 
-def test_any_layout_and_only_the_rows_of_the_view(run):
+def test_any_layout_is_read_and_only_the_rows_of_the_view(run):
     wide = logits_of(4, 30)
     wanted = run(wide[1:, 10:25].contiguous())
     for view in (wide[1:, 10:25], wide[1:, 10:25].t().contiguous().t()):
@@ -117,17 +117,17 @@ def test_any_layout_and_only_the_rows_of_the_view(run):
 
 
 @pytest.mark.parametrize("run", [8], indirect=True)
-def test_what_lies_beside_a_row_is_no_part_of_it(run):
-    """Three spans, which the kernel rounds up to four. All logits of row 2 are above those of
-    row 1, and row 3 is nothing but NaN."""
+def test_values_beside_a_row_do_not_affect_it(run):
+    """There are three spans, which the kernel rounds up to four. All logits of row 2 are above
+    those of row 1, and row 3 has only NaN."""
     logits = logits_of(4, 20) - torch.tensor([[0.0], [60.0], [0.0], [torch.nan]])
     found = run(logits)
     for at in range(3):
         assert values_of(found, at) == pytest.approx(plain(logits[at], -1), abs=2e-6)
 
 
-def test_nothing_is_read_where_there_is_no_row(run):
-    """A read so far away would end the process."""
+def test_nothing_is_read_for_negative_row_numbers(run):
+    """A read at such an address would end the process."""
     rows, tokens = torch.tensor([-(1 << 40), 1]), torch.tensor([3, 3])
     for given in (tokens, None):
         found = run(logits_of(2, 20), rows, given)
@@ -143,7 +143,7 @@ def test_the_default_device_is_not_used(run):
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
-def test_more_columns_than_a_span_of_the_usual_size_has():
+def test_rows_longer_than_a_usual_span():
     logits = logits_of(1, triton_kernel._SPAN + 4)
     logits[0, -2] = 15.0
     assert values_of(run_kernel(logits), 0) == pytest.approx(plain(logits[0], -1), abs=2e-6)
@@ -151,6 +151,8 @@ def test_more_columns_than_a_span_of_the_usual_size_has():
 
 def test_rows_that_are_contiguous_are_not_copied(run):
     logits = logits_of(1, 20).to(DEVICE)
-    found = run(logits.expand(1 << 40, 20), torch.tensor([1 << 39, 0]))  # a copy has no room
+    found = run(
+        logits.expand(1 << 40, 20), torch.tensor([1 << 39, 0])
+    )  # there is no memory for a copy
     for at in range(2):
         assert values_of(found, at) == pytest.approx(plain(logits[0].cpu(), -1), abs=2e-6)

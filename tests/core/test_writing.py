@@ -1,4 +1,4 @@
-"""Files and folders appear whole or not at all, however the writer ends."""
+"""Files and folders are written completely or not at all, however the writer ends."""
 
 import errno
 import os
@@ -34,7 +34,7 @@ def names(folder: Path) -> list[str]:
 
 
 def of_dead_process(path: Path, kind: str = "tmp") -> Path:
-    """The temporary name that a process which has ended would have used."""
+    """The temporary name that an ended process would have used."""
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     made = temporary_of(path, kind)
@@ -43,8 +43,8 @@ def of_dead_process(path: Path, kind: str = "tmp") -> Path:
 
 @contextmanager
 def full_disk() -> Iterator[None]:
-    """No file may grow over 100 bytes: writing more fails as on a full disk. Not a fixture, under
-    which pytest would have to write its own report."""
+    """Limit files to 100 bytes, so that writing more fails as on a full disk. This is no fixture,
+    because pytest could then not write its own report."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
@@ -82,7 +82,7 @@ def test_a_full_disk_leaves_the_old_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "path", ["file/x.json", "no/such/x.json", "/proc/x.json", "/dev/null/x.json", "folder"]
 )
-def test_where_nothing_can_be_written_is_said_before(tmp_path: Path, path: str) -> None:
+def test_an_unwritable_path_is_refused_before_the_work(tmp_path: Path, path: str) -> None:
     (tmp_path / "file").write_text("mine")
     (tmp_path / "folder").mkdir()
     with pytest.raises(L2PDError, match=r"^--plot p"):
@@ -93,7 +93,7 @@ def test_where_nothing_can_be_written_is_said_before(tmp_path: Path, path: str) 
     assert names(tmp_path) == ["file", "folder"]
 
 
-def test_what_can_be_written_stays_as_it_is(tmp_path: Path) -> None:
+def test_the_check_leaves_a_writable_path_unchanged(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("mine")
     require_writable(tmp_path / "x")
     require_writable(tmp_path / "y.png")
@@ -114,7 +114,7 @@ def test_a_device_is_written_to_and_not_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "link").is_symlink() and (tmp_path / "real").read_text() == "x"
 
 
-def test_a_mistake_of_ours_is_not_hidden(tmp_path: Path) -> None:
+def test_a_programming_error_is_not_hidden(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         write_whole(tmp_path / "x", lambda path: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -122,7 +122,7 @@ def test_a_mistake_of_ours_is_not_hidden(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
-def test_what_cannot_be_a_folder_is_said_before(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_a_folder_is_refused_before_the_work(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     (tmp_path / "full" / "of").mkdir(parents=True)
     for path, words in (
@@ -139,8 +139,8 @@ def test_what_cannot_be_a_folder_is_said_before(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("exchange", [True, False])
-def test_a_folder_is_swapped_whole(tmp_path: Path, monkeypatch, exchange: bool) -> None:
-    """What the old one has besides is kept, as the same file."""
+def test_a_folder_is_replaced_in_one_operation(tmp_path: Path, monkeypatch, exchange: bool) -> None:
+    """Other files of the old folder are kept, as the same files."""
     if not exchange:
         monkeypatch.setattr(writing, "_exchange", lambda one, other: False)
     folder = tmp_path / "filter.v2"
@@ -155,7 +155,7 @@ def test_a_folder_is_swapped_whole(tmp_path: Path, monkeypatch, exchange: bool) 
 
 @pytest.mark.parametrize("code", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, None])
 def test_a_disk_without_hard_links(tmp_path: Path, monkeypatch, code: int | None) -> None:
-    """What the old folder has besides is copied, with its time and mode; links stay links."""
+    """Other files of the old folder are copied, with time and mode; links stay links."""
 
     def link(*args: object, **keywords: object) -> None:
         raise OSError(code, os.strerror(code)) if code else NotImplementedError
@@ -197,7 +197,9 @@ def test_a_disk_that_cannot_sync(tmp_path: Path, monkeypatch) -> None:
     assert (tmp_path / "a").read_text() == "1"
 
 
-def test_what_was_made_is_told_where_it_cannot_be_put(tmp_path: Path, monkeypatch) -> None:
+def test_the_temporary_copy_is_named_if_the_target_cannot_be_written(
+    tmp_path: Path, monkeypatch
+) -> None:
     def fail(new: Path, place: Path) -> None:
         raise OSError(30, "Read-only file system")
 
@@ -212,19 +214,19 @@ def test_what_was_made_is_told_where_it_cannot_be_put(tmp_path: Path, monkeypatc
     assert kept.is_dir()
 
 
-def test_an_interrupted_swap_is_undone(tmp_path: Path) -> None:
+def test_an_interrupted_replacement_is_undone(tmp_path: Path) -> None:
     folder = tmp_path / "filter.v2"
     old = of_dead_process(folder, "old")
     old.mkdir()
     (old / "a").write_text("old")
-    assert sweep(tmp_path) == []  # it is all that there is
+    assert sweep(tmp_path) == []  # the folder exists only under this name
     recover(folder)
     assert (folder / "a").read_text() == "old" and names(tmp_path) == ["filter.v2"]
     recover(folder)
     assert names(tmp_path) == ["filter.v2"]
 
 
-def test_leftovers_of_ended_processes_are_swept(tmp_path: Path) -> None:
+def test_leftover_files_of_ended_processes_are_removed(tmp_path: Path) -> None:
     path = tmp_path / "shard-0.safetensors"
     path.write_text("mine")
     dead = [of_dead_process(path), of_dead_process(path, "old"), of_dead_process(tmp_path / "d")]
@@ -259,7 +261,7 @@ while True:
 
 @contextmanager
 def opened_folder(folder: Path) -> Iterator[Callable[[str], str]]:
-    """Reads files of the folder that has this path now, whatever has the path later."""
+    """Reads files of the folder that has this path now, even if another gets the path later."""
     descriptor = os.open(folder, os.O_RDONLY)
 
     def read(name: str) -> str:
@@ -274,11 +276,11 @@ def opened_folder(folder: Path) -> Iterator[Callable[[str], str]]:
 
 @pytest.mark.parametrize("way", ["exchanged", "moved"])
 def test_a_reader_never_finds_a_mixed_folder(tmp_path: Path, way: str) -> None:
-    """The writer is killed at some moment, again and again; a reader looks all the time.
+    """The writer is killed at random moments, again and again, while a reader reads all the time.
 
-    The reader holds the folder open and reads below it: inode numbers alone cannot tell two folders
-    apart, since a new one may be given the number of one that is gone. Where the system can
-    exchange, there is always a folder; else `recover` brings it back.
+    The reader keeps the folder open and reads through it: inode numbers cannot distinguish two
+    folders, since a new one may get the number of a removed one. If the system can exchange two
+    folders atomically, there is always a folder; otherwise `recover` restores it.
     """
     folder = tmp_path / "filter"
     read = gone = 0
