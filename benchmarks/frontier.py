@@ -65,8 +65,8 @@ from l2pd_tools.tiny_world import TASKS
 
 SMALL = ("tiny-llada", "tiny-sdar")
 CACHES = {"tiny-llada": "dual"}
-"""Where it is not the model's own default: tiny-llada gives the same answers with it, sooner.
-Policies that look ahead have the default, with which they can."""
+"""Caches other than the model's default: with this one tiny-llada gives the same answers, faster.
+Policies that look ahead use the default, since they need a cache that supports it."""
 REFERENCE = "fixed_schedule"
 
 
@@ -99,8 +99,8 @@ SWEEPS: dict[str, list[dict[str, Any]]] = {
     "pc_sampler": [{"tokens_per_step": 4}],
     "saber": [{}],
 }
-"""The settings of each policy, the default first. A policy that takes many steps has one: another
-would cost as much as several of others."""
+"""The settings of each policy, the default first. A policy that takes many steps has one setting:
+another one would cost as much as several settings of other policies."""
 
 
 def main() -> None:
@@ -306,7 +306,7 @@ class Job:
     folder: Path
     """Folder of the references, and of the files that policies read."""
     deadline: float
-    """Seconds of `time.time` after which nothing new is begun."""
+    """The value of `time.time` after which no new setting is started."""
 
     def refusals(self, model: str, settings: list[tuple[str, dict[str, Any]]]) -> list[str | None]:
         """Why each setting cannot be decoded on a model; None where it can.

@@ -1,4 +1,4 @@
-"""Fixtures that several folders share."""
+"""Fixtures that several folders of tests share."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from hypothesis import settings
 
 from l2pd_plugins import DenoisingStep, plugins
 
-settings.register_profile("no deadline", deadline=None)  # no test is one of the clock
+settings.register_profile("no deadline", deadline=None)  # no test depends on the wall clock
 settings.load_profile("no deadline")
 
 if not torch.cuda.is_available():
-    # Before anything imports Triton: without a GPU its kernels run in its interpreter.
+    # Set before anything imports Triton: without a GPU its kernels run in its interpreter.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
@@ -66,7 +66,7 @@ class PluginSite:
         )
 
     def l2pd(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run the command line in a process of its own."""
+        """Run the command line in a separate process."""
         start = "from l2pd_tools.cli import main; main()"
         return self.run("-c", start, *arguments, **environment)
 
@@ -90,7 +90,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PluginSite
 
 @pytest.fixture(scope="session")
 def make_step():
-    """A function that makes the step a policy sees, from plain lists."""
+    """A function that makes a DenoisingStep from plain lists."""
 
     def make_step(
         confidence,

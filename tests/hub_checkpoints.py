@@ -1,9 +1,9 @@
-"""Small random checkpoints in the layout of the hub, and what they compute, in plain PyTorch.
+"""Small random checkpoints in the layout of the hub, and their forward passes in plain PyTorch.
 
 Longer than 400 lines: it is one list of architectures, each written out in full.
 
-Written from the descriptions of the architectures: config fields, names of weights, shards and
-tokenizer files are those of the hub; the forward pass knows nothing of any library's models.
+Config fields, names of weights, shards and tokenizer files are those of the hub. The forward passes
+are written from the descriptions of the architectures and use no library's models.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ QWEN = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a family's checkpoint is."""
+    """Description of a family's checkpoint."""
 
     config: Mapping[str, object]
     names: Mapping[str, str]
@@ -69,19 +69,19 @@ class Checkpoint:
     epsilon: float
     kv_heads: int = HEADS
     biases: bool = False
-    """Of queries, keys and values."""
+    """Whether queries, keys and values have a bias."""
     head_norms: bool = False
-    """Of each head's query and key."""
+    """Whether each head's query and key are normalised."""
     experts: int = 0
     chosen: int = 2
-    """Experts that see a token."""
+    """The number of experts that a token is routed to."""
     shift: int = 0
-    """How far before a position its logits are."""
+    """By how many positions the logits of a position precede it."""
     block: int = 0
-    """Length of its blocks, if it is block-causal; else 0."""
+    """The block length of a block-causal model; else 0."""
     files: tuple[str, ...] = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
     tokens: Mapping[str, object] = field(default_factory=dict)
-    """More of tokenizer_config.json."""
+    """Further fields of tokenizer_config.json."""
 
 
 _QWEN_CONFIG = {
@@ -242,7 +242,7 @@ CHECKPOINTS = {
 
 
 class Dense:
-    """The forward pass of a checkpoint, one text at a time, everything at once."""
+    """The forward pass of a checkpoint over one whole text."""
 
     def __init__(self, checkpoint: Checkpoint, seed: int = 0) -> None:
         self.checkpoint = checkpoint
@@ -251,7 +251,7 @@ class Dense:
             self.weights = {name: self._random(shape) for name, shape in self._shapes().items()}
 
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(T,) tokens -> (T, V), row i what the model gives at position i."""
+        """(T,) tokens -> (T, V); row i has the model's output at position i."""
         checkpoint, at = self.checkpoint, torch.arange(len(tokens))
         sees = torch.ones(len(tokens), len(tokens), dtype=torch.bool)
         if checkpoint.block:
@@ -264,7 +264,7 @@ class Dense:
         return self._norm(x, "norm") @ self._get("head").T
 
     def predictions(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(T,) tokens -> (T, V), row i what predicts position i."""
+        """(T,) tokens -> (T, V); row i predicts the token of position i."""
         logits, shift = self.logits(tokens), self.checkpoint.shift
         return torch.cat([logits[:shift], logits[: len(tokens) - shift]])
 
@@ -360,9 +360,11 @@ class Dense:
 def decode(
     dense: Dense, prompt: list[int], tokens: int, *, block: int, threshold: float
 ) -> list[int]:
-    """One prompt, block by block: every position at least as confident as the threshold, or else
-    the most confident one; up to and including the end of text."""
-    whole = bool(dense.checkpoint.block)  # counted from the prompt's first token, and always whole
+    """Decode one prompt block by block. Each step commits every position that reaches the
+    threshold, or else the most confident one. Returns the answer up to and including the end of
+    text."""
+    # Block-causal blocks are counted from the prompt's first token and are always whole.
+    whole = bool(dense.checkpoint.block)
     begin, end = len(prompt), len(prompt) + tokens
     if whole:
         begin, end = begin // block * block, -(-end // block) * block
@@ -390,8 +392,8 @@ def decode(
 
 
 def write(folder: Path, dense: Dense, shards: int = 2, **config: object) -> Path:
-    """The checkpoint as a folder of the hub; `config` replaces fields of config.json, None removes
-    them."""
+    """Write the checkpoint as a folder of the hub. `config` replaces fields of config.json; None
+    removes a field."""
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = dense.checkpoint
     merged = {**checkpoint.config, **config}
@@ -429,7 +431,7 @@ def _write_tokenizer(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def _write_byte_level_tokenizer(folder: Path, settings: dict[str, object]) -> None:
-    """Single letters and two merges; the special tokens are where those of the others are."""
+    """A tokenizer of letters and two merges; its special tokens have the ids of the others."""
     letters = [chr(c) for c in range(ord("!"), ord("!") + EOT - 2)]
     vocabulary = [*letters, "at", "Ġ"]
     (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(vocabulary)}))
@@ -451,7 +453,7 @@ def _write_byte_level_tokenizer(folder: Path, settings: dict[str, object]) -> No
 
 
 def _write_remote_code(folder: Path, checkpoint: Checkpoint) -> None:
-    """The modules that config and tokenizer point to; each leaves a file behind when it is run."""
+    """The modules that config and tokenizer point to; each writes a file when it is run."""
     named = [checkpoint.config["auto_map"], checkpoint.tokens.get("auto_map", {})]
     for auto_map in named:
         for reference in auto_map.values():

@@ -1,5 +1,5 @@
-"""The benchmarks run, write what their figures depend on, and refuse at once what is misspelt; what
-they compare with does what it says: the same policy, the same tokens."""
+"""The benchmarks run, record their configuration, and refuse misspelt arguments at once; the loops
+that they compare with give the same tokens for the same policy."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def unchecked(tmp_path):
 
 
 def ran(script, *arguments):
-    """The script, in a process of its own."""
+    """Run the script in a separate process."""
     command = [sys.executable, str(BENCHMARKS / script), *map(str, arguments)]
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
 
@@ -83,10 +83,10 @@ def test_the_plain_loop_gives_the_tokens_of_generate(plain, policy, loop):
     assert forwards >= int(out.nfe.max())
 
 
-def test_sglangs_step_takes_what_is_above_the_threshold_else_the_best(plain):
+def test_sglangs_step_takes_positions_above_the_threshold_or_the_best(plain):
     logits = torch.full((3, 4, 6), -9.0)
     logits[0, 1, 2] = logits[0, 3, 4] = 9.0  # two certain positions
-    logits[1, 2, 1] = -8.0  # none, this one is the best
+    logits[1, 2, 1] = -8.0  # none reaches it, this one is the best
     tokens = torch.tensor([[5, 5, 5, 5], [5, 5, 5, 5], [1, 2, 3, 0]])
     plain.low_confidence_step(logits, tokens, mask=5, threshold=0.9)
     assert tokens.tolist() == [[5, 2, 5, 4], [5, 5, 1, 5], [1, 2, 3, 0]]
@@ -100,7 +100,7 @@ def test_sglangs_step_takes_what_is_above_the_threshold_else_the_best(plain):
         "loop.py --prompts 1 --batches 1 --lengths 32 --turns 2 --cpu-time --plain published",
     ],
 )
-def test_a_benchmark_runs_and_writes_what_it_depends_on(arguments, tmp_path):
+def test_a_benchmark_runs_and_records_its_configuration(arguments, tmp_path):
     path = tmp_path / "found.json"
     ran(*arguments.split(), "--json", path)
     found = json.loads(path.read_text())
@@ -109,7 +109,7 @@ def test_a_benchmark_runs_and_writes_what_it_depends_on(arguments, tmp_path):
 
 
 def protocol(out, *arguments):
-    """A small run of protocol.py: what it wrote, the cells of its table, its log."""
+    """A small run of protocol.py: its JSON, the cells of its table, its log."""
     small = "--device cpu --lengths 32 --limit 2 --checked 2 --repeats 2 --caches none dual"
     policies = "--policy confidence_threshold --policy settled,risk=0.2"
     done = ran("protocol.py", *small.split(), *policies.split(), *arguments, "--out", out)
@@ -120,7 +120,7 @@ def protocol(out, *arguments):
     return json.loads(out.with_suffix(".json").read_text()), rows, done.stderr.splitlines()
 
 
-def test_the_protocol_takes_turns_and_keeps_their_spread(tmp_path):
+def test_the_protocol_takes_turns_and_records_their_spread(tmp_path):
     found, rows, log = protocol(tmp_path / "found", "--score-baseline", "dual")
     assert found["environment"].keys() == ENVIRONMENT
     assert found["environment"]["device"] == "cpu"
@@ -171,7 +171,7 @@ def test_the_protocol_takes_turns_and_keeps_their_spread(tmp_path):
     assert [row["agreement_with_no_cache"] is None for row in others] == [True, False] * 2
 
 
-def test_the_protocol_of_prompts_without_checkers_says_how_many_answers_agree(unchecked, tmp_path):
+def test_the_protocol_reports_agreement_for_prompts_without_checkers(unchecked, tmp_path):
     found, rows, _ = protocol(tmp_path / "found", "--prompts", str(unchecked))
     paper, *others = found["results"]
     assert "agreement" not in paper  # it was not scored
@@ -182,14 +182,14 @@ def test_the_protocol_of_prompts_without_checkers_says_how_many_answers_agree(un
 
 
 def frontier(out, *arguments):
-    """A small run of frontier.py: what it wrote and printed."""
+    """A small run of frontier.py: its JSON and its output."""
     small = "--device cpu --limit 2 --max-new-tokens 32 --workers 1".split()
     done = ran("frontier.py", *small, *arguments, "--out", out)
     assert out.with_suffix(".png").stat().st_size
     return json.loads(out.with_suffix(".json").read_text()), done.stdout
 
 
-def test_the_frontier_measures_every_setting_or_says_why_not(tmp_path):
+def test_the_frontier_measures_every_setting_or_gives_the_reason(tmp_path):
     policies = [f"--policy={name}" for name in ("settled", "pc_sampler", "transformer_sampler")]
     found, printed = frontier(tmp_path / "found", "--model=tiny-llada", *policies)
     assert found["environment"].keys() == ENVIRONMENT | {"workers", "seconds"}
@@ -207,7 +207,7 @@ def test_the_frontier_measures_every_setting_or_says_why_not(tmp_path):
     assert "not measured: transformer_sampler" in printed
 
 
-def test_the_frontier_of_any_model_and_of_prompts_without_checkers(unchecked, tmp_path):
+def test_the_frontier_takes_any_model_and_prompts_without_checkers(unchecked, tmp_path):
     folder = str(folder_of("tiny-sdar"))
     policies = ["--policy=frechet", "--policy=pc_sampler"]
     found, printed = frontier(
@@ -249,7 +249,7 @@ def test_the_frontier_of_any_model_and_of_prompts_without_checkers(unchecked, tm
         ("loop --device cud", "--device cud"),
     ],
 )
-def test_what_is_misspelt_is_refused_before_anything_is_decoded(
+def test_misspelt_arguments_are_refused_before_decoding(
     arguments, message, script, monkeypatch, capsys, tmp_path
 ):
     name, *rest = arguments.split()
@@ -265,7 +265,7 @@ def test_what_is_misspelt_is_refused_before_anything_is_decoded(
     assert not list(tmp_path.iterdir())
 
 
-def test_the_device_is_written_by_its_own_name_and_only_a_gpu_is_waited_for(script, monkeypatch):
+def test_the_device_is_recorded_by_name_and_only_a_gpu_is_synchronised(script, monkeypatch):
     measuring = script("measuring")
     waited = []
     monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
@@ -286,7 +286,7 @@ def test_the_device_is_written_by_its_own_name_and_only_a_gpu_is_waited_for(scri
         measuring.device_of("cuda:0000")
 
 
-def test_what_was_measured_outlives_a_failure_at_the_end(script, monkeypatch, tmp_path):
+def test_measurements_survive_a_failure_at_the_end(script, monkeypatch, tmp_path):
     step = script("step")
 
     def broken(repeats):
@@ -303,7 +303,7 @@ def test_what_was_measured_outlives_a_failure_at_the_end(script, monkeypatch, tm
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "nan", "1.5", "", "x", str(10**20)])
-def test_a_count_that_is_none_is_refused(script, text):
+def test_an_invalid_count_is_refused(script, text):
     with pytest.raises(argparse.ArgumentTypeError, match="expected a whole number from 1"):
         script("measuring").positive(text)
 

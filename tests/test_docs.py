@@ -1,4 +1,4 @@
-"""The pages on policies say what the code says."""
+"""The pages agree with the code: policies, hooks, commands, models."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SPECS = l2pd_policies.l2pd_policies()
 
 
 def row(spec):
-    """A policy's line of the table, made from its class."""
+    """A policy's row of the table, made from its class."""
     factory = load_factory(spec)
     doc = inspect.getdoc(factory) or ""
     rule = " ".join(doc.split("\n\n")[0].split())
@@ -54,12 +54,12 @@ def test_every_policy_has_its_row(spec):
     assert row(spec) in TABLE.splitlines()
 
 
-def test_the_table_names_no_policy_that_is_not_there():
+def test_the_table_names_only_existing_policies():
     named = re.findall(r"^\| `(\w+)` \|", TABLE, re.MULTILINE)
     assert sorted(named) == sorted(spec.name for spec in SPECS)
 
 
-def test_every_learned_policy_says_on_which_prompts_to_use_it():
+def test_every_learned_policy_states_on_which_prompts_to_use_it():
     said = "prompts like those it was trained on"
     learned = [f for f in map(load_factory, SPECS) if issubclass(f, FilterPolicy)]
     assert len(learned) >= 3
@@ -99,14 +99,14 @@ def commands(command, name):
     return [(name, " ".join((command.help or "").split("\n\n")[0].split()))]
 
 
-def test_every_command_has_its_row_and_no_other_does():
+def test_every_command_and_nothing_else_has_a_row():
     page = (DOCS / "commands.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(l2pd [^`]+)` \| (.*) \|$", page, re.MULTILINE)
     assert rows == commands(get_command(app), "l2pd")
 
 
 def family_row(family):
-    """A family's line of the table of models, made from what the engines know of it."""
+    """A family's row of the table of models, made from the table of the adapters."""
     attention = family.attention.replace("_", "-")
     if family.logit_shift:
         attention += f", logits shifted by {family.logit_shift}"
@@ -133,7 +133,7 @@ def test_the_page_on_models_has_every_family_and_every_field():
 
 
 def written_commands(pattern):
-    """The arguments of every command of the pages whose start matches, as the shell gives them."""
+    """The arguments of every command on the pages whose start matches, split as by the shell."""
     pages = [*DOCS.glob("*.md"), DOCS.parent / "README.md"]
     blocks = re.findall(
         r"```sh\n(.*?)```", "\n".join(page.read_text(encoding="utf-8") for page in pages), re.S
@@ -145,15 +145,15 @@ def written_commands(pattern):
 
 
 @pytest.mark.parametrize("start", ["l2pd", ".* -m l2pd_tools.cli"])
-def test_every_command_line_of_the_pages_is_understood(start):
+def test_every_command_line_of_the_pages_parses(start):
     for arguments in written_commands(start):
         command = get_command(app)
         while hasattr(command, "commands"):
             command = command.commands[arguments.pop(0)]
-        command.make_context("l2pd", arguments)  # exits on what it does not know
+        command.make_context("l2pd", arguments)  # exits if an argument is unknown
 
 
-def test_every_line_of_the_harness_on_the_pages_is_understood(monkeypatch):
+def test_every_command_line_of_the_harness_on_the_pages_parses(monkeypatch):
     pytest.importorskip("lm_eval")
     from lm_eval._cli import HarnessCLI
 
@@ -176,7 +176,7 @@ def test_every_page_is_in_the_navigation():
 
 
 @pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
-def test_links_into_the_repository_lead_somewhere(page):
+def test_links_into_the_repository_are_not_broken(page):
     for target in re.findall(r"\]\((\.\./[^)#]+)", page.read_text(encoding="utf-8")):
         assert (DOCS / target).exists(), target
 

@@ -1,4 +1,4 @@
-"""The house: which package lies where, and which may import which."""
+"""The layout: where each package is, and which packages it may import."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "l2pd_tools": {"l2pd_plugins", "l2pd_policies", "l2pd_adapters"},
 }
 ENGINES = {"transformers": "huggingface", "vllm": "vllm", "sglang": "sglang"}
-"""The folder of each engine, in the adapters. Nothing else imports the engine."""
+"""The folder of each engine in the adapters. Only that folder may import the engine."""
 EXCEPTIONS = {("transformers", "adapters/l2pd_adapters/vllm/remote_configs.py")}
 """vLLM's configurations are classes of transformers."""
 BELOW = {
@@ -32,7 +32,7 @@ BELOW = {
     "lm_eval": {"evaluation"},
     "evaluation": set(),
 }
-"""The folders of the tools, and which others each may import."""
+"""The folders of the tools, and which other folders each may import."""
 
 
 def imports(source: str) -> set[str]:
@@ -49,7 +49,7 @@ def imports(source: str) -> set[str]:
 def offenders(
     modules: Iterable[Path], forbidden: Iterable[str], root: Path = ROOT
 ) -> dict[str, set[str]]:
-    """The modules that import one of these packages or what is in it, and what that is."""
+    """The modules that import one of these packages or a part of it, with the imported names."""
     found = {}
     for module in modules:
         names = imports(module.read_text())
@@ -75,17 +75,17 @@ def test_every_folder_with_modules_is_a_package_and_has_types(package: str) -> N
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_no_arrow_runs_up(package: str) -> None:
+def test_packages_import_only_in_the_allowed_directions(package: str) -> None:
     forbidden = PACKAGES.keys() - {package} - MAY_IMPORT[package]
     assert offenders(PACKAGES[package].rglob("*.py"), forbidden) == {}
 
 
-def test_a_tool_is_imported_by_no_adapter() -> None:
+def test_no_adapter_imports_a_tool() -> None:
     assert offenders(PACKAGES["l2pd_adapters"].rglob("*.py"), {"l2pd_tools"}) == {}
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_an_engine_is_imported_by_its_own_adapter_only(engine: str) -> None:
+def test_only_its_own_adapter_imports_an_engine(engine: str) -> None:
     own = PACKAGES["l2pd_adapters"] / ENGINES[engine]
     modules = [
         module
@@ -98,7 +98,7 @@ def test_an_engine_is_imported_by_its_own_adapter_only(engine: str) -> None:
 
 
 def assigned_fields(source: str) -> set[str]:
-    """What a module assigns to fields of a `block`, or of something's `block`."""
+    """Assignments of a module to fields of a `block`, or of the `block` of an object."""
     found = set()
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign):
@@ -113,19 +113,19 @@ def assigned_fields(source: str) -> set[str]:
 
 
 @pytest.mark.parametrize("package", ["l2pd_adapters", "l2pd_tools"])
-def test_only_the_core_assigns_what_a_block_holds(package: str) -> None:
+def test_only_the_core_assigns_fields_of_a_block(package: str) -> None:
     """`BlockBatch.set_tokens` keeps masks, tokens and presence in step."""
     found = {m.name: assigned_fields(m.read_text()) for m in PACKAGES[package].rglob("*.py")}
     assert {name: fields for name, fields in found.items() if fields} == {}
 
 
-def test_the_check_itself_sees_assignments() -> None:
+def test_the_check_detects_assignments() -> None:
     source = "self.block.masked, x = a\nblock.tokens |= b\nbatch.block.reference = c\nblock = d"
     assert assigned_fields(source) == {"self.block.masked", "block.tokens", "batch.block.reference"}
 
 
 @pytest.mark.parametrize("folder", BELOW)
-def test_the_folders_of_the_tools_stand_in_order(folder: str) -> None:
+def test_folders_of_the_tools_import_only_earlier_ones(folder: str) -> None:
     forbidden = {f"l2pd_tools.{other}" for other in BELOW.keys() - {folder} - BELOW[folder]}
     assert offenders((PACKAGES["l2pd_tools"] / folder).rglob("*.py"), forbidden) == {}
 
@@ -144,14 +144,14 @@ def test_the_exceptions_are_needed() -> None:
         ("import vllm_other\nfrom . import vllm", None),
     ],
 )
-def test_the_check_itself_sees_imports(tmp_path: Path, source: str, found: set[str] | None) -> None:
+def test_the_check_detects_imports(tmp_path: Path, source: str, found: set[str] | None) -> None:
     (tmp_path / "module.py").write_text(source)
     bad = offenders([tmp_path / "module.py"], {"vllm", "l2pd_tools"}, tmp_path)
     assert bad == ({"module.py": found} if found else {})
 
 
 LONGEST = 400
-"""Lines of a file that gives no reason to be longer."""
+"""The most lines of a file that does not give a reason to be longer."""
 
 
 def test_a_long_file_gives_its_reason() -> None:

@@ -1,4 +1,4 @@
-"""The Python of the README and of the pages for authors runs, and prints what they say."""
+"""The Python examples of the README and the pages for authors run and print the shown output."""
 
 from __future__ import annotations
 

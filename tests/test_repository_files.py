@@ -1,4 +1,4 @@
-"""What contributors and CI read agrees with the code: workflows, hooks, templates, citation."""
+"""Files for contributors and CI agree with the code: workflows, hooks, templates, citation."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def jobs():
 
 
 def commands(job):
-    """The command lines of a job, one for each value of its matrix."""
+    """The command lines of a job, for each value of its matrix."""
     matrix = job.get("strategy", {}).get("matrix", {})
     for step in job["steps"]:
         for engine in matrix.get("engine", [""]):
@@ -58,13 +58,13 @@ def test_the_workflows_run_targets_of_the_makefile():
     assert targets >= {"lint", "test", "docs", "vllm", "sglang"}
 
 
-def test_the_engine_suites_are_jobs_of_their_own():
+def test_the_engine_suites_are_separate_jobs():
     for name, job in jobs().items():
         run = {line.split()[1] for line in commands(job) if line}
         assert not (run & {"vllm", "sglang"}) or run <= {"vllm", "sglang"}, name
 
 
-def test_workflows_may_write_nothing():
+def test_workflows_have_no_write_permissions():
     for path in WORKFLOWS:
         assert read(path)["permissions"] == {"contents": "read"}, path
 
@@ -87,7 +87,7 @@ def test_the_citation_has_the_version_and_licence_of_the_package():
     assert {"cff-version", "message", "title", "authors"} <= citation.keys()
 
 
-def test_a_bug_report_asks_for_the_doctor_s_output():
+def test_a_bug_report_asks_for_the_output_of_doctor():
     (bug,) = [form for form in map(read, FORMS) if form["name"] == "Bug"]
     fields = {field["id"]: field for field in bug["body"] if "id" in field}
     assert "l2pd doctor MODEL --json" in fields["doctor"]["attributes"]["label"]

@@ -1,5 +1,5 @@
-"""The benchmark of what carries over: its cases, its resumed runs, the parts that splits are
-trained on, and ratios at equal loss against a reference written out."""
+"""The transfer benchmark: its cases, its resumed runs, the parts of the data that splits are
+trained on, and ratios at equal loss, compared with a reference."""
 
 from __future__ import annotations
 
@@ -81,16 +81,16 @@ def test_a_split_is_trained_without_its_tasks_and_measured_on_them(
     assert page.count("| never saw them (9 prompts less theirs, 1 rounds) |") >= 2
     assert all(row["configuration"] in page for row in own)
 
-    # A second run finds everything there, and decodes nothing.
+    # A second run finds everything done, and decodes nothing.
     monkeypatch.setattr(transfer, "evaluate", lambda *a, **k: pytest.fail("it was decoded"))
     assert quick(transfer, monkeypatch, tmp_path, "--only", name) == rows
-    # What has no row yet is named, and no case is dropped without a word.
+    # Settings without a row are named; no case is dropped silently.
     assert all(f"\n- {case.name}\n" in page for case in transfer.cases())
-    # Once the time is over nothing is begun, and the table is made of what is there.
+    # After the time limit nothing is started, and the table is made from the existing rows.
     assert quick(transfer, monkeypatch, tmp_path, "--minutes", "0") == rows
 
 
-def test_a_part_of_the_trajectories_is_what_collecting_it_alone_gives(scripts, tmp_path):
+def test_a_part_of_the_trajectories_equals_collecting_it_alone(scripts, tmp_path):
     transfer, _ = scripts
     model, tokenizer = load("tiny-llada")
     prompts = read_prompts(training_prompts(), 7)
@@ -104,7 +104,7 @@ def test_a_part_of_the_trajectories_is_what_collecting_it_alone_gives(scripts, t
     finally:
         transfer.SHARD = transfer_shard
     few = [prompts[i] for i in kept]
-    # What is there stays, and has the manifest of these prompts.
+    # Existing shards are kept and have the manifest of these prompts.
     manifest = collect(model, tokenizer, few, tmp_path / "part", **settings)
     collect(model, tokenizer, few, tmp_path / "alone", **settings)
     _, found = read_trajectories(tmp_path / "part")
@@ -115,7 +115,7 @@ def test_a_part_of_the_trajectories_is_what_collecting_it_alone_gives(scripts, t
         assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
 
     def by_step(data):
-        """Every step, whatever batch its prompt stood in."""
+        """Every step, in an order that does not depend on batches."""
         return {
             (int(p), int(b), int(s)): (data.x0[i].tolist(), data.correct[i].tolist())
             for i, (p, b, s) in enumerate(zip(data.prompt, data.block, data.step, strict=True))
@@ -128,27 +128,27 @@ def outcomes(table, setting, valid, lengths, nfe):
     return table.Outcomes(setting, np.array(valid), np.array(lengths), np.array(nfe), "")
 
 
-def test_the_ratio_is_of_the_fastest_settings_that_lose_as_little(scripts):
+def test_the_ratio_compares_the_fastest_settings_of_equal_loss(scripts):
     _, table = scripts
     lengths = [10] * 200
     slow = outcomes(table, "slow", [1] * 200, lengths, [10] * 200)
-    sure = outcomes(table, "sure", [1] * 200, lengths, [5] * 200)  # 2 tokens a pass
+    sure = outcomes(table, "sure", [1] * 200, lengths, [5] * 200)  # 2 tokens per pass
     bold = outcomes(table, "bold", [0] + [1] * 199, lengths, [2] * 200)  # 5, half a point lost
     wild = outcomes(table, "wild", [0] * 40 + [1] * 160, lengths, [1] * 200)  # 10, 20 points lost
     found = table.ratio_at(0.5, [bold, wild], [sure, wild], slow)
     assert (found.setting, found.against, found.value) == ("bold", "sure", 2.5)
-    assert found.low == 0.5  # a resample may hold the lost prompt twice: then one token per step
+    assert found.low == 0.5  # a resample may contain the lost prompt twice: then one token per step
     assert found.high == 2.5
-    # What ruins answers at every setting is no faster than one token per step.
+    # A policy that ruins answers at every setting is no faster than one token per step.
     ruin = table.ratio_at(1.5, [wild], [sure], slow)
     assert (ruin.setting, ruin.value, ruin.low, ruin.high) == ("slow", 0.5, 0.5, 0.5)
-    # A policy against itself.
+    # A policy compared with itself.
     same = table.ratio_at(1.5, [sure, bold], [sure, bold], slow)
     assert (same.value, same.low, same.high) == (1.0, 1.0, 1.0)
     assert table.ratio_at(20.0, [bold, wild], [sure], slow).value == 5.0
 
 
-def test_a_word_of_no_case_is_refused(scripts, monkeypatch, tmp_path, capsys):
+def test_an_only_option_that_matches_no_case_is_refused(scripts, monkeypatch, tmp_path, capsys):
     transfer, _ = scripts
     argv = ["transfer.py", "--work", str(tmp_path / "w"), "--only", "copuled"]
     monkeypatch.setattr(sys, "argv", argv)
@@ -178,6 +178,6 @@ def test_a_case_is_measured_once_every_setting_has_its_row(scripts, tmp_path):
     again = transfer.Rows(rows.path)
     assert again.rows == rows.rows
     assert again.has({"policy": "settled", "limit": 1}) and not again.has({"limit": 3})
-    # Without one token per step there is nothing to compare with, but every row is on the page.
+    # Without a row of one token per step there is no comparison, but every row is on the page.
     page = table.render(rows.rows)
     assert page.count("| 50.0 | 2.00 | `line` |") == len(rows.rows)

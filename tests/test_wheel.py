@@ -1,4 +1,4 @@
-"""The built wheel, in environments of its own: what it needs, and what type checkers say of it."""
+"""The built wheel, in new environments: what it requires, and what type checkers report."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from l2pd_tools.cli.new_policy import write_distribution
 
 ROOT = Path(__file__).parents[1]
 INSTALLED = Path(sysconfig.get_path("purelib"))
-"""Where this environment's packages are."""
+"""The folder of this environment's packages."""
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
 PYRIGHT = Path(sys.executable).with_name("pyright")
 QUIET = ["--no-deps", "--no-build-isolation", "--quiet"]
@@ -108,7 +108,7 @@ WRONG = """
 
 
 def run(*command: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a command that sees no package of this checkout."""
+    """Run a command that cannot import packages of this checkout."""
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return subprocess.run(
         list(map(str, command)),
@@ -134,14 +134,14 @@ def environment(folder: Path, wheel: Path, others: Path) -> Path:
     done = run(sys.executable, "-m", "venv", "--without-pip", folder)
     assert done.returncode == 0, done.stderr
     (site,) = folder.glob("lib/python*/site-packages")
-    (site / "others.pth").write_text(f"{others}\n")  # its own .pth files are not read
+    (site / "others.pth").write_text(f"{others}\n")  # the .pth files in it are not read
     done = run(*PIP, "install", *QUIET, "--no-index", "--target", site, wheel)
     assert done.returncode == 0, done.stderr
     return folder / "bin" / "python"
 
 
 def required(wheel: Path) -> set[str]:
-    """Names of the distributions that pip installs with the wheel, without extras."""
+    """Names of the distributions that pip installs with the wheel without extras."""
     with ZipFile(wheel) as archive:
         (name,) = (n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
         metadata = Parser().parsestr(archive.read(name).decode())
@@ -160,7 +160,7 @@ def required(wheel: Path) -> set[str]:
         found[name] = found.get(name, set()) | requirement.extras
         try:
             lines = distribution(name).requires or []
-        except PackageNotFoundError:  # it comes without PyTorch's build for the CPU
+        except PackageNotFoundError:  # PyTorch's build for the CPU comes without it
             continue
         waiting += [(each, requirement.extras) for each in lines]
     return set(found)
@@ -168,7 +168,7 @@ def required(wheel: Path) -> set[str]:
 
 @pytest.fixture(scope="module")
 def base(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of an environment with the wheel and what it requires, without extras."""
+    """The Python of an environment with the wheel and its requirements, without extras."""
     folder = tmp_path_factory.mktemp("base")
     packages = folder / "packages"
     packages.mkdir()
@@ -223,14 +223,14 @@ def test_the_wheel_alone_is_enough_for_policies(base: Path, tmp_path: Path) -> N
     assert done.stdout == "passed\n", done.stderr
 
 
-def test_the_wheel_alone_says_what_the_command_line_needs(base: Path) -> None:
+def test_the_wheel_alone_names_the_extra_of_the_command_line(base: Path) -> None:
     command = next(base.parents[1].glob("lib/python*/site-packages/bin/l2pd"))
     done = run(base, command, "policies")
     said = 'the command l2pd needs typer, rich, transformers; pip install "l2pd-plugins[cli]"'
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {said}\n")
 
 
-def test_the_wheel_alone_says_what_transformers_needs(base: Path) -> None:
+def test_the_wheel_alone_names_the_extra_of_transformers(base: Path) -> None:
     done = run(base, "-c", "import l2pd_adapters.huggingface")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (
@@ -241,7 +241,7 @@ def test_the_wheel_alone_says_what_transformers_needs(base: Path) -> None:
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a user's script, a policy, a plugin, and a script full of mistakes."""
+    """A folder with a user's script, a policy, a plugin, and a script with type errors."""
     folder = tmp_path_factory.mktemp("user")
     for name, text in (("user", USER), ("policy", POLICY), ("plugin", PLUGIN), ("wrong", WRONG)):
         (folder / f"{name}.py").write_text(textwrap.dedent(text).lstrip())
@@ -262,7 +262,7 @@ def reported(output: str) -> set[tuple[str, int]]:
 
 
 def test_mypy_reads_the_types(full: Path, sources: Path) -> None:
-    # The sources of transformers take minutes.
+    # Following imports into transformers takes minutes.
     (sources / "mypy.ini").write_text(
         "[mypy]\nstrict = true\n[mypy-transformers.*]\nfollow_imports = skip\n"
     )

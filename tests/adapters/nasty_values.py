@@ -1,7 +1,7 @@
 """Values that a keyword may be given by mistake, for each keyword of the transformers adapter.
 
-Every value is either taken, and then the result is an ordinary one, or refused by one L2PDError of
-one line that names the keyword, before the model is run.
+Every value is either accepted, and then the result is an ordinary one, or refused before the model
+is run, by one L2PDError of one line that names the keyword.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ NASTY: tuple[Any, ...] = (
     *(np.arange(3), np.array("a"), torch.tensor(3), torch.tensor([1, 2]), torch.tensor(0.5)),
     *(torch.ones(5, 11), torch.ones(5, 11, 1), torch.tensor(float("nan"))),
 )
-"""Each is tried for every keyword."""
+"""Values that are tried for every keyword."""
 
 FOREIGN = {
     "steps": 8,
@@ -49,7 +49,7 @@ FOREIGN = {
     "dual_cache": True,
     "output_history": True,
 }
-"""What users of other code type, as they type it, and what they find in the error."""
+"""Keywords of other code with typical values, and words that the error must contain."""
 WORDS = {
     "steps": "unmask_options",
     "gen_length": "max_new_tokens",

@@ -1,4 +1,4 @@
-"""What a server lets requests say about their policies, whatever the engine."""
+"""What requests to a server may set about their policies, for every engine."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class TestValues:
             ("confidence_threshold", {"thresholds": 1}, "no option 'thresholds'.*threshold"),
         ],
     )
-    def test_refused_by_name_in_few_words(
+    def test_invalid_values_are_refused_by_name_in_few_words(
         self, settings: PolicyServer, name: Any, options: Any, said: str
     ) -> None:
         with pytest.raises(L2PDError) as caught:
@@ -86,7 +86,7 @@ class TestValues:
         assert re.search(said, str(caught.value))
         assert len(str(caught.value)) < 600
 
-    def test_within_the_bounds(self, settings: PolicyServer) -> None:
+    def test_values_within_the_bounds_are_accepted(self, settings: PolicyServer) -> None:
         for name, options in (
             ("oracle", {"reference": [0, VOCABULARY - 1] * (CANVAS // 2)}),
             ("local_leap", {"radius": BLOCK}),
@@ -97,10 +97,10 @@ class TestValues:
 
 
 class TestPaths:
-    def test_a_request_names_none(self, settings: PolicyServer, tmp_path: Path) -> None:
-        """Neither one that is there nor one that is not; and the answers are the same."""
+    def test_a_request_may_not_name_a_path(self, settings: PolicyServer, tmp_path: Path) -> None:
+        """The answer is the same whether or not the path exists."""
         fifo = tmp_path / "fifo"
-        os.mkfifo(fifo)  # whoever opens it waits for ever
+        os.mkfifo(fifo)  # opening it would block forever
         answers = set()
         for name, option in (("learn2pd", "filter"), ("pc_sampler", "frequencies")):
             for path in (str(FILTER), str(fifo), "/nowhere", "owner/name"):
@@ -109,18 +109,18 @@ class TestPaths:
                 answers.add(str(caught.value).replace(path, "PATH").replace(option, "OPTION"))
         assert len(answers) == 1
 
-    def test_those_that_the_operator_allows_were_read_at_launch(self, tmp_path: Path) -> None:
+    def test_allowed_paths_are_read_at_launch(self, tmp_path: Path) -> None:
         folder = tmp_path / "filter"
         shutil.copytree(FILTER, folder)
         settings = launched(request_paths=[str(folder)])
-        shutil.rmtree(folder)  # or changes, or lies on a hub that does not answer
+        shutil.rmtree(folder)  # stands for a changed folder, or a hub that does not answer
         for each in (settings, pickle.loads(pickle.dumps(settings))):
             policy = each.for_request("learn2pd", {"filter": str(folder), "threshold": 0.5})
             policy.init_state(1, BLOCK, torch.device("cpu"))
             with pytest.raises(L2PDError, match="request_paths"):
                 each.for_request("learn2pd", {"filter": f"{folder}/"})
 
-    def test_request_options_say_which_paths_too(self) -> None:
+    def test_request_options_may_list_paths_too(self) -> None:
         settings = launched(
             request_paths=[str(FILTER)], request_options={"learn2pd": ["threshold"]}
         )
@@ -140,7 +140,7 @@ class TestPaths:
         shutil.rmtree(model)
         assert settings.for_request("learn2pd", {"threshold": 0.5}).fingerprint()
 
-    def test_a_path_of_use_to_no_policy_is_refused_at_launch(self, tmp_path: Path) -> None:
+    def test_a_path_that_no_policy_can_use_is_refused_at_launch(self, tmp_path: Path) -> None:
         with pytest.raises(L2PDError, match=r"request_paths: .*neither an existing folder"):
             launched(request_paths=[str(tmp_path / "nowhere")])
 
@@ -175,11 +175,11 @@ class TestOperatorsChoice:
             ({"request_state_mib": "1"}, "request_state_mib='1'"),
         ],
     )
-    def test_what_is_wrong_is_said_at_launch(self, asked: dict[str, Any], said: str) -> None:
+    def test_wrong_settings_are_refused_at_launch(self, asked: dict[str, Any], said: str) -> None:
         with pytest.raises(L2PDError, match=said.replace("(", r"\(")):
             launched(**asked)
 
-    def test_said_in_the_log(self, caplog: pytest.LogCaptureFixture) -> None:
+    def test_the_settings_are_logged(self, caplog: pytest.LogCaptureFixture) -> None:
         with caplog.at_level("INFO"):
             launched(request_policies=["klass"], request_options={"klass": ["threshold"]})
         assert "request_policies=l2pd-plugins:klass" in caplog.text
@@ -197,20 +197,20 @@ class TestMemory:
         gc.collect()
         assert len(settings._made) == kept - 1
 
-    def test_the_servers_own_stays(self, settings: PolicyServer) -> None:
+    def test_the_servers_own_policy_is_kept(self, settings: PolicyServer) -> None:
         assert settings.for_request(None, {}) is settings.for_request("ConfidenceThreshold", {})
 
-    def test_state_without_room_is_refused(self) -> None:
-        """klass keeps (block, vocabulary) float32 for each row."""
+    def test_state_beyond_the_limit_is_refused(self) -> None:
+        """klass keeps a float32 tensor (block, vocabulary) for each row."""
         wide = launched(vocabulary=1 << 16, rows=16, request_state_mib=129)
         assert wide.for_request("klass", {}).name == "klass"  # 16 times 8 MiB
         narrow = launched(vocabulary=1 << 16, rows=17, request_state_mib=129)
         with pytest.raises(L2PDError, match=r"klass.*9 MiB for each of 17 rows.*request_state_mib"):
             narrow.for_request("klass", {})
 
-    def test_the_servers_own_was_counted_at_launch(self) -> None:
+    def test_the_servers_own_policy_is_counted_at_launch(self) -> None:
         class Slots(PolicyServer):
-            """As vLLM's, where each choice of options takes room for every row."""
+            """Like vLLM's server, in which each choice of options takes memory for every row."""
 
             _choices = property(lambda self: self.rows)
 
@@ -226,13 +226,13 @@ class TestMemory:
         with pytest.raises(L2PDError, match="16 choices of options"):
             server.for_request("klass", {"threshold": 0.5})
 
-    def test_at_launch_too(self) -> None:
+    def test_the_limit_applies_at_launch_too(self) -> None:
         with pytest.raises(L2PDError, match="request_state_mib=129"):
             launched("klass", vocabulary=1 << 16, rows=17, request_state_mib=129)
 
 
 class TestGuard:
-    def test_a_request_that_cannot_begin_goes_on_otherwise_and_is_logged_once(
+    def test_a_request_that_cannot_begin_continues_by_progress_and_is_logged_once(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
         begun = []
@@ -247,12 +247,12 @@ class TestGuard:
         assert "raised on purpose in a guard" in caplog.text
 
 
-def test_what_is_made_is_a_policy(settings: PolicyServer) -> None:
+def test_a_request_that_names_no_policy_gets_the_servers(settings: PolicyServer) -> None:
     assert isinstance(settings.for_request(None, {}), UnmaskPolicy)
 
 
 class ReadsItsState(UnmaskPolicy):
-    """Begins with what it has looked at, or drawn: no state without values."""
+    """Its init_state reads tensor values and draws random numbers."""
 
     def __init__(self, shape: tuple[int, ...] = (), way: str = "item") -> None:
         self.shape, self.way = shape, way
@@ -286,11 +286,11 @@ def test_a_state_that_needs_its_values_is_counted(way: str) -> None:
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32 * 2**10
 
 
-def test_a_state_without_room_is_refused_where_it_needs_its_values(settings) -> None:
+def test_a_state_beyond_the_limit_is_refused_if_it_needs_its_values(settings) -> None:
     with pytest.raises(L2PDError, match=r"reads_its_state.* keeps 122071 MiB for each of 4 rows"):
         settings._check_state(ReadsItsState((10**9,)), choices=1)
     settings._check_state(ReadsItsState((3,)), choices=1)
 
 
-def test_a_state_that_cannot_be_made_takes_no_room() -> None:
+def test_a_state_that_cannot_be_created_takes_no_memory() -> None:
     assert state_bytes(ReadsItsState((-5,)), BLOCK) == 0

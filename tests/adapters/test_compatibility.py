@@ -1,5 +1,6 @@
-"""The adapters' tables of their engines' names, against the adapters' own source: whatever an
-adapter takes from its engine is in its table, so that a rename stops the start by its name."""
+"""The adapters' tables of engine names, compared with the adapters' source: every name that an
+adapter takes from its engine is in the table, so that an engine that renames it is refused at start
+with that name."""
 
 from __future__ import annotations
 
@@ -48,14 +49,14 @@ OTHERS = {
     "l2pd": "ours, put into SGLang's objects",
     "_l2pd": "ours, which marks what is wrapped",
 }
-"""Names that are neither defined here nor the engine's, and whose they are."""
+"""Names that neither our modules nor the engine defines, with their libraries."""
 
 
 READERS = ("getattr", "setattr", "hasattr")
 
 
 def library_names() -> set[str]:
-    """Attributes of what the adapters use besides their engine."""
+    """Attributes of the other libraries that the adapters use."""
     found = set()
     for thing in (
         torch,
@@ -85,7 +86,7 @@ def defined_in(tree: ast.AST) -> set[str]:
 
 
 def attributes_in(tree: ast.AST) -> set[str]:
-    """Names that a module reads or writes in objects, by getattr and its like too."""
+    """Names that a module reads or writes in objects, by getattr and similar functions, too."""
     found = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and ast.unparse(node.func) in READERS:
@@ -95,7 +96,7 @@ def attributes_in(tree: ast.AST) -> set[str]:
 
 
 def imported_in(tree: ast.AST, engine: str) -> Iterator[str]:
-    """Full names of what a module takes from its engine."""
+    """Full names of everything that a module imports from its engine."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
             if node.module.partition(".")[0] == engine:
@@ -111,7 +112,7 @@ def modules_of(engine: str) -> dict[str, ast.AST]:
 
 
 def listed(engine: str) -> set[str]:
-    """Full names that are in the engine's table."""
+    """Full names in the engine's table."""
     signatures, names = TABLES[engine]
     return set(signatures) | {f"{owner}.{name}" for owner, each in names.items() for name in each}
 
@@ -123,7 +124,7 @@ def test_every_import_of_an_engine_is_in_its_table(engine: str) -> None:
         for module, tree in modules_of(engine).items()
         for name in imported_in(tree, engine)
         if name not in listed(engine)
-        # vLLM's model classes are imported by its workers alone.
+        # Only vLLM's workers import its model classes.
         and not (module == "models.py" and name.startswith("vllm.model_executor.models."))
     }
     assert missing == set()
@@ -131,7 +132,7 @@ def test_every_import_of_an_engine_is_in_its_table(engine: str) -> None:
 
 @pytest.mark.parametrize("engine", TABLES)
 def test_every_attribute_of_an_engine_is_in_its_table(engine: str) -> None:
-    """Every one that is defined neither here nor in another library."""
+    """This is tested for attributes that neither our modules nor other libraries define."""
     core = [*(ROOT / "l2pd_plugins").rglob("*.py"), *ADAPTERS.glob("*.py")]
     ours = set().union(*(defined_in(ast.parse(file.read_text())) for file in core))
     trees = modules_of(engine)
@@ -143,8 +144,8 @@ def test_every_attribute_of_an_engine_is_in_its_table(engine: str) -> None:
 
 
 @pytest.mark.parametrize("engine", TABLES)
-def test_whatever_the_table_names_is_used(engine: str) -> None:
-    """Or is the way to what is used, or is checked for what the engine hands over by it."""
+def test_every_name_in_the_table_is_used(engine: str) -> None:
+    """A name may also be part of the path to a used name, or be checked as a parameter."""
     source = "\n".join(
         file.read_text()
         for file in (ADAPTERS / engine).glob("*.py")
@@ -154,7 +155,7 @@ def test_whatever_the_table_names_is_used(engine: str) -> None:
     assert {name for name in names if name not in source} <= {"batch_size"}
 
 
-def test_the_check_itself_sees_names() -> None:
+def test_the_check_detects_names() -> None:
     tree = ast.parse(
         "from sglang.srt import a\nimport sglang.b\nimport sglang_other\n"
         "def f(self):\n    self.mine = getattr(x, 'y')\n    x.z = x.__dict__\n"
@@ -193,7 +194,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
     return Engine("a_made_up_engine", "extra", "NO_SUCH", ())
 
 
-def test_names_are_found_wherever_a_class_has_them(engine: Engine) -> None:
+def test_names_are_found_in_class_instance_and_bases(engine: Engine) -> None:
     names = ("declared", "assigned", "later", "computed", "method")
     table = {"a_made_up_engine": ("limit", "Derived"), "a_made_up_engine.Derived": names}
     assert engine.incompatibility({}, table) == ""

@@ -1,4 +1,4 @@
-"""Which versions of the engines are supported: read from the metadata of the distribution."""
+"""The supported versions of the engines are read from the metadata of the distribution."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def metadata(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def install(monkeypatch: pytest.MonkeyPatch, installed: str | None) -> None:
-    """Make the metadata say that this version of every engine is installed."""
+    """Make the metadata report this version for every engine."""
 
     def version(name: str) -> str:
         if installed is None:
@@ -42,7 +42,7 @@ def install(monkeypatch: pytest.MonkeyPatch, installed: str | None) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
-def test_the_range_is_that_of_pyproject(engine: engines.Engine) -> None:
+def test_the_range_equals_that_of_pyproject(engine: engines.Engine) -> None:
     tomllib = pytest.importorskip("tomllib")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     asked = f"{engine.name}{engine.supported_range}"

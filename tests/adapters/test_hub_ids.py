@@ -1,4 +1,4 @@
-"""A hub id is loaded as its folder in the hub's cache is: with the same checks, offline."""
+"""A hub id is loaded like its folder in the hub's cache: with the same checks, offline."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Hub:
         self.plain = write(root / "plain", Dense(CHECKPOINTS["LLaDA"]))
 
     def fill(self) -> None:
-        """From the plain folder."""
+        """Fill the cache from a plain folder."""
         for file in self.plain.rglob("*"):
             if file.is_dir():
                 continue
@@ -65,7 +65,7 @@ def test_a_hub_id_is_its_folder(hub: Hub) -> None:
         assert torch.equal(one, other)
     assert there[1].chat_template == here[1].chat_template
     assert name_of(there[0]) == "owner/LLaDA"
-    # The filters that come with the checkpoint are looked for there.
+    # Filters of the checkpoint are searched in this folder.
     with pytest.raises(L2PDError, match=r"policies/learn2pd: model.safetensors missing"):
         there[0].generate(torch.tensor([[5]]), max_new_tokens=2, unmask_policy="learn2pd")
 
@@ -132,7 +132,7 @@ def test_a_hub_id_has_the_checks_of_a_folder(hub: Hub, fault: str) -> None:
     assert str(raised.value).startswith("model 'owner/LLaDA': ")
 
 
-def test_what_is_not_in_the_cache(hub: Hub) -> None:
+def test_a_model_that_is_not_in_the_cache_is_refused(hub: Hub) -> None:
     with pytest.raises(
         L2PDError, match=r"^model 'owner/LLaDA'.* neither here nor given by"
     ) as told:
@@ -144,7 +144,7 @@ def test_what_is_not_in_the_cache(hub: Hub) -> None:
         hub.load()
 
 
-def test_additional_templates_are_fetched_to_be_looked_at(hub: Hub, monkeypatch) -> None:
+def test_additional_templates_are_fetched_and_checked(hub: Hub, monkeypatch) -> None:
     (hub.plain / "additional_chat_templates").mkdir()
     (hub.plain / "additional_chat_templates" / "t.jinja").write_text("{% for %}")
     hub.fill()

@@ -1,4 +1,4 @@
-"""A checkpoint from anybody: one line that says what is wrong, whatever it is."""
+"""Untrusted checkpoints: every fault is one error of one line."""
 
 import copy
 import json
@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def both(folder: Path, words: str, l2pd=None) -> None:
-    """`load` and `l2pd doctor` say these words, each in one line."""
+    """Assert that `load` and `l2pd doctor` each report these words in one line."""
     with pytest.raises(L2PDError) as raised:
         load(folder)
     told = str(raised.value)
@@ -68,17 +68,17 @@ def change(path: Path, **values: object) -> None:
         ({"weight_tying": "no"}, "weight_tying = 'no'; expected true or false"),
     ],
 )
-def test_a_setting_of_another_kind(folder: Path, values: dict, words: str) -> None:
+def test_a_setting_of_another_type_is_refused(folder: Path, values: dict, words: str) -> None:
     change(folder / "config.json", **values)
     both(folder, f"config.json: {words}")
 
 
-def test_a_setting_of_generation(folder: Path) -> None:
+def test_a_wrong_generation_setting_is_refused(folder: Path) -> None:
     change(folder / "generation_config.json", eos_token_id=[1, "2"])
     both(folder, "generation_config.json: eos_token_id = [1, '2']; expected a token id")
 
 
-def test_settings_that_are_right() -> None:
+def test_correct_settings_are_accepted() -> None:
     for name, checkpoint in CHECKPOINTS.items():
         assert wrong_settings(checkpoint.config) == {}, name
 
@@ -94,7 +94,9 @@ def test_settings_that_are_right() -> None:
         (None, "cannot be read: it is a pipe"),
     ],
 )
-def test_a_file_that_holds_no_settings(folder, name: str, content: str | None, words: str) -> None:
+def test_a_file_without_settings_is_refused(
+    folder, name: str, content: str | None, words: str
+) -> None:
     (folder / name).unlink()
     if content is None:
         os.mkfifo(folder / name)
@@ -106,8 +108,8 @@ def test_a_file_that_holds_no_settings(folder, name: str, content: str | None, w
 @pytest.mark.parametrize(
     "name", ["../outside/x", "/absolute", "a/../../outside/x", "link", 5, None, ["x"], "", "\0"]
 )
-def test_an_index_that_leads_out_of_the_folder(folder: Path, name: object) -> None:
-    """The file there is a good one, so reading it would go unnoticed."""
+def test_an_index_out_of_the_folder_is_refused(folder: Path, name: object) -> None:
+    """The file outside is valid, so reading it would cause no other error."""
     outside = folder.parent / "outside"
     outside.mkdir()
     shutil.move(folder / SHARD, outside / "x")
@@ -119,8 +121,8 @@ def test_an_index_that_leads_out_of_the_folder(folder: Path, name: object) -> No
     both(folder, f"{INDEX}: ")
 
 
-def test_a_snapshot_of_the_hub_is_links(folder: Path) -> None:
-    """Each file of a snapshot is a link to a blob of the same repository."""
+def test_a_snapshot_of_links_is_accepted(folder: Path) -> None:
+    """Each file of the hub's snapshot is a link to a blob of the same repository."""
     repository = folder.parent / "models--owner--name"
     snapshot = repository / "snapshots" / "abc"
     (repository / "blobs").mkdir(parents=True)
@@ -145,8 +147,10 @@ def test_a_snapshot_of_the_hub_is_links(folder: Path) -> None:
         (lambda w: w.bfloat16() / 0, "has values that are not finite", False),
     ],
 )
-def test_weights_that_are_no_numbers(folder: Path, make, words: str, doctor_knows: bool) -> None:
-    """The doctor loads no weights: their types it knows, and not their values."""
+def test_weights_that_are_not_finite_are_refused(
+    folder: Path, make, words: str, doctor_knows: bool
+) -> None:
+    """The doctor loads no weights: it knows their types but not their values."""
     weights = load_file(folder / SHARD)
     name = min(weights)
     save_file({**weights, name: make(weights[name])}, folder / SHARD, {"format": "pt"})
@@ -158,7 +162,7 @@ def test_weights_that_are_no_numbers(folder: Path, make, words: str, doctor_know
 
 
 def test_a_config_of_a_far_larger_model_allocates_nothing(folder: Path) -> None:
-    """All weights of it would be missing, and transformers would make them up first."""
+    """All its weights would be missing, and transformers would first allocate them."""
     change(folder / "config.json", d_model=2**15, mlp_hidden_size=2**20, n_heads=2**8)
     with pytest.raises(L2PDError, match=r"a model of [0-9,]{12,} weights, the files hold"):
         load(folder)
@@ -175,7 +179,7 @@ TEMPLATES = {
 
 
 @pytest.mark.parametrize("template", TEMPLATES, ids=range(len(TEMPLATES)))
-def test_a_template_that_cannot_be_used(folder: Path, template: str) -> None:
+def test_a_template_that_cannot_be_used_is_refused(folder: Path, template: str) -> None:
     (folder / "chat_template.jinja").write_text(template)
     with pytest.raises(L2PDError, match=rf"chat_template.jinja: .*({TEMPLATES[template]})"):
         load(folder)
@@ -239,14 +243,14 @@ def test_a_template_does_not_fill_the_memory(tokenizer, template: str) -> None:
     assert rendered(tokenizer, [{"role": "user", "content": "Hi"}]) == "Hi"
 
 
-def test_a_template_that_does_not_end(tokenizer, monkeypatch) -> None:
+def test_a_template_that_does_not_end_is_stopped(tokenizer, monkeypatch) -> None:
     monkeypatch.setattr(chat_templates, "MOST_SECONDS", 0.2)
     tokenizer.chat_template = "{{ range(99999) | map('string') | join | length }}" * 5000
     with pytest.raises(L2PDError, match=r"chat template runs for more than 0\.2 seconds"):
         rendered(tokenizer, [{"role": "user", "content": "Hello"}])
 
 
-def test_a_text_that_is_too_long(tokenizer) -> None:
+def test_a_rendered_text_that_is_too_long_is_refused(tokenizer) -> None:
     tokenizer.chat_template = "{{ messages[0].content * 99999 }}"
     with pytest.raises(L2PDError, match="writes more than 4194304 characters"):
         rendered(tokenizer, [{"role": "user", "content": "x" * 50}])
@@ -263,7 +267,7 @@ def tokenizer():
     return copy.deepcopy(load("tiny-llada")[1])
 
 
-def test_templates_that_are_right(folder: Path) -> None:
+def test_correct_templates_are_accepted(folder: Path) -> None:
     for checkpoint in ("tiny-llada", "tiny-sdar", folder):
         _, tokenizer = load(checkpoint)
         messages = [{"role": "user", "content": "Hello"}]
@@ -295,7 +299,9 @@ def test_templates_that_are_right(folder: Path) -> None:
         ("added_tokens.json", "", "added_tokens.json cannot be read"),
     ],
 )
-def test_a_tokenizer_that_is_none(folder: Path, name: str, content: str, words: str) -> None:
+def test_a_file_that_is_not_a_tokenizer_is_refused(
+    folder: Path, name: str, content: str, words: str
+) -> None:
     (folder / name).write_text(content)
     if name == "tokenizer_config.json":
         (folder / "chat_template.jinja").unlink()
@@ -305,7 +311,7 @@ def test_a_tokenizer_that_is_none(folder: Path, name: str, content: str, words: 
     find_checkpoint(str(folder))
 
 
-def test_the_commands_say_one_line(l2pd, folder: Path) -> None:
+def test_errors_of_the_commands_are_one_line(l2pd, folder: Path) -> None:
     change(folder / "config.json", d_model=float("nan"))
     ended = l2pd("generate", "Hello", "--model", folder)
     assert ended.returncode == 2
@@ -318,7 +324,7 @@ def test_the_commands_say_one_line(l2pd, folder: Path) -> None:
     assert "nested deeper" in json.loads(ended.stdout)["problems"][0]
 
 
-def test_a_byte_order_mark_is_no_part_of_a_prompt(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_not_part_of_a_prompt(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_bytes(b"\xef\xbb\xbfHello\r\nyou\n")
     assert [p.text for p in read_prompts(tmp_path / "p.txt")] == ["Hello", "you"]
     (tmp_path / "p.jsonl").write_bytes(b'\xef\xbb\xbf{"prompt": "Hello"}\n')
@@ -337,7 +343,9 @@ def test_a_byte_order_mark_is_no_part_of_a_prompt(tmp_path: Path) -> None:
         (b'{"prompt": "a", "prompt": "b"}', "line 1: no JSON: the key 'prompt' is given twice"),
     ],
 )
-def test_a_prompt_file_that_is_none(tmp_path: Path, content: bytes, words: str) -> None:
+def test_a_file_that_is_not_a_prompt_file_is_refused(
+    tmp_path: Path, content: bytes, words: str
+) -> None:
     (tmp_path / "p.jsonl").write_bytes(content)
     with pytest.raises(L2PDError, match=words) as raised:
         read_prompts(tmp_path / "p.jsonl")

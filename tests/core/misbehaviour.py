@@ -65,7 +65,7 @@ RAISED_IN_A_STEP = {
     "unreadable error of ours": raising(UnreadableOfOurs()),
     "surrogates of ours": raising(L2PDError("\ud800\x1b[31m\n" * 500)),
 }
-"""`for_model` may raise an L2PDError, which users read as it is."""
+"""`for_model` may raise an L2PDError, which is passed to the user unchanged."""
 
 ANSWERS = {
     "none": lambda answer: None,
@@ -80,7 +80,7 @@ ANSWERS = {
     "subclass": lambda answer: answer.as_subclass(Subclass),
     **RAISED_IN_A_STEP,
 }
-"""What becomes of a selection (B, L)."""
+"""Faults of a selection (B, L)."""
 
 
 def _with(change: Callable) -> Callable:
@@ -133,7 +133,7 @@ STATES = {
     "renamed": _renamed,
     "key": _with_a_number,
 }
-"""What becomes of a state, both where a block begins and in the midst of one."""
+"""Faults of a state, both at the beginning of a block and later."""
 
 BEGINNINGS = {
     **STATES,
@@ -141,7 +141,7 @@ BEGINNINGS = {
     "nothing": lambda state: None,
     **RAISED_IN_A_STEP,
 }
-"""What becomes of the state that `init_state` returns."""
+"""Faults of the state that `init_state` returns."""
 
 
 def _write(name: str, change: Callable) -> Callable:
@@ -160,7 +160,7 @@ INPUTS = {
     "present": _write("present", lambda present: present.zero_()),
     "data": _write("confidence", lambda c: setattr(c, "data", torch.zeros(1))),
 }
-"""What is done to a step that a policy is shown."""
+"""Writes to the step that a policy gets."""
 
 ATTRIBUTES = {
     "name raises": ("name", property(lambda self: raising(ValueError("no name"))(None))),
@@ -177,7 +177,7 @@ ATTRIBUTES = {
     "progress is a list": ("progress", ["always_top1"]),
     "edits is a tensor": ("edits", torch.ones(3)),
 }
-"""Attributes of the class."""
+"""Faults of the class's attributes."""
 
 
 class Steady(RemaskingPolicy):
@@ -238,4 +238,4 @@ FAULTS = {
     **{("state", key): fault for key, fault in {**STATES, "resized": _resized}.items()},
     **{("input", key): fault for key, fault in INPUTS.items()},
 }
-"""By method and kind."""
+"""All faults by method and kind."""

@@ -38,7 +38,7 @@ ROWS_WITHOUT_NUMBERS = [
     [2.0, 2.0, 2.0, 2.0, 2.0],
     [-math.inf, -math.inf, -math.inf, 0.5, -math.inf],
 ]
-"""Rows of five logits; the last two have statistics."""
+"""Rows of five logits, of which only the last two have statistics."""
 
 
 def first_prediction(row: list[float], suppress: int) -> tuple[int, bool]:

@@ -117,7 +117,7 @@ OFFERING = {
         "must read 'module:attribute'",
     ),
 }
-"""What the hook does, and what is said of it."""
+"""Bodies of the hook, with the reason that is reported."""
 
 ACCEPTED = {
     "list": "return Several([Offer('mine', 'a:B')])",
@@ -127,7 +127,7 @@ ACCEPTED = {
     "subclass": "return [Spec('mine', 'a:B')]",
     "summary": r"return [Offer('mine', 'a:B', '\ud800\x1b[31m\nred ' + 'x' * 5000)]",
 }
-"""What is odd and does no harm."""
+"""Bodies of the hook that are odd but harmless."""
 
 IMPORTS = {
     "system exit": ("raise SystemExit(3)", "SystemExit: 3"),

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 BUILTIN = sorted(spec.name for spec in l2pd_policies())
 EXAMPLE = "l2pd-policy-entropy"
-"""The distribution in examples/, which the environment of the tests has or has not."""
+"""The distribution in examples/, which may be installed in the environment of the tests."""
 
 
 def offering(*specs: str) -> str:

@@ -1,6 +1,6 @@
-"""Random tests of the whole: `python -m tests.fuzz --minutes 10 --parts core plugins`.
+"""Random tests of the whole project: `python -m tests.fuzz --minutes 10 --parts core plugins`.
 
-Each case is made from one number. A finding is printed with its number, and
+Each case is generated from one number. A finding is printed with its number, and
 `python -m tests.fuzz --parts PART --seed NUMBER --cases 1` runs it again. `make fuzz` runs all
 parts; the tests run the first cases of each.
 """
@@ -20,7 +20,7 @@ from tests.fuzz.runner import PARTS, run
 
 
 def main() -> int:
-    """Run the parts asked for; 1 if anything was found."""
+    """Run the requested parts; returns 1 if anything was found."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--minutes", type=float, default=1.0, help="of each part")
     parser.add_argument("--cases", type=int, help="of each part, instead of --minutes")

@@ -1,7 +1,7 @@
 """Random calls of `generate` on small random models of every family.
 
-With one threshold for all, the answers must be those of a plain loop over dense forward passes;
-under any policy and any cache, a row must come out as it does alone.
+If all rows have the same threshold, the answers must equal those of a plain loop over dense forward
+passes. With any policies and any cache, a row must get the same answer as alone.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ WORDS = 95
 
 @cache
 def model_of(family: str):
-    """A dense model, and the same one as it is loaded."""
+    """A dense reference, and the same model as `load` returns it."""
     dense = Dense(CHECKPOINTS[family])
     return dense, load(write(scratch() / f"family-{family}", dense))[0]
 
 
 def try_one(rng: random.Random) -> None:
-    """One batch of prompts."""
+    """Run one case: a batch of prompts."""
     family = rng.choice(list(CHECKPOINTS))
     dense, model = model_of(family)
     rows = rng.randint(1, 4)
@@ -69,7 +69,7 @@ def try_one(rng: random.Random) -> None:
 
 
 def _answers(model, prompts, settings) -> list[list[int]]:
-    """The answers up to and including the end of text, of a batch that is padded on the left."""
+    """The answers of a left-padded batch, up to and including the end of text."""
     width = max(map(len, prompts))
     ids = torch.tensor([[EOT] * (width - len(prompt)) + prompt for prompt in prompts])
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])

@@ -1,4 +1,4 @@
-"""Small folders of each kind that is read from disk: whole, to be malformed."""
+"""Small valid folders of each kind that is read from disk; the tests malform copies of them."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _llada2(folder: Path) -> None:
 
 
 def _diffusion_gemma(folder: Path) -> None:
-    """As `l2pd doctor` reads it; the weights are not its own."""
+    """A folder that `l2pd doctor` can read; its weights are those of another model."""
     _llama(folder)
     text = json.loads((folder / "config.json").read_text())
     config = {"model_type": "diffusion_gemma", "canvas_length": 8, "text_config": text}
@@ -87,12 +87,12 @@ def _diffusion_gemma(folder: Path) -> None:
 
 
 def _tiny_with_filters(folder: Path) -> None:
-    """The shipped small model: one file of weights, and filters of its own."""
+    """The shipped small model: one file of weights, and its filters."""
     shutil.copytree(folder_of("tiny-llada"), folder, dirs_exist_ok=True)
 
 
 def _special_tokens(folder: Path) -> None:
-    """With the older files of a tokenizer."""
+    """Add the older files of a tokenizer."""
     _llama(folder)
     (folder / "special_tokens_map.json").write_text(json.dumps({"eos_token": "<|endoftext|>"}))
     (folder / "added_tokens.json").write_text(json.dumps({"<|extra|>": VOCABULARY - 1}))
@@ -104,7 +104,7 @@ def _special_tokens(folder: Path) -> None:
 
 
 FAMILY = ModelFamily(name="mine", attention="bidirectional", mask_token_id=MASK)
-"""As which the one that no family is known for is loaded."""
+"""The family with which the checkpoint of an unknown model type is loaded."""
 CHECKPOINT_KINDS: dict[str, Callable[[Path], None]] = {
     **{name: _of_hub(name) for name in CHECKPOINTS},
     "llama": _llama,
@@ -138,7 +138,7 @@ def learned(kind: str) -> Path:
 
 @cache
 def released() -> Path:
-    """The folder of what the converter reads."""
+    """The folder that the converter reads."""
     folder = scratch() / "released"
     folder.mkdir()
     weights = {

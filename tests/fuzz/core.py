@@ -2,9 +2,9 @@
 
 Longer than 400 lines: it is one machine of random moves and the checks after each.
 
-Rows come and go, begin new blocks, and change places. Some of them are followed alone as well, in
-a batch of one, and must come out the same to the bit, whatever runs beside them; and what happens
-to a row alone must be what plain Python makes of the policy's answers (`reference.py`).
+Rows are added and dropped, begin new blocks, and change places. Some of them are also decoded
+alone, in a batch of one. The results must be equal to the bit, whatever runs beside them; and a row
+alone must change as plain Python computes from the policy's answers (`reference.py`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ EVERYTHING = frozenset({"committed", "entropy", "margin", "logits"})
 
 @dataclass
 class Case:
-    """What all blocks of one case have in common."""
+    """The parameters that all blocks of one case share."""
 
     rng: random.Random
     length: int
@@ -46,10 +46,10 @@ class Case:
     dtype: Any
     observe: frozenset[str]
     sampled: bool
-    """Whether the predictions are drawn, or the argmax."""
+    """Whether the predictions are sampled; otherwise they are the argmax."""
     policies: list[UnmaskPolicy] = field(default_factory=list)
     steps: int = 0
-    """Steps taken, those of the rows alone included."""
+    """Steps taken, including those of the rows alone."""
 
 
 @dataclass
@@ -68,18 +68,18 @@ class Line:
     answers: dict[str, Tensor] = field(default_factory=dict)
     rules: reference.Rules | None = None
     later: list[Line] = field(default_factory=list)
-    """The row's next blocks, for which its policy keeps a state already; only their content counts,
-    and `time` and `calls` since then."""
+    """The row's next blocks, for which its policy already has a state. Of these lines only the
+    content, `time` and `calls` are used."""
     calls: int = 0
-    """How often `Wild` has been asked, as its state has to say."""
+    """How often `Wild` has been called, as its state must record."""
 
     def generator(self) -> torch.Generator | None:
-        """At the row's beginning."""
+        """The row's random generator in its initial state."""
         return torch.Generator().manual_seed(self.seed) if self.draws else None
 
 
 def try_one(rng: random.Random) -> int:
-    """One case; the number of steps that it took."""
+    """Run one case; returns the number of its steps."""
     case = _new_case(rng)
     (_in_slots if rng.random() < 0.3 else _in_batches)(case)
     return case.steps
@@ -133,7 +133,7 @@ def _new_line(case: Case, followed: bool) -> Line:
 
 
 def _follow(case: Case, line: Line) -> None:
-    """Begin the same row alone, and listen to what its policy answers."""
+    """Begin the same row alone, and record the answers of its policy."""
     policy = copy.deepcopy(line.policy)
     line.alone = BlockBatch.start(
         torch.tensor([line.tokens]),
@@ -178,7 +178,7 @@ def _start(case: Case, lines: list[Line]) -> BlockBatch:
 
 
 def _look_ahead(case: Case, batch: BlockBatch, lines: list[Line]) -> None:
-    """Let the policies that look ahead see some of the next blocks, here and alone."""
+    """Let the policies that look ahead see some of the next blocks, in the batch and alone."""
     if case.rng.random() < 0.2:
         return
     owners = []
@@ -194,13 +194,13 @@ def _look_ahead(case: Case, batch: BlockBatch, lines: list[Line]) -> None:
 
 
 def _content_of(blocks: list[Line]) -> dict[str, Tensor]:
-    """What blocks hold, as `advance` and `look_ahead` take it."""
+    """The content of blocks, in the form of the arguments of `advance` and `look_ahead`."""
     names = ("tokens", "present", "reference")
     return {name: torch.tensor([getattr(each, name) for each in blocks]) for name in names}
 
 
 def _in_batches(case: Case) -> None:
-    """Rows of several batches, gathered anew at random."""
+    """Decode rows of several batches, which are gathered anew at random."""
     rng = case.rng
     lines = [_new_line(case, followed=i < 2) for i in range(rng.randint(1, 5))]
     rng.shuffle(lines)
@@ -228,9 +228,9 @@ def _in_batches(case: Case) -> None:
 
 
 def _advance(case: Case, batch: BlockBatch, lines: list[Line], rows: list[int]) -> BlockBatch:
-    """Begin the next block in these rows, and in the same rows alone; the batch that follows.
+    """Begin the next block in these rows, and in the same rows alone; returns the next batch.
 
-    Some engines begin every block with `start`, and hand on what its policy carries.
+    Some engines begin every block with `start`, and pass on the carried state of its policy.
     """
     anew = case.rng.random() < 0.2
     carried = [batch.carried(row) for row in rows]
@@ -271,13 +271,13 @@ def _forget_later(batch: BlockBatch, lines: list[Line], row: int) -> None:
 
 
 def _begin(line: Line, block: Line) -> None:
-    """The row stands in this block now."""
+    """Record that the row is in this block now."""
     if "calls" not in getattr(line.policy, "carries", ()):
         line.calls = block.calls
 
 
 def _in_slots(case: Case) -> None:
-    """Rows in slots that are taken in any order, renewed where they are full, and given anew."""
+    """Decode rows in slots that are taken in any order, advanced when full, and assigned again."""
     rng, count = case.rng, case.rng.randint(1, 5)
     slots = BlockSlots(count, case.length, mask_token_id=case.mask, device=torch.device("cpu"))
     lines: dict[int, Line] = {}
@@ -319,7 +319,7 @@ def _in_slots(case: Case) -> None:
 
 
 def _step(case: Case, batch: BlockBatch, lines: list[Line]) -> None:
-    """One step of the batch, and of those of its rows that are followed."""
+    """One step of the batch, and of those of its rows that are also decoded alone."""
     logits = torch.stack([_logits_of(case, line) for line in lines])
     given = [_given_of(case, line) for line in lines]
     x0 = None if all(each is None for each in given) else given
@@ -346,7 +346,7 @@ def _logits_of(case: Case, line: Line) -> Tensor:
 
 
 def _given_of(case: Case, line: Line) -> list[int] | None:
-    """Sampled tokens for the row's positions, -1 for the argmax; None for no sampling."""
+    """Sampled tokens for the row's positions, -1 for the argmax; None without sampling."""
     if not case.sampled:
         return None
     rng = random.Random(line.seed + line.time)
@@ -361,7 +361,7 @@ def _denoise(
     given: list[list[int] | None] | None,
     lines: list[Line],
 ) -> StepOutcome:
-    """The step, with the logits of all positions or of some, in any order."""
+    """Call the step, with the logits of all positions or of some, in any order."""
     case.steps += 1
     x0 = None if given is None else torch.tensor(given).flatten()
     positions = None
@@ -381,7 +381,7 @@ def _denoise(
 
 
 def _later_logits(case: Case, batch: BlockBatch, lines: list[Line]) -> tuple[Tensor, Tensor] | None:
-    """Of the blocks that the policies look at ahead, and where each belongs."""
+    """Logits of the later blocks that the policies see, and their positions."""
     found: Counter[int] = Counter()
     logits = []
     for row in batch.later_rows:
@@ -396,7 +396,7 @@ def _later_logits(case: Case, batch: BlockBatch, lines: list[Line]) -> tuple[Ten
 
 
 def _some_positions(case: Case, batch: BlockBatch) -> Tensor:
-    """Those whose logits are read, and some more, in any order."""
+    """The positions whose logits are read, and some others, in any order."""
     asked = batch.needed().flatten()
     asked = asked | (torch.rand(len(asked), generator=_shuffler(case)) < 0.2)
     positions = asked.nonzero().flatten()
@@ -417,8 +417,8 @@ def _compare(
     logits: Tensor,
     given: list[list[int] | None] | None,
 ) -> None:
-    """The row in its batch against the row alone, and that against plain Python. asked (L,): the
-    positions whose logits were read for the batch."""
+    """Compare the row in its batch with the row alone, and the row alone with plain Python.
+    asked (L,): the positions whose logits were read for the batch."""
     alone, rules = line.alone, line.rules
     assert alone is not None and rules is not None
     began = reference.row_of(alone.tokens[0], alone.masked[0], alone.present[0])
@@ -462,7 +462,9 @@ def _compare(
         assert math.isnan(probability) == math.isnan(confidence[i]), f"{about}: {confidence[i]}"
         if not math.isnan(probability):
             assert abs(probability - confidence[i]) < 2e-5, f"{about}: {confidence[i]} at {i}"
-    if "committed" not in alone.policies[0].requires:  # what is observed is not what it sees
+    if (
+        "committed" not in alone.policies[0].requires
+    ):  # observed statistics are not shown to the policy
         for i in range(case.length):
             if not began.masked[i]:
                 x0[i], confidence[i] = began.tokens[i], float(began.present[i])

@@ -1,8 +1,8 @@
-"""Malformed files: whatever they hold, there is an answer, or one L2PDError of one line.
+"""Malformed files: whatever they contain, reading them gives a result or one L2PDError of one line.
 
-`try_one` takes a whole folder of some kind (a checkpoint, a filter, trajectories, ...), malforms
-one or two of its files, and reads it by everything that reads such a folder. A finding is any other
-error, a hang, a large allocation, or a file outside the folder that was read.
+`try_one` takes a valid folder of some kind (a checkpoint, a filter, trajectories, ...), malforms
+one or two of its files, and calls every function that reads such a folder. A finding is any other
+error, a hang, a large allocation, or a read of a file outside the folder.
 """
 
 from __future__ import annotations
@@ -42,30 +42,30 @@ from l2pd_tools.tiny_world import TASKS
 from tests.fuzz import bases, malformed
 
 SECONDS = 20
-"""That a case may take; all known ones take less than one."""
+"""Seconds that a case may take; all known cases take less than one."""
 GROWTH = 600
-"""MiB by which the process may grow at its most in one case."""
+"""MiB by which the peak memory of the process may grow in one case."""
 MESSAGE = 3000
-"""Characters of an error."""
+"""Most characters of an error."""
 
 _NOT_DONE = (
     *(ValueError, LookupError, TypeError, AttributeError, OSError, RecursionError),
     *(struct.error, SafetensorError),
 )
-"""What a mutation may end in on a file that is malformed already."""
+"""Errors that a mutation may raise on a file that is already malformed."""
 JSON_FILES = (malformed.value_of_json,) * 4 + (malformed.bytes_of_json,) * 2
 WEIGHTS = (malformed.header, malformed.numbers)
 
 _watched: list[str] = []
-"""Folders outside of which a file of a case lies, and what was opened there."""
+"""The watched folders, which are outside of a case's folder, and the files opened in each."""
 
 
 class Finding(AssertionError):
-    """What should not have happened."""
+    """Something that must not happen."""
 
 
 def try_one(rng: random.Random) -> None:
-    """One malformed folder. Raises AssertionError with what was done to it."""
+    """Read one malformed folder. Raises AssertionError that says what was done to it."""
     part = rng.choices(list(PARTS), weights=[weight for weight, _ in PARTS.values()])[0]
     folder, outside = bases.scratch() / "case", bases.scratch() / "outside"
     for each in (folder, outside):
@@ -109,7 +109,7 @@ def _checkpoint(rng: random.Random, folder: Path, outside: Path, done: list[str]
 
 
 def _told(folder: Path, as_json: bool) -> str:
-    """What `l2pd doctor` prints."""
+    """The output of `l2pd doctor`."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.suppress(typer.Exit):
         doctor(str(folder), None, as_json)
@@ -136,7 +136,7 @@ def _converter(rng: random.Random, folder: Path, outside: Path, done: list[str])
     kind = rng.choice(("file", "weights", "bytes"))
     if kind == "file":
         done.append(malformed.kind_of_file(rng, path, outside))
-        if path.is_symlink():  # which may lead anywhere: a user names it
+        if path.is_symlink():  # may lead anywhere, since a user names it
             path.unlink()
     elif kind == "bytes":
         content = bytearray(path.read_bytes())
@@ -199,7 +199,7 @@ def _prompts(rng: random.Random, folder: Path, outside: Path, done: list[str]) -
     path.write_bytes(content)
     if rng.random() < 0.2:
         done.append(malformed.kind_of_file(rng, path, outside))
-        if path.is_fifo() or path.is_symlink():  # which may be waited for: a user names it
+        if path.is_fifo() or path.is_symlink():  # reading may block, since a user names it
             path.unlink()
     found = _answer(lambda: read_prompts(path, tasks=TASKS))
     if found is not None and any("\ufeff" in prompt.text for prompt in found):
@@ -227,7 +227,7 @@ PARTS: dict[str, tuple[float, Callable[[random.Random, Path, Path, list[str]], N
 
 
 def _malform(rng: random.Random, folder: Path, outside: Path, done: list[str]) -> None:
-    """Do something to one or two files of the folder."""
+    """Malform one or two files of the folder."""
     for _ in range(rng.choice((1, 1, 1, 2))):
         files = sorted(
             path
@@ -259,7 +259,7 @@ def _malform(rng: random.Random, folder: Path, outside: Path, done: list[str]) -
 
 
 def _answer(call: Callable[..., Any], *arguments: Any) -> Any:
-    """What the call gives; None where it raised an L2PDError, which has to be one line."""
+    """The result of the call; None if it raised an L2PDError, which must be one line."""
     try:
         return call(*arguments)
     except L2PDError as error:
@@ -274,13 +274,13 @@ def _linked(source: Path, folder: Path) -> None:
 
 
 def _peak() -> int:
-    """MiB that this process had at its most."""
+    """The peak memory of this process in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 2**10
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what libraries log, and without their bars."""
+    """Switch off the logs and progress bars of libraries."""
     from transformers.utils import logging
 
     level, shown = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -298,7 +298,7 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _bounded() -> Iterator[None]:
-    """Ends a case that hangs."""
+    """Raise Finding if the body hangs."""
 
     def end(number: int, frame: FrameType | None) -> None:
         raise Finding(f"it took more than {SECONDS} seconds")
@@ -314,7 +314,7 @@ def _bounded() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _nothing_read(outside: Path) -> Iterator[None]:
-    """Raises Finding if a file of the folder was opened, by Python, while it was inside."""
+    """Raise Finding if Python opened a file of this folder during the body."""
     if not _watched:
         _watched.append("")
         sys.addaudithook(_note_opened)

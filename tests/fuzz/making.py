@@ -25,7 +25,7 @@ from l2pd_policies.settled import SignalFilter
 from l2pd_policies.transformer_sampler import SamplerFilter
 
 VOCABULARY = 4096
-"""The table of token frequencies covers so many tokens."""
+"""The number of tokens in the table of token frequencies."""
 
 
 @cache
@@ -38,7 +38,7 @@ def scratch() -> Path:
 
 @cache
 def weights_of(name: str, length: int) -> dict[str, str]:
-    """The options that name the files of a policy which needs some, for blocks of this length."""
+    """The options that name the files of a policy, if it needs some, for blocks of this length."""
     kinds = {
         "learn2pd": lambda: UnmaskFilter(block_length=length, threshold=0.4, base_model="fuzz"),
         "settled": lambda: SignalFilter(threshold=0.4, base_model="fuzz"),
@@ -61,7 +61,7 @@ def weights_of(name: str, length: int) -> dict[str, str]:
 def random_policy(
     rng: random.Random, length: int, mask: int, vocabulary: int, wild: bool = True
 ) -> UnmaskPolicy:
-    """One of the policies that are installed, with some options at random, or a wild one."""
+    """One of the installed policies with some random options, or a Wild one."""
     if wild and rng.random() < 0.3:
         return Wild(rng)
     spec = rng.choice(list_policies())
@@ -110,9 +110,9 @@ def _value(rng: random.Random, annotation: Any, bounds: typing.Sequence[Any]) ->
 
 
 class Wild(RemaskingPolicy):
-    """Selects, edits and takes back by a pattern of the row's own history alone.
+    """Selects, edits and masks again by a pattern that depends only on the row's own history.
 
-    Its state counts the calls, and notes in "moved" that a block was shown the state of another.
+    Its state counts the calls; "moved" records that a block got the state of another block.
     """
 
     def __init__(self, rng: random.Random) -> None:
@@ -148,7 +148,7 @@ class Wild(RemaskingPolicy):
 
 
 class Failing(UnmaskPolicy):
-    """Breaks the contract in one way, from some step on."""
+    """Breaks the contract in one way from some step on."""
 
     ways = ("raises", "shape", "dtype", "nothing", "state", "begins")
 
@@ -179,7 +179,7 @@ class Failing(UnmaskPolicy):
 
 
 def random_logits(rng_seed: int, length: int, vocabulary: int, mask: int, dtype: Any) -> Tensor:
-    """(L, V): drifting from step to step not at all, now and then with what no model should say."""
+    """Logits (L, V), independent at every step, sometimes with NaN or infinity."""
     rng = random.Random(rng_seed)
     generator = torch.Generator().manual_seed(rng_seed)
     logits = torch.randn(length, vocabulary, generator=generator) * rng.choice([0.5, 3, 12])

@@ -1,4 +1,4 @@
-"""What may be wrong with a file: each mutation takes a path and draws what it does there."""
+"""Faults of files: each mutation takes a path and changes the file there at random."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NAMES = (
     "threshold progress features base_model prompts_per_shard prompt_count policies max_new_tokens "
     "labels temperature do_sample max_length configuration_files fast_tokenizer_files"
 ).split()
-"""Keys that some reader knows."""
+"""Keys that some reader uses."""
 VALUES: tuple[Any, ...] = (
     *(None, True, False, 0, 1, -1, 2, 7, 3.5, -0.0, 1e300, float("nan"), float("inf")),
     *(10**12, 10**18, 2**63, -(10**12), 10**40, 10**5, 2**31),
@@ -88,7 +88,7 @@ Mutation = Callable[[random.Random, Path, Path], str]
 
 
 def take_out(path: Path) -> None:
-    """Remove whatever has that name."""
+    """Remove the file, folder or link of that name."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -96,7 +96,7 @@ def take_out(path: Path) -> None:
 
 
 def replaced(path: Path, content: bytes | str) -> None:
-    """Another file in its place: the one that is there may be a hard link to the original."""
+    """Write a new file in its place, since the present one may be a hard link to the original."""
     take_out(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     raw = content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass")
@@ -104,7 +104,7 @@ def replaced(path: Path, content: bytes | str) -> None:
 
 
 def kind_of_file(rng: random.Random, path: Path, outside: Path) -> str:
-    """No file, or something that is none."""
+    """Remove the file, or replace it by something that is not a regular file."""
     content = path.read_bytes() if path.is_file() else b"{}"
     kind = rng.choice(
         "missing empty folder pipe loop nowhere device out text random cut longer nul".split()
@@ -140,7 +140,7 @@ def kind_of_file(rng: random.Random, path: Path, outside: Path) -> str:
 
 
 def bytes_of_json(rng: random.Random, path: Path, outside: Path) -> str:
-    """The text is no UTF-8, or no JSON."""
+    """Make the text invalid UTF-8 or invalid JSON."""
     text = path.read_text(encoding="utf-8") if path.is_file() else "{}"
     key = rng.choice(NAMES)
     kinds: dict[str, bytes | str] = {
@@ -174,7 +174,7 @@ def bytes_of_json(rng: random.Random, path: Path, outside: Path) -> str:
 
 
 def value_of_json(rng: random.Random, path: Path, outside: Path) -> str:
-    """A value, somewhere in the file, is another one, or has left."""
+    """Change or remove a value somewhere in the file."""
     try:
         root = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -209,14 +209,14 @@ def value_of_json(rng: random.Random, path: Path, outside: Path) -> str:
 
 
 def template(rng: random.Random, path: Path, outside: Path) -> str:
-    """Another template."""
+    """Replace the chat template."""
     text = rng.choice(TEMPLATES)
     replaced(path, text)
     return f"{text:.60}"
 
 
 def index(rng: random.Random, path: Path, outside: Path) -> str:
-    """The index of shards names another file."""
+    """Make the index of shards name another file."""
     values = json.loads(path.read_text(encoding="utf-8"))
     files = values["weight_map"]
     file = rng.choice(sorted(set(files.values())))
@@ -242,7 +242,7 @@ def index(rng: random.Random, path: Path, outside: Path) -> str:
 
 
 def header(rng: random.Random, path: Path, outside: Path) -> str:
-    """The header of a file of weights says something else."""
+    """Change the header of a file of weights."""
     content = path.read_bytes()
     size = struct.unpack("<Q", content[:8])[0]
     values = json.loads(content[8 : 8 + size])
@@ -278,7 +278,7 @@ def header(rng: random.Random, path: Path, outside: Path) -> str:
 
 
 def numbers(rng: random.Random, path: Path, outside: Path) -> str:
-    """A weight is of another type, or holds what is no finite number."""
+    """Give a weight another dtype, or values that are not finite."""
     import torch
     from safetensors.torch import load_file, save_file
 

@@ -1,6 +1,6 @@
 """Random plugin distributions, most of them broken, beside one that works.
 
-Whatever stands beside it, the working policy stays listed and can be made, nothing is raised, and
+With any others installed, the working policy is listed and can be created, nothing is raised, and
 every text that is shown can be printed.
 """
 
@@ -94,7 +94,7 @@ class Sequence(list):
 
 
 def try_one(rng: random.Random) -> None:
-    """One set of distributions."""
+    """Try one set of distributions."""
     number = next(_counter)
     site = scratch() / f"site{number}"
     site.mkdir()
@@ -158,7 +158,7 @@ def _install(
 
 
 def _broken(rng: random.Random, module: str) -> tuple[dict[str, str], str]:
-    """The entry points and the source of a plugin with something wrong with it."""
+    """The entry points and the source of a plugin with a fault."""
     entries = {
         rng.choice(["main", "a b", "x.y", "ü", "main"]): rng.choice(
             [

@@ -1,4 +1,4 @@
-"""One denoising step of one row in plain Python, from what its policy has answered."""
+"""One denoising step of one row in plain Python, given the answers of its policy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from l2pd_plugins.end_of_text import EndOfText
 
 @dataclass
 class Row:
-    """A block as it stands; lists of length L."""
+    """The state of a block; lists of length L."""
 
     tokens: list[int]
     masked: list[bool]
@@ -23,7 +23,7 @@ class Row:
 
 @dataclass
 class Rules:
-    """What does not change from step to step."""
+    """The settings that do not change from step to step."""
 
     mask: int
     end_of_text: EndOfText
@@ -35,8 +35,8 @@ class Rules:
 def statistics(
     logits: Tensor, suppressed: int | None, given: Sequence[int] | None
 ) -> list[tuple[int | None, float]]:
-    """For each row of logits (L, V): the predicted token, None where any will do, and its
-    probability, NaN where there is none. given: drawn tokens, -1 for none."""
+    """For each row of logits (L, V): the predicted token, None if any is allowed, and its
+    probability, NaN if there is none. given: sampled tokens, -1 for none."""
     wide = logits.double()
     if suppressed is not None:
         wide = wide.index_fill(1, torch.tensor([suppressed]), -math.inf)
@@ -53,7 +53,7 @@ def statistics(
 
 
 def best(score: Sequence[float], candidates: Sequence[bool]) -> int | None:
-    """The candidate of the highest score, the first of equals; NaN is below every number."""
+    """The first candidate with the highest score; NaN ranks below every number."""
     found = [i for i, candidate in enumerate(candidates) if candidate]
     if not found:
         return None
@@ -69,8 +69,8 @@ def take_step(
     taken_back: Sequence[bool] | None,
     may_stay_masked: bool,
 ) -> Row:
-    """The row after the step. taken_back: what the policy answered to `remask`, None if it does not
-    take anything back; may_stay_masked: a predicted mask token is left masked."""
+    """The row after the step. taken_back: the policy's answer to `remask`, None if it has no
+    `remask`; may_stay_masked: a position with a predicted mask token stays masked."""
     length, mask = len(row.tokens), rules.mask
     ends = rules.end_of_text
     open_rule = ends.rule == "off" or rules.ignores_end
@@ -130,5 +130,5 @@ def take_step(
 
 
 def row_of(tokens: Tensor, masked: Tensor, present: Tensor) -> Row:
-    """Of tensors (L,)."""
+    """The row of tensors (L,)."""
     return Row(tokens.tolist(), masked.tolist(), present.tolist())

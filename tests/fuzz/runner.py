@@ -10,13 +10,13 @@ import traceback
 from dataclasses import dataclass, field
 
 PARTS = ("core", "adapter", "files", "plugins")
-"""Each a module beside this one with ``try_one(random.Random) -> int | None``: one case, and how
-many steps it has taken if it counts them. It raises AssertionError, or anything, on a finding."""
+"""Each is a module of this folder with ``try_one(random.Random) -> int | None``, which runs one
+case and returns its number of steps, if it counts them. A finding is any error that it raises."""
 
 
 @dataclass
 class Report:
-    """What came of the cases of one part."""
+    """The result of the cases of one part."""
 
     part: str
     cases: int = 0
@@ -48,7 +48,7 @@ def run(
     seconds: float | None = None,
     findings: int = 1,
 ) -> Report:
-    """The cases from number `seed` on: so many, or for so long, or until so many findings."""
+    """Run cases from number `seed` on, up to a number of cases, a time, or a number of findings."""
     try_one = importlib.import_module(f"tests.fuzz.{part}").try_one
     report = Report(part)
     began = time.monotonic()

@@ -1,18 +1,17 @@
-"""Mutation tests: change one thing in a module, and see whether a test notices.
+"""Mutation tests: change one thing in a module, and see whether a test fails.
 
     python -m tests.mutants --modules slots selection --out runs/mutants
 
-Prints a score for each module and writes the mutants that no test noticed, as diffs, into the
-folder; `--again` runs those alone. A mutant that changes nothing that could be seen is listed, with
-the reason, in `equivalent.txt`.
-`make mutants` runs all modules: about an hour on two cores.
+It prints a score for each module and writes the mutants that no test detected, as diffs, into the
+folder; `--again` runs only those. Mutants without any observable effect are listed, with the
+reason, in `equivalent.txt`. `make mutants` runs all modules, about an hour on two cores.
 """
 
 from __future__ import annotations
 
 import os
 
-# Before torch and Triton are imported: one thread, since forked children have no other, and
+# Set before torch and Triton are imported: one thread, since forked children have no other, and
 # Triton's interpreter, which runs on the CPU.
 os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE", TRITON_INTERPRET="1")
 
@@ -33,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def main() -> int:
-    """Run the mutants of the modules asked for; 1 if a score is below --least."""
+    """Run the mutants of the requested modules; returns 1 if a score is below --least."""
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
     parser.add_argument("--modules", nargs="*", default=list(TARGETS), choices=list(TARGETS))
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "mutants")

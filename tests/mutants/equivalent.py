@@ -1,4 +1,4 @@
-"""The mutants that no test can notice, each with the reason, in equivalent.txt."""
+"""Reads equivalent.txt: the mutants that no test can detect, each with the reason."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ FILE = Path(__file__).with_name("equivalent.txt")
 
 
 def read_equivalent(module: str) -> dict[str, str]:
-    """The reason of each mutant of a module that is listed, by `Mutation.key`.
+    """The reason of each listed mutant of a module, by `Mutation.key`.
 
-    The file holds, for each module, a line ``# path``, and below it for each reason a line
-    ``= reason`` and the keys that it stands for, one a line.
+    For each module the file has a line ``# path``, and below it, for each reason, a line
+    ``= reason`` followed by the keys to which it applies, one per line.
     """
     found: dict[str, str] = {}
     here, reason = "", ""

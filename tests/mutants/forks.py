@@ -1,7 +1,7 @@
-"""Runs the tests of one module in forked children of a process that has imported torch already.
+"""Runs the tests of one module in forked children of a process that has already imported torch.
 
 Each mutant is written into a copy of the tree, and a child of this process imports the package from
-there and runs pytest: about a second each, where a new process would take several.
+there and runs pytest. This takes about a second; a new process would take several.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from hypothesis import Phase, settings
 
 PATHS = ("", "policies", "adapters", "tools")
 QUICK = 0.05
-"""Seconds of a test that is not worth choosing from."""
+"""Seconds below which a test is quick: all cases of quick tests run first."""
 FIRST = 4
-"""Tests that run by themselves before the others."""
+"""The number of tests that run separately before the others."""
 MEMORY = 16 << 30
-"""Bytes of address space that a child may take beyond what it has."""
+"""Bytes of address space that a child may allocate in addition."""
 ARGUMENTS = ["-q", "-x", "--no-header", "--tb=no"]
 for _plugin in ("cacheprovider", "unraisableexception", "threadexception"):
     # The last two collect garbage several times, which takes as long as the tests of most mutants.
@@ -43,24 +43,25 @@ for _plugin in ("cacheprovider", "unraisableexception", "threadexception"):
 
 @dataclass
 class Learned:
-    """What a run of the tests over the unchanged module has shown."""
+    """The results of running the tests on the unchanged module."""
 
     seconds: dict[str, float] = field(default_factory=dict)
-    """Of every test, on a processor, those of its child processes too."""
+    """CPU seconds of every test, including its child processes."""
     lines: dict[str, dict[str, list[int]]] = field(default_factory=dict)
-    """The lines that a test runs, of each module by its path."""
+    """The lines that each test runs, for each module by its path."""
     failed: list[str] = field(default_factory=list)
     killers: Counter[str] = field(default_factory=Counter)
-    """How many mutants each test was the first to notice."""
+    """How many mutants each test was the first to detect."""
 
     def tests_of(
         self, module: str, lines: tuple[int, int] | None, unseen: str, also: tuple[str, ...]
     ) -> list[str]:
-        """The tests that run one of these lines; where none is seen to, those whose names hold
-        `unseen`; all, where lines is None. Then those whose names hold a word of `also`.
+        """The tests that run one of these lines, or all tests if lines is None.
 
-        First come the tests that have noticed most mutants, then the quick ones. The others are
-        ordered so that one case of every test comes before a second of any.
+        If no test was seen to run them, the tests whose names contain `unseen`. Tests whose names
+        contain a word of `also` are added. The tests that have detected most mutants come first,
+        then the quick ones. The others are ordered so that one case of every test comes before a
+        second.
         """
         last = [test for test in self.seconds if any(word in test for word in also)]
         first, end = lines or (0, -1)
@@ -78,11 +79,11 @@ class Learned:
             function = test.partition("[")[0]
             turn[test] = 0 if self.seconds[test] < QUICK else 1 + cases[function]
             cases[function] += 1
-        # The sort is stable: within a turn the quickest stays first.
+        # The sort is stable: within a turn the quickest test stays first.
         return sorted(found, key=lambda test: (-self.killers[test], turn[test])) + last
 
     def within(self, tests: list[str], seconds: float) -> list[str]:
-        """As many of these tests, from the first on, as take so long together; at least one."""
+        """As many of the first tests as fit into this time together; at least one."""
         spent = accumulate(self.seconds[test] for test in tests)
         return [
             test
@@ -110,7 +111,7 @@ class Tree:
                 shutil.copy2(origin / name, copy / name)
 
     def learn(self, modules: list[str], tests: list[str]) -> Learned:
-        """Run these test files, once, over the unchanged modules."""
+        """Run these test files once on the unchanged modules."""
         if tuple(tests) not in self._learned:
             self._learned[tuple(tests)] = self._learn(modules, tests)
         return self._learned[tuple(tests)]
@@ -122,22 +123,22 @@ class Tree:
         if not report.exists():
             raise SystemExit(f"{' '.join(tests)} could not be run ({how})")
         found = json.loads(report.read_text())
-        for name in found.pop("imported"):  # so that every child has them
+        for name in found.pop("imported"):  # imported here, so that every child has them
             with suppress(Exception):
                 importlib.import_module(name)
         gc.collect()
-        gc.freeze()  # so that no child looks through what it has from here
+        gc.freeze()  # so that no child's garbage collection scans the objects of this process
         return Learned(**found)
 
     def survives(
         self, module: str, source: str, tests: list[str], seconds: float
     ) -> tuple[str, str | None]:
-        """How the tests end over this source of the module: "survived", "killed" or "timeout"; and
+        """How the tests end with this source of the module ("survived", "killed" or "timeout"), and
         the first test that failed."""
         noticed = self.copy / "noticed.txt"
         noticed.unlink(missing_ok=True)
         path = self.copy / module
-        kept = path.with_suffix(".kept")  # with its time stamp, by which Python knows its bytecode
+        kept = path.with_suffix(".kept")  # with its time stamp, by which Python finds its bytecode
         os.replace(path, kept)
         try:
             path.write_text(source)
@@ -153,7 +154,7 @@ class Tree:
             code = 70
             try:
                 os.setsid()
-                signal.alarm(int(seconds) + 1)  # ends the process, whatever it is doing
+                signal.alarm(int(seconds) + 1)  # ends the process, whatever it does
                 self._enter()
                 code = work()
             except BaseException:  # noqa: BLE001 - a child never returns into the parent's code
@@ -161,7 +162,7 @@ class Tree:
             finally:
                 os._exit(code)
         _, status = os.waitpid(child, 0)
-        with suppress(ProcessLookupError):  # what the tests have started
+        with suppress(ProcessLookupError):  # processes that the tests have started
             os.killpg(child, signal.SIGKILL)
         if os.WIFSIGNALED(status):
             return "timeout" if os.WTERMSIG(status) == signal.SIGALRM else "killed"
@@ -169,7 +170,7 @@ class Tree:
         return "survived" if code == 0 else "killed"
 
     def _enter(self) -> None:
-        """Make the child a process that runs in the copy."""
+        """Make the child run in the copy."""
         log = os.open(self.copy / "child.log", os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
         for descriptor in (1, 2):
             os.dup2(log, descriptor)
@@ -186,7 +187,7 @@ class Tree:
 
     def _run(self, tests: list[str], noticed: Path) -> int:
         sys.dont_write_bytecode = True
-        # The first few by themselves: only their files are collected.
+        # The first few tests run separately, so that only their files are collected.
         for part in filter(None, (tests[:FIRST], tests[FIRST:])):
             code = int(pytest.main([*ARGUMENTS, *part], plugins=[_Settings(), _Noticed(noticed)]))
             if code:
@@ -214,7 +215,7 @@ class Tree:
 
 
 class _Settings:
-    """The same examples of every property in every run; a failing one is not made smaller."""
+    """Hypothesis settings: the same examples in every run; failing ones are not minimised."""
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_pycollect_makemodule(self) -> None:
@@ -230,7 +231,7 @@ class _Settings:
 
 
 class _Noticed:
-    """Writes down which test has failed, and ends the process there."""
+    """Records which test has failed, and ends the process."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -252,7 +253,7 @@ class _Watch:
         self._coverage.start()
 
     def lines(self) -> dict[str, dict[str, list[int]]]:
-        """Of each test and module, when all have run."""
+        """The lines that each test runs in each module, after all tests have run."""
         self._coverage.stop()
         found: dict[str, dict[str, list[int]]] = {test: {} for test in self.seconds}
         data = self._coverage.get_data()

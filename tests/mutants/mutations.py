@@ -1,13 +1,13 @@
-"""What is changed in a module: one small mutation at a time.
+"""The mutations of a module: one small change at a time.
 
-The operators are those of mutmut 3. Left out are those whose mutants nearly always fail at once (a
-value or an argument becomes None, a positional argument is dropped) or say the same twice (a string
-in capitals), which would only raise the score, and `+1` for `-1`, which is the same dimension of a
-matrix. Two are added, since many rules here are masks joined by `&` and `|`: an operand is dropped,
-and a statement that works in place is dropped.
+The operators are those of mutmut 3, with these exceptions. Operators whose mutants nearly always
+fail at once (a value or an argument becomes None, a positional argument is dropped) or duplicate
+others (a string in capitals) are left out, since they would only raise the score; so is `+1` for
+`-1`, which is the same dimension of a matrix. Two are added, since many rules here are masks joined
+by `&` and `|`: an operand is dropped, and a statement that works in place is dropped.
 
 mutmut's own runner is not used: it leaves out every decorated function (class methods, compiled
-kernels) and all that stands outside of functions.
+kernels) and all code outside of functions.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ class Mutation:
     """One mutation of one module."""
 
     line: int
-    """Of the mutated node, from 1."""
+    """The line of the mutated node, from 1."""
     lines: tuple[int, int]
-    """First and last line of the statement that holds it (of its header, for a block)."""
+    """The first and last line of its statement (for a block, of the header)."""
     imported: bool
-    """Whether the module's import runs it: it stands outside of functions."""
+    """Whether importing the module runs it, since it is outside of functions."""
     before: str
-    """The node's code."""
+    """The code of the node."""
     after: str
     source: str
-    """The whole module, mutated."""
+    """The source of the whole mutated module."""
     number: int = 1
-    """Which it is, from 1, of those whose line, before and after read the same."""
+    """Its number, from 1, among mutations with the same line, old code and new code."""
 
     def key(self, source: str) -> str:
-        """Names the mutation by its line's text, so that other lines may be added or dropped."""
+        """Identifies the mutation by the text of its line, so that other lines may change."""
         line = source.splitlines()[self.line - 1].strip()
         number = f"  ({self.number})" if self.number > 1 else ""
         return f"{line}  ::  {self.before}  ->  {self.after}{number}"
@@ -101,7 +101,7 @@ class _Visitor(cst.CSTVisitor):
         self.found: list[tuple[cst.CSTNode, cst.CSTNode]] = []
 
     def on_visit(self, node: cst.CSTNode) -> bool:
-        # Annotations and decorators say nothing that a test could see; an assert is there for the
+        # Annotations and decorators have no effect that a test could observe; asserts serve the
         # type checker.
         if isinstance(
             node, cst.Annotation | cst.Decorator | cst.Assert | cst.Import | cst.ImportFrom
@@ -139,7 +139,7 @@ def _name(node: cst.BaseExpression) -> str | None:
 
 
 def mutations_of(source: str) -> Iterator[Mutation]:
-    """Every mutation of a module's source that compiles, each once, from top to bottom."""
+    """All mutations of a module's source that compile, without duplicates, from top to bottom."""
     wrapper = MetadataWrapper(cst.parse_module(source))
     module = wrapper.module
     visitor = _Visitor()

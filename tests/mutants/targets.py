@@ -1,4 +1,4 @@
-"""Which modules are mutated, and which tests are about each."""
+"""The modules that are mutated, and the tests of each."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Target:
-    """A module and the test files that are to notice what is changed in it."""
+    """A module and the test files that should detect changes in it."""
 
     module: str
     tests: list[str]
     unseen: str = ""
-    """What the names of the tests hold that run lines that no tracer sees (compiled kernels)."""
+    """A part of the names of tests that run lines which no tracer sees (compiled kernels)."""
     also: tuple[str, ...] = ()
-    """Words in the names of tests that run the module in another process, which no tracer sees."""
+    """Parts of the names of tests that run the module in another process, unseen by the tracer."""
 
 
 _DEVICES = "tests/core/test_devices.py"

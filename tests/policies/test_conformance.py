@@ -19,7 +19,7 @@ NAMES = [spec.name for spec in l2pd_policies.l2pd_policies()]
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory):
-    """What the policies with files of their own are given."""
+    """The options of policies that need files."""
     folder = tmp_path_factory.mktemp("weights")
     torch.manual_seed(0)
     UnmaskFilter(block_length=8, threshold=0.3, base_model="kit").save_pretrained(folder / "paper")

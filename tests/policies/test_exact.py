@@ -1,6 +1,6 @@
-"""To the bit: no decision depends on where in its batch a row stands, nor on the batch's size.
+"""No decision depends on the place of a row in its batch or on the batch size, to the bit.
 
-In float32 a threshold at a value that one position reaches tells any difference of a last bit.
+A threshold that equals the float32 value of a position shows any difference in the last bit.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def test_a_number_does_not_depend_on_its_place(name):
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_a_function_is_what_it_says(name):
+def test_functions_agree_with_torch(name):
     made, known = FUNCTIONS[name]
     edges = torch.tensor([0.0, -0.0, 1e-40, -1e-40, 1.0, -1.0, 88.0, -88.0, 500.0, -500.0])
     x = torch.cat([numbers(2000).flatten(), numbers(2001).flatten() / 50, edges])
@@ -72,7 +72,7 @@ def test_a_function_is_what_it_says(name):
     assert made(torch.tensor([math.nan])).isnan() or name == "power 0"
 
 
-def test_probabilities_stay_within_0_and_1_and_in_order():
+def test_probabilities_stay_within_0_and_1_and_keep_their_order():
     x = torch.arange(-20_000, 20_001) / 100
     p = exact.sigmoid(x)
     assert float(p.min()) == 0.0 < float(p[20_000]) == 0.5 < float(p.max()) == 1.0
@@ -111,7 +111,7 @@ def logits_of(length, step):
 
 
 class Watched:
-    """What the rows of a batch are compared with the threshold by, step after step."""
+    """Records, step by step, the values that are compared with the threshold."""
 
     def __init__(self, name, length, threshold=0.5):
         self.seen: list[torch.Tensor] = []
@@ -140,7 +140,7 @@ def decode(policy, length, rows, steps=2):
 
 
 def steps_of(policy, length, count=3):
-    """What a batch of this policy sees, step after step."""
+    """The steps that a batch of this policy sees."""
     seen = []
 
     def select(step, state, real=policy.select):
@@ -154,7 +154,7 @@ def steps_of(policy, length, count=3):
 
 
 def compared(policy, length, steps, rows):
-    """What is compared with the threshold for these rows at the last of the steps."""
+    """The values of these rows that are compared with the threshold at the last step."""
     state = policy.init_state(len(rows), length, torch.device("cpu"))
     method = policy.fused if policy.name == "credit" else policy.scores
     for step in steps:
@@ -163,7 +163,7 @@ def compared(policy, length, steps, rows):
 
 
 @pytest.mark.parametrize("name", ["learn2pd", "settled", "transformer_sampler", "credit"])
-def test_a_threshold_at_a_reached_value_decides_alone_as_in_a_batch(name):
+def test_a_threshold_equal_to_a_value_decides_alone_as_in_a_batch(name):
     taken = 0
     for length in LENGTHS:
         if length > 65 and name != "learn2pd":
@@ -175,7 +175,7 @@ def test_a_threshold_at_a_reached_value_decides_alone_as_in_a_batch(name):
             part = compared(policy, length, steps, rows)
             assert torch.equal(part, whole[rows]), (length, rows)
         if name == "credit":
-            continue  # it compares that itself
+            continue  # it does the comparison itself
         masked = torch.ones(ROWS, length, dtype=torch.bool)
         reached = exact.sigmoid(whole)
         for row in range(3):
@@ -187,13 +187,13 @@ def test_a_threshold_at_a_reached_value_decides_alone_as_in_a_batch(name):
                 there = policy.accepts(exact.sigmoid(beside), masked[: row + 1])[row]
                 here = policy.accepts(exact.sigmoid(alone), masked[:1])[0]
                 assert torch.equal(here, there), (length, row, place)
-                assert not here[place]  # it has to exceed the threshold
+                assert not here[place]  # a value must exceed the threshold
                 taken += int(here.sum())
     assert taken or name == "credit"
 
 
 @pytest.mark.parametrize("risk", [0.05, 0.2, 0.5])
-def test_a_risk_at_a_reached_sum_decides_alone_as_in_a_batch(risk):
+def test_a_risk_equal_to_a_sum_decides_alone_as_in_a_batch(risk):
     policy = create_policy("settled", risk=risk, threshold=0.99)
     for length in LENGTHS:
         probability = exact.sigmoid(numbers(length))
@@ -210,7 +210,7 @@ def test_a_risk_at_a_reached_sum_decides_alone_as_in_a_batch(risk):
 
 
 @pytest.mark.parametrize("name", ["learn2pd", "settled", "transformer_sampler"])
-def test_what_only_reaches_the_threshold_is_not_taken(name):
+def test_a_value_equal_to_the_threshold_is_not_taken(name):
     length, step = 16, 0
     watched = Watched(name, length)
     decode(watched.policy, length, slice(0, ROWS), steps=1)
@@ -225,11 +225,11 @@ def test_what_only_reaches_the_threshold_is_not_taken(name):
         taken = at[0, 0, length // 4 :] != MASK
         assert bool((under[0, 0, length // 4 :] != MASK)[place])
         others = torch.arange(len(masked)) != place
-        if bool((masked[others] > p).any()):  # else progress takes the most confident
+        if bool((masked[others] > p).any()):  # otherwise progress takes the most confident one
             assert not bool(taken[place])
 
 
-def test_the_sampler_trains_through_torchs_own_functions():
+def test_the_sampler_trains_with_torchs_own_functions():
     made = SamplerFilter(threshold=0.5, base_model="m").train()
     inputs = torch.rand(2, 5, 4)
     made(inputs).sum().backward()

@@ -1,4 +1,4 @@
-"""The policy around a filter: where its filter comes from, and which decisions are its own."""
+"""Policies with a filter: where the filter comes from, and what the policy itself decides."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_the_filter_in_the_folder_of_the_model_is_used(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["learn2pd", "settled"])
-def test_a_missing_filter_is_named_with_the_folder_that_was_looked_into(name, tmp_path):
+def test_a_missing_filter_is_named_with_the_folder_that_was_searched(name, tmp_path):
     policy = create_policy(name)
     with pytest.raises(L2PDError) as got:
         policy.for_model(model_in(tmp_path))
@@ -52,7 +52,7 @@ def test_a_missing_filter_is_named_with_the_folder_that_was_looked_into(name, tm
         policy.for_model(model_in(None))
 
 
-def test_a_link_that_leads_out_of_the_model_is_not_followed(tmp_path):
+def test_a_link_out_of_the_models_folder_is_not_followed(tmp_path):
     filter_of("learn2pd").save_pretrained(tmp_path / "elsewhere")
     (tmp_path / "model" / "policies").mkdir(parents=True)
     (tmp_path / "model" / "policies" / "learn2pd").symlink_to(tmp_path / "elsewhere")
@@ -64,7 +64,7 @@ def test_without_a_filter_there_is_no_fingerprint():
     assert create_policy("learn2pd").fingerprint() == ""
 
 
-def test_what_is_loaded_is_no_option_and_is_not_shown():
+def test_the_loaded_filter_is_no_option_and_is_not_shown():
     with pytest.raises(PolicyOptionError, match="_loaded"):
         create_policy("learn2pd", _loaded=filter_of("learn2pd"))
     shown = repr(create_policy("learn2pd").use(filter_of("learn2pd")))
@@ -80,7 +80,7 @@ def test_a_filter_stays_on_its_device_when_another_one_uses_it():
     assert policy._on_device.keys() == {torch.device("meta"), CPU}
 
 
-def test_a_gpu_without_a_number_is_the_present_one(monkeypatch):
+def test_a_gpu_without_a_number_is_the_current_one(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
     policy = create_policy("learn2pd").use(filter_of("learn2pd"))
     there = {number: filter_of("learn2pd") for number in (1, 3)}
@@ -101,7 +101,7 @@ def test_the_state_is_made_on_the_device_of_the_block():
     assert {each.shape for each in state.values()} == {(2, 5)}
 
 
-def test_how_long_a_prediction_has_stood_is_counted_over_the_steps():
+def test_steps_of_an_unchanged_prediction_are_counted():
     class Watched(Settled):
         def inputs(self, step, state):
             made = super().inputs(step, state)
@@ -112,7 +112,7 @@ def test_how_long_a_prediction_has_stood_is_counted_over_the_steps():
     policy = Watched(threshold=0.999, risk=0.0).use(filter_of("settled"))
     batch = BlockBatch.start(torch.full((1, LENGTH), MASK), [policy], mask_token_id=MASK)
     logits = torch.zeros(1, LENGTH, VOCABULARY)
-    logits[0, :, 3] = torch.arange(LENGTH, 0, -1) / 4  # the last position is the last to be taken
+    logits[0, :, 3] = torch.arange(LENGTH, 0, -1) / 4  # the last position is selected last
     for step in range(LENGTH):
         if step == 6:
             logits[0, -1, 5] = 9.0  # a new prediction of the same position
@@ -120,12 +120,12 @@ def test_how_long_a_prediction_has_stood_is_counted_over_the_steps():
     assert stood == [0, 1, 2, 3, 4, 4, 0, 1]
 
 
-def test_the_risk_is_a_tenth_unless_given():
+def test_the_default_risk_is_a_tenth():
     assert create_policy("settled").risk == 0.1
 
 
 @pytest.mark.parametrize("doubt", [0.125, 0.25, 0.5, 0.75])
-def test_doubts_that_sum_to_the_risk_itself_are_within_it(doubt):
+def test_doubts_whose_sum_equals_the_risk_are_within_it(doubt):
     masked = torch.ones(1, 2, dtype=torch.bool)
     probability = torch.tensor([[1 - doubt, 0.01]])
     assert Settled(threshold=0.95, risk=doubt).accepts(probability, masked).tolist() == [
@@ -135,7 +135,7 @@ def test_doubts_that_sum_to_the_risk_itself_are_within_it(doubt):
     assert not less.accepts(probability, masked).any()
 
 
-def test_of_equal_doubts_the_leftmost_are_taken():
+def test_the_leftmost_of_equal_doubts_are_taken():
     masked = torch.ones(1, 40, dtype=torch.bool)
     taken = Settled(threshold=0.95, risk=0.5).accepts(torch.full((1, 40), 0.9), masked)
     count = int(taken.sum())

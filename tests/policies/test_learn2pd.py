@@ -1,4 +1,4 @@
-"""The filter, its folder, and what is refused."""
+"""The filter, its folder, and which folders are refused."""
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ def test_a_row_does_not_depend_on_its_batch_to_the_bit(folder):
         assert torch.equal(loaded(confidence[row : row + 1])[0], together[row])
 
 
-def test_a_device_is_the_same_by_any_of_its_names(folder, make_step):
+def test_a_device_is_recognised_by_any_of_its_names(folder, make_step):
     policy = create_policy("learn2pd", filter=str(folder))
     state = policy.init_state(1, 8, torch.device("cpu:0"))
     assert policy.select(make_step([[0.5] * 8]), state).shape == (1, 8)
 
 
 @pytest.mark.parametrize("name", ["confidence", "entropy", "margin"])
-def test_trajectories_that_hold_no_numbers_are_refused(name):
+def test_trajectories_with_nan_are_refused(name):
     bits = torch.rand(8, 4) > 0.5
     values = {each: torch.rand(8, 4) for each in ("confidence", "entropy", "margin")}
     values[name][5, 2] = torch.nan
@@ -99,7 +99,7 @@ def test_a_probability_at_the_threshold_does_not_exceed_it(make_step):
         assert policy.select(step, {}).tolist() == [[taken] * 8], threshold
 
 
-def test_threshold_and_progress_come_from_the_filter_unless_given(folder):
+def test_threshold_and_progress_come_from_the_filter_by_default(folder):
     policy = create_policy("learn2pd", filter=str(folder))
     assert (policy.threshold, policy.progress) == (0.6, "always_top1")
     assert create_policy("learn2pd", filter=str(folder), threshold=0.9).threshold == 0.9
@@ -129,7 +129,7 @@ def test_another_block_length_is_refused(folder):
         policy.init_state(1, 16, torch.device("cpu"))
 
 
-def test_copies_and_pickles_decide_alike(make_step, folder):
+def test_copies_and_pickles_decide_equally(make_step, folder):
     policy = create_policy("learn2pd", filter=str(folder))
     step = make_step(torch.rand(2, 8).tolist())
     answers = []
@@ -174,7 +174,7 @@ def test_broken_weights_are_refused(folder):
         load_filter(UnmaskFilter, folder)
 
 
-def test_what_is_no_folder_and_no_hub_id_is_refused():
+def test_a_source_that_is_neither_a_folder_nor_a_hub_id_is_refused():
     for source in ("./nowhere", "plain-name", "a/b/c"):
         with pytest.raises(L2PDError, match="neither an existing folder nor a hub id"):
             load_filter(UnmaskFilter, source)

@@ -1,4 +1,4 @@
-"""Each rule against its published wording, written out for one row in plain Python."""
+"""Each rule, compared with its published form in plain Python for one row."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def places(selection):
     return [row.nonzero().flatten().tolist() for row in selection]
 
 
-def test_confidence_threshold_takes_what_reaches_it(make_step):
+def test_confidence_threshold_takes_positions_that_reach_it(make_step):
     policy = create_policy("confidence_threshold", threshold=0.5)
     step = make_step([[0.5, 0.49, 0.9, 1.0]], [[True, True, True, False]])
     assert places(policy.select(step, {})) == [[0, 2]]
@@ -31,7 +31,7 @@ def test_fixed_schedule_takes_the_k_most_confident(make_step):
 
 
 def num_transfer_tokens(masks: int, steps: int) -> list[int]:
-    """LLaDA: the share of each step, the remainder to the first ones."""
+    """LLaDA's number of tokens for each step; the first steps get the remainder."""
     return [masks // steps + (1 if i < masks % steps else 0) for i in range(steps)]
 
 
@@ -75,7 +75,7 @@ def test_fixed_schedule_spreads_any_number_of_steps_over_the_blocks(make_step, s
         assert taken == steps
 
 
-def test_steps_as_many_as_tokens_are_one_token_a_step_in_a_short_last_block(make_step):
+def test_as_many_steps_as_tokens_are_one_token_per_step_in_a_short_last_block(make_step):
     policy = create_policy("fixed_schedule", steps=40)
     for block, present in ((0, 32), (1, 8)):
         masked = [[i < present for i in range(32)]]
@@ -89,7 +89,7 @@ def test_fixed_schedule_refuses_two_schedules():
         create_policy("fixed_schedule", steps=4, tokens_per_step=2)
 
 
-def test_oracle_takes_what_is_right_already(make_step):
+def test_oracle_takes_predictions_that_equal_the_reference(make_step):
     policy = create_policy("oracle")
     step = make_step(
         [[0.1] * 4], [[True, True, True, False]], x0=[[5, 6, 7, 8]], reference=[[5, 0, 7, 8]]
@@ -128,14 +128,14 @@ def test_descriptions_name_policy_and_options():
     assert create_policy("oracle", reference=[1, 2]).describe() == "oracle()"
 
 
-def test_credit_takes_nothing_where_every_prediction_has_lost_to_one_with_credit():
+def test_credit_takes_nothing_if_every_prediction_loses_to_one_with_credit():
     batch = BlockBatch.start(torch.full((1, 5), 3), [create_policy("credit")], mask_token_id=3)
     sure = torch.arange(1.0, 2.0, 0.2).view(1, 5, 1)
     before = torch.tensor([1.0, 0.9, 0.0, 0.0]) * sure
     for _ in range(2):
         denoising_step(batch, before, end_of_text=EndOfText("off", ()))
     waiting = batch.masked
-    # Token 1 is likelier now, but not beside the credit of token 0: all wait, progress takes one.
+    # Token 1 is likelier now, but not with the credit of token 0 added: progress commits one.
     outcome = denoising_step(batch, before[..., [1, 0, 2, 3]], end_of_text=EndOfText("off", ()))
     assert outcome.step.x0[waiting].tolist() == [1, 1, 1]
     assert int(outcome.committed.sum()) == 1

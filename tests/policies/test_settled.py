@@ -31,7 +31,7 @@ def filter_folder(tmp_path):
 
 
 class Watched(Settled):
-    """Writes down what the filter is fed."""
+    """Records the inputs of the filter."""
 
     def inputs(self, step, state):
         made = super().inputs(step, state)
@@ -40,7 +40,7 @@ class Watched(Settled):
 
 
 def decode(policy, rows, length, seed=0):
-    """A whole block with drifting random predictions: what was fed, what was recorded, tokens."""
+    """Decode a block with drifting random predictions: filter inputs, recorded steps, tokens."""
     generator = torch.Generator().manual_seed(seed)
     batch = BlockBatch.start(torch.full((rows, length), MASK), [policy] * rows, mask_token_id=MASK)
     base = torch.randn(rows, length, VOCABULARY, generator=generator) * 2
@@ -80,7 +80,7 @@ def test_training_sees_what_decoding_sees(filter_folder, length):
     order = list(reversed(range(len(records))))
     data = trajectories(records, order)
     fed = torch.cat([policy.seen[i] for i in order])
-    # A row that has ended is not recorded by an engine; here it is, and only until then counts.
+    # Engines do not record rows that have ended. Here they are recorded, so cut them off.
     alive = data.masked.any(-1)
     assert torch.equal(SignalFilter.inputs_of(data)[alive], fed[alive])
     assert fed.shape[-1] == len(SIGNALS)
@@ -97,7 +97,7 @@ def test_a_row_does_not_depend_on_its_batch_to_the_bit(filter_folder):
         assert torch.equal(loaded(inputs[row : row + 1])[0], together[row])
 
 
-def test_positions_behind_the_end_do_not_matter(filter_folder):
+def test_positions_after_the_end_do_not_matter(filter_folder):
     policy = create_policy("settled", filter=filter_folder)
     policy.init_state(1, 8, torch.device("cpu"))
     loaded = policy._on_device[torch.device("cpu")]
@@ -144,7 +144,7 @@ def test_copies_keep_their_filter(filter_folder):
     masked=st.integers(0, 2**6 - 1),
     risk=st.sampled_from([0.0, 0.05, 0.25, 0.6]),
 )
-def test_the_surest_are_taken_as_long_as_their_doubts_sum_to_the_risk(probability, masked, risk):
+def test_the_least_doubtful_are_taken_within_the_risk(probability, masked, risk):
     policy = Settled(threshold=0.9, risk=risk)
     asked = torch.tensor(probability)
     open_ = torch.tensor([bool(masked >> i & 1) for i in range(6)]).expand_as(asked)
@@ -158,6 +158,6 @@ def test_the_surest_are_taken_as_long_as_their_doubts_sum_to_the_risk(probabilit
                 if spent <= risk**0.7 or row[i] > 0.9:
                     expected.add(i)
         surest = {float(row[i]) for i in expected}
-        # Equal probabilities at the edge of the risk: which of them is a matter of order.
+        # Of equal probabilities at the bound of the risk, any may be taken.
         assert {float(row[i]) for i in got.nonzero().flatten().tolist()} == surest
         assert int(got.sum()) == len(expected)

@@ -1,8 +1,8 @@
-"""Every training-free policy against its paper's rule, in plain Python and float64.
+"""Every training-free policy, compared with its paper's rule in plain Python and float64.
 
 The rules below are written from the papers, one block at a time, with lists and no tensors. Each
-decodes 200 random blocks step by step beside the policy; the same positions must be committed at
-every step, and the same tokens must stand there.
+decodes 200 random blocks step by step beside the policy; both must commit the same positions at
+every step, with the same tokens.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ def saber(v):
 
 
 def saber_back(v):
-    """v.tokens as they stand after the commits."""
+    """Mask positions again; v.tokens are the tokens after the commits."""
     before = v.memory.get("c", [0.0] * LENGTH)
     v.memory["c"] = v.c
     if MASK not in v.tokens:
@@ -224,12 +224,12 @@ RULES = {
     "llada2_edit": (llada2_edit, {}),
     "leftmost_threshold": (confidence_threshold, {}),
 }
-"""Policies with weights of their own (learn2pd, settled, transformer_sampler) and the oracle have
-tests of their own."""
+"""Policies with weights (learn2pd, settled, transformer_sampler) and the oracle have their own
+tests."""
 
 
 def decide(name, view):
-    """One step of one block in plain Python: the tokens that stand afterwards."""
+    """One step of one block in plain Python; returns the tokens after the step."""
     chosen = RULES[name][0](view)
     fresh = [i for i in chosen if i in view.M]
     if not fresh:
@@ -257,7 +257,9 @@ def test_a_policy_equals_its_rule_on_random_blocks(name, tmp_path):
     )
     generator = torch.Generator().manual_seed(len(name))
     base = torch.randn(BLOCKS, LENGTH, VOCABULARY, generator=generator)
-    base = base * torch.linspace(0.5, 6, BLOCKS).view(-1, 1, 1)  # from doubt to certainty
+    base = base * torch.linspace(0.5, 6, BLOCKS).view(
+        -1, 1, 1
+    )  # from uncertain to certain predictions
     batch = BlockBatch.start(
         torch.full((BLOCKS, LENGTH), MASK), [policy] * BLOCKS, mask_token_id=MASK
     )
@@ -277,4 +279,4 @@ def test_a_policy_equals_its_rule_on_random_blocks(name, tmp_path):
                 expected[row] = decide(name, View(t, tokens, cells[row], memories[row]))
         assert batch.tokens.tolist() == expected, f"step {t}"
     assert not batch.masked.any()
-    assert at_once > 1 or name == "pc_sampler"  # the rule, and not progress alone, was at work
+    assert at_once > 1 or name == "pc_sampler"  # the rule decided, and not only the progress rule

@@ -1,4 +1,4 @@
-"""The one-layer transformer against its formulas in float64, and how positions are drawn by it."""
+"""The one-layer transformer, compared with its formulas in float64, and how it draws positions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MASK, VOCABULARY = 8, 9
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A filter that tells positions apart: with the weights of a fresh layer all score alike."""
+    """A filter with random weights; a new layer's weights give all positions the same score."""
     torch.manual_seed(0)
     made = SamplerFilter(threshold=0.5, base_model="m").requires_grad_(False)
     made.embed.weight.mul_(4)
@@ -42,7 +42,7 @@ def folder(tmp_path_factory):
 
 
 class Layer:
-    """One block at a time, with NumPy's float64, written from the description of the layer."""
+    """The layer for one block in NumPy's float64, written from its description."""
 
     def __init__(self, folder):
         self.w = {k: v.double().numpy() for k, v in load_file(folder / "model.safetensors").items()}
@@ -55,7 +55,7 @@ class Layer:
         return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * (1 + scale) + shift
 
     def scores(self, confidence, masked, present, t):
-        """Lists of L, and steps taken -> L scores."""
+        """Lists of length L and the number of steps taken -> L scores."""
         places = sum(present)
         time = t / places
         angles = [time * math.pi * 2**k for k in range(8)]
@@ -117,7 +117,7 @@ def test_it_equals_its_formulas_on_200_random_blocks(folder, sampling):
             if sampling == "bernoulli":
                 limit = torch.rand(length, generator=twins[row]).tolist()
             if min(abs(p[i] - limit[i]) for i in range(length) if masked[i]) < 1e-5:
-                close += 1  # float32 may decide otherwise
+                close += 1  # float32 may decide differently
                 continue
             wanted = [i for i in range(length) if masked[i] and p[i] > limit[i]]
             several += len(wanted) > 1
@@ -146,7 +146,7 @@ def step_of(confidence, masked, present, t):
     )
 
 
-def test_positions_that_are_not_there_change_nothing(folder):
+def test_absent_positions_change_nothing(folder):
     policy = create_policy("transformer_sampler", filter=str(folder), sampling="threshold")
     policy.init_state(1, 6, torch.device("cpu"))
     confidence = torch.rand(1, 6)
@@ -195,7 +195,7 @@ def test_drawing_without_a_seed_is_refused(folder):
         policy.select(step_of(torch.rand(1, 3), there, there, 0), {})
 
 
-def test_without_weights_it_says_so(tmp_path):
+def test_without_weights_the_error_says_so(tmp_path):
     with pytest.raises(L2PDError, match="no filter belongs to the model 'm'"):
         create_policy("transformer_sampler").for_model(
             ModelContext("m", 8, MASK, VOCABULARY, path=str(tmp_path))

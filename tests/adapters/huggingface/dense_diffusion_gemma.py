@@ -1,6 +1,6 @@
 """A reference DiffusionGemma in plain PyTorch, computed from checkpoint files in the hub's layout.
 
-Written from the description of the architecture; it knows nothing of any library's models.
+It is written from the description of the architecture and uses no library's models.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from torch.nn.functional import gelu, softmax
 
 
 class DenseDiffusionGemma:
-    """The forward pass, one text at a time, everything at once.
+    """The forward pass over one whole text.
 
-    Prompt and canvas run through the same layers, and the prompt sees nothing of the canvas: so
-    they are one text here, without cache, padding or mask, in which a position sees a slice. In
-    float64, so that what it differs by is the other's rounding.
+    Prompt and canvas run through the same layers, and the prompt does not see the canvas, so both
+    are one text here, without cache, padding or mask, in which each position sees a slice. It is
+    computed in float64, so that differences are rounding errors of the tested model.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -31,7 +31,7 @@ class DenseDiffusionGemma:
     def logits(
         self, prompt: torch.Tensor, canvas: torch.Tensor, before: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """(P,) and (L,) tokens, (L, V) logits of the step before -> (L, V) those of the canvas."""
+        """Tokens (P,) and (L,), previous logits (L, V) -> the canvas's logits (L, V)."""
         first = len(prompt)
         x = torch.cat([self._embedded(prompt), self._conditioned(self._embedded(canvas), before)])
         for layer, kind in enumerate(self.config["layer_types"]):
@@ -54,7 +54,7 @@ class DenseDiffusionGemma:
         return self._get("embed_tokens.weight")[tokens] * self.config["hidden_size"] ** 0.5
 
     def _conditioned(self, x: torch.Tensor, before: torch.Tensor | None) -> torch.Tensor:
-        """The canvas's embeddings with what the step before expected at each position, if any."""
+        """The canvas's embeddings, plus the expected embeddings of the previous step, if any."""
         if before is not None:
             tokens = torch.arange(self.config["vocab_size"])
             expected = softmax(before.double(), -1) @ self._embedded(tokens)
@@ -72,7 +72,7 @@ class DenseDiffusionGemma:
             self._experts(x, at), f"{at}.post_feedforward_layernorm_2"
         )
         x = x + self._norm(both, f"{at}.post_feedforward_layernorm")
-        # The only weight of which prompt and canvas have each their own.
+        # The only weight that differs between prompt and canvas.
         of_prompt = self._get(f"{at}.layer_scalar", "encoder.language_model")
         return torch.cat([x[:first] * of_prompt, x[first:] * self._get(f"{at}.layer_scalar")])
 
@@ -80,7 +80,7 @@ class DenseDiffusionGemma:
         at = f"{at}.self_attn"
         size = len(self._get(f"{at}.q_norm.weight"))
         q, k = (self._linear(x, f"{at}.{part}_proj").view(len(x), -1, size) for part in "qk")
-        v = k  # full attention has no other values than its keys
+        v = k  # full attention uses its keys as values
         if kind == "sliding_attention":
             v = self._linear(x, f"{at}.v_proj").view(len(x), -1, size)
         q = self._turned(self._norm(q, f"{at}.q_norm"), kind)
@@ -91,15 +91,18 @@ class DenseDiffusionGemma:
             shared = head * k.shape[1] // q.shape[1]
             for row in range(len(x)):
                 seen = self._seen(row, kind, first, len(x))
-                shares = softmax(k[seen, shared] @ q[row, head], 0)  # the norms have scaled it
+                shares = softmax(
+                    k[seen, shared] @ q[row, head], 0
+                )  # the norms have already scaled it
                 out[row, head] = shares @ v[seen, shared]
         return self._linear(out.flatten(1), f"{at}.o_proj")
 
     def _seen(self, row: int, kind: str, first: int, length: int) -> slice:
-        """A prompt's position sees up to itself, a canvas's the prompt and the whole canvas.
+        """The columns that a position sees.
 
-        A sliding window has a prompt's position as its last one, and for the whole canvas it stands
-        where the canvas begins.
+        A position of the prompt sees itself and earlier positions; a position of the canvas sees
+        the prompt and the whole canvas. A sliding window ends at the position in the prompt; for
+        all positions of the canvas it ends where the canvas begins.
         """
         end = row + 1 if row < first else length
         if kind == "full_attention":

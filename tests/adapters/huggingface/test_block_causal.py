@@ -1,5 +1,5 @@
-"""Block-causal models: against dense forwards written out, one prompt at a time; what the cache
-computes and when; and how a prompt shares a block with its answer."""
+"""Block-causal models: equality with dense forward passes, one prompt at a time; what the cache
+computes and when; how a prompt shares a block with its answer."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def model(make_model):
 
 
 def loud(model):
-    """The model, with an end of text now and then."""
+    """The model, which sometimes predicts an end of text."""
     model.lm_head.weight.data[EOT] *= 6
     return model
 
 
 @torch.no_grad()
 def by_hand(model, prompt, *, tokens, threshold, block=BLOCK, cut=True):
-    """One prompt, and at every step a dense forward over everything up to the current block."""
+    """Decode one prompt; each step is a dense forward over everything up to the current block."""
     whole = -(-(len(prompt) + tokens) // block) * block
     x = torch.cat([prompt, torch.full((whole - len(prompt),), MASK)])
     committed_at = torch.full((whole,), -1)
@@ -137,7 +137,7 @@ def test_eager_attention_equals_sdpa(model, prompts):
         assert torch.equal(model.generate(**prompts, **given_, cache=cache).sequences, wanted[0])
 
 
-def test_a_finished_block_is_brought_once(model, prompts):
+def test_a_finished_block_is_written_to_the_cache_once(model, prompts):
     """One token per step: a prompt of 11 leaves 5 positions of its second block."""
     seen = []
     model.get_decoder().embed_tokens.register_forward_hook(
@@ -146,7 +146,7 @@ def test_a_finished_block_is_brought_once(model, prompts):
     model.generate(prompts["input_ids"][:1], max_new_tokens=21, end_of_text="off")
     assert seen == [(1, 16), *[(1, 8)] * 4, *[(1, 16), *[(1, 8)] * 7] * 2]
 
-    # In a batch, the rows that begin a block bring the finished one, and the others do not.
+    # In a batch, only the rows that begin a block also compute the finished one.
     seen.clear()
     rows = {name: tensor[[0, 3]] for name, tensor in prompts.items()}  # prompts of 11 and 5
     model.generate(**rows, max_new_tokens=8, end_of_text="off")
@@ -164,7 +164,7 @@ def test_a_finished_block_is_brought_once(model, prompts):
     ]
 
 
-def test_the_blocks_border_lies_within_the_prompt_s_last_block(model, prompts):
+def test_the_prompts_last_block_contains_the_start_of_the_answer(model, prompts):
     steps = []
     model.generate(
         **prompts,
@@ -193,7 +193,7 @@ def test_an_end_of_text_in_the_prompt_ends_nothing(model):
 
 
 class TakesAllBack(RemaskingPolicy):
-    """Commits everything, then wants everything masked again."""
+    """Commits everything, then asks to mask everything again."""
 
     def select(self, step, state):
         return step.masked
@@ -209,7 +209,7 @@ def test_the_prompt_is_never_masked_again(model, prompts):
 
 
 class Looks(UnmaskPolicy):
-    """Commits everything, and keeps what it is shown of the reference."""
+    """Commits everything, and records the reference that it gets."""
 
     requires = frozenset({"confidence", "reference"})
 
@@ -221,7 +221,7 @@ class Looks(UnmaskPolicy):
         return step.masked
 
 
-def test_a_reference_is_shown_where_its_tokens_belong(model, prompts):
+def test_a_reference_is_shown_at_the_positions_of_its_tokens(model, prompts):
     reference = list(range(24))
     for length in (11, 3, 7, 5, 9, 8):
         policy = Looks(reference)
@@ -254,8 +254,8 @@ def test_a_reference_that_generate_makes_covers_the_whole_last_block(model, prom
         assert shown == slow.sequences[0, length:].tolist()
 
 
-def test_a_step_schedule_takes_its_steps(model, prompts):
-    """Two steps in each whole block of 8, however much of the first one the prompt fills."""
+def test_a_step_schedule_takes_its_steps_in_every_block(model, prompts):
+    """Two steps in each whole block of 8, for any share of the first one that the prompt fills."""
     for row, length in enumerate([11, 3, 7, 5, 9]):
         ids = prompts["input_ids"][row : row + 1, -length:]
         blocks = -(-(length % BLOCK + 24) // BLOCK)
@@ -285,7 +285,7 @@ def test_custom_generate(model, prompts):
 
 
 class Records:
-    """The streamer protocol, and nothing else."""
+    """A streamer with only the methods of the protocol."""
 
     def __init__(self):
         self.got, self.drafts, self.ended = [], [], False
@@ -301,7 +301,7 @@ class Records:
 
 
 def test_streams_the_answer_up_to_its_limit(model, prompts):
-    """A prompt of 11 and 18 tokens: parts of 5, 8 and 5; the last block goes on to 8."""
+    """A prompt of 11 and 18 new tokens: parts of 5, 8 and 5; the last block has 8 positions."""
     ids = prompts["input_ids"][:1]
     streamer = Records()
     wanted = model.generate(ids, max_new_tokens=18, end_of_text="off", streamer=streamer)
@@ -324,14 +324,14 @@ def test_a_cache_of_the_other_kind_is_refused(make_model, prompts, kind, cache, 
         make_model(kind).generate(**prompts, max_new_tokens=8, cache=cache)
 
 
-def test_an_attention_that_takes_no_such_mask_is_refused(model, prompts):
+def test_an_attention_without_block_masks_is_refused(model, prompts):
     model.config._attn_implementation = "flash_attention_2"
     for cache in ("block", "none"):
         with pytest.raises(L2PDError, match=r"flash_attention_2.*eager or sdpa"):
             model.generate(**prompts, max_new_tokens=8, cache=cache)
 
 
-def test_what_the_config_says_and_what_the_family_knows(model):
+def test_block_length_and_ids_come_from_config_or_family(model):
     config = model.config
     assert family_of(config).name == "SDAR"
     assert (block_length_of(config), mask_token_of(config)) == (BLOCK, MASK)
@@ -357,7 +357,7 @@ def test_the_hub_s_layout_loads_without_its_code(model, tokenizer, prompts, tmp_
     again.generation_config = model.generation_config
     assert torch.equal(again.generate(**prompts, max_new_tokens=20), wanted)
 
-    # As on the hub: a model type that only remote code knows.
+    # As on the hub: a model type that only remote code defines.
     (tmp_path / "configuration_sdar.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     config |= {
         "model_type": "sdar",
@@ -370,7 +370,7 @@ def test_the_hub_s_layout_loads_without_its_code(model, tokenizer, prompts, tmp_
     assert again.config.model_type == "qwen3"
     assert torch.equal(again.generate(**prompts, max_new_tokens=20), wanted)
 
-    # What is saved of it remains an SDAR checkpoint.
+    # The saved model is an SDAR checkpoint again.
     again.save_pretrained(tmp_path / "again")
     saved = json.loads((tmp_path / "again" / "config.json").read_text())
     assert saved["architectures"] == ["SDARForCausalLM"]

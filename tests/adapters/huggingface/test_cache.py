@@ -1,4 +1,4 @@
-"""KV caches: what each keeps, against dense forwards written out; batches equal their rows."""
+"""KV caches: what each keeps, compared with dense forward passes; batches equal their rows."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ THRESHOLD = {"unmask_policy": "confidence_threshold", "unmask_options": {"thresh
 
 @torch.no_grad()
 def cached_loop(model, prompt, *, length, threshold, kind):
-    """One prompt with stale keys and values, by hand: every layer's inputs at stale columns are
-    what they were at the last forward that refreshed them."""
+    """Decode one prompt with stale keys and values by hand: every layer's inputs at stale columns
+    are those of the last forward pass that refreshed them."""
     x = torch.cat([prompt, torch.full((length,), MASK)])
     decoder, head = model.get_decoder(), model.lm_head
     rotary = decoder.rotary_emb
@@ -92,7 +92,7 @@ def test_a_left_padded_batch_equals_its_rows_alone(
     make_model, prompts, kind, threshold, tokens, rule, loud, limit
 ):
     model = make_model()
-    if loud:  # an end of text now and then
+    if loud:  # sometimes an end of text
         model.lm_head.weight.data[EOT] *= 6
     arguments = {
         "max_new_tokens": tokens,
@@ -129,7 +129,7 @@ def test_the_first_step_of_a_block_is_a_full_forward_and_the_others_are_not(mode
 
 
 @torch.no_grad()
-def test_a_pass_from_the_block_on_is_as_wide_as_its_rows_want(model, monkeypatch):
+def test_a_pass_from_the_block_on_is_as_wide_as_its_rows_need(model, monkeypatch):
     monkeypatch.setattr(pass_groups, "PASS", 0)
     tokens = torch.full((3, 40), MASK)
     view = bidirectional.CanvasView(
@@ -148,6 +148,6 @@ def test_a_pass_from_the_block_on_is_as_wide_as_its_rows_want(model, monkeypatch
     model.get_decoder().embed_tokens.register_forward_hook(
         lambda module, args, output: seen.append(tuple(args[0].shape))
     )
-    # The last row is at the start of a block: only the whole canvas is of use to it.
+    # The last row is at the start of a block: it needs the whole canvas.
     passes.hidden(dataclasses.replace(view, fresh=[False, False, True]))
     assert seen == [(1, 8), (1, 40), (1, 40)]

@@ -1,4 +1,4 @@
-"""Models that a user describes: decoders and masked LMs, read as their family says."""
+"""Models that a user describes by a ModelFamily: decoders and masked LMs."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def own_logits(model, text):
 
 @torch.no_grad()
 def by_hand(model, prompt, tokens, threshold):
-    """One block, the model's own forward over everything at every step."""
+    """Decode one block with the model's own forward over everything in each step."""
     x = torch.cat([prompt, torch.full((tokens,), MASK)])
     while (x == MASK).any():
         logits = own_logits(model, x)
@@ -108,7 +108,7 @@ def by_hand(model, prompt, tokens, threshold):
 
 
 @torch.no_grad()
-def test_loads_and_decodes_as_the_model_itself_says(kind, folder, block_logits):
+def test_decodes_as_the_models_own_forward_does(kind, folder, block_logits):
     model, _ = load(folder, family=family(kind))
     rows = texts(12, 7, 9)
     wanted = torch.stack([own_logits(model, row)[-4:] for row in rows])
@@ -130,7 +130,7 @@ def test_loads_and_decodes_as_the_model_itself_says(kind, folder, block_logits):
             assert out[0].tolist() == by_hand(model, prompt, 9, threshold)
 
 
-def test_the_family_goes_where_the_model_goes(kind, made):
+def test_the_family_is_copied_and_saved_with_the_model(kind, made):
     enable(made, family=family(kind))
     prompt = texts(5)[0][None]
     wanted = made.generate(prompt, max_new_tokens=6)
@@ -156,7 +156,7 @@ def test_a_masked_lm_has_no_cache(kind, made):
         made.generate(texts(5)[0][None], **asked)
 
 
-def test_a_model_that_looks_back_only_is_refused():
+def test_a_causal_model_is_refused():
     shape = SIZES | {"num_key_value_heads": 2}
     causal = LlamaForCausalLM(LlamaConfig(**shape))
     with pytest.raises(L2PDError, match=r"does not see the ones behind it; .*is_causal=False"):
@@ -167,7 +167,7 @@ def test_a_model_that_looks_back_only_is_refused():
         enable(mamba, family=family("mamba"))
 
 
-def test_block_causal_decoders_of_ones_own(block_logits):
+def test_a_described_block_causal_decoder(block_logits):
     model = LlamaForCausalLM(LlamaConfig(**SIZES | {"num_key_value_heads": 2})).eval()
     mine = ModelFamily(name="mine", **MINE | {"attention": "block_causal", "block_length": 4})
     enable(model, family=mine)
@@ -180,7 +180,7 @@ def test_block_causal_decoders_of_ones_own(block_logits):
     assert "block_length=4 cache=block" in out.configuration
 
 
-def test_unknown_models_are_told_what_is_known(folder, kind):
+def test_an_unknown_model_lists_the_known_families(folder, kind):
     with pytest.raises(L2PDError, match=r"not supported; known: .*llada.*ModelFamily\(name="):
         load(folder)
 
@@ -193,19 +193,19 @@ def test_unknown_models_are_told_what_is_known(folder, kind):
         ({"attention": "block_causal", "logit_shift": 1}, "logit_shift=1 with block-causal"),
     ],
 )
-def test_a_family_that_cannot_be_decoded(fields, words):
+def test_a_family_that_cannot_be_decoded_is_refused(fields, words):
     with pytest.raises(L2PDError, match=words):
         ModelFamily(**{"name": "mine", **MINE, **fields})
 
 
-def test_end_of_text_beyond_the_vocabulary():
+def test_an_end_of_text_id_beyond_the_vocabulary_is_refused():
     mine = ModelFamily(name="mine", **MINE | {"end_of_text_ids": (EOT, 500)})
     model = BertForMaskedLM(BertConfig(**SIZES))
     with pytest.raises(L2PDError, match=r"end_of_text_ids=\(96, 500\); expected .* vocab_size=104"):
         enable(model, family=mine)
 
 
-def test_weights_that_are_not_needed_are_named_by_the_family(tmp_path):
+def test_the_family_names_weights_that_are_not_needed(tmp_path):
     from transformers import BertForPreTraining
 
     model = BertForPreTraining(BertConfig(**SIZES, architectures=["BertForMaskedLM"]))

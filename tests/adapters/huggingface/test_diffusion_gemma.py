@@ -1,5 +1,5 @@
-"""DiffusionGemma: transformers' own decode without a policy; with one, the policy's decisions in
-transformers' loop, against a loop written out here.
+"""DiffusionGemma: without a policy, transformers' own decode; with one, the policy's decisions in
+transformers' loop, compared with a loop in plain PyTorch.
 
 Longer than 400 lines: the decode loop is written out in plain PyTorch beside its tests.
 """
@@ -70,9 +70,9 @@ def folder(tmp_path_factory):
     model = DiffusionGemmaForBlockDiffusion(config)
     for weight in model.model.decoder.parameters():
         if weight.ndim >= 2:
-            # Much wider, and another order of summation would flip draws.
+            # With a much larger spread, another order of summation would change draws.
             torch.nn.init.normal_(weight, std=0.3)
-        else:  # norms and scales: none is left at 1, which would say nothing
+        else:  # norms and scales: values other than 1, so that they have an effect
             torch.nn.init.uniform_(weight, 0.3, 0.7)
     for name, scalar in model.named_buffers():
         if name.endswith("layer_scalar"):
@@ -131,7 +131,7 @@ class Bound(UnmaskPolicy):
 
 
 class EveryOther(UnmaskPolicy):
-    """Even positions at even steps, odd ones at odd steps; keeps what it is shown."""
+    """Selects even positions at even steps, odd ones at odd steps; records its steps."""
 
     def __init__(self):
         self.seen = []
@@ -147,7 +147,7 @@ class EveryOther(UnmaskPolicy):
         return (at == odd).expand_as(step.masked)
 
 
-def test_without_a_policy_it_is_transformers(stock, model, prompts):
+def test_without_a_policy_it_decodes_as_transformers(stock, model, prompts):
     for seed in range(3):
         wanted = run(stock, prompts, seed)
         found = run(model, prompts, seed)
@@ -163,9 +163,9 @@ def test_without_a_policy_it_is_transformers(stock, model, prompts):
 @pytest.mark.parametrize("conditioned", [False, True], ids=["first-step", "later-step"])
 @pytest.mark.parametrize("lengths", [[21, 21, 21], [21, 18, 5]], ids=["unpadded", "padded"])
 @torch.no_grad()
-def test_the_logits_are_the_architectures(folder, model, lengths, conditioned):
-    """Tests canvases after prompts longer and shorter than the sliding window."""
-    generator = torch.Generator().manual_seed(4)  # no choice of experts hangs on rounding
+def test_the_logits_equal_the_dense_reference(folder, model, lengths, conditioned):
+    """The prompts are longer and shorter than the sliding window."""
+    generator = torch.Generator().manual_seed(4)  # no choice of experts depends on rounding
     rows, width = len(lengths), max(lengths)
     ids = torch.randint(2, 60, (rows, width), generator=generator)
     canvas = torch.randint(0, VOCABULARY, (rows, CANVAS), generator=generator)
@@ -185,7 +185,7 @@ def test_the_logits_are_the_architectures(folder, model, lengths, conditioned):
         torch.testing.assert_close(found[row].double(), wanted, rtol=0, atol=1e-5)
 
 
-def test_a_policy_that_does_what_the_sampler_does(stock, model, prompts):
+def test_a_policy_with_the_samplers_rule_gives_the_same(stock, model, prompts):
     for seed in range(3):
         wanted = run(stock, prompts, seed)
         for policy in (Bound(), {"name": "eb_sampler", "gamma": BOUND}):
@@ -195,10 +195,10 @@ def test_a_policy_that_does_what_the_sampler_does(stock, model, prompts):
 
 @torch.no_grad()
 def by_hand(model, ids, mask, decide, canvases=2):
-    """Canvases of one batch from the model's own forward: encode, then draw, accept, renoise.
+    """Decode one batch with the model's own forward: encode, then draw, accept, renoise.
 
-    decide(canvas index, step from 0, logits, drawn) -> bool (B, L). Returns the sequences and how
-    many passes each row took part in.
+    decide(canvas index, step from 0, logits, drawn) -> bool (B, L). Returns the sequences and the
+    number of passes of each row.
     """
     passes = torch.zeros(len(ids), dtype=torch.int64)
     over = torch.zeros(len(ids), dtype=torch.bool)
@@ -272,7 +272,7 @@ def alternating(index, step, logits, drawn):
         (EveryOther, alternating),
     ],
 )
-def test_another_policy_decides_otherwise(stock, model, prompts, policy, decide):
+def test_another_policy_decides_differently(stock, model, prompts, policy, decide):
     differs = 0
     for seed in range(3):
         chosen = policy if isinstance(policy, dict) else policy()
@@ -285,11 +285,11 @@ def test_another_policy_decides_otherwise(stock, model, prompts, policy, decide)
     assert differs > 0
 
 
-def test_what_a_policy_is_shown(model, prompts):
+def test_a_policy_sees_its_step(model, prompts):
     policy = EveryOther()
     run(model, prompts, unmask_policy=policy)
     first = [index for index, (_, steps) in enumerate(policy.seen) if steps == [0, 0]]
-    assert len(first) == 2 and first[0] == 0  # each canvas begins with a state of its own
+    assert len(first) == 2 and first[0] == 0  # each canvas begins with a new state
     for step, steps in policy.seen:
         assert step.masked.all() and step.present.all()
         assert (step.tokens == -1).all()
@@ -298,7 +298,7 @@ def test_what_a_policy_is_shown(model, prompts):
 
 
 def test_each_prompt_may_have_its_own_policy(model, prompts):
-    """Rows share transformers' random numbers, but never a decision."""
+    """Rows share transformers' random numbers, but not decisions."""
     policies = [Bound(), {"name": "confidence_threshold", "threshold": 0.3}]
     mixed = run(model, prompts, max_new_tokens=CANVAS, unmask_policy=policies)
     for row, policy in enumerate(policies):
@@ -306,7 +306,7 @@ def test_each_prompt_may_have_its_own_policy(model, prompts):
         assert torch.equal(mixed.sequences[row], alike.sequences[row])
 
 
-def test_the_output_says_what_it_cost(model, prompts):
+def test_the_output_has_the_forward_passes(model, prompts):
     given = {"unmask_policy": "confidence_threshold", "unmask_options": {"threshold": 0.3}}
     out = run(model, prompts, **given)
     for row in range(2):
@@ -329,8 +329,8 @@ def test_a_generation_config_may_name_the_policy(model, prompts):
     assert torch.equal(run(model, prompts).sequences, wanted.sequences)
 
 
-def test_nothing_compiled_outlives_a_policy(folder, stock, model, prompts, monkeypatch):
-    """The model keeps what it compiled of its first sampler; here it is only kept."""
+def test_compiled_code_does_not_outlive_a_policy(folder, stock, model, prompts, monkeypatch):
+    """The model keeps the compiled code of its first sampler; torch.compile is a stub here."""
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     given = {"cache_implementation": "static"}
     policy = {"unmask_policy": "confidence_threshold", "unmask_options": {"threshold": 0.3}}
@@ -381,7 +381,7 @@ def test_a_failing_policy_leaves_the_model_as_it_was(stock, model, prompts):
         ({"max_denoising_steps": 0}, "max_denoising_steps"),
     ],
 )
-def test_what_cannot_be_done_is_refused_before_any_forward(model, prompts, given, words):
+def test_unsupported_arguments_are_refused_before_any_forward(model, prompts, given, words):
     model.register_forward_pre_hook(lambda *_: pytest.fail("a forward pass"))
     model.model.encoder.register_forward_pre_hook(lambda *_: pytest.fail("a forward pass"))
     with pytest.raises(L2PDError, match=words):

@@ -1,5 +1,5 @@
-"""Checkpoints in the layout of the hub: what they compute is what their architecture says, and what
-does not go together is refused before anything is decoded."""
+"""Checkpoints in the layout of the hub: they compute what their architecture defines, and
+mismatches are refused before anything is decoded."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def texts(lengths, seed=0):
 
 
 @torch.no_grad()
-def test_logits_are_those_of_the_architecture(family, dense, loaded, block_logits):
+def test_logits_equal_the_dense_reference(family, dense, loaded, block_logits):
     model, _ = loaded
     assert family_of(model).name == family
     rows = texts((12, 4, 8, 20))
     wanted = torch.stack([dense.predictions(row)[-4:] for row in rows])
-    if dense.checkpoint.shift:  # of the model itself, which knows no shift
+    if dense.checkpoint.shift:  # of the model itself, which does not shift
         assert not torch.allclose(wanted[0], dense.logits(rows[0])[-4:], atol=0.1)
     close = {"atol": 1e-5, "rtol": 1e-5}
     alone = torch.cat([block_logits(model, [row], 4) for row in rows if len(row) > 4])
@@ -67,7 +67,7 @@ def test_logits_are_those_of_the_architecture(family, dense, loaded, block_logit
 
 
 @pytest.mark.parametrize("threshold", [None, 0.4])
-def test_tokens_are_those_of_a_plain_decode(family, dense, loaded, threshold):
+def test_tokens_equal_a_plain_decode(family, dense, loaded, threshold):
     model, _ = loaded
     policy = {"name": "fixed_schedule"}
     if threshold is not None:
@@ -96,7 +96,7 @@ def test_tokens_are_those_of_a_plain_decode(family, dense, loaded, threshold):
     assert len(set(map(tuple, found))) > 3
 
 
-def test_saved_and_loaded_again_is_the_same(family, loaded, tmp_path):
+def test_saving_and_loading_again_gives_the_same(family, loaded, tmp_path):
     model, tokenizer = loaded
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
@@ -124,7 +124,7 @@ def test_copies_decode_the_same(loaded):
         assert torch.equal(copied.generate(prompt, max_new_tokens=8), wanted)
 
 
-def test_its_tokenizer(family, dense, folder, loaded):
+def test_the_tokenizer_encodes_as_its_files_define(family, dense, folder, loaded):
     tokenizer = loaded[1]
     assert tokenizer.padding_side == "left"
     if family == "Dream":  # bytes as letters, one merge, a space before a word
@@ -153,14 +153,14 @@ def test_dtype(folder):
 
 
 @pytest.mark.parametrize("device", ["cuda:97", "gpu"])
-def test_a_device_that_is_not_here(folder, device):
+def test_a_device_that_does_not_exist_is_refused(folder, device):
     with pytest.raises(L2PDError, match=rf"device='{device}': .*; here are: cpu"):
         load(folder, device=device)
 
 
 @pytest.fixture
 def llada(tmp_path):
-    """Writes a LLaDA folder: llada(**config)."""
+    """A function that writes a LLaDA folder: llada(**config)."""
     return lambda **config: write(tmp_path / "llada", Dense(CHECKPOINTS["LLaDA"]), **config)
 
 
@@ -179,7 +179,7 @@ def test_a_missing_shard_is_named(llada):
         ("{}", "has no weight_map"),
     ],
 )
-def test_an_index_that_is_none(llada, content, words):
+def test_a_file_that_is_not_an_index_is_refused(llada, content, words):
     folder = llada()
     (folder / INDEX).write_text(content)
     with pytest.raises(L2PDError, match=rf"llada': {INDEX} {words}"):
@@ -202,14 +202,14 @@ def test_weights_that_do_not_fit_are_named(llada):
         load(folder)
 
 
-def test_a_mask_token_beyond_the_vocabulary(llada):
+def test_a_mask_token_beyond_the_vocabulary_is_refused(llada):
     with pytest.raises(L2PDError, match=r"mask_token_id=126336; expected .* vocab_size=104"):
         load(llada(mask_token_id=None))
     with pytest.raises(L2PDError, match=r"mask_token_id=200; expected .* vocab_size=104"):
         load(llada(mask_token_id=200))
 
 
-def test_no_mask_token(tmp_path):
+def test_a_missing_mask_token_is_refused(tmp_path):
     config = json.loads((write(tmp_path, Dense(CHECKPOINTS["SDAR"])) / "config.json").read_text())
     config |= {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "is_causal": False}
     del config["mask_token_id"], config["auto_map"]
@@ -218,7 +218,7 @@ def test_no_mask_token(tmp_path):
         load(tmp_path)
 
 
-def test_a_tokenizer_of_another_model(llada):
+def test_a_tokenizer_of_another_model_is_refused(llada):
     folder = llada()
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     for extra in range(VOCABULARY):
@@ -232,14 +232,14 @@ def test_a_tokenizer_of_another_model(llada):
         load(llada(mask_token_id=103))
 
 
-def test_what_the_native_code_does_not_have_is_refused(llada):
+def test_settings_that_the_native_code_lacks_are_refused(llada):
     with pytest.raises(L2PDError, match=r"rope=False in the checkpoint's config: LLaDA is decoded"):
         load(llada(rope=False))
     with pytest.raises(L2PDError, match="include_qkv_bias=True"):
         load(llada(include_qkv_bias=True))
 
 
-def test_end_of_text_tokens_are_those_of_checkpoint_and_family(llada, monkeypatch):
+def test_end_of_text_tokens_come_from_checkpoint_and_family(llada, monkeypatch):
     model, _ = load(llada())
     assert model.generation_config.eos_token_id in (EOT, [EOT])  # another vocabulary
     mine = replace(family_of(model), mask_token_id=MASK, end_of_text_ids=(EOT, 95))
@@ -252,8 +252,8 @@ def test_end_of_text_tokens_are_those_of_checkpoint_and_family(llada, monkeypatc
 
 @pytest.mark.parametrize("kind", ["prefix", "dual"])
 @torch.no_grad()
-def test_a_cache_brings_the_row_that_predicts_the_block(kind, tmp_path):
-    """Dream: stale keys and values, by hand; the row before the block is as fresh as the block."""
+def test_a_cache_recomputes_the_row_that_predicts_the_block(kind, tmp_path):
+    """Dream with stale keys and values by hand; the row before the block is refreshed with it."""
     model, _ = load(write(tmp_path, Dense(CHECKPOINTS["Dream"])))
     decoder = model.get_decoder()
     for prompt in texts((7, 1, 4), seed=3):
@@ -296,7 +296,7 @@ def test_a_cache_brings_the_row_that_predicts_the_block(kind, tmp_path):
         assert out[0].tolist() == x.tolist()
 
 
-def test_a_prompt_without_tokens_has_nothing_that_predicts_its_canvas(tmp_path):
+def test_a_prompt_without_tokens_is_refused_by_shifted_models(tmp_path):
     model, _ = load(write(tmp_path, Dense(CHECKPOINTS["Dream"])))
     ids = torch.tensor([[EOT, EOT], [1, 2]])
     with pytest.raises(L2PDError, match="every prompt holds at least"):

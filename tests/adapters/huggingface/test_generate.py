@@ -1,6 +1,6 @@
-"""generate on a small random model: batches, arguments, and what is refused.
+"""generate on a small random model: batches, arguments, and refusals.
 
-Longer than 400 lines: it is one list of arguments, with what each does and refuses.
+Longer than 400 lines: it is one list of arguments, with the effect and the refusals of each.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ THRESHOLD = {"unmask_policy": "confidence_threshold", "unmask_options": {"thresh
 
 
 class Wild(UnmaskPolicy):
-    """Selects by a pattern that has nothing to do with the predictions."""
+    """Selects by a pattern that does not depend on the predictions."""
 
     def __init__(self, pattern: list[int]) -> None:
         self.pattern = pattern
@@ -106,8 +106,8 @@ def test_every_decode_ends_and_returns_no_mask(model, prompts, pattern, tokens, 
         assert committed == list(range(length))
 
 
-def test_what_is_behind_the_end_of_text_is_padding_and_costs_nothing(model, prompts):
-    model.get_output_embeddings().weight.data[EOT] *= 6  # an end of text now and then
+def test_positions_after_the_end_of_text_are_padding_and_cost_nothing(model, prompts):
+    model.get_output_embeddings().weight.data[EOT] *= 6  # sometimes an end of text
     out = model.generate(**prompts, max_new_tokens=64, return_dict_in_generate=True, pad_token_id=0)
     ended = out.trace.length < 64
     assert ended.any()
@@ -135,7 +135,7 @@ READS = ("tolist", "item", "nonzero", "cpu", "__bool__", "__int__", "__float__",
 
 @pytest.fixture
 def reads(monkeypatch):
-    """The names of the reads of a tensor's values that the project's own modules make."""
+    """The reads of tensor values by the project's own modules, by name."""
     found = []
 
     def watch(name):
@@ -156,7 +156,7 @@ def reads(monkeypatch):
 @pytest.mark.parametrize("sampling", [{}, {"do_sample": True, "seed": 1}])
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
 @pytest.mark.parametrize("rule", ["block", "off"])
-def test_the_host_reads_once_a_step_and_not_where_the_end_of_a_block_is_foreseen(
+def test_the_host_reads_once_per_step_and_not_if_the_end_of_a_block_is_known(
     model, prompts, reads, rule, cache, sampling
 ):
     def count(tokens):
@@ -172,7 +172,7 @@ def test_the_host_reads_once_a_step_and_not_where_the_end_of_a_block_is_foreseen
         )
         return len(reads), int(out.nfe.max())
 
-    # What a call reads before and behind its steps is the same for both.
+    # The reads of a call before and after its steps are the same for both.
     (more, many), (less, few) = count(3 * BLOCK), count(BLOCK)
     foreseen = 2 if rule == "off" else 0  # one token per step: the last step of each block
     assert more - less == many - few - foreseen
@@ -190,7 +190,7 @@ def test_nan_in_the_logits_is_reported(model, prompts, caplog):
     assert "sequence(s) 0:" in caplog.text
 
 
-def test_oracle_makes_its_reference_and_says_so(model, prompts, caplog):
+def test_oracle_makes_its_reference_and_reports_it(model, prompts, caplog):
     slow = model.generate(**prompts, max_new_tokens=24, return_dict_in_generate=True)
     with caplog.at_level("WARNING"):
         out = model.generate(
@@ -257,7 +257,7 @@ def test_policy_from_the_generation_config(model, prompts):
     )
 
 
-def test_a_source_replaces_what_weaker_ones_say_together(model, prompts):
+def test_a_stronger_source_replaces_all_settings_of_weaker_ones(model, prompts):
     model.generation_config.max_new_tokens = 30
     model.generation_config.unmask_policy = "confidence_threshold"
     model.generation_config.unmask_options = {"threshold": 0.3}
@@ -294,14 +294,14 @@ def test_policies_per_prompt_with_several_sequences_each(model, prompts):
     assert seen == {"a": {3}, "b": {3}}
 
 
-def test_observing_changes_nothing_that_is_sampled(model, prompts):
+def test_observing_does_not_change_samples(model, prompts):
     arguments = {**prompts, "max_new_tokens": 16, "do_sample": True, "seed": 1, **THRESHOLD}
     plain = model.generate(**arguments)
     watched = model.generate(**arguments, observe={"committed", "entropy"})
     assert torch.equal(plain, watched)
 
 
-def test_recorded_steps_stay_as_they_were(model, prompts):
+def test_recorded_steps_do_not_change_later(model, prompts):
     seen = []
 
     def record(rows, blocks, outcome):
@@ -361,7 +361,7 @@ def test_copies_of_an_enabled_model_are_enabled(model, prompts, tmp_path):
 
 
 class Recorder:
-    """Speaks the streamer protocol and writes down what it hears."""
+    """A streamer that records what it gets."""
 
     def __init__(self):
         self.heard = []
@@ -434,7 +434,9 @@ def test_on_step_sees_every_step(model, prompts):
         ({"generation_config": GenerationConfig(num_beams=3)}, "num_beams=3"),
     ],
 )
-def test_what_is_refused_before_any_forward_pass(model, prompts, arguments, words):
+def test_unsupported_arguments_are_refused_before_any_forward_pass(
+    model, prompts, arguments, words
+):
     model.get_decoder().register_forward_pre_hook(lambda *_: pytest.fail("a forward pass ran"))
     with pytest.raises(L2PDError, match=words):
         model.generate(**{**prompts, "max_new_tokens": 8, **arguments})

@@ -1,4 +1,4 @@
-"""The golden traces of all engines, by the transformers adapter, and what a renewal prints."""
+"""The golden traces of all engines, with the transformers adapter, and what a renewal prints."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""The decoder layer by layer: what its own forward gives, and only where nothing hangs on it."""
+"""The decoder called layer by layer: equal to its own forward, and only for unchanged decoders."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ def inputs():
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_the_wanted_columns_are_those_of_the_decoder(kind, attention, inputs):
+def test_the_requested_columns_equal_those_of_the_decoder(kind, attention, inputs):
     decoder = decoder_of(kind, attention)
     tokens, position_ids = inputs
     layers = Layers.of(decoder)
     whole = decoder(input_ids=tokens, position_ids=position_ids, use_cache=False).last_hidden_state
     own = torch.tensor([[0, 5, 5], [28, 1, 2], [7, 8, 9]])
-    for _ in range(2):  # the rotations are kept
+    for _ in range(2):  # the rotations are cached
         torch.testing.assert_close(layers(tokens, position_ids, slice(4, 12)), whole[:, 4:12])
         found = layers(tokens, position_ids, own)
         torch.testing.assert_close(found, whole[torch.arange(ROWS)[:, None], own])
@@ -69,7 +69,7 @@ def test_the_wanted_columns_are_those_of_the_decoder(kind, attention, inputs):
 
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_the_cache_gets_what_the_decoder_writes(kind, inputs):
+def test_the_cache_gets_the_same_as_from_the_decoder(kind, inputs):
     decoder = decoder_of(kind)
     tokens, position_ids = inputs
     caches = [CanvasCache(3, ROWS, COLUMNS) for _ in range(2)]
@@ -116,7 +116,7 @@ HOOKS = {
 
 
 @pytest.mark.parametrize("change", HOOKS)
-def test_a_decoder_that_does_more_is_called_as_a_whole(change):
+def test_a_changed_decoder_is_called_as_a_whole(change):
     decoder = decoder_of("qwen3")
     assert Layers.of(decoder) is not None
     HOOKS[change](decoder)
@@ -128,7 +128,7 @@ def test_another_decoder_is_called_as_a_whole():
 
 
 @pytest.mark.parametrize("cache", ["none", "dual"])
-def test_hooks_see_every_pass_and_what_they_keep_can_be_learned_from(model, prompts, cache):
+def test_hooks_see_every_pass_and_their_tensors_can_be_trained_on(model, prompts, cache):
     kept = []
     layer = model.model.layers[-1]
     hook = layer.register_forward_hook(lambda module, given, out: kept.append(out))
@@ -141,7 +141,7 @@ def test_hooks_see_every_pass_and_what_they_keep_can_be_learned_from(model, prom
 
 
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
-def test_nothing_of_a_decode_is_closed_to_autograd(model, prompts, cache):
+def test_results_of_a_decode_are_no_inference_tensors(model, prompts, cache):
     steps = []
     out = model.generate(
         **prompts,
@@ -179,7 +179,7 @@ class _Operators(TorchDispatchMode):
     ],
 )
 def test_a_step_of_one_row_takes_few_operators(monkeypatch, policy, options, most):
-    """Besides the forward pass: each costs as much as a good part of a small layer."""
+    """Operators besides the forward pass: each costs about as much as a part of a small layer."""
     model, _ = load("tiny-llada")
     hidden = torch.randn(1, 32, 128, generator=torch.Generator().manual_seed(0))
     monkeypatch.setattr(BidirectionalForward, "hidden", lambda self, view: hidden)

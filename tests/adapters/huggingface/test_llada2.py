@@ -1,5 +1,5 @@
-"""LLaDA2: a folder in the hub's layout, against a dense forward pass written out from the
-architecture's description, and against a plain decode loop on that.
+"""LLaDA2: a folder in the hub's layout, compared with a dense forward pass written from the
+architecture's description, and with a plain decode loop around it.
 
 Longer than 400 lines: the architecture is written out in plain PyTorch beside its tests.
 """
@@ -26,7 +26,7 @@ CODE = "open({!r}, 'w')\n"
 
 
 def random_weights(vocabulary):
-    """Weights under the names that the hub's checkpoints have, spread so that tokens differ."""
+    """Weights with the names of the hub's checkpoints, of a spread at which tokens differ."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape):
@@ -155,8 +155,8 @@ def normed(x, weight):
 
 
 def rotated(x):
-    """x (heads, T, 16): of each head the first 8 numbers turn, i with i + 4, by position; the
-    others stay."""
+    """x (heads, T, 16): the first 8 numbers of each head are rotated by position, i with i + 4; the
+    others are unchanged."""
     half = ROTARY // 2
     speed = THETA ** (-torch.arange(half) / half)
     angle = torch.arange(x.shape[1])[:, None] * speed
@@ -171,7 +171,7 @@ def mlp(weights, at, x):
 
 
 def attention(weights, at, x):
-    """x (T, D), each head in turn; position t sees up to the end of its block."""
+    """x (T, D), one head after the other; position t sees everything up to the end of its block."""
     count = len(x)
     heads = linear(x, weights[f"{at}.query_key_value.weight"]).view(count, -1, HEAD).transpose(0, 1)
     query = rotated(normed(heads[:HEADS], weights[f"{at}.query_layernorm.weight"]))
@@ -188,8 +188,8 @@ def attention(weights, at, x):
 
 
 def experts(weights, at, x):
-    """Token by token: the two best groups by the sum of their two best experts, of those the
-    three best experts, weighed by their scores without the bias."""
+    """For each token: the two groups with the highest sum of their two best experts, in these
+    groups the three best experts, weighted by their scores without the bias."""
     scores = linear(x, weights[f"{at}.gate.weight"]).sigmoid()
     out = []
     for token, score in zip(x, scores, strict=True):
@@ -210,7 +210,7 @@ def experts(weights, at, x):
 
 @torch.no_grad()
 def dense(weights, ids):
-    """Logits (T, V) of one row of tokens (T,)."""
+    """The logits (T, V) of one row of tokens (T,)."""
     x = weights["model.word_embeddings.weight"][ids]
     for layer in range(LAYERS):
         at = f"model.layers.{layer}"
@@ -225,8 +225,9 @@ def dense(weights, ids):
 
 
 def plain_decode(weights, prompt, *, tokens, mask, end, threshold=None, edit=None):
-    """One prompt; a dense pass per step. Without a threshold the most confident token of each step,
-    else all above it; with `edit`, committed tokens are overwritten above that."""
+    """Decode one prompt with a dense pass per step. Each step takes the most confident token, or
+    with a threshold all above it; with `edit`, predictions above `edit` overwrite committed tokens.
+    """
     whole = -(-(len(prompt) + tokens) // BLOCK) * BLOCK
     x = torch.cat([prompt, torch.full((whole - len(prompt),), mask)])
     forwards = 0
@@ -301,7 +302,7 @@ def test_logits_equal_a_dense_forward(model, weights, prompts, attention):
 
 
 def test_the_parts_of_the_reference_matter(model, weights, prompts):
-    """Groups, bias, shared experts and norms decide something in these weights."""
+    """Groups, bias, shared experts and norms have an effect with these weights."""
     wanted = dense(weights, prompts[0])
     for part in ("expert_bias", "query_layernorm", "shared_experts.down_proj", "experts.3.up_proj"):
         without = {k: v * 0 if part in k else v for k, v in weights.items()}
@@ -351,8 +352,8 @@ def test_tokens_equal_a_plain_loop(model, weights, prompts, kind, cache, mask_id
         assert alone[0, len(prompt) :].tolist() == wanted
 
 
-def test_an_edit_overwrites_what_was_committed(model, prompts):
-    """Otherwise the plain loop above would say nothing of edits."""
+def test_an_edit_overwrites_committed_tokens(model, prompts):
+    """Otherwise the plain loop above would not test edits."""
     seen = []
     model.generate(
         **left_padded(prompts, 5),
@@ -387,7 +388,7 @@ def test_loads_without_its_code_and_survives_saving(folder, model, weights, prom
     assert torch.equal(again.generate(**given), model.generate(**given))
 
 
-def test_half_precision_keeps_the_router_s_bias(folder, prompts):
+def test_half_precision_keeps_the_routers_bias(folder, prompts):
     model, _ = load(folder, dtype=torch.bfloat16)
     gate = model.model.layers[1].mlp.gate
     assert (gate.weight.dtype, gate.expert_bias.dtype) == (torch.bfloat16, torch.float32)
@@ -404,14 +405,14 @@ def test_half_precision_keeps_the_router_s_bias(folder, prompts):
         ("n_group", 8, r"8 experts in n_group=8.*two"),
     ],
 )
-def test_what_the_module_does_not_do_is_refused(folder, tmp_path, field, value, words):
+def test_settings_that_the_module_lacks_are_refused(folder, tmp_path, field, value, words):
     config = json.loads((folder / "config.json").read_text()) | {field: value}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(L2PDError, match=words):
         load(tmp_path)
 
 
-def test_the_hub_s_config_gives_blocks_of_32():
+def test_the_hubs_config_gives_blocks_of_32():
     config = LLaDA2MoeConfig()
     assert (config.block_length, config.mask_token_id) == (32, 156895)
     assert config.rope_parameters["partial_rotary_factor"] == 0.5
@@ -449,7 +450,7 @@ def test_an_adapter_of_its_fused_layers_is_the_update_added_by_hand(folder, tmp_
             wanted = weight + 3 / rank * second @ first
             assert not torch.equal(found[name], weight)
         torch.testing.assert_close(found[name], wanted)
-    # Of a single expert, whose layers are stored together here, there is no place for an update.
+    # An update of a single expert is refused: the experts' layers are stored together here.
     expert = {n.replace("0.mlp", "1.mlp.experts.0"): w for n, w in stored.items() if "0.mlp" in n}
     save_file(expert, tmp_path / "adapter_model.safetensors", {"format": "pt"})
     with pytest.raises(L2PDError, match=r"none of its 2 weights has a place in LLaDA2"):

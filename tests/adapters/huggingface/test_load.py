@@ -1,4 +1,4 @@
-"""Loading: the shipped model, a folder in the hub's layout, and what is refused."""
+"""Loading: the shipped model, a folder in the hub's layout, and refusals."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_folder(make_model, tokenizer, tmp_path):
     assert out.configuration.startswith("model=") and "dtype=bfloat16" in out.configuration
 
 
-def test_what_is_no_model_is_refused(tmp_path):
+def test_a_source_that_is_no_model_is_refused(tmp_path):
     with pytest.raises(L2PDError, match=r"'tiny-lada'.*tiny-llada"):
         load("tiny-lada")
     with pytest.raises(L2PDError, match=r"config\.json cannot be read: No such file"):

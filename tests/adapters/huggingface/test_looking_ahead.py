@@ -1,8 +1,8 @@
-"""Policies that look ahead, over whole answers: the authors' loops beside `generate`.
+"""Policies that look ahead, over whole answers: `generate` compared with the authors' loops.
 
 `cora_loop` and `klass_loop` are transcriptions of the authors' decoding loops (`generate_cora` of
 cora-diff-llada with fast acceptance, `stable_confident_decode` of KLASS): one sequence, the whole
-canvas at every step, histories of the whole canvas. What differs is said where it does.
+canvas at every step, histories of the whole canvas. Differences are documented in place.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CASES = [(name, options) for name, every in LOOKING.items() for options in every
 
 @torch.no_grad()
 def predict(model, x, mask):
-    """logits, argmax and its probability, of a whole text; the mask token is never predicted."""
+    """Logits, argmax and its probability for a whole text; the mask token is never predicted."""
     logits = model(x[None]).logits[0].float()
     logits[:, mask] = -torch.inf
     found = row_statistics(logits, frozenset({"confidence"}), mask)
@@ -37,7 +37,7 @@ def predict(model, x, mask):
 
 
 def most_confident(conf, open_):
-    """The fallback of both: one token a step."""
+    """The fallback of both: one token per step."""
     best = torch.zeros_like(open_)
     best[torch.where(open_, conf, -torch.inf).argmax()] = True
     return best
@@ -75,7 +75,7 @@ def klass_loop(
     size=SIZE,
     block=BLOCK,
 ):
-    """The authors' softmax counts the mask token; here its logit is left out, as everywhere."""
+    """The authors' softmax includes the mask token; here it is suppressed, as everywhere."""
     x = torch.cat([prompt, torch.full((size,), mask)])
     kl_history = torch.zeros(len(x), history, dtype=torch.float64)
     p_prev, passes = 0.0, 0
@@ -104,8 +104,8 @@ def klass_loop(
 
 @torch.no_grad()
 def saber_loop(model, prompt, *, n=2, mask=MASK, size=SIZE, block=BLOCK):
-    """`generate_with_saber`, which decodes an answer as one block. With several, only the tokens of
-    the present block are masked again here; where fewer than n masks are left, all are taken."""
+    """`generate_with_saber`, which decodes an answer as one block. With several blocks, only tokens
+    of the current block are masked again here; if fewer than n masks are left, all are taken."""
     x = torch.cat([prompt, torch.full((size,), mask)])
     answer = x == mask
     final = torch.full((len(x),), -torch.inf)
@@ -168,8 +168,10 @@ def test_answers_of_three_blocks_equal_the_authors_loop(model, prompts, name, op
     if cache == "none":
         wanted = [LOOPS[name](model, unpadded(prompts, row), **options) for row in range(5)]
         assert found == wanted
-        assert sum(passes for _, passes in wanted) < 5 * SIZE  # the rule, not progress alone
-    else:  # keys and values are old there, so it is not the authors' loop; but it looks ahead
+        assert (
+            sum(passes for _, passes in wanted) < 5 * SIZE
+        )  # the rule decided, not only the progress rule
+    else:  # with stale keys and values it differs from the authors' loop, but looks ahead
         looks = [int(out.trace.ahead[0]) for out in decoded(cache)]
         assert all(looks)
 
@@ -192,8 +194,8 @@ def test_saber_equals_the_authors_loop_over_the_answer(model, prompts, n, block)
         assert (out.sequences[0, -SIZE:].tolist(), int(out.nfe)) == wanted
 
 
-def test_what_begins_with_the_block_is_another_decode(model, prompts):
-    # Else the tests above could not tell a history over the canvas from one that ends.
+def test_a_history_per_block_gives_another_decode(model, prompts):
+    # Otherwise the tests above could not distinguish histories per canvas and per block.
     def passes(cache):
         return sum(
             int(
@@ -236,8 +238,8 @@ def test_the_shipped_model_decodes_as_the_authors_loop_does(name):
 @pytest.mark.parametrize("cache", ["none", "prefix"])
 @pytest.mark.parametrize(("name", "options"), CASES)
 def test_a_row_does_not_depend_on_its_batch(model, prompts, name, options, cache, end_of_text):
-    """Rows reach their blocks, and their ends, at different steps, beside rows that look at
-    nothing ahead."""
+    """Rows reach their blocks and their ends at different steps, beside rows that do not look
+    ahead."""
     looking, plain = create_policy(name, **options), create_policy("confidence_threshold")
     settings = {
         "max_new_tokens": 29,  # the last block is cut
@@ -257,7 +259,7 @@ def test_a_row_does_not_depend_on_its_batch(model, prompts, name, options, cache
         assert bool(together.trace.ahead[row] > 0) == (policy is looking)
 
 
-def test_what_is_looked_at_is_counted_and_said(model, prompts):
+def test_extra_logits_of_later_blocks_are_counted_and_reported(model, prompts):
     def decoded(**settings):
         return model.generate(
             prompts["input_ids"][:1],
@@ -277,7 +279,7 @@ def test_what_is_looked_at_is_counted_and_said(model, prompts):
     assert "looks_ahead" not in decoded(unmask_policy="ccd").configuration
 
 
-def test_behind_an_end_of_text_nothing_is_looked_at(model, prompts):
+def test_no_block_after_an_end_of_text_is_looked_at(model, prompts):
     settings = {"max_new_tokens": 64, "unmask_policy": "cora", "return_dict_in_generate": True}
     every = model.generate(**prompts, end_of_text="off", **settings).trace.ahead
     fewer = model.generate(**prompts, end_of_text="block", **settings).trace.ahead
@@ -285,7 +287,7 @@ def test_behind_an_end_of_text_nothing_is_looked_at(model, prompts):
     assert bool((fewer < every).any())
 
 
-def test_distributions_that_no_memory_holds_are_refused():
+def test_distributions_too_large_for_memory_are_refused():
     policy = create_policy("klass")
     policy._vocabulary = 126_464
     with pytest.raises(

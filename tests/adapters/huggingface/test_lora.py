@@ -1,4 +1,4 @@
-"""LoRA adapters with the layer names of the authors' code, against the update added by hand."""
+"""LoRA adapters with the authors' layer names, compared with the update added by hand."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def hub_layers(family: str) -> list[str]:
 
 
 def update(dense: Dense, layers: list[str], seed: int = 0) -> dict[str, torch.Tensor]:
-    """Random low-rank weights, by PEFT's names."""
+    """Random low-rank weights with PEFT's names."""
     generator = torch.Generator().manual_seed(seed)
     stored = {}
     for layer in layers:
@@ -137,7 +137,7 @@ def test_dora_gives_each_row_of_a_weight_its_own_length(checkpoint, tmp_path):
     expected = by_hand(merged, 6)
     assert expected != by_hand(added(dense, stored, dict.fromkeys(layers, 6 / RANK)), 6)
     assert answers(folder, 6, adapter=adapter) == expected
-    # Lengths of a DoRA that its settings do not name, or that are missing or of another size.
+    # DoRA magnitudes that the settings do not name, or that are missing or of another size.
     one = f"base_model.model.{layers[0]}.lora_magnitude_vector"
     shorter = {**stored, one: stored[one][:-1]}
     without = {name: weight for name, weight in stored.items() if name != one}
@@ -163,7 +163,7 @@ def renamed(stored, change):
     return {change(name): weight for name, weight in stored.items()}
 
 
-def test_weights_without_a_place(checkpoint, tmp_path):
+def test_weights_that_match_no_layer_are_refused(checkpoint, tmp_path):
     dense, folder = checkpoint("LLaDA")
     stored = update(dense, hub_layers("LLaDA"))
     nowhere = store(tmp_path / "none", renamed(stored, lambda n: n.replace("transformer", "h")))

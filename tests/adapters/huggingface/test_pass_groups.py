@@ -1,4 +1,4 @@
-"""Rows are split into forward passes so that little is computed that no row sees."""
+"""Rows are split into forward passes so that few computed columns are seen by no row."""
 
 from __future__ import annotations
 
@@ -37,6 +37,6 @@ def test_the_split_is_the_cheapest_for_rows_that_begin_together(last):
     assert cost(share_passes(first, last), first, last) == min(every)
 
 
-def test_rows_that_see_the_same_stay_together():
+def test_rows_that_see_the_same_columns_share_a_pass():
     assert share_passes([3] * 4, [300] * 4) == [[0, 1, 2, 3]]
     assert share_passes([0] * 4, [2000, 40, 2000, 40]) == [[1, 3], [0, 2]]

@@ -1,4 +1,4 @@
-"""Every keyword with every nasty value: it works, or is refused by name before the model is run."""
+"""Every keyword with every bad value: it works, or is refused by name before the model is run."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ IDS = torch.tensor([[3, 4, 5], [6, 7, 8]])
 
 @pytest.fixture(scope="module")
 def counted(make_model):
-    """A model, and how often it was run."""
+    """A model, and the number of its forward passes."""
     model, passes = make_model(), []
     model.get_decoder().register_forward_pre_hook(lambda *_: passes.append(1))
     return model, passes
 
 
 def outcome_of(call, keyword, passes):
-    """What is wrong with a call; None if nothing is."""
+    """What is wrong with the outcome of a call; None if nothing is."""
     before = len(passes)
     try:
         call()
@@ -65,7 +65,7 @@ def test_generate(counted, keyword, sampling, caplog):
     wrong = []
     for value in NASTY:
         if keyword == "on_step" and callable(value):
-            continue  # it is called, and fails as it likes
+            continue  # it is called, and may fail in any way
         arguments = {"input_ids": IDS, "max_new_tokens": 3, **sampling, keyword: value}
         if keyword == "max_length":
             del arguments["max_new_tokens"]
@@ -105,10 +105,10 @@ def test_evaluate(counted, tokenizer, keyword):
 
 @pytest.mark.parametrize("keyword", LOAD_KEYWORDS)
 def test_load(keyword, monkeypatch):
-    """Refused before anything is read; what is taken is not loaded here."""
+    """Values are refused before anything is read; with accepted values, nothing is loaded here."""
 
     class Taken(Exception):
-        """The value got past the checks."""
+        """Raised if the checks accept the value."""
 
     def read(name):
         raise Taken
@@ -129,7 +129,7 @@ def test_load(keyword, monkeypatch):
 
 
 def refused(model, words, **arguments):
-    """The one error of a call, which names these words, and no forward pass."""
+    """Assert that a call raises one error with these words, without a forward pass."""
     hook = model.get_decoder().register_forward_pre_hook(lambda *_: pytest.fail("a pass ran"))
     try:
         with pytest.raises(L2PDError, match=words):
@@ -178,7 +178,7 @@ def test_refused_before_any_work(model, arguments, words):
 
 
 @pytest.mark.parametrize("temperature", [np.inf, np.nan, -1, 1e-50, 1e-31, 1e31, 0])
-def test_temperatures_that_nothing_can_be_drawn_at(model, temperature):
+def test_temperatures_too_small_to_sample_are_refused(model, temperature):
     refused(model, "temperature=", temperature=temperature, do_sample=True)
 
 
@@ -200,18 +200,18 @@ def test_extreme_sampling_never_gives_the_mask(make_model, sampling, mask):
     out = model.generate(IDS, max_new_tokens=16, do_sample=True, seed=1, **sampling)
     assert not (out == mask).any()
     if "temperature" in sampling and sampling["temperature"] < 1:
-        assert torch.equal(out, model.generate(IDS, max_new_tokens=16))  # as good as greedy
+        assert torch.equal(out, model.generate(IDS, max_new_tokens=16))  # nearly greedy
 
 
 @pytest.mark.parametrize(
     "nothing", [{"use_cache": False}, {"use_cache": None}, {"steps": None, "threshold": None}]
 )
-def test_words_of_other_code_that_ask_for_nothing(model, nothing):
+def test_keywords_of_other_code_that_change_nothing_are_accepted(model, nothing):
     plain = model.generate(IDS, max_new_tokens=6)
     assert torch.equal(plain, model.generate(IDS, max_new_tokens=6, **nothing))
 
 
-def test_a_checkpoint_that_says_minus_one_for_no_token(make_model):
+def test_a_checkpoint_may_use_minus_one_for_no_token(make_model):
     model = make_model()
     plain = model.generate(IDS, max_new_tokens=6, pad_token_id=EOT)
     ends = model.generation_config.eos_token_id
@@ -234,11 +234,11 @@ def test_numpy_numbers_are_numbers(model):
 
 
 @pytest.mark.parametrize("keyword", FOREIGN)
-def test_the_words_of_others_get_ours(model, keyword):
+def test_errors_about_keywords_of_other_code_name_ours(model, keyword):
     refused(model, rf"{keyword}=.*{WORDS[keyword]}", **{keyword: FOREIGN[keyword]})
 
 
-def test_all_foreign_words_are_told_at_once(model):
+def test_all_keywords_of_other_code_are_named_together(model):
     refused(
         model,
         "steps=.*max_new_tokens.*unmask_policy",
@@ -260,7 +260,7 @@ def test_a_canvas_beyond_the_positions_is_one_warning_with_both_numbers(make_mod
     assert "17 positions" in record.message and "made for 16" in record.message
 
 
-def test_learned_positions_have_an_end():
+def test_a_canvas_beyond_learned_positions_is_refused():
     config = BertConfig(
         vocab_size=64,
         hidden_size=32,
@@ -278,7 +278,7 @@ def test_learned_positions_have_an_end():
         model.generate(IDS, max_new_tokens=14, **settings)
 
 
-def test_padding_without_its_mask(make_model, caplog):
+def test_padding_without_a_mask_is_refused(make_model, caplog):
     model = make_model()
     padded = torch.tensor([[EOT, EOT, 5], [6, 7, 8]])
     refused(model, "prompt 0 begins with 2 times pad_token_id=62.*attention_mask", input_ids=padded)
@@ -295,7 +295,7 @@ def test_padding_without_its_mask(make_model, caplog):
     assert not caplog.records
 
 
-def test_masks_in_padding_are_padding(model):
+def test_masks_in_padding_are_ignored(model):
     ids, mask = torch.tensor([[MASK, MASK, 5]]), torch.tensor([[0, 0, 1]])
     out = model.generate(ids, attention_mask=mask, max_new_tokens=4)
     assert torch.equal(out[:, 3:], model.generate(ids[:, 2:], max_new_tokens=4)[:, 1:])
@@ -336,7 +336,7 @@ def test_custom_generate_checks_the_same(model):
         ({"local_files_only": "no"}, "local_files_only='no'"),
     ],
 )
-def test_what_load_refuses(arguments, words):
+def test_invalid_arguments_of_load_are_refused(arguments, words):
     with pytest.raises(L2PDError, match=words):
         load("tiny-llada", **arguments)
 
@@ -349,7 +349,7 @@ def test_load_takes_torch_dtype_as_transformers_does():
 @pytest.mark.parametrize(
     ("arguments", "words"), [({"name": 5}, "name=5"), ({"family": "LLaDA"}, "family='LLaDA'")]
 )
-def test_what_enable_refuses(model, arguments, words):
+def test_invalid_arguments_of_enable_are_refused(model, arguments, words):
     with pytest.raises(L2PDError, match=words):
         enable(model, **arguments)
     with pytest.raises(L2PDError, match="model='tiny-llada': expected a model"):
@@ -358,7 +358,7 @@ def test_what_enable_refuses(model, arguments, words):
         disable("tiny-llada")
 
 
-def test_generate_names_every_setting():
-    """The table holds what the docstring says."""
+def test_the_docstring_of_generate_names_every_setting():
+    """The docstring names every setting of the table."""
     for name in GENERATE:
         assert name in generate.__doc__

@@ -1,6 +1,6 @@
-"""generate on the shipped model: what a plain dense loop gives that knows only the published rules
-(LLaDA's low-confidence remasking at one token per step, Fast-dLLM's threshold), and in a batch what
-each prompt gives alone."""
+"""generate on the shipped model: it equals a plain dense loop with the published rules (LLaDA's
+low-confidence remasking at one token per step, Fast-dLLM's threshold), and a batch equals its
+prompts alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from l2pd_tools.tiny_world import TASKS
 
 @torch.no_grad()
 def plain_loop(model, prompt, *, length, block, mask, eot, threshold=None, cut=True):
-    """One prompt, dense forwards over everything, a softmax over the whole vocabulary."""
+    """Decode one prompt with dense forwards over everything and a softmax over the vocabulary."""
     x = torch.cat([prompt, torch.full((length,), mask)])
     forwards = 0
     for start in range(len(prompt), len(prompt) + length, block):
@@ -36,7 +36,7 @@ def plain_loop(model, prompt, *, length, block, mask, eot, threshold=None, cut=T
                 chosen = confidence >= threshold
             x = torch.where(chosen, x0, x)
             ends = (x[len(prompt) :] == eot).nonzero()
-            if cut and len(ends):  # once decoded, everything behind it is end of text
+            if cut and len(ends):  # once it is committed, everything after it is end of text
                 x = x[: len(prompt) + int(ends[0]) + 1]
         if cut and x[-1] == eot:
             break
@@ -101,8 +101,8 @@ def test_equals_the_plain_loop(tiny_llada, rule, count, length, cut):
             assert out.sequences[row, width : width + len(wanted)].tolist() == wanted
             taken += int(out.nfe[row])
             plainly += forwards
-    # Two confidences of 1 - 1e-7 may change places under another order of summation, and then an
-    # end of text is committed, and its row cut, a step sooner or later.
+    # Another order of summation may swap two confidences of 1 - 1e-7; then an end of text is
+    # committed, and its row is cut, a step earlier or later.
     assert abs(taken - plainly) <= 0.01 * plainly
 
 
@@ -156,7 +156,7 @@ def test_the_streamers_of_transformers(tiny_llada, capsys):
         assert ("\033[33m" in printed) == (kind is TextDiffusionStreamer)
 
 
-def test_the_world_tells_policies_apart(tiny_llada):
+def test_policies_differ_on_the_small_world(tiny_llada):
     prompts = read_prompts(heldout_prompts(), 60, tasks=TASKS)
     sure, bold = (
         evaluate(
@@ -176,7 +176,7 @@ def test_the_world_tells_policies_apart(tiny_llada):
     "policy", ["fixed_schedule", "confidence_threshold", "learn2pd", "settled"]
 )
 def test_a_cache_changes_no_answer(tiny_llada, policy):
-    """The model has learnt not to look at what a cache holds stale."""
+    """The model is trained not to attend to positions that are stale in a cache."""
     prompts = read_prompts(heldout_prompts(), 60, tasks=TASKS)
     answers = {
         cache: evaluate(

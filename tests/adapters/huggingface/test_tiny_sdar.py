@@ -1,4 +1,4 @@
-"""The shipped block-causal model: its answers, its batches, and what filters are trained from."""
+"""The shipped block-causal model: its answers, its batches, and its trajectories for filters."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ def test_a_batch_equals_each_alone(tiny_sdar, prompts):
         assert together[row, width : width + len(alone)].tolist() == alone.tolist()
 
 
-def test_collected_labels_are_those_of_the_canvas(tiny_sdar, prompts, tmp_path):
-    """Decoded at one token per step, as the references are, a block's last prediction is right."""
+def test_collected_labels_match_the_canvas(tiny_sdar, prompts, tmp_path):
+    """At one token per step, as for the references, the last prediction of a block is correct."""
     prompts = prompts[:8]
     collect(*tiny_sdar, prompts, tmp_path, policies=["fixed_schedule"], max_new_tokens=128)
     _, data = read_trajectories(tmp_path)

@@ -1,4 +1,4 @@
-"""What users of transformers have around a model: pipelines, streamers, PEFT, quantisation."""
+"""Tools that transformers users combine with a model: pipelines, streamers, PEFT, quantisation."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def inputs_of(tokenizer, chats):
 
 
 def answers_of(model, tokenizer, chats=CHATS, **settings):
-    """What the model itself answers."""
+    """The answers of the model itself."""
     inputs = inputs_of(tokenizer, chats)
     out = model.generate(**inputs, **{**SETTINGS, **settings})
     answers = out[:, inputs["input_ids"].shape[1] :]
@@ -82,13 +82,13 @@ def test_the_streamer_of_diffusion_models(tiny, answers, capsys):
     streamer = TextDiffusionStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     out = model.generate(**inputs, **SETTINGS, streamer=streamer, return_dict_in_generate=True)
     shown = capsys.readouterr().out
-    drafts = shown.count("\0338\033[J")  # each but the last is overwritten
+    drafts = shown.count("\0338\033[J")  # all but the last are overwritten
     assert 0 < drafts <= int(out.nfe[0])
     assert shown.rpartition("\033[J")[2].strip() == answers[0]
 
 
 def lora(model):
-    """The model in PEFT, with an adapter that changes what it says."""
+    """The model in PEFT, with an adapter that changes its answers."""
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=4, lora_alpha=32, target_modules="all-linear")
     with torch.random.fork_rng():
@@ -124,7 +124,7 @@ def test_lora_around_an_enabled_model(tiny):
 
 
 def test_virtual_tokens_are_refused(tiny):
-    """They live in PEFT's own forward, which a decode of the canvas never calls."""
+    """PEFT's own forward adds them, which a decode of the canvas never calls."""
     peft = pytest.importorskip("peft")
     config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
     wrapped = enable(peft.get_peft_model(copy.deepcopy(tiny[0]), config))
@@ -160,7 +160,7 @@ def test_device_map(answers, device_map):
 
 @pytest.mark.parametrize("cache", ["none", "dual"])
 def test_layers_on_the_disk(tiny, cache, tmp_path):
-    """As with several devices, every layer lies behind a hook that fetches what it needs."""
+    """As with several devices, every layer has a hook that fetches its weights."""
     pytest.importorskip("accelerate")
     places = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu"}
     places |= {f"model.layers.{i}": "disk" if i % 2 else "cpu" for i in range(6)}

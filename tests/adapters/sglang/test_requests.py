@@ -1,4 +1,4 @@
-"""Requests and blocks of SGLang as the host knows them, and what they may ask for, without it."""
+"""SGLang's requests and blocks on the host, and what requests may ask for, without SGLang."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def row_of(
 @given(
     prompt=st.integers(0, 40), new=st.integers(0, 40), length=st.integers(1, 9), at=st.integers(0)
 )
-def test_a_block_lies_where_the_layout_says(prompt: int, new: int, length: int, at: int) -> None:
+def test_a_block_has_the_place_of_the_layout(prompt: int, new: int, length: int, at: int) -> None:
     layout = BlockLayout.of("block_causal", prompt, max(new, 1), length)
     number = at % layout.blocks
     state = RequestState(create_policy("fixed_schedule"))
@@ -64,7 +64,7 @@ def test_a_block_lies_where_the_layout_says(prompt: int, new: int, length: int, 
 
 
 @pytest.mark.parametrize("offset", [0, 8, 16])
-def test_a_reference_is_shown_where_its_tokens_stand(offset: int) -> None:
+def test_a_reference_is_shown_at_the_positions_of_its_tokens(offset: int) -> None:
     """The answer begins at 5, in the first block, and has 10 tokens."""
     state = RequestState(create_policy("oracle", reference=list(range(10, 20))))
     shown = row_of(state, 5, 10, offset).reference(filler=EOT)
@@ -72,29 +72,29 @@ def test_a_reference_is_shown_where_its_tokens_stand(offset: int) -> None:
     assert shown == whole[offset : offset + BLOCK]
 
 
-def test_a_policy_without_a_reference_is_shown_the_filler() -> None:
+def test_a_policy_without_a_reference_gets_the_filler() -> None:
     state = RequestState(create_policy("fixed_schedule"))
     assert row_of(state, 5, 10, 0).reference(filler=7) == [7] * BLOCK
 
 
-def test_a_row_notes_when_each_token_was_committed() -> None:
+def test_a_row_records_when_each_token_was_committed() -> None:
     state = RequestState(create_policy("fixed_schedule"), steps=3, nfe=4)
     row = row_of(state, 2, 20, 0, start=2, length=5)
     assert row.masked
     assert row.needed == [False, False, True, True, True]
     row.step([1, 1, MASK, 5, 6], [False, False, True, False, False])
     assert row.masked
-    row.step([1, 1, 4, 5, MASK], [False, False, False, False, True])  # taken back
+    row.step([1, 1, 4, 5, MASK], [False, False, False, False, True])  # masked again
     row.step([1, 1, 4, 9, 6], [False] * 5)  # edited
     assert not row.masked
     row.finish()
     row.finish()  # once
     assert state.step_map == [4, 5, 5]
-    assert (state.steps, state.nfe) == (6, 8)  # one pass more, which writes the final keys
+    assert (state.steps, state.nfe) == (6, 8)  # one more pass, which writes the final keys
     assert state.nfe_map == [8] * 3
 
 
-def test_a_block_of_the_prompt_counts_for_nothing() -> None:
+def test_a_block_of_the_prompt_is_not_counted() -> None:
     state = RequestState(create_policy("fixed_schedule"))
     row = row_of(state, 16, 8, 0, start=BLOCK)
     assert not row.masked
@@ -102,7 +102,7 @@ def test_a_block_of_the_prompt_counts_for_nothing() -> None:
     assert (state.nfe, state.step_map, state.nfe_map) == (0, [], [])
 
 
-def test_what_a_policy_carries_goes_on_with_the_request() -> None:
+def test_carried_state_stays_with_the_request() -> None:
     class Carrying(type(create_policy("fixed_schedule"))):  # type: ignore[misc]
         carries = frozenset({"n"})
 
@@ -153,7 +153,9 @@ def test_wrong_custom_params_are_refused(server: SglangServer, custom: Any) -> N
     "granted",
     [{}, {"n": 1, "temperature": 0}, {"temperature": 0.7}, {"json_schema": ""}, {"min_p": 0.0}],
 )
-def test_what_asks_for_nothing_is_granted(server: SglangServer, granted: dict[str, Any]) -> None:
+def test_parameters_at_their_defaults_are_accepted(
+    server: SglangServer, granted: dict[str, Any]
+) -> None:
     check_effects(granted, server)
 
 
@@ -176,7 +178,7 @@ def test_what_asks_for_nothing_is_granted(server: SglangServer, granted: dict[st
         ("stop_regex", "a"),
     ],
 )
-def test_what_would_have_no_effect_is_refused_by_its_name(
+def test_parameters_without_effect_are_refused_by_name(
     server: SglangServer, name: str, value: Any
 ) -> None:
     with pytest.raises(L2PDError, match=f"^{name}="):
@@ -198,7 +200,7 @@ def test_what_would_have_no_effect_is_refused_by_its_name(
         ({"top_logprobs_num": [0, 2]}, "top_logprobs_num=[0, 2]: has no effect"),
     ],
 )
-def test_the_scheduler_refuses_what_came_another_way(
+def test_the_scheduler_refuses_unchecked_requests(
     server: SglangServer, changes: dict[str, Any], said: str | None
 ) -> None:
     fields = {"sampling_params": params(), "origin_input_ids": [1, 2]} | changes
@@ -207,12 +209,12 @@ def test_the_scheduler_refuses_what_came_another_way(
 
 
 @pytest.mark.parametrize("ids", [[], [0, 39], [[1], [2, 3]], [[]]])
-def test_tokens_of_the_vocabulary_are_granted(ids: list) -> None:
+def test_tokens_of_the_vocabulary_are_accepted(ids: list) -> None:
     check_ids(ids, VOCABULARY)
 
 
 @pytest.mark.parametrize("ids", [[1.0], [True], ["1"], [[1], "x"], [[1], [40]], [[1], 2]])
-def test_ids_that_are_no_tokens_are_refused(ids: list) -> None:
+def test_ids_outside_the_vocabulary_are_refused(ids: list) -> None:
     with pytest.raises(L2PDError, match=r"^input_ids"):
         check_ids(ids, VOCABULARY)
 

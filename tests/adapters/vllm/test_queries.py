@@ -1,4 +1,4 @@
-"""Where queries and hidden states lie in vLLM's forward passes, without vLLM."""
+"""The places of queries and hidden states in vLLM's forward passes, tested without vLLM."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from l2pd_adapters.vllm.queries import hidden_rows, split_into_blocks
 
 
 @given(lengths=st.lists(st.integers(0, 25), min_size=1, max_size=6), block=st.integers(1, 9))
-def test_each_block_is_a_query_that_sees_itself_and_those_before(
+def test_each_block_is_a_query_that_sees_itself_and_earlier_blocks(
     lengths: list[int], block: int
 ) -> None:
     ends = np.cumsum([0, *lengths]).astype(np.int32)
@@ -27,9 +27,10 @@ def test_each_block_is_a_query_that_sees_itself_and_those_before(
     assert borders[-1] == sum(lengths)
 
 
-def test_vllm_reads_the_block_where_it_looks_for_the_last_rows() -> None:
-    """Three requests: of 10 tokens, block of 4 at 6; of 5, whose prompt is read; of 12, block at 0
-    cut to 3. Logits of a position stand one row before it."""
+def test_the_block_is_in_the_rows_that_vllm_samples_from() -> None:
+    """Three requests: one of 10 tokens with a block of 4 at 6; one of 5 tokens that still reads its
+    prompt; one of 12 tokens with a block at 0 that is cut to 3. A position's logits are one row
+    before it."""
     starts = torch.tensor([0, 10, 15, 27])
     offered = torch.tensor([4, 0, 3])
     logits_indices = torch.tensor([6, 7, 8, 9, 24, 25, 26])

@@ -1,4 +1,4 @@
-"""What a vLLM server was launched with, and what its requests may ask for, without vLLM."""
+"""Launch settings of a vLLM server, and what its requests may ask for, tested without vLLM."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ END = 2
 
 
 class ModelConfig(SimpleNamespace):
-    """As far as the settings ask vLLM's ModelConfig."""
+    """The part of vLLM's ModelConfig that the settings read."""
 
     def try_get_generation_config(self) -> dict[str, Any]:
         return {"eos_token_id": END, "temperature": 0.7}
@@ -52,7 +52,7 @@ def model_config(**changes: Any) -> ModelConfig:
 
 
 def params(**changes: Any) -> SimpleNamespace:
-    """vLLM's SamplingParams of a request that says nothing."""
+    """vLLM's SamplingParams of a request without parameters."""
     fields = {
         "n": 1,
         "temperature": 1.0,
@@ -81,7 +81,7 @@ def check(**changes: Any) -> None:
     refusals.check(params(**changes), {"temperature": 0.7}, "m", settings)
 
 
-def test_the_checkpoint_says_what_the_launch_does_not() -> None:
+def test_settings_missing_at_launch_come_from_the_checkpoint() -> None:
     config = model_config()
     settings = attach(config, {"name": "confidence_threshold", "threshold": 0.5}, None, rows=3)
     assert settings_of(config) is settings
@@ -104,7 +104,7 @@ def test_the_checkpoint_says_what_the_launch_does_not() -> None:
         ("no_such", "no_such"),
     ],
 )
-def test_a_wrong_launch_is_refused(asked: Any, said: str) -> None:
+def test_wrong_launch_settings_are_refused(asked: Any, said: str) -> None:
     with pytest.raises(L2PDError) as refused:
         attach(model_config(), asked, None)
     assert said in str(refused.value)
@@ -121,7 +121,7 @@ def test_a_request_names_its_policy_and_its_options() -> None:
     assert settings.choose(params(extra_args={f"{KEY}.threshold": 0.25})).threshold == 0.25
 
 
-def test_a_text_ends_where_vllm_stops() -> None:
+def test_the_end_of_text_is_ignored_if_vllm_does_not_stop_there() -> None:
     settings = attach(model_config(), "confidence_threshold", None)
     assert not settings.ignores_end(params())
     assert settings.ignores_end(params(ignore_eos=True))
@@ -140,7 +140,7 @@ def test_a_text_ends_where_vllm_stops() -> None:
         {"extra_args": {KEY: "klass", "other": 1}},
     ],
 )
-def test_what_asks_for_nothing_is_granted(changes: dict[str, Any]) -> None:
+def test_parameters_at_their_defaults_are_accepted(changes: dict[str, Any]) -> None:
     check(**changes)
 
 
@@ -163,7 +163,7 @@ def test_what_asks_for_nothing_is_granted(changes: dict[str, Any]) -> None:
         ("structured_outputs", SimpleNamespace(regex="a")),
     ],
 )
-def test_what_would_have_no_effect_is_refused_by_its_name(name: str, value: Any) -> None:
+def test_parameters_without_effect_are_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(L2PDError, match=f"^{name}="):
         check(**{name: value})
 
@@ -190,7 +190,7 @@ def noise(asked: Any = "confidence_threshold") -> DiffusionGemmaServer:
     return settings
 
 
-def test_diffusion_gemma_has_no_settings_but_the_policys() -> None:
+def test_diffusion_gemma_has_only_settings_of_the_policy() -> None:
     settings = noise()
     assert (settings.canvas, settings.model.mask_token_id) == (128, NO_MASK_TOKEN)
     assert (settings.end_of_text.rule, settings.suppress_mask) == ("off", False)
@@ -199,7 +199,7 @@ def test_diffusion_gemma_has_no_settings_but_the_policys() -> None:
             noise({"name": "klass", name: value})
 
 
-def test_diffusion_gemma_refuses_what_the_policy_would_not_see() -> None:
+def test_diffusion_gemma_refuses_settings_that_the_policy_would_not_see() -> None:
     settings = noise()
     refusals.check_noise(params(extra_args={"diffusion_constrained": False}), settings)
     with pytest.raises(L2PDError, match=r"^diffusion_constrained"):

@@ -1,7 +1,7 @@
-"""Requests in vLLM's slots, without vLLM: where each stands in its canvas, and what it gives out.
+"""Requests in vLLM's slots, tested without vLLM: their places in the canvas and their output.
 
-The model here is a table: what it predicts at a position depends on request and position alone, so
-that the answer is known without decoding.
+The model here is a table: its prediction depends only on the request and the position, so that the
+answer is known without decoding.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Request:
     steps: int = 0
 
     def logits(self, start: int, length: int) -> torch.Tensor:
-        """(L, V), of the positions from `start` on."""
+        """Logits (L, V) of the positions from `start` on."""
         rows = []
         for position in range(start, start + length):
             generator = torch.Generator().manual_seed(1000 * self.seed + position)
@@ -51,7 +51,7 @@ class Request:
         return torch.stack(rows)
 
     def answer(self, max_model_len: int) -> list[int]:
-        """What it has to give out: the most likely tokens, up to the first that ends the text."""
+        """The expected output: the most likely tokens, up to the first that ends the text."""
         begin = len(self.prompt)
         count = min(begin + self.max_tokens, max_model_len) - begin
         logits = self.logits(begin, count)
@@ -79,7 +79,7 @@ def assign(canvases: Canvases, slot: int, request: Request, policy: UnmaskPolicy
 
 
 def step(canvases: Canvases, slots: list[int], requests: dict[int, Request]) -> list[list[int]]:
-    """What vLLM's sampler does in a step; the tokens that each row gives out."""
+    """Do a step as vLLM's sampler does; returns the tokens that each row emits."""
     batch = canvases.take(np.array(slots))
     starts = canvases.start[slots].tolist()
     length = canvases.block_length
@@ -99,8 +99,8 @@ def step(canvases: Canvases, slots: list[int], requests: dict[int, Request]) -> 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("seed", range(12))
-def test_every_request_gives_out_its_answer(kind: type[Canvases], seed: int) -> None:
-    """Whatever runs beside it, in whichever order, and though it is preempted now and then."""
+def test_every_request_emits_its_answer(kind: type[Canvases], seed: int) -> None:
+    """This holds beside any other requests, in any order, and with preemptions."""
     rng = random.Random(seed)
     length, longest = rng.randint(1, 7), rng.randint(12, 40)
     if kind is BlockCausalCanvases:
@@ -147,10 +147,10 @@ def test_every_request_gives_out_its_answer(kind: type[Canvases], seed: int) -> 
     length=st.integers(1, 9),
     before=st.integers(0, 3),
 )
-def test_a_request_begins_where_the_layout_says(
+def test_a_request_begins_at_the_place_of_the_layout(
     kind: type[Canvases], prompt: int, max_tokens: int, length: int, before: int
 ) -> None:
-    """At the beginning, and where it goes on after some blocks that were given out."""
+    """At the beginning, and when it continues after some emitted blocks."""
     longest = 45 // length * length
     new_tokens = min(prompt + max_tokens, longest) - prompt
     if new_tokens < 1:
@@ -191,7 +191,7 @@ NO, YES = torch.tensor([False]), torch.tensor([True])
 
 
 def test_a_block_causal_block_waits_for_the_pass_over_its_final_tokens() -> None:
-    """Unless no block follows it, which would read its keys and values."""
+    """It does not wait if no later block will read its keys and values."""
     canvases = started(BlockCausalCanvases, [4])
     batch = full(canvases, [0])
     assert not canvases.ready(batch, NO, YES, NO)
@@ -206,14 +206,14 @@ def test_a_block_causal_block_waits_for_the_pass_over_its_final_tokens() -> None
     assert not canvases.ready(batch, NO, NO, NO)
 
 
-def test_a_bidirectional_block_is_given_out_when_it_is_full() -> None:
+def test_a_bidirectional_block_is_emitted_when_it_is_full() -> None:
     canvases = started(BidirectionalCanvases, [4])
     batch = full(canvases, [0])
     assert canvases.ready(batch, NO, YES, NO)
     assert not canvases.ready(batch, NO, NO, NO)
 
 
-def test_what_is_computed_again() -> None:
+def test_positions_that_are_computed_again() -> None:
     lengths, queries = np.array([3, 8, 21]), np.array([3, 8, 21])
     causal, both = canvases_of(BlockCausalCanvases, 8), canvases_of(BidirectionalCanvases, 8)
     assert causal.taken_back_after_prompt(lengths, queries).tolist() == [3, 0, 5]
@@ -223,16 +223,16 @@ def test_what_is_computed_again() -> None:
     assert both.taken_back(ready, of_block).tolist() == [8, 8]
 
 
-def test_the_answer_is_cut_where_the_request_ends() -> None:
-    """Of a block-causal canvas, which has whole blocks: 4 of the prompt, 2 of the answer, 2 behind
-    its limit."""
+def test_the_answer_is_cut_at_the_limit_of_the_request() -> None:
+    """A block-causal canvas has whole blocks: here 4 tokens of the prompt, 2 of the answer, and 2
+    after its limit."""
     canvases = started(BlockCausalCanvases, [4], max_tokens=2)
     tokens, counts = canvases.settled(full(canvases, [0]))
     assert tokens.shape == (1, 8)
     assert counts.tolist() == [2]
 
 
-def test_nothing_behind_the_end_of_a_text_is_seen() -> None:
+def test_nothing_after_the_end_of_a_text_is_seen() -> None:
     canvases = started(BidirectionalCanvases, [4, 4])
     assert isinstance(canvases, BidirectionalCanvases)
     assert canvases.visible[:2].tolist() == [24, 24]
@@ -245,7 +245,7 @@ def test_nothing_behind_the_end_of_a_text_is_seen() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_reference_is_shown_where_its_tokens_stand(kind: type[Canvases]) -> None:
+def test_a_reference_is_shown_at_the_positions_of_its_tokens(kind: type[Canvases]) -> None:
     canvases = canvases_of(kind, 8)
     answer = list(range(20))
     knowing, plain = create_policy("oracle", reference=answer), create_policy("fixed_schedule")
@@ -262,11 +262,11 @@ def test_a_reference_is_shown_where_its_tokens_stand(kind: type[Canvases]) -> No
     canvases.release(0)
     assign(canvases, 0, Request(0, [1] * 5, 20, False), create_policy("oracle", reference=[7]))
     shown = canvases.take(np.array([0])).block.reference
-    assert shown is not None  # nothing of the request before is left
+    assert shown is not None  # nothing of the previous request is left
     assert shown[0].tolist() == [0] * before + [7] + [0] * (7 - before)
 
 
-def test_what_the_log_says_is_counted_by_slot() -> None:
+def test_logged_statistics_are_counted_by_slot() -> None:
     canvases = started(BlockCausalCanvases, [4, 4])
     batch = full(canvases, [1, 0])
     canvases.count(batch, torch.tensor([True, False]), torch.tensor([0, 6]))

@@ -25,7 +25,7 @@ pytestmark = [
     ),
 ]
 PATIENCE = 180_000
-"""Milliseconds after which a browser gives up; much, for machines that have much else to do."""
+"""Milliseconds after which a browser gives up; large, for machines under load."""
 
 SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
 
