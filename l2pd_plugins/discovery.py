@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 _FACTORY = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 _LONGEST_NAME = 100
+_LONGEST_SUMMARY = 500
 """Greatest length of a policy's name, in characters; longer names are refused."""
 
 
@@ -230,7 +231,10 @@ def _checked_spec(given: object) -> PolicySpec:
         )
     if not _is(summary, str):
         raise PluginRefused(f"policy {name!r}: summary must be text, got {shown(summary)}")
-    return PolicySpec(name, str.__str__(factory), str.__str__(summary), api_version)
+    one_line = " ".join(str.__str__(summary).split())
+    return PolicySpec(
+        name, str.__str__(factory), printable(one_line, _LONGEST_SUMMARY), api_version
+    )
 
 
 def _checked_api_version(name: str, version: object) -> int:

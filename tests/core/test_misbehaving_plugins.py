@@ -202,6 +202,16 @@ def test_a_plugin_that_fails_to_import_is_named(site: PluginSite, kind: str) -> 
     assert {"ahead", "behind", "learn2pd"} <= names()
 
 
+def test_a_summary_becomes_one_printable_line(site: PluginSite) -> None:
+    """Whoever lists policies may print and encode what they say of themselves."""
+    site.install("summary", {"main": "summary"}, summary=HEAD + ACCEPTED["summary"])
+    (spec,) = [spec for spec in list_policies() if spec.name == "mine"]
+    assert spec.summary.startswith(r"\ud800\x1b[31m red xxx")
+    assert spec.summary.isprintable()
+    assert len(spec.summary) < 600
+    assert spec.summary.encode()
+
+
 def test_a_keyboard_interrupt_is_passed_through(site: PluginSite) -> None:
     install_beside(site, "raise KeyboardInterrupt")
     with pytest.raises(KeyboardInterrupt):

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from l2pd_plugins.selection import leftmost, ranks, top_1, top_k
+from l2pd_plugins.selection import leftmost, longest_prefix, ranks, top_1, top_k
 
 
 @st.composite
@@ -104,3 +104,56 @@ def test_results_stay_on_the_device_of_the_scores():
     k = torch.empty(2, dtype=torch.int64, device="meta")
     for found in (top_k(score, candidates, k), top_1(score, candidates), leftmost(candidates)):
         assert (found.device.type, found.shape) == ("meta", (2, 5))
+
+
+def admitted_prefix(score, candidates, admits):
+    """The best candidates of one row: as many as the longest admitted prefix has."""
+    places = [i for i, chosen in enumerate(candidates) if chosen and score[i] == score[i]]
+    best = sorted(places, key=lambda i: (-max(score[i], -1e38), i))
+    lengths = [n for n in range(1, len(best) + 1) if admits([score[i] for i in best], n)]
+    return sorted(best[: max(lengths, default=0)])
+
+
+@given(scores(), st.integers(0, 6))
+def test_the_longest_prefix_equals_trying_every_length(case, seed):
+    """The condition admits some lengths and not others, whatever the scores are."""
+    score, candidates = case
+    admits = [(n * 7 + seed) % 3 != 0 for n in range(score.shape[1] + 1)]
+
+    def condition(ordered, length):
+        assert ordered.shape == score.shape
+        return torch.tensor(admits)[length].expand_as(ordered)
+
+    picked = longest_prefix(score, candidates, condition)
+    for row in range(len(score)):
+        expected = admitted_prefix(
+            score[row].tolist(), candidates[row].tolist(), lambda _, n: admits[n]
+        )
+        assert picked[row].nonzero().flatten().tolist() == expected
+
+
+@given(scores(), st.floats(-3, 3, width=16))
+def test_the_condition_gets_the_scores_of_candidates_in_descending_order(case, least):
+    score, candidates = case
+    picked = longest_prefix(score, candidates, lambda ordered, length: ordered >= least)
+    for row in range(len(score)):
+        expected = admitted_prefix(
+            score[row].tolist(), candidates[row].tolist(), lambda best, n: best[n - 1] >= least
+        )
+        assert picked[row].nonzero().flatten().tolist() == expected
+
+
+def test_what_the_condition_is_given():
+    """The scores of candidates first, 0 for the others, and the lengths 1 to L."""
+    score = torch.tensor([[0.5, 0.9, torch.nan, 0.7, 0.3]])
+    candidates = torch.tensor([[True, False, True, True, True]])
+    given_to = []
+
+    def condition(ordered, length):
+        given_to.extend([ordered.tolist(), length.tolist()])
+        return torch.ones_like(ordered, dtype=torch.bool)
+
+    picked = longest_prefix(score, candidates, condition)
+    assert given_to[0][0] == pytest.approx([0.7, 0.5, 0.3, 0, 0])
+    assert given_to[1] == [1, 2, 3, 4, 5]
+    assert picked.tolist() == [[True, False, False, True, True]]
