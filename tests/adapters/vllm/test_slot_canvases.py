@@ -273,3 +273,21 @@ def test_logged_statistics_are_counted_by_slot() -> None:
     canvases.count(batch, torch.tensor([True, True]), torch.tensor([8, 0]))
     assert canvases.nfe[:2].tolist() == [1, 2]
     assert canvases.given_out[:2].tolist() == [6, 8]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_a_request_that_ignores_the_end_edits_an_end_of_text(kind: type[Canvases]) -> None:
+    """Two slots side by side with the same predictions: first the end of text at position 1, then
+    another token everywhere. Position 0 is still masked in between, so neither block has ended."""
+    canvases = canvases_of(kind, 8)
+    policy = create_policy("llada2_edit", threshold=0.9, edit_threshold=0.5)
+    for slot, ignores_end in enumerate((True, False)):
+        assign(canvases, slot, Request(slot, [1] * 8, 8, ignores_end), policy)
+    sure = torch.zeros(2, 8, VOCABULARY)
+    sure[:, 1, EOT] = 20.0
+    for logits in (sure, sure.roll(3 - EOT, dims=-1)):
+        batch = canvases.take(np.array([0, 1]))
+        outcome = denoising_step(batch.block, logits, end_of_text=END)
+        canvases.file(batch, torch.tensor([False, False]), outcome.ended)
+    assert batch.block.tokens[:, 1].tolist() == [3, EOT]
+    assert batch.block.present[:, 2].tolist() == [True, False]

@@ -16,6 +16,9 @@ from l2pd_adapters.tiny_models import folder_of
 from tests.engines.cases import Case, decoded, random_requests, some_cancelled
 from tests.engines.golden import MAX_NEW_TOKENS as GOLDEN_LENGTH
 from tests.engines.golden import golden
+from tests.engines.ignored_end import MAX_NEW_TOKENS as IGNORING_LENGTH
+from tests.engines.ignored_end import POLICY as EDITING
+from tests.engines.ignored_end import answers as answers_with_edits
 from tests.engines.sglang.server import DOCS, Server
 
 MODEL = "tiny-sdar"
@@ -250,6 +253,27 @@ class TestGoldenTraces:
             )
             for case, answer in zip(wanted, answers, strict=True):
                 check_generated(case, answer)
+
+
+class TestIgnoredEnd:
+    def test_edits_of_an_end_of_text(self, server):
+        """As in transformers: allowed where the end is ignored, and only there."""
+        wanted = answers_with_edits(MODEL)
+        requests = [
+            (Case("", templated, EDITING, tokens, "", []), ignore_eos)
+            for templated, _, ignoring, ending in wanted
+            for ignore_eos, tokens in ((True, ignoring), (False, ending))
+        ]
+        answers = ask(
+            server,
+            *(
+                lambda client, case=case, ignore_eos=ignore_eos: client.generate(
+                    case, max_new_tokens=IGNORING_LENGTH, ignore_eos=ignore_eos
+                )
+                for case, ignore_eos in requests
+            ),
+        )
+        assert [tokens for tokens, _ in answers] == [case.tokens for case, _ in requests]
 
 
 class TestSyncMode:

@@ -22,6 +22,9 @@ from l2pd_adapters.vllm.scheduler import BlockAsyncScheduler
 from tests.engines.checkpoints import causal_qwen3
 from tests.engines.golden import MAX_NEW_TOKENS, golden
 from tests.engines.golden import MODEL as GOLDEN_MODEL
+from tests.engines.ignored_end import MAX_NEW_TOKENS as IGNORING_LENGTH
+from tests.engines.ignored_end import POLICY as EDITING
+from tests.engines.ignored_end import answers as answers_with_edits
 from tests.engines.launching import ROOT
 from tests.engines.vllm.processes import alone, last_line, tokens_of
 
@@ -32,7 +35,7 @@ class Engine:
     """vLLM and transformers on one of the small models."""
 
     def __init__(self, name, **arguments):
-        folder = str(folder_of(name))
+        folder, self.name = str(folder_of(name)), name
         self.llm = LLM(
             folder,
             dtype="float32",
@@ -121,6 +124,22 @@ class TestLengths:
         )
         assert 96 in tokens
         assert (tokens, reason) == (expected[0, len(ids) :].tolist(), "length")
+
+    def test_edits_of_an_end_of_text(self, engine):
+        """As in transformers: allowed where the end is ignored, and only there."""
+        wanted = answers_with_edits(engine.name)
+        params = [
+            SamplingParams(
+                max_tokens=IGNORING_LENGTH, ignore_eos=ignore_eos, extra_args=xargs(EDITING)
+            )
+            for _ in wanted
+            for ignore_eos in (True, False)
+        ]
+        prompts = [ids for _, ids, _, _ in wanted for _ in range(2)]
+        found = engine(prompts, params=params)
+        assert [tokens for tokens, _ in found] == [
+            tokens for _, _, ignoring, ending in wanted for tokens in (ignoring, ending)
+        ]
 
 
 class TestAsynchronousScheduling:
