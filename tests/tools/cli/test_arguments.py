@@ -299,7 +299,8 @@ def test_a_port_that_is_taken_is_named_before_a_model_is_loaded(l2pd, place: Pat
 
 
 def test_pipes_and_devices_may_be_named(place: Path) -> None:
-    from l2pd_tools.cli.kinds import InFile, OutFile, _examine
+    from l2pd_tools.cli.examining import _examine
+    from l2pd_tools.cli.kinds import InFile, OutFile
 
     os.mkfifo(place / "pipe")
     kinds = {"a": ("--a", InFile()), "b": ("--b", OutFile()), "c": ("--c", OutFile())}

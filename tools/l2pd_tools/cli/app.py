@@ -25,7 +25,9 @@ from l2pd_tools.cli import (
     plugins,
     tune,
 )
-from l2pd_tools.cli.kinds import Whole, examined
+from l2pd_tools.cli.arguments import option
+from l2pd_tools.cli.examining import examined
+from l2pd_tools.cli.kinds import Whole
 from l2pd_tools.cli.usage import Commands, UsageError, usage_message
 
 HELP = """Unmask policies of diffusion language models, as plugins.
@@ -72,10 +74,9 @@ def _root(
     ] = False,
     threads: Annotated[
         int | None,
-        typer.Option(
-            parser=Whole(1, 1024),
-            metavar=Whole.metavar,
-            help="CPU threads to compute with.",
+        option(
+            Whole(1, 1024),
+            "CPU threads to compute with.",
             show_default="OMP_NUM_THREADS, or all cores",
         ),
     ] = None,

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from l2pd_plugins import writing
-from l2pd_tools.cli.kinds import Adapter, Device, InFile, Model, OneOf, OutFile, Whole
+from l2pd_tools.cli.kinds import Adapter, Device, InFile, Kind, Model, OneOf, OutFile, Whole
 
 END_OF_TEXT_RULES = ("block", "predicted", "off")
 """Repeated here because the core's module imports torch."""
@@ -22,91 +22,55 @@ SEEDS_BELOW = 2**63
 TEMPERATURES = (1e-30, 1e30)
 """Bounds of `l2pd_adapters.huggingface.checking`, and of counts."""
 
+
+def option(
+    kind: Kind, help: str | None = None, *names: str, show_default: bool | str = True
+) -> Any:
+    """An option of typer with values of a kind. names: as typed, unless they are the parameter's;
+    show_default: may be a text for a default that is found later.
+    """
+    placeholder = None if kind.metavar == Kind.metavar else kind.metavar  # typer's own for a text
+    return typer.Option(
+        *names, parser=kind, metavar=placeholder, help=help, show_default=show_default
+    )
+
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-ModelName = Annotated[
-    str,
-    typer.Option("--model", parser=Model(), help="A shipped model, a folder, or a hub id."),
-]
+ModelName = Annotated[str, option(Model(), "A shipped model, a folder, or a hub id.", "--model")]
 AdapterName = Annotated[
     str | None,
-    typer.Option(
-        "--adapter",
-        parser=Adapter(),
-        help="A LoRA adapter for the model: a folder, or a hub id.",
-    ),
+    option(Adapter(), "A LoRA adapter for the model: a folder, or a hub id.", "--adapter"),
 ]
-DeviceName = Annotated[
-    str, typer.Option("--device", parser=Device(), help="cpu, cuda, cuda:N, or auto.")
-]
-MaxNewTokens = Annotated[
-    int,
-    typer.Option(
-        parser=Whole(1, MOST_POSITIONS),
-        metavar=Whole.metavar,
-        help="Length of the canvas, in tokens.",
-    ),
-]
+DeviceName = Annotated[str, option(Device(), "cpu, cuda, cuda:N, or auto.", "--device")]
+MaxNewTokens = Annotated[int, option(Whole(1, MOST_POSITIONS), "Length of the canvas, in tokens.")]
 BlockLength = Annotated[
-    int | None,
-    typer.Option(
-        parser=Whole(1, MOST_POSITIONS),
-        metavar=Whole.metavar,
-        help="Positions per block.",
-        show_default="the model's",
-    ),
+    int | None, option(Whole(1, MOST_POSITIONS), "Positions per block.", show_default="the model's")
 ]
 EndOfTextRule = Annotated[
     str,
-    typer.Option(
-        parser=OneOf(END_OF_TEXT_RULES),
-        metavar=OneOf(END_OF_TEXT_RULES).metavar,
-        help="What ends a text: a committed end-of-text token, a predicted one, or nothing.",
+    option(
+        OneOf(END_OF_TEXT_RULES),
+        "What ends a text: a committed end-of-text token, a predicted one, or nothing.",
     ),
 ]
 Cache = Annotated[
     str | None,
-    typer.Option(
-        parser=OneOf(CACHES),
-        metavar=OneOf(CACHES).metavar,
-        help="Which keys and values are cached.",
-        show_default="the model's",
-    ),
+    option(OneOf(CACHES), "Which keys and values are cached.", show_default="the model's"),
 ]
-BatchSize = Annotated[
-    int,
-    typer.Option(
-        parser=Whole(1, MOST_ROWS),
-        metavar=Whole.metavar,
-        help="Number of prompts decoded together.",
-    ),
-]
+BatchSize = Annotated[int, option(Whole(1, MOST_ROWS), "Number of prompts decoded together.")]
 PromptFile = Annotated[
     Path | None,
-    typer.Option(
-        parser=InFile(),
-        metavar=InFile.metavar,
-        help="One per line, or .jsonl objects with a 'prompt'.",
+    option(
+        InFile(),
+        "One per line, or .jsonl objects with a 'prompt'.",
         show_default="the small world's held-out prompts",
     ),
 ]
 PromptLimit = Annotated[
     int | None,
-    typer.Option(
-        "--limit",
-        parser=Whole(1, MOST_PROMPTS),
-        metavar=Whole.metavar,
-        help="Only the first prompts.",
-        show_default="all",
-    ),
+    option(Whole(1, MOST_PROMPTS), "Only the first prompts.", "--limit", show_default="all"),
 ]
-JsonFile = Annotated[
-    Path | None,
-    typer.Option(
-        parser=OutFile(),
-        metavar=OutFile.metavar,
-        help="Also write the figures to this file as JSON.",
-    ),
-]
+JsonFile = Annotated[Path | None, option(OutFile(), "Also write the figures to this file as JSON.")]
 
 POLICY_HELP = "NAME[,key=value...], as in confidence_threshold,threshold=0.9."
 

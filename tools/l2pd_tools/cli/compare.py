@@ -12,24 +12,10 @@ import typer
 from l2pd_adapters.tiny_models import heldout_prompts
 from l2pd_plugins import L2PDError, create_policy
 from l2pd_plugins.policy_attributes import name_of, printable_name_of
-from l2pd_tools.cli.arguments import (
-    POLICY_HELP,
-    AdapterName,
-    AsJson,
-    BatchSize,
-    BlockLength,
-    Cache,
-    DeviceName,
-    EndOfTextRule,
-    JsonFile,
-    MaxNewTokens,
-    ModelName,
-    PromptFile,
-    PromptLimit,
-    write_json,
-)
+from l2pd_tools.cli import arguments
+from l2pd_tools.cli.arguments import POLICY_HELP, option
 from l2pd_tools.cli.kinds import OutFile, PolicyText
-from l2pd_tools.evaluation.comparison import Row, percent, run_policies
+from l2pd_tools.evaluation.comparison import Row, accepted, percent, run_policies
 from l2pd_tools.loading import load_model
 from l2pd_tools.policy_text import parse_policy
 
@@ -52,19 +38,18 @@ DEMO_PROMPTS = 120
 
 def compare(
     policy: Annotated[
-        list[str] | None,
-        typer.Option(parser=PolicyText(), help=f"{POLICY_HELP} Give it several times."),
+        list[str] | None, option(PolicyText(), f"{POLICY_HELP} Give it several times.")
     ] = None,
-    model: ModelName = "tiny-llada",
-    adapter: AdapterName = None,
-    device: DeviceName = "auto",
-    prompts: PromptFile = None,
-    limit: PromptLimit = None,
-    max_new_tokens: MaxNewTokens = 128,
-    block_length: BlockLength = None,
-    end_of_text: EndOfTextRule = "block",
-    cache: Cache = None,
-    batch_size: BatchSize = 16,
+    model: arguments.ModelName = "tiny-llada",
+    adapter: arguments.AdapterName = None,
+    device: arguments.DeviceName = "auto",
+    prompts: arguments.PromptFile = None,
+    limit: arguments.PromptLimit = None,
+    max_new_tokens: arguments.MaxNewTokens = 128,
+    block_length: arguments.BlockLength = None,
+    end_of_text: arguments.EndOfTextRule = "block",
+    cache: arguments.Cache = None,
+    batch_size: arguments.BatchSize = 16,
     by_task: Annotated[
         bool, typer.Option("--by-task", help="Also show validity and TPF of every task.")
     ] = False,
@@ -76,14 +61,13 @@ def compare(
             f"--limit is {DEMO_PROMPTS} where it is not given.",
         ),
     ] = False,
-    as_json: AsJson = False,
-    json_file: JsonFile = None,
+    as_json: arguments.AsJson = False,
+    json_file: arguments.JsonFile = None,
     html: Annotated[
         Path | None,
-        typer.Option(
-            parser=OutFile(),
-            metavar=OutFile.metavar,
-            help="Write a page that plays two policies side by side, step by step, on the first "
+        option(
+            OutFile(),
+            "Write a page that plays two policies side by side, step by step, on the first "
             "prompts.",
         ),
     ] = None,
@@ -104,21 +88,13 @@ def compare(
 
     from rich.console import Console
 
-    from l2pd_adapters.huggingface.enabling import configuration_of
     from l2pd_tools.cli.prompt_files import prompts_or_shipped
 
     if demo and limit is None:
         limit = DEMO_PROMPTS
     file, asked = prompts_or_shipped(prompts, heldout_prompts(), limit)
     loaded, tokenizer = load_model(model, device, adapter)
-    settings = {
-        "max_new_tokens": max_new_tokens,
-        "block_length": block_length,
-        "end_of_text": end_of_text,
-        "cache": cache,
-    }
-    for made in policies:
-        configuration_of(loaded, unmask_policy=made, **settings)
+    settings = accepted(loaded, policies, max_new_tokens, block_length, end_of_text, cache)
 
     rows = run_policies(loaded, tokenizer, asked, policies, {**settings, "batch_size": batch_size})
     figures = _as_json(rows, file)
@@ -132,7 +108,7 @@ def compare(
         _print_configurations(console, rows, file)
         if demo:
             _print_example(console, rows, tokenizer)
-    write_json(json_file, figures)
+    arguments.write_json(json_file, figures)
     if html is not None:
         from l2pd_tools.viewing.side_by_side import write_page
 

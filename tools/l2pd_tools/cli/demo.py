@@ -5,35 +5,27 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import Annotated
 
-import typer
-
 from l2pd_adapters.tiny_models import shipped_models
 from l2pd_plugins import L2PDError
-from l2pd_tools.cli.arguments import AdapterName, DeviceName
+from l2pd_tools.cli.arguments import AdapterName, DeviceName, option
 from l2pd_tools.cli.kinds import Line, Model, Whole, quoted
 
 
 def demo(
     model: Annotated[
         list[str] | None,
-        typer.Option(
-            parser=Model(),
-            help="A model to choose from: a folder or a hub id. Repeatable.",
+        option(
+            Model(),
+            "A model to choose from: a folder or a hub id. Repeatable.",
             show_default="the shipped models",
         ),
     ] = None,
     adapter: AdapterName = None,
     device: DeviceName = "auto",
     host: Annotated[
-        str,
-        typer.Option(
-            parser=Line("a name or an address", spaces=False), help="Address to listen on."
-        ),
+        str, option(Line("a name or an address", spaces=False), "Address to listen on.")
     ] = "127.0.0.1",
-    port: Annotated[
-        int,
-        typer.Option(parser=Whole(1, 65535), metavar=Whole.metavar, help="Port to listen on."),
-    ] = 7860,
+    port: Annotated[int, option(Whole(1, 65535), "Port to listen on.")] = 7860,
 ) -> None:
     """Serve a page where two policies decode side by side.
 

@@ -11,20 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from l2pd_plugins import L2PDError, create_policy
-from l2pd_tools.cli.arguments import (
-    POLICY_HELP,
-    SEEDS_BELOW,
-    TEMPERATURES,
-    AdapterName,
-    AsJson,
-    BatchSize,
-    BlockLength,
-    Cache,
-    DeviceName,
-    EndOfTextRule,
-    MaxNewTokens,
-    ModelName,
-)
+from l2pd_tools.cli import arguments
+from l2pd_tools.cli.arguments import POLICY_HELP, SEEDS_BELOW, TEMPERATURES, option
 from l2pd_tools.cli.kinds import InFile, Number, PolicyText, PromptText, Whole
 from l2pd_tools.loading import load_model
 from l2pd_tools.policy_text import parse_policy
@@ -52,38 +40,31 @@ def generate(
     ] = None,
     file: Annotated[
         Path | None,
-        typer.Option(
-            parser=InFile(dash=True),
-            metavar=InFile.metavar,
-            help="Prompts: one per line, or .jsonl objects with a 'prompt'; - is stdin.",
+        option(
+            InFile(dash=True),
+            "Prompts: one per line, or .jsonl objects with a 'prompt'; - is stdin.",
         ),
     ] = None,
-    model: ModelName = "tiny-llada",
-    adapter: AdapterName = None,
-    device: DeviceName = "auto",
-    policy: Annotated[str, typer.Option(parser=PolicyText(), help=POLICY_HELP)] = "fixed_schedule",
-    max_new_tokens: MaxNewTokens = 128,
-    block_length: BlockLength = None,
-    end_of_text: EndOfTextRule = "block",
+    model: arguments.ModelName = "tiny-llada",
+    adapter: arguments.AdapterName = None,
+    device: arguments.DeviceName = "auto",
+    policy: Annotated[str, option(PolicyText(), POLICY_HELP)] = "fixed_schedule",
+    max_new_tokens: arguments.MaxNewTokens = 128,
+    block_length: arguments.BlockLength = None,
+    end_of_text: arguments.EndOfTextRule = "block",
     temperature: Annotated[
-        float,
-        typer.Option(
-            parser=Number(*TEMPERATURES, or_zero=True),
-            metavar=Number.metavar,
-            help="Temperature of sampling; 0 is greedy.",
-        ),
+        float, option(Number(*TEMPERATURES, or_zero=True), "Temperature of sampling; 0 is greedy.")
     ] = 0.0,
     seed: Annotated[
         int | None,
-        typer.Option(
-            parser=Whole(0, SEEDS_BELOW - 1),
-            metavar=Whole.metavar,
-            help="Seed of sampling; prompt i draws with seed + i.",
+        option(
+            Whole(0, SEEDS_BELOW - 1),
+            "Seed of sampling; prompt i draws with seed + i.",
             show_default="a fresh one",
         ),
     ] = None,
-    cache: Cache = None,
-    batch_size: BatchSize = 16,
+    cache: arguments.Cache = None,
+    batch_size: arguments.BatchSize = 16,
     trace: Annotated[
         bool, typer.Option("--trace", help="Show on stderr which step committed each token.")
     ] = False,
@@ -96,14 +77,13 @@ def generate(
     ] = False,
     pace: Annotated[
         float | None,
-        typer.Option(
-            parser=Number(0, LONGEST_PACE),
-            metavar=Number.metavar,
-            help="Least number of seconds that --watch shows each step.",
+        option(
+            Number(0, LONGEST_PACE),
+            "Least number of seconds that --watch shows each step.",
             show_default=f"{PACE}",
         ),
     ] = None,
-    as_json: AsJson = False,
+    as_json: arguments.AsJson = False,
 ) -> None:
     """Answer prompts.
 

@@ -1,21 +1,17 @@
 """The kinds of option values on the command line, and the only place that checks them.
 
-Longer than 400 lines: it is one list of kinds, each of a few lines.
-
 Every option and argument declares a kind, as typer's `parser`. A value is checked twice: its text
-when it is parsed, and what it names on the disk before the command begins (`examined`). An error is
-one line that names the option as it was typed, the value, and what is expected. The bounds are
+when it is parsed, and what it names on the disk before the command begins (`examining`). An error
+is one line that names the option as it was typed, the value, and what is expected. The bounds are
 those of `l2pd_adapters.huggingface.checking`; they are repeated because that module imports torch.
 """
 
 from __future__ import annotations
 
-import functools
-import inspect
 import os
 import re
-import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -25,7 +21,7 @@ import typer
 
 from l2pd_plugins import L2PDError, writing
 from l2pd_plugins.errors import printable
-from l2pd_plugins.files import reason_of, require_file
+from l2pd_plugins.files import reading, require_file
 from l2pd_plugins.policy import normalize_name
 
 _LONGEST = 80
@@ -73,9 +69,9 @@ class Kind:
         """The value of a text. Raises ValueError, with a message if `expected` does not say it."""
         raise NotImplementedError
 
-    def examine(self, value: Any, called: str) -> None:
-        """Raise L2PDError, which begins with `called`, if what the value names is not there, or
-        cannot be written. Nothing is made, changed, or loaded."""
+    def examine(self, value: Any, named: str) -> None:
+        """Raise L2PDError, which begins with `named` (the option and the value), if what the value
+        names is not there, or cannot be written. Nothing is made, changed, or loaded."""
 
 
 @dataclass(frozen=True)
@@ -201,12 +197,12 @@ class PolicyText(Kind):
         read_policy(text)
         return text
 
-    def examine(self, value: str, called: str) -> None:
+    def examine(self, value: str, named: str) -> None:
         from l2pd_plugins import create_policy
         from l2pd_tools.policy_text import read_policy
 
         if self.alone:
-            with _as(called, value):
+            with _beginning(named):
                 create_policy(read_policy(value))
 
 
@@ -226,34 +222,35 @@ class Sweep(Kind):
         return text
 
 
+class Name(Kind):
+    """A name that stands for a folder, here or on the hub."""
+
+    def read(self, text: str) -> str:
+        return Line().read(text)
+
+
 @dataclass(frozen=True)
-class Model(Kind):
+class Model(Name):
     """A shipped model, a folder, or a hub id."""
 
     fixed_text = "a shipped model, a folder, or a hub id (owner/name)"
 
-    def read(self, text: str) -> str:
-        return Line().read(text)
-
-    def examine(self, value: str, called: str) -> None:
+    def examine(self, value: str, named: str) -> None:
         from l2pd_adapters.checkpoints import resolve_model
 
-        resolve_model(value, f"{called} {quoted(value)}")
+        resolve_model(value, named)
 
 
 @dataclass(frozen=True)
-class Adapter(Kind):
+class Adapter(Name):
     """A LoRA adapter: a folder, or a hub id."""
 
     fixed_text = "a folder, or a hub id (owner/name)"
 
-    def read(self, text: str) -> str:
-        return Line().read(text)
-
-    def examine(self, value: str, called: str) -> None:
+    def examine(self, value: str, named: str) -> None:
         from l2pd_adapters.huggingface.models.lora import require_adapter
 
-        require_adapter(value, f"{called} {quoted(value)}")
+        require_adapter(value, named)
 
 
 @dataclass(frozen=True)
@@ -267,12 +264,12 @@ class Device(Kind):
             raise ValueError
         return text
 
-    def examine(self, value: str, called: str) -> None:
+    def examine(self, value: str, named: str) -> None:
         if value in ("auto", "cpu"):
             return
         from l2pd_adapters.huggingface.models.load import device_here
 
-        with _as(called, value):
+        with _beginning(named):
             device_here(value)
 
 
@@ -285,44 +282,48 @@ class Place(Kind):
         return Path(text)
 
 
+class File(Place):
+    """A file."""
+
+    metavar = "FILE"
+    fixed_text = "a file's name"
+
+
+class Folder(Place):
+    """A folder."""
+
+    metavar = "FOLDER"
+    fixed_text = "a folder's name"
+
+
 @dataclass(frozen=True)
-class InFile(Place):
+class InFile(File):
     """An input file. A pipe is allowed, since shells pass one for <(command)."""
 
     dash: bool = False
     """Whether "-" stands for stdin."""
-    metavar = "FILE"
     place = "file"
-    fixed_text = "a file's name"
 
-    def examine(self, value: Path, called: str) -> None:
-        named = f"{called} {quoted(value)}"
+    def examine(self, value: Path, named: str) -> None:
         if self.dash and str(value) == "-":
             return
-        try:
+        with reading(f"{named} cannot be read"):
             if not value.is_fifo():
                 require_file(value, named)
             if not os.access(value, os.R_OK):
                 raise L2PDError(f"{named} cannot be read: Permission denied")
-        except OSError as error:
-            raise L2PDError(f"{named} cannot be read: {reason_of(error)}") from error
 
 
 @dataclass(frozen=True)
-class InFolder(Place):
+class InFolder(Folder):
     """An input folder; it must exist, unless the command can create it."""
 
     there: bool = True
-    metavar = "FOLDER"
     place = "folder"
-    fixed_text = "a folder's name"
 
-    def examine(self, value: Path, called: str) -> None:
-        named = f"{called} {quoted(value)}"
-        try:
+    def examine(self, value: Path, named: str) -> None:
+        with reading(f"{named} cannot be read"):
             exists, is_folder = value.exists(), value.is_dir()
-        except OSError as error:
-            raise L2PDError(f"{named} cannot be read: {reason_of(error)}") from error
         if exists and not is_folder:
             raise L2PDError(f"{named} cannot be read: it is a file, expected a folder")
         if self.there and not exists:
@@ -330,94 +331,29 @@ class InFolder(Place):
 
 
 @dataclass(frozen=True)
-class OutFile(Place):
+class OutFile(File):
     """An output file, written at the end of the work."""
 
-    metavar = "FILE"
     place = "new file"
-    fixed_text = "a file's name"
 
-    def examine(self, value: Path, called: str) -> None:
-        writing.require_writable(value, f"{called} {quoted(value)}")
+    def examine(self, value: Path, named: str) -> None:
+        writing.require_writable(value, named)
 
 
 @dataclass(frozen=True)
-class OutFolder(Place):
+class OutFolder(Folder):
     """An output folder; it and its parents need not exist."""
 
-    metavar = "FOLDER"
     place = "new folder"
-    fixed_text = "a folder's name"
 
-    def examine(self, value: Path, called: str) -> None:
-        writing.require_place_for_folder(value, f"{called} {quoted(value)}")
-
-
-class _as:
-    """Context manager: makes an L2PDError begin with the option and its value."""
-
-    def __init__(self, called: str, value: object) -> None:
-        self._named = f"{called} {quoted(value)}"
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, L2PDError):
-            raise L2PDError(f"{self._named}: {error}") from error
+    def examine(self, value: Path, named: str) -> None:
+        writing.require_place_for_folder(value, named)
 
 
-F = typing.TypeVar("F", bound=Callable[..., Any])
-
-
-def examined(command: F) -> F:
-    """Decorator of a command: before it begins, the kind of every option examines its value, and no
-    output may be the same path as another option's. Raises L2PDError.
-    """
-    kinds = dict(_kinds(command))
-
-    @functools.wraps(command)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        given = inspect.signature(command).bind(*args, **kwargs).arguments
-        _examine(kinds, given)
-        return command(*args, **kwargs)
-
-    return typing.cast(F, run)
-
-
-def _examine(kinds: dict[str, tuple[str, Kind]], given: dict[str, Any]) -> None:
-    seen: dict[str, tuple[str, bool]] = {}
-    for name, (called, kind) in kinds.items():
-        value = given.get(name)
-        for each in value if isinstance(value, list | tuple) else [value]:
-            if each is None:
-                continue
-            kind.examine(each, called)
-            if kind.place is None or str(each) == "-" or not _is_plain(each):
-                continue
-            path, is_new = os.path.realpath(each), kind.place.startswith("new")
-            other, other_is_new = seen.setdefault(path, (called, is_new))
-            if other != called and (is_new or other_is_new):
-                raise L2PDError(
-                    f"{called} {quoted(each)}: {other} names the same; expected another "
-                    f"{kind.place.removeprefix('new ')}"
-                )
-
-
-def _is_plain(path: Path) -> bool:
-    """Whether the path is, or can become, a regular file or folder; a pipe or /dev/null may be
-    named twice.
-    """
-    return path.is_file() or path.is_dir() or not path.exists()
-
-
-def _kinds(command: Callable[..., Any]) -> Iterator[tuple[str, tuple[str, Kind]]]:
-    """For each parameter of a command: its name on the command line, and its kind."""
-    for name, hint in typing.get_type_hints(command, include_extras=True).items():
-        for declared in typing.get_args(hint)[1:]:
-            kind = getattr(declared, "parser", None)
-            if isinstance(kind, Kind):
-                written = [text for text in declared.param_decls or () if text.startswith("--")]
-                dashed = "--" + name.replace("_", "-")
-                is_argument = isinstance(declared, typer.models.ArgumentInfo)
-                yield name, (name if is_argument else (written or [dashed])[0], kind)
+@contextmanager
+def _beginning(named: str) -> Iterator[None]:
+    """Makes an L2PDError begin with the option and its value."""
+    try:
+        yield
+    except L2PDError as error:
+        raise L2PDError(f"{named}: {error}") from error

@@ -9,16 +9,9 @@ import typer
 
 from l2pd_plugins import L2PDError
 from l2pd_plugins.writing import require_writable_folder, write_folder
-from l2pd_tools.cli.arguments import (
-    MOST_PROMPTS,
-    POLICY_HELP,
-    SEEDS_BELOW,
-    AdapterName,
-    BatchSize,
-    DeviceName,
-    MaxNewTokens,
-    ModelName,
-)
+from l2pd_tools.cli import arguments
+from l2pd_tools.cli.arguments import MOST_PROMPTS, POLICY_HELP, SEEDS_BELOW, option
+from l2pd_tools.cli.examining import examined
 from l2pd_tools.cli.kinds import (
     InFile,
     InFolder,
@@ -28,7 +21,6 @@ from l2pd_tools.cli.kinds import (
     OutFolder,
     PolicyText,
     Whole,
-    examined,
 )
 from l2pd_tools.cli.usage import Commands
 from l2pd_tools.loading import load_model
@@ -55,10 +47,9 @@ COLLECTING = (
 """Arguments of training that control how its rounds collect trajectories."""
 Prompts = Annotated[
     Path | None,
-    typer.Option(
-        parser=InFile(),
-        metavar=InFile.metavar,
-        help="Prompt file, with prompts like those that you will serve.",
+    option(
+        InFile(),
+        "Prompt file, with prompts like those that you will serve.",
         show_default="the shipped training prompts",
     ),
 ]
@@ -73,58 +64,39 @@ TRAINABLE = ("learn2pd", "settled")
 MOST_EPOCHS = 10**6
 MOST_ROUNDS = 1000
 LARGEST_SHARD = 2**31 - 1
-"""Default number of prompts per shard, as in the manifest."""
+"""Greatest number of prompts per shard, as in the manifest."""
 
 LabelRule = Annotated[
     str,
-    typer.Option(
-        parser=OneOf(LABELS),
-        metavar=OneOf(LABELS).metavar,
-        help="Which predictions are right: those equal to the reference decode's token, or, for "
+    option(
+        OneOf(LABELS),
+        "Which predictions are right: those equal to the reference decode's token, or, for "
         "prompts with several answers, those consistent with the surer predictions.",
     ),
 ]
-Limit = Annotated[
-    int | None,
-    typer.Option(
-        parser=Whole(2, MOST_PROMPTS),
-        metavar=Whole.metavar,
-        help="Use only the first N prompts.",
-    ),
-]
+Limit = Annotated[int | None, option(Whole(2, MOST_PROMPTS), "Use only the first N prompts.")]
 
 
 @app.command()
 @examined
 def collect(
-    out: Annotated[
-        Path,
-        typer.Option(
-            parser=OutFolder(), metavar=OutFolder.metavar, help="Folder for the trajectories."
-        ),
-    ],
-    model: ModelName = "tiny-llada",
-    adapter: AdapterName = None,
-    device: DeviceName = "auto",
+    out: Annotated[Path, option(OutFolder(), "Folder for the trajectories.")],
+    model: arguments.ModelName = "tiny-llada",
+    adapter: arguments.AdapterName = None,
+    device: arguments.DeviceName = "auto",
     prompts: Prompts = None,
     limit: Limit = None,
     policy: Annotated[
         list[str] | None,
-        typer.Option(
-            parser=PolicyText(),
-            help=f"Policy whose states to record: {POLICY_HELP}",
-            show_default="oracle",
+        option(
+            PolicyText(), f"Policy whose states to record: {POLICY_HELP}", show_default="oracle"
         ),
     ] = None,
-    max_new_tokens: MaxNewTokens = 128,
-    batch_size: BatchSize = 16,
+    max_new_tokens: arguments.MaxNewTokens = 128,
+    batch_size: arguments.BatchSize = 16,
     prompts_per_shard: Annotated[
         int,
-        typer.Option(
-            parser=Whole(1, LARGEST_SHARD),
-            metavar=Whole.metavar,
-            help="A run that is stopped loses at most one shard's work.",
-        ),
+        option(Whole(1, LARGEST_SHARD), "A run that is stopped loses at most one shard's work."),
     ] = 64,
     labels: LabelRule = "reference",
 ) -> None:
@@ -154,10 +126,7 @@ def collect(
         )
 
 
-FilterFolder = Annotated[
-    Path,
-    typer.Option(parser=OutFolder(), metavar=OutFolder.metavar, help="Folder for the filter."),
-]
+FilterFolder = Annotated[Path, option(OutFolder(), "Folder for the filter.")]
 
 
 @app.command()
@@ -167,45 +136,30 @@ def train(
     out: FilterFolder,
     data: Annotated[
         Path,
-        typer.Option(
-            parser=InFolder(there=False),
-            metavar=InFolder.metavar,
-            help="Folder of trajectories; with --rounds, they are collected there.",
+        option(
+            InFolder(there=False),
+            "Folder of trajectories; with --rounds, they are collected there.",
         ),
     ],
     policy: Annotated[
-        str,
-        typer.Option(parser=OneOf(TRAINABLE, loosely=True), help="learn2pd or settled."),
+        str, typer.Option(parser=OneOf(TRAINABLE, loosely=True), help="learn2pd or settled.")
     ] = "learn2pd",
     rounds: Annotated[
-        int,
-        typer.Option(
-            parser=Whole(0, MOST_ROUNDS),
-            metavar=Whole.metavar,
-            help="Rounds of decoding with the filter and training again.",
-        ),
+        int, option(Whole(0, MOST_ROUNDS), "Rounds of decoding with the filter and training again.")
     ] = 0,
-    model: ModelName = "tiny-llada",
-    adapter: AdapterName = None,
-    device: DeviceName = "auto",
+    model: arguments.ModelName = "tiny-llada",
+    adapter: arguments.AdapterName = None,
+    device: arguments.DeviceName = "auto",
     prompts: Prompts = None,
     limit: Limit = None,
-    max_new_tokens: MaxNewTokens = 128,
-    batch_size: BatchSize = 16,
-    epochs: Annotated[
-        int | None,
-        typer.Option(parser=Whole(1, MOST_EPOCHS), metavar=Whole.metavar, show_default="by policy"),
-    ] = None,
+    max_new_tokens: arguments.MaxNewTokens = 128,
+    batch_size: arguments.BatchSize = 16,
+    epochs: Annotated[int | None, option(Whole(1, MOST_EPOCHS), show_default="by policy")] = None,
     false_positive_rate: Annotated[
-        float,
-        typer.Option(
-            parser=Number(0, 1),
-            metavar=Number.metavar,
-            help="Share of the wrong predictions that the threshold may accept.",
-        ),
+        float, option(Number(0, 1), "Share of the wrong predictions that the threshold may accept.")
     ] = 0.01,
     labels: LabelRule = "reference",
-    seed: Annotated[int, typer.Option(parser=Whole(0, SEEDS_BELOW - 1), metavar=Whole.metavar)] = 0,
+    seed: Annotated[int, option(Whole(0, SEEDS_BELOW - 1))] = 0,
 ) -> None:
     """Train a filter on trajectories; with --rounds N, on the states of its own decisions too.
 
@@ -246,18 +200,13 @@ def convert(
     file: Annotated[Path, typer.Argument(parser=InFile(), help="The authors' .pth file.")],
     out: FilterFolder,
     threshold: Annotated[
-        float,
-        typer.Option(
-            parser=Number(0, 1, open=True),
-            metavar=Number.metavar,
-            help="As in the authors' LLaDA script.",
-        ),
+        float, option(Number(0, 1, open=True), "As in the authors' LLaDA script.")
     ] = 0.96,
     progress: Annotated[
         str, typer.Option(parser=OneOf(PROGRESS), help="As in the authors' code.")
     ] = "always_top1",
     base_model: Annotated[
-        str, typer.Option(parser=Line("a model's name"), help="The model that the filter is for.")
+        str, option(Line("a model's name"), "The model that the filter is for.")
     ] = "GSAI-ML/LLaDA-8B-Instruct",
 ) -> None:
     """Turn the authors' released filter into a filter folder. No code of the file is run."""

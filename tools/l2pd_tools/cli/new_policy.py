@@ -15,6 +15,7 @@ from l2pd_plugins.files import reason_of
 from l2pd_plugins.plugins import list_policies
 from l2pd_plugins.policy import normalize_name
 from l2pd_plugins.writing import require_place_for_folder, write_text
+from l2pd_tools.cli.arguments import option
 from l2pd_tools.cli.kinds import Line, OutFolder
 
 _TEMPLATE = Path(__file__).with_name("policy_template")
@@ -35,13 +36,7 @@ def new_policy(
         ),
     ],
     folder: Annotated[
-        Path | None,
-        typer.Option(
-            parser=OutFolder(),
-            metavar=OutFolder.metavar,
-            help="Folder to write to.",
-            show_default="./NAME",
-        ),
+        Path | None, option(OutFolder(), "Folder to write to.", show_default="./NAME")
     ] = None,
 ) -> None:
     """Write a distribution with a policy of your own: code, entry point, tests, README."""

@@ -13,24 +13,15 @@ import typer
 
 from l2pd_adapters.tiny_models import heldout_prompts
 from l2pd_plugins import L2PDError, UnmaskPolicy, create_policy
-from l2pd_tools.cli.arguments import (
-    POLICY_HELP,
-    AdapterName,
-    AsJson,
-    BatchSize,
-    BlockLength,
-    Cache,
-    DeviceName,
-    EndOfTextRule,
-    JsonFile,
-    MaxNewTokens,
-    ModelName,
-    PromptFile,
-    PromptLimit,
-    write_json,
-)
+from l2pd_tools.cli import arguments
+from l2pd_tools.cli.arguments import POLICY_HELP, option
 from l2pd_tools.cli.kinds import Number, OutFile, PolicyText, Sweep, quoted
-from l2pd_tools.evaluation.comparison import one_token_per_step, percent, run_policies
+from l2pd_tools.evaluation.comparison import (
+    accepted,
+    one_token_per_step,
+    percent,
+    run_policies,
+)
 from l2pd_tools.loading import load_model
 from l2pd_tools.policy_text import parse_policy, parse_values
 
@@ -54,32 +45,23 @@ def tune(
     ] = None,
     lose: Annotated[
         float,
-        typer.Option(
-            parser=Number(0, 100),
-            metavar=Number.metavar,
-            help="Percentage points that may be lost against one token per step.",
-        ),
+        option(Number(0, 100), "Percentage points that may be lost against one token per step."),
     ] = 0.5,
-    model: ModelName = "tiny-llada",
-    adapter: AdapterName = None,
-    device: DeviceName = "auto",
-    prompts: PromptFile = None,
-    limit: PromptLimit = None,
-    max_new_tokens: MaxNewTokens = 128,
-    block_length: BlockLength = None,
-    end_of_text: EndOfTextRule = "block",
-    cache: Cache = None,
-    batch_size: BatchSize = 16,
+    model: arguments.ModelName = "tiny-llada",
+    adapter: arguments.AdapterName = None,
+    device: arguments.DeviceName = "auto",
+    prompts: arguments.PromptFile = None,
+    limit: arguments.PromptLimit = None,
+    max_new_tokens: arguments.MaxNewTokens = 128,
+    block_length: arguments.BlockLength = None,
+    end_of_text: arguments.EndOfTextRule = "block",
+    cache: arguments.Cache = None,
+    batch_size: arguments.BatchSize = 16,
     plot: Annotated[
-        Path | None,
-        typer.Option(
-            parser=OutFile(),
-            metavar=OutFile.metavar,
-            help="Draw the points to this file (.png, .pdf, .svg).",
-        ),
+        Path | None, option(OutFile(), "Draw the points to this file (.png, .pdf, .svg).")
     ] = None,
-    as_json: AsJson = False,
-    json_file: JsonFile = None,
+    as_json: arguments.AsJson = False,
+    json_file: arguments.JsonFile = None,
 ) -> None:
     """Sweep a policy's options and name the fastest setting that loses little.
 
@@ -91,7 +73,6 @@ def tune(
 
     from rich.console import Console
 
-    from l2pd_adapters.huggingface.enabling import configuration_of
     from l2pd_tools.cli.prompt_files import prompts_or_shipped
     from l2pd_tools.evaluation.frontier import Point, draw, fastest_within, require_drawable
 
@@ -99,14 +80,7 @@ def tune(
         require_drawable(plot, f"--plot {quoted(plot)}")
     file, asked = prompts_or_shipped(prompts, heldout_prompts(), limit)
     loaded, tokenizer = load_model(model, device, adapter)
-    settings = {
-        "max_new_tokens": max_new_tokens,
-        "block_length": block_length,
-        "end_of_text": end_of_text,
-        "cache": cache,
-    }
-    for made in policies:
-        configuration_of(loaded, unmask_policy=made, **settings)
+    settings = accepted(loaded, policies, max_new_tokens, block_length, end_of_text, cache)
 
     slow = create_policy("fixed_schedule")
     others = [made for made in policies if not one_token_per_step(made)]
@@ -131,7 +105,7 @@ def tune(
         _print_table(console, reference, swept)
         _print_configurations(console, points, file)
         _print_choice(console, chosen, swept, lose)
-    write_json(json_file, figures)
+    arguments.write_json(json_file, figures)
     if plot is not None:
         draw({str(model): points}, plot)
 
