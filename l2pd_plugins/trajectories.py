@@ -1,8 +1,5 @@
 """Trajectories on disk: what a model predicted at every denoising step, and what was right.
 
-Longer than 400 lines: what writes the format and what reads it stand together, so that they cannot
-part.
-
 A folder holds `manifest.json` and numbered safetensors shards, each with the steps of a fixed range
 of prompts, and a file with their reference decodes for each shard. Files are written atomically, so
 a killed run can be resumed with the missing shards and gives the same data. Everything that is read
@@ -19,21 +16,13 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from l2pd_plugins.errors import L2PDError
-from l2pd_plugins.files import (
-    is_there,
-    path_inside,
-    read_object,
-    reading,
-    reason_of,
-    require_file,
-    whole_number,
-)
+from l2pd_plugins.files import is_there, path_inside, read_object, reason_of, whole_number
 from l2pd_plugins.shown_values import shown
+from l2pd_plugins.tensor_files import Declared, fits, load_tensors, stored_tensors
 from l2pd_plugins.writing import require_writable, sweep, write_text, write_whole
 
 LABELS = ("reference", "consistent")
@@ -98,26 +87,12 @@ class Manifest:
         """Whether a shard exists, with the tensors and sizes that this run would write; reads only
         its header.
         """
-        path = self.path_of(folder, shard)
-        if not is_there(path):
-            return False
-        try:
-            _check_tensors(path, _stored(path), _TENSORS, {"L": self.block_length})
-        except L2PDError:
-            return False
-        return True
+        return fits(self.path_of(folder, shard), _TENSORS, {"L": self.block_length})
 
     def holds_references(self, folder: Path, shard: int) -> bool:
         """The same for a shard's reference decodes."""
-        path = self.reference_path_of(folder, shard)
-        if not is_there(path):
-            return False
         sizes = {"P": len(self.members(shard)), "G": self.max_new_tokens}
-        try:
-            _check_tensors(path, _stored(path), _references_of(self), sizes)
-        except L2PDError:
-            return False
-        return True
+        return fits(self.reference_path_of(folder, shard), _references_of(self), sizes)
 
 
 @dataclass(frozen=True)
@@ -167,7 +142,7 @@ class Trajectories:
         than declared above; with a block_length, also if its blocks have another length.
         """
         sizes = {} if block_length is None else {"L": block_length}
-        tensors = _loaded(path, _TENSORS, sizes, "trajectories")
+        tensors = load_tensors(path, _TENSORS, sizes, "trajectories")
         return cls(**{f.name: tensors[f.name] for f in fields(cls)})
 
     @classmethod
@@ -218,9 +193,9 @@ def load_references(
         sizes = {"P": len(manifest.members(shard)), "G": manifest.max_new_tokens}
     else:
         wanted = {"tokens": (torch.int64, "PG")}
-        if "several" in _stored(path, "reference decodes"):
+        if "several" in stored_tensors(path, "reference decodes"):
             wanted["several"] = (torch.bool, "P")
-    tensors = _loaded(path, wanted, sizes, "reference decodes")
+    tensors = load_tensors(path, wanted, sizes, "reference decodes")
     tokens, beyond = tensors["tokens"], _GREATEST if vocab_size is None else vocab_size
     if tokens.numel() and not bool(((tokens >= 0) & (tokens < beyond)).all()):
         raise L2PDError(
@@ -230,71 +205,18 @@ def load_references(
     return tokens, tensors["several"] if "several" in wanted else None
 
 
-_TENSORS: dict[str, tuple[torch.dtype, str]] = {
+_TENSORS: Declared = {
     **dict.fromkeys(("prompt", "policy", "block", "step"), (torch.int64, "N")),
     **dict.fromkeys(("masked", "present", "correct"), (torch.bool, "NL")),
     "x0": (torch.int32, "NL"),
     **dict.fromkeys(("confidence", "entropy", "margin"), (torch.float32, "NL")),
 }
 """Type and sizes of each tensor of `Trajectories`."""
-_STORED_AS = {torch.int64: "I64", torch.int32: "I32", torch.bool: "BOOL", torch.float32: "F32"}
 
 
-def _references_of(manifest: Manifest) -> dict[str, tuple[torch.dtype, str]]:
-    wanted = {"tokens": (torch.int64, "PG")}
+def _references_of(manifest: Manifest) -> Declared:
+    wanted: Declared = {"tokens": (torch.int64, "PG")}
     return wanted | ({"several": (torch.bool, "P")} if manifest.labels == "consistent" else {})
-
-
-def _stored(path: Path, holding: str = "trajectories") -> dict[str, tuple[str, list[int]]]:
-    """Type and shape of each tensor of a file, from its header, which is also checked against the
-    file's length. Raises L2PDError if it cannot be read.
-    """
-    what = f"{path} holds no {holding}"
-    require_file(path, f"{what}: it")
-    with reading(what), safe_open(path, framework="numpy") as opened:
-        parts = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
-        return {
-            name: (str(part.get_dtype()), list(part.get_shape())) for name, part in parts.items()
-        }
-
-
-def _check_tensors(
-    path: Path,
-    stored: Mapping[str, tuple[str, list[int]]],
-    wanted: Mapping[str, tuple[torch.dtype, str]],
-    sizes: Mapping[str, int],
-) -> None:
-    """Raise L2PDError if a tensor is missing, or has another type or shape; the same letter means
-    the same size in all tensors.
-    """
-    known = dict(sizes)
-    for name, (dtype, letters) in wanted.items():
-        if name not in stored:
-            raise L2PDError(f"{path}: the tensor {name} is missing")
-        found, shape = stored[name]
-        if found != _STORED_AS[dtype] or len(shape) != len(letters):
-            raise L2PDError(
-                f"{path}: {name} is {found} of shape {tuple(shape)}; expected {_STORED_AS[dtype]} "
-                f"of shape ({', '.join(letters)})"
-            )
-        for letter, size in zip(letters, shape, strict=True):
-            if known.setdefault(letter, size) != size:
-                raise L2PDError(
-                    f"{path}: {name} has shape {tuple(shape)}; expected {letter} = {known[letter]} "
-                    f"in ({', '.join(letters)})"
-                )
-
-
-def _loaded(
-    path: Path,
-    wanted: Mapping[str, tuple[torch.dtype, str]],
-    sizes: Mapping[str, int],
-    holding: str,
-) -> dict[str, Tensor]:
-    _check_tensors(path, _stored(path, holding), wanted, sizes)
-    with reading(f"{path} holds no {holding}"):
-        tensors: dict[str, Tensor] = load_file(path)
-    return tensors
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
