@@ -1,8 +1,5 @@
 """Trajectories for training filters: reference decodes, and the states that policies reach.
 
-Longer than 400 lines: the two passes over the prompts share the state of one run, which can be
-stopped and goes on.
-
 For every prompt the model first decodes at one token per step; that answer is the reference. Then
 each policy decodes the same prompt, and every step is recorded with its predictions and whether
 each is right. With the oracle as the policy, and "right" meaning equal to the reference, this is
@@ -15,7 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +22,10 @@ from torch import Tensor
 from l2pd_adapters.families import end_of_text_ids
 from l2pd_adapters.huggingface.enabling import settings_of
 from l2pd_adapters.huggingface.models.lora import ADAPTER
-from l2pd_adapters.huggingface.models.model_info import block_length_of, family_of, mask_token_of
+from l2pd_adapters.huggingface.models.model_info import block_length_of
 from l2pd_adapters.huggingface.models.model_info import name_of as model_name
 from l2pd_adapters.huggingface.settings import whole
 from l2pd_plugins import UnmaskPolicy, create_policy
-from l2pd_plugins.block_layout import BlockLayout
 from l2pd_plugins.denoising import StepOutcome
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.policy_attributes import (
@@ -38,20 +34,12 @@ from l2pd_plugins.policy_attributes import (
     options_of,
     printable_name_of,
 )
-from l2pd_plugins.shown_values import shown
-from l2pd_plugins.trajectories import (
-    LABELS,
-    Manifest,
-    Trajectories,
-    fingerprint,
-    load_references,
-    read_manifest,
-    save_references,
-    write_manifest,
-)
+from l2pd_plugins.trajectories import LABELS, Manifest, Trajectories, fingerprint, write_manifest
 from l2pd_tools.evaluation.prompts import Prompt
 from l2pd_tools.evaluation.run import encode_for, left_padded
-from l2pd_tools.training.consistent_labels import States, accepted, answers_hold, predictions
+from l2pd_tools.training.consistent_labels import accepted
+from l2pd_tools.training.masked_canvases import layouts_of, settings_of_run, states_of
+from l2pd_tools.training.references import reference_decodes
 
 OBSERVED = frozenset({"confidence", "entropy", "margin", "committed"})
 
@@ -143,7 +131,7 @@ def collect(
         # Sorted by length within the shard: batches need little padding, and are always the same.
         order = sorted(members, key=lambda i: (len(encoded[i]), i))
         batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-        references, several = _references(
+        references, several = reference_decodes(
             model, encoded, batches, manifest, out, shard, references_from
         )
         parts = []
@@ -189,138 +177,6 @@ def _identity(policy: UnmaskPolicy) -> str:
     return f"{printable_name_of(policy)}({told}) {weights}"
 
 
-def _settings(manifest: Manifest) -> dict[str, Any]:
-    return {
-        "max_new_tokens": manifest.max_new_tokens,
-        "block_length": manifest.block_length,
-        "end_of_text": manifest.end_of_text,
-        "do_sample": False,
-    }
-
-
-def _references(
-    model: Any,
-    encoded: Sequence[Tensor],
-    batches: list[list[int]],
-    manifest: Manifest,
-    out: Path,
-    shard: int,
-    elsewhere: Path | None,
-) -> tuple[Tensor, Tensor | None]:
-    """Reference decodes (P, G) of a shard's prompts, in their order, and, if the labels need it,
-    which of them have several answers, (P,) bool. Decoded if they are not stored.
-    """
-    own = manifest.reference_path_of(out, shard)
-    if elsewhere is not None:
-        theirs = read_manifest(elsewhere)
-        for name, value in asdict(manifest).items():
-            if name != "policies" and getattr(theirs, name) != value:
-                raise L2PDError(
-                    f"the reference decodes in {elsewhere} have "
-                    f"{name}={shown(getattr(theirs, name))}, this run has {shown(value)}"
-                )
-        own = theirs.reference_path_of(elsewhere, shard)
-    if elsewhere is not None or manifest.holds_references(out, shard):
-        return load_references(own, manifest, shard, model.config.vocab_size)
-    first = min(min(rows) for rows in batches)
-    filler = end_of_text_ids(model.generation_config.eos_token_id)[0]
-    count = sum(map(len, batches))
-    tokens = torch.full((count, manifest.max_new_tokens), filler)
-    several = None
-    if manifest.labels == "consistent":
-        several = torch.zeros(count, dtype=torch.bool)
-    for rows in batches:
-        inputs = left_padded([encoded[i] for i in rows])
-        made = model.generate(
-            inputs[0],
-            attention_mask=inputs[1],
-            unmask_policy="fixed_schedule",
-            pad_token_id=filler,
-            **_settings(manifest),
-        )[:, inputs[0].shape[1] :].cpu()
-        at = torch.tensor(rows) - first
-        tokens[at, : made.shape[1]] = made
-        if several is not None:
-            several[at] = _several(model, inputs, tokens[at], manifest)
-    save_references(own, tokens, several)
-    return tokens, several
-
-
-def _several(
-    model: Any, inputs: tuple[Tensor, Tensor], references: Tensor, manifest: Manifest
-) -> Tensor:
-    """The prompts with several answers, by the model's own judgement: (B,) bool.
-
-    All consistent first predictions are committed at once, and the rest one at a time. If the
-    answer differs from the reference and is consistent, the prompt has several answers.
-    """
-    prompt, size = inputs[0].shape[1], manifest.max_new_tokens
-    states = _states(model, inputs, torch.zeros(len(references), dtype=torch.int64), manifest)
-    x0, confidence = predictions(model, states)
-    masked = states.tokens.gather(1, states.columns) == mask_token_of(model)
-    taken = accepted(model, states, masked=masked, x0=x0, confidence=confidence)
-    # The oracle commits what equals its reference, so pass these tokens as references.
-    opening = torch.full_like(states.tokens, -1)
-    opening.scatter_(1, states.columns, torch.where(taken, x0, -1))
-    out = model.generate(
-        inputs[0],
-        attention_mask=inputs[1],
-        unmask_policy=create_policy("oracle").with_reference(
-            opening[:, prompt : prompt + size].tolist()
-        ),
-        return_dict_in_generate=True,
-        **_settings(manifest),
-    )
-    filler = end_of_text_ids(model.generation_config.eos_token_id)[0]
-    made = torch.full_like(states.tokens, filler)
-    lengths = out.trace.length.tolist()
-    for row, end in enumerate(lengths):
-        made[row, : prompt + end] = out.sequences[row, : prompt + end]
-    others = [
-        row
-        for row, end in enumerate(lengths)
-        if not torch.equal(made[row, prompt : prompt + end].cpu(), references[row, :end])
-    ]
-    found = torch.zeros(len(references), dtype=torch.bool)
-    found[others] = torch.tensor(
-        answers_hold(
-            model,
-            States(
-                made[others], states.attention[others], states.starts[others], manifest.block_length
-            ),
-            [(prompt, prompt + lengths[row]) for row in others],
-        ),
-        dtype=torch.bool,
-    )
-    return found
-
-
-def _layouts(model: Any, inputs: tuple[Tensor, Tensor], manifest: Manifest) -> list[BlockLayout]:
-    """The layout of each row, in columns of the batch."""
-    ids, attention = inputs
-    size = (ids.shape[1], manifest.max_new_tokens, manifest.block_length)
-    return [
-        BlockLayout.of(family_of(model).attention, *size, prompt_length=seen)
-        for seen in attention.sum(-1).tolist()
-    ]
-
-
-def _states(
-    model: Any, inputs: tuple[Tensor, Tensor], blocks: Tensor, manifest: Manifest
-) -> States:
-    """States of the prompts with fully masked canvases, at the block with this index."""
-    prompt, size, length = inputs[0].shape[1], manifest.max_new_tokens, manifest.block_length
-    # The last block may extend beyond the canvas; those columns are not attended to.
-    attention = torch.nn.functional.pad(inputs[1], (0, size + length), value=1)
-    attention[:, prompt + size :] = 0
-    mask = mask_token_of(model)
-    tokens = torch.nn.functional.pad(inputs[0], (0, size + length), value=mask)
-    origins = torch.tensor([layout.origin for layout in _layouts(model, inputs, manifest)])
-    starts = origins + blocks * length
-    device = model.device
-    return States(tokens.to(device), attention.to(device), starts.to(device), length)
-
-
 def _record(
     model: Any,
     rows: list[int],
@@ -333,7 +189,7 @@ def _record(
 ) -> list[Trajectories]:
     """Record every step of a batch with one policy."""
     prompt, length = inputs[0].shape[1], manifest.block_length
-    origins = torch.tensor([layout.origin for layout in _layouts(model, inputs, manifest)])
+    origins = torch.tensor([layout.origin for layout in layouts_of(model, inputs, manifest)])
     # The last block may extend beyond the canvas.
     expected_of = torch.nn.functional.pad(references, (prompt, length), value=-1)
     if "reference" in policy.requires:
@@ -374,7 +230,7 @@ def _record(
         unmask_policy=policy,
         on_step=record,
         observe=OBSERVED,
-        **_settings(manifest),
+        **settings_of_run(manifest),
     )
     if several is None:
         return recorded
@@ -415,7 +271,7 @@ def _relabelled(
     if not len(at):
         return recorded
     rows, device = sequences[at], model.device
-    states = _states(model, (inputs[0][rows], inputs[1][rows]), recorded.block[at], manifest)
+    states = states_of(model, (inputs[0][rows], inputs[1][rows]), recorded.block[at], manifest)
     prompt = inputs[0].shape[1]
     columns = torch.arange(prompt, prompt + answers.shape[1], device=device)
     before = columns < states.starts.unsqueeze(-1)
