@@ -23,8 +23,9 @@ pytest.importorskip("lm_eval")
 from lm_eval._cli import HarnessCLI
 from lm_eval.config.evaluate_config import EvaluatorConfig
 
+from l2pd_tools.lm_eval.arguments import own_device
 from l2pd_tools.lm_eval.harness import ask_for_no_device
-from l2pd_tools.lm_eval.model import DiffusionLM, own_device
+from l2pd_tools.lm_eval.model import DiffusionLM
 
 TASK = """
 task: {name}

@@ -12,7 +12,8 @@ from l2pd_plugins import L2PDError
 pytest.importorskip("lm_eval")
 
 from l2pd_tools.lm_eval import model as module
-from l2pd_tools.lm_eval.model import ARGUMENTS, DiffusionLM
+from l2pd_tools.lm_eval.arguments import ARGUMENTS
+from l2pd_tools.lm_eval.model import DiffusionLM
 
 NAN, INF = float("nan"), float("inf")
 NOT_WHOLE = (NAN, INF, -1, 0, 1.5, 10**9, 10**20, True, "", "many", [1])

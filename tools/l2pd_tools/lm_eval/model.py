@@ -1,6 +1,6 @@
 """The harness's model ``l2pd``: a diffusion language model that decodes with an unmask policy.
 
-Longer than 400 lines: it is one class, whose methods are the harness's interface.
+Its arguments are checked in `arguments`, and `draws` finds which answers its requests need.
 """
 
 from __future__ import annotations
@@ -9,10 +9,8 @@ import json
 import logging
 import os
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from lm_eval.api.instance import Instance
@@ -24,27 +22,15 @@ from tqdm import tqdm
 
 from l2pd_adapters.chat_templates import rendered
 from l2pd_adapters.huggingface import load
-from l2pd_adapters.huggingface.checking import (
-    GENERATE,
-    LOAD,
-    MOST_SEQUENCES,
-    SEEDS_BELOW,
-    Flag,
-    Kind,
-    Of,
-    OneOf,
-    Whole,
-    checked,
-    close_to,
-    short,
-)
+from l2pd_adapters.huggingface.checking import checked, short
 from l2pd_adapters.huggingface.enabling import configuration_of
 from l2pd_adapters.huggingface.models.load import device_here
 from l2pd_adapters.huggingface.models.model_info import mask_token_of
 from l2pd_adapters.huggingface.prompts import check_room, refuse_masks
-from l2pd_plugins import L2PDError, UnmaskPolicy, create_policy
-from l2pd_plugins.errors import PolicyOptionError
+from l2pd_plugins import L2PDError
 from l2pd_tools.evaluation.run import left_padded
+from l2pd_tools.lm_eval.arguments import ARGUMENTS, own_device, policy_of
+from l2pd_tools.lm_eval.draws import Draw, alike, draws_of
 from l2pd_tools.lm_eval.figures import Figures, summary
 from l2pd_tools.lm_eval.harness import GENERATES, refuse, refuse_tasks_first
 
@@ -52,52 +38,6 @@ logger = logging.getLogger(f"lm_eval.{__name__}")  # the harness's log settings 
 
 DEFAULT_CANVAS = 256
 """Length of the canvas if neither the arguments nor the task set one; the harness's default."""
-
-
-@dataclass(frozen=True)
-class _BatchSize(Whole):
-    """As `Whole`; for a string such as "auto" the message has the reason."""
-
-    @property
-    def expected(self) -> str:
-        return f"{super().expected}; automatic batch-size search is not supported"
-
-
-@dataclass(frozen=True)
-class _Nothing:
-    """Accepts no value."""
-
-    expected: str = "nothing; automatic batch-size search is not supported"
-
-    def take(self, value: Any) -> Any:
-        raise ValueError
-
-
-ARGUMENTS: dict[str, Kind] = {
-    **{name: GENERATE[name] for name in ("max_new_tokens", "block_length", "end_of_text")},
-    "pretrained": Of(str, "a shipped model, a folder, or a hub id"),
-    "unmask_policy": Of((str, Mapping), "a policy's name, or its config"),
-    "unmask_options": GENERATE["unmask_options"],
-    "cache": OneOf(("none", "prefix", "dual", "block")),
-    "seed": Whole(0, SEEDS_BELOW - 1),
-    **{name: LOAD[name] for name in ("dtype", "device_map")},
-    "device": Of(str, "a device, as cpu or cuda"),
-    "peft": Of(str, "a folder or a hub id"),
-    "max_length": GENERATE["max_length"],
-    "batch_size": _BatchSize(1, MOST_SEQUENCES),
-    "max_batch_size": _Nothing(),
-    "trust_remote_code": Flag(),
-}
-"""The kind of each of the model's arguments."""
-
-
-class _Draw(NamedTuple):
-    """One of the answers that a request needs."""
-
-    row: int
-    """Index of the first equal request."""
-    number: int
-    """Index among its `repeats` answers."""
 
 
 @register_model("l2pd")
@@ -176,7 +116,7 @@ class DiffusionLM(LM):
         self.batch_size = int(batch_size)
         self.seed, self.max_new_tokens = seed, max_new_tokens
         self.settings = {
-            "unmask_policy": _policy(unmask_policy, {**(unmask_options or {}), **options}, given),
+            "unmask_policy": policy_of(unmask_policy, {**(unmask_options or {}), **options}, given),
             "block_length": block_length,
             "cache": cache,
             "end_of_text": end_of_text,
@@ -206,12 +146,12 @@ class DiffusionLM(LM):
         """The answers, each up to the first stop string. Stop strings are searched in the finished
         text and do not change the decode.
         """
-        draws = _draws(requests)
-        answers: dict[_Draw, str] = {}
+        draws = draws_of(requests)
+        answers: dict[Draw, str] = {}
         encoded = self._encoded(draws, requests)
         silent = disable_tqdm or self.rank != 0
         with tqdm(total=len(set(draws)), disable=silent, desc="generate_until") as bar:
-            for kwargs, members in _alike(requests, draws).items():
+            for kwargs, members in alike(requests, draws).items():
                 for batch in self._answered(members, requests, json.loads(kwargs), encoded):
                     answers.update(batch)
                     bar.update(len(batch))
@@ -295,11 +235,11 @@ class DiffusionLM(LM):
 
     def _answered(
         self,
-        draws: Sequence[_Draw],
+        draws: Sequence[Draw],
         requests: Sequence[Instance],
         kwargs: Mapping[str, Any],
-        encoded: Mapping[_Draw, Tensor],
-    ) -> Iterator[dict[_Draw, str]]:
+        encoded: Mapping[Draw, Tensor],
+    ) -> Iterator[dict[Draw, str]]:
         """The answers of requests with the same settings, batch by batch."""
         settings, stops = self._settings(kwargs)
         self._log(settings, len(draws))
@@ -312,12 +252,12 @@ class DiffusionLM(LM):
             cut = [postprocess_generated_text(text, stops, None) for text in texts]
             yield dict(zip(batch, cut, strict=True))
 
-    def _encoded(self, draws: Sequence[_Draw], requests: Sequence[Instance]) -> dict[_Draw, Tensor]:
+    def _encoded(self, draws: Sequence[Draw], requests: Sequence[Instance]) -> dict[Draw, Tensor]:
         """Token ids of every prompt, (P,) each. All prompts and settings are checked before any is
         decoded: raises L2PDError if `generate` would refuse one.
         """
-        made: dict[_Draw, Tensor] = {}
-        for kwargs, members in _alike(requests, draws).items():
+        made: dict[Draw, Tensor] = {}
+        for kwargs, members in alike(requests, draws).items():
             settings, _ = self._settings(json.loads(kwargs))
             configuration_of(self.model, **settings)
             canvas = settings["max_new_tokens"]
@@ -358,7 +298,7 @@ class DiffusionLM(LM):
         refuse_masks(ids[-room:], mask_token_of(self.model), what)
         return torch.tensor(ids[-room:])
 
-    def _seed(self, request: Instance, draw: _Draw) -> int:
+    def _seed(self, request: Instance, draw: Draw) -> int:
         return self.seed + (request.doc_id or 0) * (request.repeats or 1) + draw.number
 
     def _log(self, settings: Mapping[str, Any], prompts: int) -> None:
@@ -386,63 +326,6 @@ class DiffusionLM(LM):
             str(self.tokenizer.decode(tokens[:length], skip_special_tokens=True))
             for tokens, length in zip(answers, lengths, strict=True)
         ]
-
-
-def _draws(requests: Sequence[Instance]) -> list[_Draw]:
-    """The answer that each request of the list gets.
-
-    The harness lists a request once for each of its answers. It also repeats the last request so
-    that all processes have the same number; the copies get the existing answers.
-    """
-    first: dict[int, int] = {}
-    times: Counter[int] = Counter()
-    draws = []
-    for row, request in enumerate(requests):
-        key = id(request)
-        draws.append(_Draw(first.setdefault(key, row), times[key] % (request.repeats or 1)))
-        times[key] += 1
-    return draws
-
-
-def _alike(requests: Sequence[Instance], draws: Sequence[_Draw]) -> dict[str, list[_Draw]]:
-    """The distinct draws, grouped by the settings of their requests (as JSON)."""
-    groups: dict[str, list[_Draw]] = {}
-    for draw in dict.fromkeys(draws):
-        arguments: Any = requests[draw.row].args
-        kwargs = json.dumps(arguments[1], sort_keys=True)
-        groups.setdefault(kwargs, []).append(draw)
-    return groups
-
-
-def _policy(policy: Any, options: Mapping[str, Any], known: Mapping[str, Any]) -> UnmaskPolicy:
-    """Create the policy. An argument unknown to both the policy and the model may be misspelt."""
-    try:
-        return create_policy(policy, **options)
-    except PolicyOptionError as error:
-        for name in options:
-            hint = close_to(name, known)
-            if f"{name!r}" in str(error) and hint:
-                raise L2PDError(f"{name}={short(options[name])}: {error}{hint}") from error
-        raise
-
-
-def own_device(named: str | None = None) -> str:
-    """The device of this process; the user may have named its type.
-
-    Raises L2PDError if there are several processes and a GPU number is given: all would use that
-    GPU.
-    """
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if named is not None and named != "cuda":
-        if processes > 1 and named.startswith("cuda:"):
-            raise L2PDError(
-                f"device={named!r}: {processes} processes would take the same GPU; leave it out, "
-                "and each takes its own"
-            )
-        return named
-    if named is None and not torch.cuda.is_available():
-        return "cpu"
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
 
 
 def _no_likelihood(requests: Sequence[Instance]) -> L2PDError:
