@@ -1,4 +1,4 @@
-"""The accuracy-speed frontier of every policy, everything else equal, on any models.
+"""Measure the accuracy-speed frontier of every policy on any models, everything else being equal.
 
 Longer than 400 lines: it is one script: arguments, runs, and the files that it writes.
 
@@ -9,16 +9,16 @@ Longer than 400 lines: it is one script: arguments, runs, and the files that it 
     python benchmarks/frontier.py --model GSAI-ML/LLaDA-8B-Instruct --prompts FILE --limit 100 \
         --max-new-tokens 256 --minutes 600 --out FILE
 
-Each setting is a point: validity by the checkers against tokens per forward (TPF), with its paired
-95 % interval against one token per step, and agreement with those answers, which is all there is
-for prompts without checkers. Settings are taken in rounds, the first of every policy before the
-second of any, and the run stops beginning new ones when `--minutes` are over; what was not measured
-is in the JSON and is printed, with the reason. The JSON is written after every point. Runs on the
-GPU where there is one.
+Each setting is a point: tokens per forward (TPF) and validity by the checkers, with a paired 95 %
+interval of the loss compared with one token per step, and agreement with the answers at one token
+per step. Without checkers, only agreement is measured. Settings are measured in rounds: the first
+setting of every policy, then the second ones, and so on. When `--minutes` are over, no new setting
+is started; settings that were not measured are in the JSON and are printed, with the reason. The
+JSON is written after every point. The script runs on the GPU if there is one.
 
 `pc_sampler` needs the frequencies of tokens in a corpus like the model's. For the small models they
-are counted in the training prompts. Those say nothing about another model's world, where nearly the
-whole vocabulary would count as equally rare, so there it is not measured unless the frequencies are
+are counted in the training prompts. For other models these counts are useless, since nearly the
+whole vocabulary would count as equally rare. There `pc_sampler` is measured only if frequencies are
 given: `--setting pc_sampler,frequencies=FILE,tokens_per_step=4`.
 """
 
@@ -71,7 +71,7 @@ REFERENCE = "fixed_schedule"
 
 
 def thresholds(*values: float) -> list[dict[str, Any]]:
-    """A setting for each value of the option that most policies have."""
+    """One setting for each value of `threshold`, the option that most policies have."""
     return [{"threshold": value} for value in values]
 
 
@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--model", action="append", help="these instead of both small ones")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N, or auto")
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--policy", action="append", choices=list(SWEEPS), help="these alone")
+    which.add_argument("--policy", action="append", choices=list(SWEEPS), help="only these")
     which.add_argument("--setting", action="append", help="NAME,key=value,...: these instead")
     parser.add_argument("--prompts", type=Path, default=heldout_prompts())
     parser.add_argument("--limit", type=positive, default=2000, help="only the first prompts")
@@ -118,10 +118,10 @@ def main() -> None:
     parser.add_argument(
         "--workers",
         type=positive,
-        help="processes, of one thread and with weights of their own each; 2 on the CPU, else 1",
+        help="processes, each with one thread and its own weights; default: 2 on the CPU, else 1",
     )
     parser.add_argument(
-        "--minutes", type=amount, default=26.0, help="begin nothing new after these"
+        "--minutes", type=amount, default=26.0, help="start nothing new after these"
     )
     parser.add_argument("--out", type=output, required=True, help="path without a suffix")
     arguments = parser.parse_args()
@@ -236,7 +236,7 @@ class Run:
                             futures[pool.submit(job.decode, *item)] = item
 
             slow = {pool.submit(job.decode_slowly, model): model for model in self.models}
-            for future in as_completed(slow):  # while one model is slow, the other goes on
+            for future in as_completed(slow):  # while one model is slow, the other continues
                 self.references[slow[future]] = future.result()
                 submit(first, [slow[future]])
                 found()
@@ -379,9 +379,9 @@ class Job:
         return str(error).replace(str(folder_of(model)), model)
 
     def _frequencies(self, model: str) -> str:
-        """A table for pc_sampler: how often each token stands in the training prompts, plus one."""
+        """A table for pc_sampler: how often each token is in the training prompts, plus one."""
         if model not in shipped_models():
-            raise L2PDError("give frequencies=FILE: they are counted for the small models alone")
+            raise L2PDError("give frequencies=FILE: they are counted only for the small models")
         file = self._file(model, ".safetensors")
         if not file.exists():  # it does once the settings are checked
             network, tokenizer = loaded(model, self.device)

@@ -1,4 +1,4 @@
-"""A whole generate against a plain loop with the same policy, on the same prompts, in turns.
+"""Compare `generate` with a plain loop with the same policy, on the same prompts, in turns.
 
     python benchmarks/loop.py                                    # everything, some hours
     python benchmarks/loop.py --batches 1 16 64 --lengths 256 --json FILE
@@ -6,14 +6,13 @@
         --prompts 4 --end-of-text off --policies fixed_schedule confidence_threshold --json FILE
 
 The plain loop is that of the published `generate` functions of LLaDA and Fast-dLLM (see plain.py);
-with `--plain published` it has no operator more than these.
-Prints milliseconds per token of the answers, tokens per second, forward passes, and the ratios.
-Runs on the GPU where there is one.
+with `--plain published` it has no additional operators. The script prints milliseconds per token of
+the answers, tokens per second, forward passes, and the ratios. It runs on the GPU if there is one.
 
-The two must give the same tokens up to the end of text, or there is no result. With
-`--end-of-text off` they do. With "block", what is behind the end leaves the canvas, which the other
-positions would have seen, and some answers come out different: the share is printed, and the
-prompts are those whose answers are the same.
+Only prompts for which both give the same tokens up to the end of text are compared. With
+`--end-of-text off` these are all prompts. With "block", positions after the end of text are removed
+from the canvas, so that the others no longer see them, and some answers differ: the share of equal
+answers is printed.
 """
 
 from __future__ import annotations
@@ -175,7 +174,7 @@ def main() -> None:
     )
     parser.add_argument("--turns", "--repeats", type=positive, default=3)
     parser.add_argument(
-        "--cpu-time", action="store_true", help="seconds of the processor, not of the clock"
+        "--cpu-time", action="store_true", help="measure CPU time, not wall-clock time"
     )
     parser.add_argument("--threads", type=positive, help="torch's threads")
     parser.add_argument("--json", type=output)

@@ -1,5 +1,5 @@
-"""Shared code of the benchmarks: timing that compares several ways in one run, taken in turns, with
-the spread; the device and what else the figures depend on; results as JSON.
+"""Shared code of the benchmarks: timing of alternatives in turns, with the spread; the device and
+the environment that the figures depend on; results as JSON.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from l2pd_tools.loading import resolve_device
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of each repetition of one way."""
+    """Seconds of each repetition of one alternative."""
 
     seconds: tuple[float, ...]
 
@@ -80,7 +80,7 @@ def timed(
     warm: bool = True,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Times]:
-    """Run all ways in turns, so that a noisy minute hits each of them; before that, with `warm`,
+    """Run all alternatives in turns, so that a disturbance affects each; before, with `warm`,
     once without the clock. They run on the device, which is waited for. With `time.process_time`
     as the clock the seconds are those of the processor, which other processes do not lengthen."""
     found: dict[str, list[float]] = {name: [] for name in ways}

@@ -1,7 +1,7 @@
 """Baselines of the benchmarks: the published steps and loop, in plain code.
 
-They follow the published rules with the published passes over the logits, and no more care than
-these take: a full softmax, a loop over the rows in Python, the whole canvas at every step.
+They follow the published rules with the published passes over the logits, without further
+optimisation: a full softmax, a loop over the rows in Python, the whole canvas at every step.
 """
 
 from __future__ import annotations

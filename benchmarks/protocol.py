@@ -4,17 +4,17 @@
     python benchmarks/protocol.py --lengths 1024 --limit 4 --checked 60 --out /tmp/protocol
 
 Learn2PD (arXiv 2509.25188) compares with a baseline that decodes every position of the canvas, one
-token per step, end-of-text padding included. Each row here is compared with that baseline, and with
-one that knows about the end of text ("aware"): both one token per step, block 32, no cache. The
-clock runs on `--limit` prompts, one at a time: the aware baseline and every policy with every cache
-in turns, `--repeats` times, each turn compared with the aware baseline of the same turn, so that a
-disturbed minute is seen as a spread. The paper's baseline is slow and runs once, before them; its
-prompts take about as long as each other, so their spread shows what disturbed it.
+token per step, including the end-of-text padding. Each row here is compared with that baseline, and
+with one that stops at the end of text ("aware"); both have one token per step, block 32, no cache.
+The timed prompts are the first `--limit`, one at a time. The aware baseline and every policy with
+every cache run in turns, `--repeats` times; each turn is compared with the aware baseline of the
+same turn, so that a disturbance shows as a spread. The paper's baseline is slow and runs once,
+before the others; its prompts take about the same time, so their spread shows disturbances.
 
-How many answers are valid, where prompts have checkers, and how many equal those at one token per
-step and those without a cache, is measured on `--checked` prompts, in batches. The answers of the
-paper's baseline are scored with the cache that `--score-baseline` names, since without one it takes
-hours. Runs on the GPU where there is one.
+The share of valid answers (for prompts with checkers), and the shares that equal the answers at one
+token per step and without a cache, are measured on `--checked` prompts, in batches. The answers of
+the paper's baseline are scored with the cache that `--score-baseline` names, since without a cache
+they would take hours. The script runs on the GPU if there is one.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def main() -> None:
     )
     parser.add_argument("--policy", action="append", default=None)
     parser.add_argument("--lengths", type=positive, nargs="+", default=[128, 256, 512, 1024])
-    parser.add_argument("--caches", nargs="+", help="default: all that the model has")
+    parser.add_argument("--caches", nargs="+", help="default: all caches of the model")
     parser.add_argument("--score-baseline", metavar="CACHE", help="default: it is not scored")
     parser.add_argument("--out", type=output, required=True, help="path without a suffix")
     arguments = parser.parse_args()
@@ -98,7 +98,7 @@ def main() -> None:
         block = {**off, "end_of_text": "block"}
         pairs = list(itertools.product(policies, caches))
         ways = [(BASELINE, block), *((policy, {**block, "cache": c}) for policy, c in pairs)]
-        for policy, settings in ways:  # nobody pays for the first forward passes
+        for policy, settings in ways:  # warm up: the first forward passes are slow
             decode(timed[:1], policy, 1, **settings)
         paper = decode(timed, BASELINE, 1, **off)
         turns: list[list[Evaluation]] = [[] for _ in ways]
@@ -135,7 +135,7 @@ def main() -> None:
 def clocked(
     length: int, turns: Sequence[Evaluation], paper: Evaluation, aware: Sequence[Evaluation]
 ) -> dict[str, Any]:
-    """One row without scores, as plain values: the same prompts in every turn, beside both
+    """One row without scores, as plain values: the same prompts in every turn, compared with both
     baselines. A single turn is beside every turn of the aware one."""
     seconds = Times(tuple(found.seconds for found in turns))
     of_each = [answer.seconds for found in turns for answer in found.answers]

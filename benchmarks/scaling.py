@@ -1,12 +1,12 @@
-"""Plots the cost of a step and of a token against batch, canvas length and vocabulary.
+"""Plot the cost of a step and of a token against batch, canvas length and vocabulary.
 
     python benchmarks/scaling.py --out benchmarks/results/DATE-cpu-scaling
 
 Four panels: the step against the rows of logits and against the vocabulary, each with the memory
 floor (`amax`); milliseconds per token of tiny-llada's answers against the batch and against the
-canvas, with each cache. In the third, the dashed line is what the forward pass alone allows: one
-row's share of a pass over so many rows, relative to batch 1. Writes a PNG and a JSON. Runs on the
-GPU where there is one.
+canvas, with each cache. The dashed line in the third panel is the bound by the forward pass: one
+row's share of a pass over that many rows, relative to batch 1. The script writes a PNG and a JSON
+and runs on the GPU if there is one.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""The step between two forward passes, against what the field does, on the same logits in turns.
+"""Compare the step between two forward passes with published alternatives, on the same logits.
 
     python benchmarks/step.py                                   # every size, some ten minutes
     python benchmarks/step.py --rows 256 --vocabularies 157184 --dtypes bfloat16 --json FILE
 
-For each size: the whole denoising step with `confidence_threshold`; the statistics alone, with
-entropy and margin too; one plain read of the logits (`amax`), the memory floor; `softmax` with
-`argmax` and `gather`; the same in float64, as Fast-dLLM does it; SGLang's LowConfidence step. Then
-what each policy's own decision costs, against a forward pass of a random model of 100 million
-parameters. Runs on the GPU where there is one.
+For each size, in turns: the whole denoising step with `confidence_threshold`; only the statistics,
+also with entropy and margin; one read of the logits (`amax`), which is the memory floor; `softmax`
+with `argmax` and `gather`; the same in float64, as in Fast-dLLM; SGLang's LowConfidence step. Then
+the cost of each policy's own decision, compared with a forward pass of a random model of 100
+million parameters. The script runs on the GPU if there is one.
 """
 
 from __future__ import annotations

@@ -1,21 +1,21 @@
-"""Whether a learned policy carries over: to tasks, lengths and models that it was not trained on.
+"""Measure learned policies on tasks, lengths and models that they were not trained on.
 
 Longer than 400 lines: it is one script: cases, runs, and the rows that it writes.
 
     python benchmarks/transfer.py --work runs/transfer                 # hours on one core
-    python benchmarks/transfer.py --work runs/transfer --only coupled  # cases with that word
-    python benchmarks/transfer.py --work runs/transfer --minutes 60    # begin nothing new after
-    python benchmarks/transfer.py --render                             # the table alone
+    python benchmarks/transfer.py --work runs/transfer --only coupled  # cases with this word
+    python benchmarks/transfer.py --work runs/transfer --minutes 60    # start nothing new after
+    python benchmarks/transfer.py --render                             # only write the table
 
 Cases, in the order of `cases`: a small model's own filters on the tasks that they were trained on;
 the other small model's filters; longer canvases than the 128 tokens of the training; and filters
 trained without some tasks, measured on just those. Such filters are trained by the recipe of `make
 filters`, on the first `--train-prompts` training prompts less those of the tasks left out.
 
-Each row is a decode of held-out prompts under one setting. It is appended to `--out` (.jsonl) as
-soon as it is there, with its configuration and every prompt's outcome, so that a run that was
-stopped goes on, and the table (.md) is made of the file alone. Filters and their trajectories stay
-in `--work`. One process and one thread.
+Each row is a decode of held-out prompts with one setting. It is appended to `--out` (.jsonl) as
+soon as it is measured, with its configuration and every prompt's outcome, so that an interrupted
+run can be continued. The table (.md) is made only from this file. Filters and their trajectories
+are kept in `--work`. The script uses one process and one thread.
 """
 
 from __future__ import annotations
@@ -84,12 +84,12 @@ class Case:
     gen: int
     tasks: tuple[str, ...]
     filters: str | None
-    """The small model whose shipped filters decide; None for filters trained without `tasks`,
-    which are those of `model`."""
+    """The small model whose shipped filters are used; None for filters of `model` that are trained
+    without `tasks`."""
 
 
 def cases() -> list[Case]:
-    """All of them; those that need no training come first."""
+    """All cases; those that need no training come first."""
     every, small = tuple(TASKS), ("tiny-llada", "tiny-sdar")
     found = [Case(f"{m}, gen 128, own filters", m, 128, every, m) for m in small]
     found += [
@@ -108,7 +108,7 @@ def cases() -> list[Case]:
         Case(f"tiny-llada, gen {gen}, own filters", "tiny-llada", gen, every, "tiny-llada")
         for gen in LENGTHS
     ]
-    # The two splits that were looked at first, then the others.
+    # The two splits that were measured first, then the others.
     first = [trained[0], trained[3]]
     return [*found, *longer, *first, *(case for case in trained if case not in first)]
 
@@ -146,23 +146,23 @@ class Bench:
     rows: Rows
     work: Path
     limit: int
-    """Held-out prompts, of which a case has those of its tasks."""
+    """Held-out prompts of all tasks; a case uses those of its tasks."""
     train_prompts: int
     rounds: int
     batch_size: int
     gen: int | None
-    """The canvas of every case, in a quick look; else each case's own."""
+    """The canvas length of every case in a quick run; otherwise each case has its own."""
     deadline: float
     epochs: int | None = None
 
     def measure(self, case: Case, controls: Sequence[dict[str, Any]], learned: Any) -> None:
-        """Decode what is missing of a case, each setting as a row."""
+        """Decode the missing settings of a case, each as a row."""
         prompts = [p for p in read_prompts(heldout_prompts(), self.limit, tasks=TASKS)
                    if p.task and p.task.name in case.tasks]  # fmt: skip
         if not prompts:
             raise L2PDError(f"--limit {self.limit}: no held-out prompt is of {case.name}")
         every = tuple(TASKS)
-        # What needs no filter of the split's is decoded once for all splits, and cut to size later.
+        # Settings without the split's filter are decoded once for all splits, and restricted later.
         alike = dataclasses.replace(case, tasks=every)
         whole = read_prompts(heldout_prompts(), self.limit, tasks=TASKS)
         self._decode(alike, whole, REFERENCE, {}, None, "")
@@ -266,7 +266,7 @@ class Bench:
 def outcome(found: Evaluation, label: str, folder: Path | None) -> dict[str, Any]:
     """The figures of a decode, and of each of its prompts."""
     configuration = found.configuration
-    if folder is not None:  # where it lies is this machine's affair
+    if folder is not None:  # its path depends on the machine
         configuration = configuration.replace(str(folder), f"<{label}>")
     return {
         "prompts": len(found.answers),
@@ -343,7 +343,7 @@ def _is_of(row: dict[str, Any], case: Case, policy: str, options: dict[str, Any]
 
 
 class TimeOver(Exception):
-    """Nothing new is to be begun."""
+    """The time limit is reached: nothing new is started."""
 
 
 def chosen_cases(only: Sequence[str]) -> Iterator[Case]:
@@ -361,7 +361,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, help="folder of the filters and their trajectories")
     parser.add_argument(
-        "--out", type=output, default=RESULTS, help="the rows; the table lies beside"
+        "--out", type=output, default=RESULTS, help="the rows; the table is written next to them"
     )
     parser.add_argument("--only", action="append", default=[], help="cases with this in the name")
     parser.add_argument("--limit", type=positive, default=600, help="held-out prompts of all tasks")
@@ -369,9 +369,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--batch-size", type=positive, default=32)
     parser.add_argument(
-        "--minutes", type=amount, default=600.0, help="begin nothing new after these"
+        "--minutes", type=amount, default=600.0, help="start nothing new after these"
     )
-    parser.add_argument("--render", action="store_true", help="make the table, and nothing else")
+    parser.add_argument("--render", action="store_true", help="only make the table")
     parser.add_argument("--quick", action="store_true", help="few settings, 32 tokens, few epochs")
     arguments = parser.parse_args()
     rows = Rows(arguments.out)
@@ -380,7 +380,7 @@ def main() -> None:
         table.write_text(render(rows.rows, unmeasured(rows)), encoding="utf-8")
         return
     if arguments.work is None:
-        raise L2PDError("--work: wanted, the folder of the filters and their trajectories")
+        raise L2PDError("--work: missing; expected the folder of filters and trajectories")
     if arguments.limit < 1 or arguments.train_prompts < 2 or arguments.rounds < 1:
         raise L2PDError(
             "--limit, --train-prompts, --rounds: expected whole numbers from 1, 2 and 1"

@@ -1,4 +1,4 @@
-"""The table of benchmarks/transfer.py: what a learned policy gives beside the swept threshold."""
+"""The table of benchmarks/transfer.py: learned policies compared with the swept threshold."""
 
 from __future__ import annotations
 

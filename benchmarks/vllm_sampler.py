@@ -1,14 +1,14 @@
-"""The sampler beside the model's forward pass and beside a step of vLLM's own sampler, in vLLM.
+"""Compare our sampler in vLLM with the model's forward pass and with vLLM's own sampler.
 
     .venv-vllm/bin/python benchmarks/vllm_sampler.py
     .venv-vllm/bin/python benchmarks/vllm_sampler.py --batches 8 --vocabulary 151936 --json FILE
 
 A random SDAR of the given sizes decodes a batch of equal requests. In each denoising step both
-samplers get the same logits, one row per position of each block: ours takes its step; vLLM's takes
-the most likely token of every row, and what it says is dropped. Printed are milliseconds per step
-(median and range), and ratios. On a CPU vLLM's sampler runs in Triton's interpreter, where its
-time says nothing about a GPU, and grows long: of large batches fewer steps are timed (--rows), and
---without-vllm leaves it out.
+samplers get the same logits, one row per position of each block. Ours takes its step; vLLM's takes
+the most likely token of every row, and its result is discarded. The script prints milliseconds per
+step (median and range) and ratios. On a CPU, vLLM's sampler runs in Triton's interpreter: its time
+does not predict that on a GPU, and is long. So fewer steps of large batches are timed (--rows), and
+--without-vllm leaves vLLM's sampler out.
 """
 
 from __future__ import annotations
@@ -70,22 +70,22 @@ class Seconds:
     wanted: int = 0
     """How many steps are timed."""
     of: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    """By part; all lists are of one length."""
+    """Seconds by part; all lists have the same length."""
 
     @property
     def enough(self) -> bool:
-        """Whether the wanted steps were timed."""
+        """Whether all requested steps were timed."""
         return len(self.of["ours"]) >= self.wanted
 
     def begin(self, wanted: int) -> None:
-        """Forget all, and time as many steps."""
+        """Discard all times, and time this many steps."""
         self.wanted = wanted
         self.of.clear()
 
 
 @contextmanager
 def watched(seconds: Seconds, beside_vllm: bool) -> Iterator[Callable[[Any], None]]:
-    """The times of the denoising steps that are wanted; the yielded function attaches a model."""
+    """The times of the requested denoising steps; the yielded function attaches a model."""
     custom, call = DiffusionState.custom_sampler, UnmaskSampler.__call__
     stock: Any = None
     last: dict[str, float] = {}  # of the step that is running

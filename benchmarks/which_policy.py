@@ -1,7 +1,7 @@
 """Write docs/which_policy.md from the results of benchmarks/frontier.py.
 
 make frontier                      # measures, and then runs this
-python benchmarks/which_policy.py  # the page alone, from benchmarks/results/frontier.json
+python benchmarks/which_policy.py  # only the page, from benchmarks/results/frontier.json
 """
 
 from __future__ import annotations

@@ -15,33 +15,33 @@ Lengths = TypeVar("Lengths", int, np.ndarray)
 """One length, or an array of them."""
 
 Attention = Literal["bidirectional", "block_causal"]
-"""Which positions a position sees. "bidirectional": all of prompt and canvas. "block_causal": those
-of its own block and of the blocks before it, blocks being counted from the prompt's first token."""
+"""Which positions a position sees. "bidirectional": the whole prompt and canvas. "block_causal":
+its own block and the blocks before it; blocks are counted from the prompt's first token."""
 
 
 def whole_blocks(positions: int, block_length: int) -> int:
-    """The positions of the least number of whole blocks that hold so many."""
+    """The number of positions, rounded up to whole blocks."""
     return -(-positions // block_length) * block_length
 
 
 def begun_by_prompt(prompt_length: Lengths, block_length: int) -> Lengths:
-    """The prompt's positions in its last block, where blocks count from the prompt's first token;
-    0 if the prompt ends with a block.
+    """The number of the prompt's positions in its last block, if blocks are counted from the
+    prompt's first token; 0 if the prompt ends with a block.
     """
     return prompt_length % block_length
 
 
 @dataclass(frozen=True)
 class BlockLayout:
-    """The blocks of one canvas. Positions count from the sequence's start, or from wherever the
-    caller counts (columns of a batch that is padded on the left), the same for all fields."""
+    """The blocks of one canvas. Positions are counted from the start of the sequence, or from
+    another origin of the caller's (columns of a left-padded batch), the same for all fields."""
 
     begin: int
     """First position of the canvas, which is one past the prompt's last."""
     end: int
     """One past the last position of the canvas."""
     origin: int
-    """First position of block 0. It lies before `begin` where the prompt has begun the block."""
+    """First position of block 0. It is before `begin` if the block begins with prompt tokens."""
     block_length: int
 
     @classmethod

@@ -57,7 +57,7 @@ class BlockBatch:
     policies: list[UnmaskPolicy]
     """One policy per row; rows with the same object form a group."""
     ignores_end: Tensor
-    """(B,) bool: rows that go on after an end-of-text token."""
+    """(B,) bool: rows that continue after an end-of-text token."""
     reference: Tensor | None = None
     """(B, L) int64: the reference answer, for policies that require it."""
     generators: list[torch.Generator | None] | None = None

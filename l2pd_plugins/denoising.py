@@ -60,19 +60,19 @@ def denoising_step(
     """Take one denoising step; `block` is updated in place.
 
     Args:
-        block: the blocks as they stand. Rows without masks stay as they are.
+        block: the current blocks. Rows without masks are not changed.
         logits: (N, V), or (B, L, V) for every position of the block.
         positions: (N,) int64, ``row * L + position`` of each row of logits; it must cover
             `block.needed()`. None if logits are given for every position.
         end_of_text: the end-of-text rule to apply.
         x0: (N,) tokens drawn from the logits (see `sample_tokens`), -1 for the argmax; None for the
-            argmax everywhere. With suppress_mask the mask token, too, stands for the argmax.
+            argmax everywhere. With suppress_mask the mask token, too, means the argmax.
         suppress_mask: never predict the mask token. False is for exact parity with code that does
             not suppress it (LLaDA, Fast-dLLM): a position that is selected and whose prediction is
             the mask token stays masked, counts as what the step selected, and is decoded again.
             So that the block ends, this holds for its first L steps, as many as that code takes at
             most; from then on the row's mask token is suppressed.
-        on_error: for this call alone, instead of the batch's own `on_error`.
+        on_error: for this call only, instead of the batch's own `on_error`.
         later: for a batch that looks ahead (`BlockBatch.look_ahead`), the logits (M, V) of its
             later blocks and where they belong, (M,) int64, ``block * L + position``, blocks in the
             order of `BlockBatch.later_rows`; they must cover all masked positions of these blocks.

@@ -180,7 +180,7 @@ def parse_json(text: str) -> Any:
         try:
             json.dumps(values, ensure_ascii=False).encode()
         except UnicodeEncodeError:
-            raise ValueError("it holds half of a surrogate pair, which is no text") from None
+            raise ValueError("it holds half of a surrogate pair") from None
     return values
 
 

@@ -65,7 +65,7 @@ class FrameReader:
         """The frames of one step, one per sequence, with a single read from the device.
 
         The arguments are those of an observer of steps: R sequences (indices into the batch), the
-        block that each stands in, and what the step did to the (R, L) positions.
+        current block of each, and what the step did to the (R, L) positions.
         """
         step = outcome.step
         parts = (

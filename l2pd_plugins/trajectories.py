@@ -27,8 +27,8 @@ from l2pd_plugins.writing import require_writable, sweep, write_text, write_whol
 
 LABELS = ("reference", "consistent")
 """Meanings of `Trajectories.correct`. "reference": the prediction equals the token of the reference
-decode. "consistent": for prompts with several answers, the prediction is consistent with the surer
-ones; for all others as "reference".
+decode. "consistent": for prompts with several answers, the prediction is consistent with the more
+confident ones; for all others as "reference".
 """
 
 SCHEMA_VERSION = 1
@@ -110,7 +110,7 @@ class Trajectories:
     masked: Tensor
     """(N, L) bool."""
     present: Tensor
-    """(N, L) bool, False behind the end of the text or of the canvas."""
+    """(N, L) bool, False after the end of the text or of the canvas."""
     x0: Tensor
     """(N, L) int32, the predictions."""
     confidence: Tensor

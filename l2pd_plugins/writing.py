@@ -138,14 +138,12 @@ def require_writable_folder(folder: Path, called: str | None = None) -> None:
         if place.is_dir():
             if place.stat().st_dev != place.parent.stat().st_dev or place == place.parent:
                 raise L2PDError(
-                    f"{called} cannot be replaced: it is where a disk is mounted; name a folder "
-                    "in it"
+                    f"{called} cannot be replaced: it is a mount point; name a folder in it"
                 )
             inner = sorted(entry.name for entry in place.iterdir() if entry.is_dir())
             if inner:
                 raise L2PDError(
-                    f"{called} cannot be replaced: it holds a folder of its own ({inner[0]}); "
-                    "name another"
+                    f"{called} cannot be replaced: it contains a folder ({inner[0]}); name another"
                 )
         temporary = temporary_of(place)
         temporary.mkdir()

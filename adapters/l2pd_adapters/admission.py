@@ -249,7 +249,7 @@ def load_for_requests(admission: Admission, model: ModelContext) -> None:
     for path in admission.request_paths:
         if path not in useful:
             raise L2PDError(
-                f"request_paths: {path!r} is of use to no policy: "
+                f"request_paths: no policy can use {path!r}: "
                 f"{'; '.join(reasons[path]) or 'none has an option that names a path'}"
             )
 

@@ -88,7 +88,7 @@ def _problem_of(template: str) -> str:
     try:
         parsed = environment.parse(template)
     except TemplateSyntaxError as error:
-        return one_line(f"it is no Jinja: {error.message} (line {error.lineno})")
+        return one_line(f"it is not valid Jinja: {error.message} (line {error.lineno})")
     except RecursionError:
         return "it is nested too deep"
     # Jinja evaluates constants when it compiles, before anything runs.

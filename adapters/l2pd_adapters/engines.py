@@ -27,7 +27,7 @@ _DISTRIBUTION = "l2pd-plugins"
 
 Signature: TypeAlias = tuple[str, ...] | list[tuple[str, ...]]
 """The parameters of a function, by their names; "..." at the end stands for any more. A list has
-the forms that an adapter can live with."""
+the forms that an adapter supports."""
 
 
 @dataclass(frozen=True)
@@ -118,8 +118,8 @@ class Engine:
         if not found:
             return ""
         return (
-            f"{self.name} {version(self.name)} is not as l2pd-plugins knows "
-            f"{self.supported_range}: {'; '.join(found)}"
+            f"{self.name} {version(self.name)} does not have the interface of "
+            f"{self.supported_range} that l2pd-plugins uses: {'; '.join(found)}"
         )
 
 

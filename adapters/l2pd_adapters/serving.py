@@ -215,7 +215,9 @@ def guarded(begin: Callable[[], None], otherwise: Callable[[], None]) -> None:
         kind = f"{type(error).__name__}: {shown(str(error))}"
         if kind not in _reported and len(_reported) < 100:
             _reported.add(kind)
-            logger.exception("a request that was admitted goes on with the server's policy")
+            logger.exception(
+                "an admitted request failed to begin; it continues with the server's policy"
+            )
         otherwise()
 
 

@@ -12,7 +12,7 @@ def l2pd_policies() -> list[PolicySpec]:
         PolicySpec(
             name="fixed_schedule",
             factory="l2pd_policies.fixed_schedule:FixedSchedule",
-            summary="LLaDA's low-confidence remasking: the k most confident tokens a step",
+            summary="LLaDA's low-confidence remasking: the k most confident tokens per step",
             api_version=1,
         ),
         PolicySpec(
@@ -24,7 +24,7 @@ def l2pd_policies() -> list[PolicySpec]:
         PolicySpec(
             name="fast_dllm_factor",
             factory="l2pd_policies.fast_dllm_factor:FastDLLMFactor",
-            summary="Fast-dLLM's factor rule: the more tokens at once, the surer each must be",
+            summary="Fast-dLLM's factor rule: tokens taken together must be more confident",
             api_version=1,
         ),
         PolicySpec(
@@ -102,7 +102,7 @@ def l2pd_policies() -> list[PolicySpec]:
         PolicySpec(
             name="saber",
             factory="l2pd_policies.saber:Saber",
-            summary="Saber: above the mean confidence so far; remasks what has lost most",
+            summary="Saber: above the mean confidence so far; remasks the largest losses",
             api_version=1,
         ),
         PolicySpec(

@@ -21,7 +21,7 @@ class Cora(UnmaskPolicy):
     block before.
 
     Source: CORA-Diff, arXiv 2608.11235, defaults 0.65 and 1 (calibrated on GSM8K). The authors'
-    code keeps the last prediction of the whole canvas. So does this policy where the engine has the
+    code keeps the last prediction of the whole canvas. So does this policy if the engine has the
     logits of later blocks (transformers, bidirectional models, cache "none" or "prefix"); elsewhere
     a block's first step has no previous step to compare with, and its tokens are unmasked one step
     later. The authors' end-of-text truncation is done by the engine here (`end_of_text`).

@@ -134,7 +134,7 @@ def test_a_hub_id_has_the_checks_of_a_folder(hub: Hub, fault: str) -> None:
 
 def test_a_model_that_is_not_in_the_cache_is_refused(hub: Hub) -> None:
     with pytest.raises(
-        L2PDError, match=r"^model 'owner/LLaDA'.* neither here nor given by"
+        L2PDError, match=r"^model 'owner/LLaDA'.* neither in the hub's cache nor available"
     ) as told:
         hub.load()
     assert str(told.value).isprintable()
@@ -155,9 +155,9 @@ def test_additional_templates_are_fetched_and_checked(hub: Hub, monkeypatch) -> 
         return str(hub.snapshot)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    with pytest.raises(L2PDError, match=r"t\.jinja: it is no Jinja"):
+    with pytest.raises(L2PDError, match=r"t\.jinja: it is not valid Jinja"):
         load("owner/LLaDA")
     assert len(asked) == 1 and "additional_chat_templates/*" in asked[0]  # before the weights
     assert not any("safetensors" in pattern for pattern in asked[0])
     problems = find_checkpoint("owner/LLaDA").problems
-    assert any("t.jinja: it is no Jinja" in problem for problem in problems)
+    assert any("t.jinja: it is not valid Jinja" in problem for problem in problems)

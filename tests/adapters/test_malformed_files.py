@@ -169,11 +169,11 @@ def test_a_config_of_a_far_larger_model_allocates_nothing(folder: Path) -> None:
 
 
 TEMPLATES = {
-    "{% for m in messages %}": "it is no Jinja: ",
+    "{% for m in messages %}": "it is not valid Jinja: ",
     "{{ 'x' * 10000000000 }}": r"it holds the number 1e\+10",
     "{{ 'x' * 99999 * 99999 }}": "a product of products",
     "{{ 9 ** 9 ** 9 }}": r"a power \(\*\*\)",
-    "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}": "nested too deep|no Jinja",
+    "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}": "nested too deep|not valid Jinja",
     "x" * (2**20 + 1): "it has 1048577 characters",
 }
 
@@ -337,10 +337,16 @@ def test_a_byte_order_mark_is_not_part_of_a_prompt(tmp_path: Path) -> None:
     [
         ("Hello".encode("utf-16"), "p.jsonl cannot be read: it is UTF-16, expected UTF-8"),
         (b"\xff", "p.jsonl cannot be read: it is not UTF-8"),
-        (b"[" * 100_000, "line 1: no JSON: it is nested deeper"),
-        (b'{"prompt": "a", "id": ' + b"9" * 5000 + b"}", "line 1: no JSON: Exceeds the limit"),
-        (b'{"prompt": "\\ud800"}', "line 1: no JSON: it holds half of a surrogate pair"),
-        (b'{"prompt": "a", "prompt": "b"}', "line 1: no JSON: the key 'prompt' is given twice"),
+        (b"[" * 100_000, "line 1: not valid JSON: it is nested deeper"),
+        (
+            b'{"prompt": "a", "id": ' + b"9" * 5000 + b"}",
+            "line 1: not valid JSON: Exceeds the limit",
+        ),
+        (b'{"prompt": "\\ud800"}', "line 1: not valid JSON: it holds half of a surrogate pair"),
+        (
+            b'{"prompt": "a", "prompt": "b"}',
+            "line 1: not valid JSON: the key 'prompt' is given twice",
+        ),
     ],
 )
 def test_a_file_that_is_not_a_prompt_file_is_refused(

@@ -129,8 +129,8 @@ def test_a_path_that_cannot_be_a_folder_is_refused_before_the_work(tmp_path: Pat
         (tmp_path / "file", "it is a file, expected a folder"),
         (tmp_path / "file" / "x", "File exists|Not a directory"),
         (Path("/proc/x"), "No such file|cannot be made"),
-        (Path("/proc"), "it is where a disk is mounted"),
-        (tmp_path / "full", r"it holds a folder of its own \(of\)"),
+        (Path("/proc"), "it is a mount point"),
+        (tmp_path / "full", r"it contains a folder \(of\)"),
     ):
         with pytest.raises(L2PDError, match=words):
             require_writable_folder(path)

@@ -105,7 +105,7 @@ def test_rows_are_masked_as_decoding_meets_them(source):
 def test_the_likelihood_of_an_answer_is_a_sum_of_one_token_per_step(source):
     model, tokenizer = load("tiny-llada")
     end, mask = model.generation_config.eos_token_id, model.config.mask_token_id
-    # Of a walk the end is surest, and comes first. The other answer goes into a second block.
+    # The end of a walk is most certain and comes first. The other answer extends to a second block.
     walk = Prompt("Walk 4-8: 8.....", "walk")
     prompts = [encode_prompts(tokenizer, [walk])[0], torch.tensor([98, 40, 99])]
     answers = [[*tokenizer("878787").input_ids, end], [*range(60, 94), end]]

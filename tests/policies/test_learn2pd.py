@@ -84,7 +84,7 @@ def test_trajectories_with_nan_are_refused(name):
         correct=bits,
         **values,
     )
-    with pytest.raises(L2PDError, match=rf"a {name} that is no number, .* counted from 0: 2;"):
+    with pytest.raises(L2PDError, match=rf"a {name} that is not finite, .* counted from 0: 2;"):
         train(UnmaskFilter, data, Recipe(epochs=1), block_length=4, base_model="m")
 
 

@@ -56,9 +56,9 @@ def _scalar(text: str, what: str) -> Any:
     try:
         value = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError):  # ValueError for an invalid date, or too many digits
-        raise ValueError(f"{what} is no YAML scalar") from None
+        raise ValueError(f"{what} is not a YAML scalar") from None
     if isinstance(value, list | dict | set | tuple):
-        raise ValueError(f"{what} is no YAML scalar")
+        raise ValueError(f"{what} is not a YAML scalar")
     try:
         # YAML 1.1 reads 1e-3 as a string; it is meant as a number.
         return float(value) if isinstance(value, str) else value

@@ -231,7 +231,7 @@ class Checkpoint:
             self._problem(error)
             return {}
         except OSError as error:  # the hub's errors are subclasses
-            self.notes.append(one_line(f"the weights were not looked at: {reason_of(error)}"))
+            self.notes.append(one_line(f"the weights were not checked: {reason_of(error)}"))
             return {}
 
     def _of_files(self) -> dict[str, StoredTensor]:
@@ -257,7 +257,7 @@ class Checkpoint:
             return files
         others = [path.name for kind in ("*.bin", "*.pth") for path in self.folder.glob(kind)]
         found = f"; {', '.join(sorted(others))} would have to be converted" if others else ""
-        self._problem(f"{WEIGHTS} is missing, and {INDEX}, too{found}")
+        self._problem(f"{WEIGHTS} and {INDEX} are missing{found}")
         return []
 
     def _vocabulary(self) -> Vocabulary | None:
@@ -267,9 +267,11 @@ class Checkpoint:
             self._problem(error)
             return None
         if vocabulary is None and any(map(self._has, TOKENIZER_FILES)):
-            self.notes.append("the tokenizer's vocabulary was not looked into: no tokenizer.json")
+            self.notes.append(
+                "the tokenizer's vocabulary was not checked: there is no tokenizer.json"
+            )
         elif vocabulary is None:
-            self._problem("tokenizer.json is missing, and every other tokenizer's file, too")
+            self._problem("there is no tokenizer: tokenizer.json is missing")
         return vocabulary
 
     def _mask_token_id(self) -> int | None:
@@ -312,7 +314,9 @@ class Checkpoint:
 
     def _check_dtype(self) -> None:
         if self.dtype not in DTYPES:
-            self._problem(f"the config's dtype {self.dtype!r} is none of {', '.join(DTYPES)}")
+            self._problem(
+                f"the config's dtype {self.dtype!r} is unknown; expected one of {', '.join(DTYPES)}"
+            )
 
     def _check_layers(self) -> None:
         """Check that all layers are stored: a missing weight would be initialised at random."""
@@ -323,7 +327,7 @@ class Checkpoint:
         wanted = self.native.get("num_hidden_layers")
         if isinstance(wanted, int) and layers != set(range(wanted)):
             without = sorted(set(range(wanted)) - layers)
-            which = f"none is stored of {without}" if without else f"{len(layers)} are stored"
+            which = f"{without} are not stored" if without else f"{len(layers)} are stored"
             self._problem(f"the config has {wanted} layers: {which}")
         tied = self.native.get("tie_word_embeddings", False)
         if not tied and "lm_head.weight" not in self.tensors:
@@ -346,11 +350,11 @@ class Checkpoint:
                 f"{size} rows"
             )
         if self.mask_token_id is not None and self.vocabulary.text_of(self.mask_token_id) is None:
-            self._problem(f"the tokenizer has no token {self.mask_token_id}, which is the mask's")
+            self._problem(f"the tokenizer lacks the mask token {self.mask_token_id}")
 
     def _check_end_of_text(self) -> None:
         if not self.end_of_text:
-            self.notes.append("no eos_token_id: a text ends with its canvas only")
+            self.notes.append("no eos_token_id: a text ends only with its canvas")
         for name in ("eos_token_id", "pad_token_id"):
             for number in end_of_text_ids(self._setting(name)):
                 if number == self.mask_token_id:
@@ -360,7 +364,7 @@ class Checkpoint:
         code = sorted(path.name for path in self.folder.glob("*.py"))
         if code or "auto_map" in self.config or "auto_map" in self.tokenizer_config:
             named = ", ".join(code) or "auto_map"
-            self.notes.append(f"it carries code of its own ({named}), which is never run")
+            self.notes.append(f"it contains code ({named}), which is never run")
 
     def _note_quantisation(self) -> None:
         if self.quantisation is not None:
@@ -376,7 +380,9 @@ def find_checkpoint(name: str) -> Checkpoint:
     source = resolve_model(name)
     if Path(source).is_dir():
         if not is_there(Path(source) / "config.json"):
-            raise L2PDError(f"model {name!r}: the folder has no config.json, it is no checkpoint")
+            raise L2PDError(
+                f"model {name!r}: the folder has no config.json, so it is no checkpoint"
+            )
         return Checkpoint(Path(source))
     folder = snapshot_of(name, SMALL_FILES)
     return Checkpoint(folder, hub_id=name)

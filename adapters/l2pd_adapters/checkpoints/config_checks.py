@@ -1,7 +1,7 @@
 """The settings that a checkpoint's config.json and its like may hold, by type and bounds.
 
-A config comes from anybody. What is checked here is what this package reads itself, and every size
-by which a library would loop or allocate memory.
+Configs are untrusted. This module checks the settings that this package reads, and every size by
+which a library would loop or allocate memory.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _KINDS: dict[str, tuple[int, int]] = {
         ),
         (1, _GREATEST),
     ),
-    # 0 is how a config of LLaDA2 says that it names none.
+    # Configs of LLaDA2 use 0 for "none".
     "block_length": (0, _GREATEST),
     **dict.fromkeys(
         ("num_experts", "num_local_experts", "n_routed_experts", "num_labels", "type_vocab_size"),
@@ -67,7 +67,7 @@ _KINDS: dict[str, tuple[int, int]] = {
         (0, _CHOICES),
     ),
     "first_k_dense_replace": (0, _LAYERS),
-    # Some configs say -1 where they mean none.
+    # Some configs use -1 for "none".
     **dict.fromkeys(("mask_token_id", "pad_token_id", "bos_token_id"), (-1, _GREATEST)),
 }
 _TEXTS = ("model_type", "dtype", "torch_dtype", "hidden_act", "quant_method")
@@ -82,7 +82,7 @@ _OBJECTS = (
     "auto_map",
 )
 _FREE = ("auto_map", "rope_scaling", "rope_parameters")
-"""Objects whose own settings are nobody's of the above."""
+"""Objects whose contents are not checked, since they are not settings of the above kinds."""
 
 
 def wrong_settings(values: Mapping[str, Any]) -> dict[str, str]:

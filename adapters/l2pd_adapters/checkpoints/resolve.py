@@ -64,7 +64,7 @@ def snapshot_of(hub_id: str, patterns: Iterable[str], **hub: Any) -> Path:
         return Path(snapshot_download(hub_id, allow_patterns=list(patterns), **hub))
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         raise L2PDError(
-            f"model {hub_id!r} is neither here nor given by the hub: {reason_of(error)}"
+            f"model {hub_id!r} is neither in the hub's cache nor available: {reason_of(error)}"
         ) from error
 
 

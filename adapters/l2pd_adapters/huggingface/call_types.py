@@ -54,7 +54,7 @@ class GenerateKeywords(TypedDict, total=False):
     tokenizer: Any
     token_type_ids: Tensor | None
     logits_to_keep: int | None
-    # DiffusionGemma's alone.
+    # Only for DiffusionGemma.
     max_denoising_steps: int | None
     cache_implementation: str | None
     past_key_values: Any

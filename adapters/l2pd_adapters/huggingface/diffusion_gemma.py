@@ -59,11 +59,11 @@ _CHECKED = {
 _WHY_NOT = {
     "block_length": "the block is the model's canvas (config.canvas_length)",
     "cache": "its prompt is always cached; cache_implementation says how",
-    "end_of_text": "its canvases are cut behind an end of text by transformers",
+    "end_of_text": "transformers cuts its canvases after an end of text",
     "seed": "transformers draws from torch's generator; call torch.manual_seed before",
     "suppress_mask": "there is no mask token",
-    "on_step": "its steps commit nothing that stays",
-    "observe": "its steps commit nothing that stays",
+    "on_step": "its steps commit nothing permanently",
+    "observe": "its steps commit nothing permanently",
 }
 _COMPILED = (
     "_compiled_accept_canvas",

@@ -133,7 +133,7 @@ def _check_readable(model: Any, family: ModelFamily) -> None:
     ):
         raise L2PDError(
             f"{family.name}: this {type(model).__name__} is autoregressive; a bidirectional one "
-            "has is_causal=False in its config before it is made"
+            "needs is_causal=False in its config before it is created"
         )
 
 

@@ -177,7 +177,7 @@ def refuse_unknown(keywords: Mapping[str, Any]) -> None:
 
 def _in_our_words(name: str, value: object) -> str:
     told = f"{name}={short(value)}: "
-    return told + (_NOT_HERE.get(name) or f"it is called otherwise here; use {_THEIR_WORDS[name]}")
+    return told + (_NOT_HERE.get(name) or f"it has another name here; use {_THEIR_WORDS[name]}")
 
 
 def _asks_for_nothing(name: str, value: object) -> bool:

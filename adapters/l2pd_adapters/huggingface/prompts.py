@@ -53,7 +53,7 @@ def left_padded_mask(prompts: Tensor, mask: Tensor | None) -> Tensor:
     mask = mask.to(torch.int64)
     if bool((mask.diff(dim=-1) < 0).any()):
         raise L2PDError(
-            "attention_mask has zeros behind ones: prompts are padded on the left "
+            "attention_mask has zeros after ones: prompts are padded on the left "
             "(tokenizer.padding_side = 'left'), since the canvas follows them"
         )
     return mask
@@ -153,7 +153,7 @@ def refuse_masks(tokens: list[int], mask_token_id: int, what: str) -> None:
     if at:
         some = ", ".join(map(str, at[:_NAMED_AT_MOST])) + (", ..." * (len(at) > _NAMED_AT_MOST))
         raise L2PDError(
-            f"{what}: the mask token {mask_token_id} stands at position {some} ({len(at)} in all); "
+            f"{what}: the mask token {mask_token_id} is at position {some} ({len(at)} in all); "
             "masks inside a prompt are not filled in, only the canvas after it is; expected a "
             "prompt without masks"
         )

@@ -115,7 +115,7 @@ class Sampling:
             warpers.append(TopKLogitsWarper(min(self.top_k, scores.shape[1])))
         if self.top_p < 1:
             warpers.append(TopPLogitsWarper(self.top_p))
-        no_input: Any = None  # the three read the scores alone
+        no_input: Any = None  # the three read only the scores
         return warpers(no_input, scores)
 
 
@@ -304,7 +304,7 @@ def _canvas_length(merged: Mapping[str, Any], prompt_length: int) -> int:
     if length <= prompt_length:
         raise L2PDError(
             f"max_length={length}: the prompt has {prompt_length} tokens already; expected a "
-            "larger number, or max_new_tokens, which counts the canvas alone"
+            "larger number, or max_new_tokens, which counts only the canvas"
         )
     return length - prompt_length
 

@@ -1,11 +1,12 @@
-"""Which requests run together, so that the KV cache has room for each of them until its end.
+"""Choose the requests that run together, so that the KV cache has room for each until its end.
 
-SGLang reserves no room for the answer of a request that it admits (`PrefillAdder._add_dllm_req`),
-charges running requests their whole `max_new_tokens` again in each round (`add_dllm_staging_req`),
-and cuts a block, or disregards the memory, once that account is used up
-(`_get_dllm_remain_tokens`); either ends the server. Here a request starts only when all that it may
-need fits beside what the running ones may need. The memory is then there by construction, and the
-account is not asked. What does not fit yet waits in SGLang's own queue, in its order.
+SGLang's own accounting fails for these requests. It reserves no memory for the answer of an
+admitted request (`PrefillAdder._add_dllm_req`), charges running requests their whole
+`max_new_tokens` again in each round (`add_dllm_staging_req`), and when its budget is used up it
+cuts a block or ignores the limit (`_get_dllm_remain_tokens`); both end the server. Here a request
+starts only if everything that it may need fits in addition to everything that the running requests
+may need. The memory is then always sufficient, and SGLang's budget is not used. Other requests wait
+in SGLang's queue, in its order.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def fetch_waiting(original: Callable[[Any], None], scheduler: Any) -> None:
 
 
 def remaining_tokens(original: Callable[..., int], adder: Any, request: Any = None) -> int:
-    """How many tokens of a request fit into this round: a whole block, or none
+    """The number of tokens of a request in this round: a whole block, or none
     (`PrefillAdder._get_dllm_remain_tokens`)."""
     config = adder.dllm_config
     if not hasattr(config, "l2pd") or config.requires_separate_context_encoding:
@@ -50,7 +51,7 @@ def validate(
 ) -> str | None:
     """Why a request is refused, or None (`SchedulerDllmMixin.validate_dllm_request`).
 
-    One that asks for more than the whole cache is refused here; SGLang would cut it without a word.
+    A request for more than the whole cache is refused here; SGLang would cut it silently.
     """
     problem = original(scheduler, request)
     if problem is not None or not hasattr(scheduler.dllm_config, "l2pd"):
@@ -67,8 +68,8 @@ def validate(
 
 
 def _most_tokens(scheduler: Any, request: Any) -> int:
-    """The tokens of the KV cache that the request may hold before it ends: its blocks and one more,
-    in whole pages, but never more than there are, for it may run alone."""
+    """The most tokens of the KV cache that the request may need: its blocks and one more, in whole
+    pages, but at most the whole cache, since a request may run alone."""
     tokens = len(request.origin_input_ids) + request.sampling_params.max_new_tokens
     block = scheduler.dllm_config.block_size
     needed = _up_to(scheduler.page_size, _up_to(block, tokens) + block)

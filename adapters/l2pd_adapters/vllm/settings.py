@@ -58,8 +58,8 @@ class VllmServer(serving.PolicyServer):
         return self.rows
 
     def ignores_end(self, params: Any) -> bool:
-        """Whether a request with these sampling parameters goes on after an end of text, as vLLM
-        does.
+        """Whether a request with these sampling parameters continues after an end of text, as in
+        vLLM.
         """
         stops = {params.eos_token_id, *(params.stop_token_ids or ())}
         return params.ignore_eos or not stops.issuperset(self.end_of_text.token_ids)

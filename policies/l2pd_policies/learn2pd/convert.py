@@ -43,7 +43,7 @@ def convert(source: Path, *, threshold: float, progress: str, base_model: str) -
         raise L2PDError(f"{source} holds {found}; {_WANTED}")
     tensors = [weights[name] for name in names]
     if not all(value.is_floating_point() and value.isfinite().all() for value in tensors):
-        raise L2PDError(f"{source} has weights that are no finite real numbers: {found}")
+        raise L2PDError(f"{source} has weights that are not finite real numbers: {found}")
     made = UnmaskFilter(
         block_length=length, threshold=threshold, progress=progress, base_model=base_model
     )

@@ -170,7 +170,7 @@ def _check_finite(data: Trajectories) -> None:
             prompts = data.prompt[bad].unique().tolist()
             some = ", ".join(map(str, prompts[:5])) + (", ..." if len(prompts) > 5 else "")
             raise L2PDError(
-                f"the trajectories hold a {name} that is no number, in steps of {len(prompts)} "
+                f"the trajectories hold a {name} that is not finite, in steps of {len(prompts)} "
                 f"prompt(s), counted from 0: {some}; the model's logits were NaN or infinite"
             )
 

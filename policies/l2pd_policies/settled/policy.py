@@ -18,7 +18,7 @@ from l2pd_policies.settled.signals import how_long, signals
 DOUBT_POWER = 0.7
 """Exponent of the doubts (1 - probability) in the sum that `risk` bounds. With 1, the sum bounds
 the probability that any of the predictions is wrong, if the filter's probabilities are calibrated.
-The filter is least calibrated where it is surest; a power below 1 gives small doubts more weight.
+The filter is least calibrated for small doubts; a power below 1 gives these more weight.
 It was chosen on prompts that are not shipped (benchmarks/trials.md).
 """
 
@@ -34,8 +34,8 @@ class Settled(FilterPolicy):
 
     `filter` is a folder or hub id; the default is the filter in the model's folder. `threshold` is
     the probability above which a prediction is always accepted; the default is the filter's
-    calibrated threshold. Below it, the surest predictions are accepted as long as the sum of (1 -
-    probability)^0.7 is at most `risk`^0.7. With `risk` 0 only the threshold decides.
+    calibrated threshold. Below it, the most probable predictions are accepted as long as the sum of
+    (1 - probability)^0.7 is at most `risk`^0.7. With `risk` 0 only the threshold decides.
 
     Use a filter on prompts like those it was trained on. On other kinds of text it can ruin
     answers without a warning: a filter trained without three tasks of tiny-llada's world has 72 %
@@ -63,7 +63,7 @@ class Settled(FilterPolicy):
         }
 
     def accepts(self, probability: Tensor, masked: Tensor) -> Tensor:
-        """Positions above the threshold, and the surest ones within the risk."""
+        """Positions above the threshold, and those with the least doubt within the risk."""
         return super().accepts(probability, masked) | _within(self.risk, 1 - probability, masked)
 
     def inputs(self, step: DenoisingStep, state: dict[str, Tensor]) -> Tensor:

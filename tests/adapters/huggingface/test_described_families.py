@@ -159,7 +159,7 @@ def test_a_masked_lm_has_no_cache(kind, made):
 def test_a_causal_model_is_refused():
     shape = SIZES | {"num_key_value_heads": 2}
     causal = LlamaForCausalLM(LlamaConfig(**shape))
-    with pytest.raises(L2PDError, match=r"does not see the ones behind it; .*is_causal=False"):
+    with pytest.raises(L2PDError, match=r"does not see later positions; .*is_causal=False"):
         enable(causal, family=family("llama"))
     assert not hasattr(causal, "l2pd_family")
     mamba = MambaForCausalLM(MambaConfig(vocab_size=VOCABULARY, hidden_size=16, is_causal=False))

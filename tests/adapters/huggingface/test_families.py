@@ -228,7 +228,7 @@ def test_a_tokenizer_of_another_model_is_refused(llada):
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(L2PDError, match=r"tokenizer has 205 tokens, the model's embedding 104"):
         load(folder)
-    with pytest.raises(L2PDError, match=r"\(101 tokens\) does not know the mask token 103"):
+    with pytest.raises(L2PDError, match=r"\(101 tokens\) lacks the mask token 103"):
         load(llada(mask_token_id=103))
 
 

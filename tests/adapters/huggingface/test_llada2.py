@@ -453,5 +453,5 @@ def test_an_adapter_of_its_fused_layers_is_the_update_added_by_hand(folder, tmp_
     # An update of a single expert is refused: the experts' layers are stored together here.
     expert = {n.replace("0.mlp", "1.mlp.experts.0"): w for n, w in stored.items() if "0.mlp" in n}
     save_file(expert, tmp_path / "adapter_model.safetensors", {"format": "pt"})
-    with pytest.raises(L2PDError, match=r"none of its 2 weights has a place in LLaDA2"):
+    with pytest.raises(L2PDError, match=r"none of its 2 weights matches a layer of LLaDA2"):
         load(folder, adapter=tmp_path)

@@ -142,7 +142,7 @@ def test_dora_gives_each_row_of_a_weight_its_own_length(checkpoint, tmp_path):
     shorter = {**stored, one: stored[one][:-1]}
     without = {name: weight for name, weight in stored.items() if name != one}
     for changed, used, words in (
-        (stored, False, r"use_dora=False.*magnitude_vector\S* has no use"),
+        (stored, False, r"use_dora=False.*magnitude_vector\S* is not used"),
         (without, True, r"use_dora=True.*q_proj\.lora_magnitude_vector\S* is missing"),
         (shorter, True, r"q_proj has lora_magnitude_vector of \(63,\); expected \(64,\)"),
     ):
@@ -167,7 +167,7 @@ def test_weights_that_match_no_layer_are_refused(checkpoint, tmp_path):
     dense, folder = checkpoint("LLaDA")
     stored = update(dense, hub_layers("LLaDA"))
     nowhere = store(tmp_path / "none", renamed(stored, lambda n: n.replace("transformer", "h")))
-    with pytest.raises(L2PDError, match=r"none of its 30 weights has a place in LLaDA"):
+    with pytest.raises(L2PDError, match=r"none of its 30 weights matches a layer of LLaDA"):
         load(folder, adapter=nowhere)
     partly = store(tmp_path / "some", renamed(stored, lambda n: n.replace("1.q_proj", "1.qkv")))
     with pytest.raises(L2PDError, match=r"2 of its 30 weights have no place.*blocks\.1\.qkv"):
@@ -220,7 +220,7 @@ def test_files_that_are_refused(checkpoint, tmp_path, monkeypatch):
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
     with pytest.raises(L2PDError, match="is a pickle"):
         load(folder, adapter=adapter)
-    with pytest.raises(L2PDError, match="no folder, and no hub id"):
+    with pytest.raises(L2PDError, match="neither a folder nor a hub id"):
         load(folder, adapter=tmp_path / "nowhere")
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(L2PDError, match=r"pip install 'l2pd-plugins\[peft\]'"):

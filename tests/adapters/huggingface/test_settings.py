@@ -303,10 +303,10 @@ def test_masks_in_padding_are_ignored(model):
 
 def test_masks_in_a_text_are_refused(loaded, small_model, l2pd):
     prompts = [Prompt("Add: 1", "a"), Prompt("Add: <|mask|>", "b")]
-    with pytest.raises(L2PDError, match=r"prompt b .*: the mask token 97 stands at position"):
+    with pytest.raises(L2PDError, match=r"prompt b .*: the mask token 97 is at position"):
         evaluate(*loaded, prompts, policy="fixed_schedule", max_new_tokens=4)
     done = l2pd("generate", "<|mask|>", "--model", small_model, "--max-new-tokens", 4)
-    assert done.returncode == 2 and "the mask token 97 stands at position" in done.stderr
+    assert done.returncode == 2 and "the mask token 97 is at position" in done.stderr
 
 
 def test_custom_generate_checks_the_same(model):

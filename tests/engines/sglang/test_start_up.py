@@ -70,8 +70,8 @@ class TestVersions:
     def test_a_launch_with_a_changed_signature(self, checkpoint):
         done = launch(checkpoint, before=CHANGE, dllm_algorithm="Learn2PD")
         assert last_line(done) == (
-            f"--dllm-algorithm Learn2PD: sglang {sglang.__version__} is not as l2pd-plugins knows "
-            ">=0.5.22,<0.5.24: "
+            f"--dllm-algorithm Learn2PD: sglang {sglang.__version__} does not have the interface "
+            "of >=0.5.22,<0.5.24 that l2pd-plugins uses: "
             "sglang.srt.dllm.algorithm.base.DllmAlgorithm.step takes (self, forward_batch, "
             "full_logits, states, positions), not (self, forward_batch, full_logits, states) or "
             "(self, forward_batch, logits_output, states)"

@@ -382,7 +382,7 @@ class TestStartUp:
             (
                 "fixed_schedule",
                 CHANGED,
-                "vllm 0.32.0+cpu is not as l2pd-plugins knows >=0.32,<0.34",
+                "vllm 0.32.0+cpu does not have the interface of >=0.32,<0.34",
             ),
             ("fixed_schedule", ANOTHER_VERSION, "vllm 0.31.0 is outside the supported range"),
         ],

@@ -155,7 +155,7 @@ def test_a_broken_prompts_file_is_named_with_its_line(l2pd, settings, tmp_path: 
     file.write_text('{"prompt": "Sort: ba"}\n{"prompt"}\n')
     ended = l2pd("compare", *policies("oracle"), "--prompts", file, *settings)
     assert ended.returncode == 2
-    assert f"prompts {file}, line 2: no JSON" in ended.stderr
+    assert f"prompts {file}, line 2: not valid JSON" in ended.stderr
 
 
 def test_prompts_without_checkers(l2pd, settings, tmp_path: Path) -> None:

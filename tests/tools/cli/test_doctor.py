@@ -140,10 +140,13 @@ def test_mask_and_block_length_of_the_family(l2pd, llada: Path) -> None:
         ({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, "autoregressive"),
         ({"mask_token_id": None}, "mask_token_id=126336"),
         ({"mask_token_id": 128}, "expected a token id below vocab_size=128"),
-        ({"torch_dtype": "float12"}, "'float12' is none of float32, bfloat16, float16"),
+        (
+            {"torch_dtype": "float12"},
+            "'float12' is unknown; expected one of float32, bfloat16, float16",
+        ),
         ({"vocab_size": 127}, "the embedding has 128 rows, the config has vocab_size=127"),
         ({"vocab_size": 100}, "ids up to 100, the embedding only 100 rows"),
-        ({"n_layers": 3}, "the config has 3 layers: none is stored of [2]"),
+        ({"n_layers": 3}, "the config has 3 layers: [2] are not stored"),
         ({"n_layers": 1}, "the config has 1 layers: 2 are stored"),
         ({"eos_token_id": 97}, "eos_token_id=97 is the mask token"),
     ],
@@ -169,7 +172,7 @@ def test_what_is_wrong_with_files(l2pd, llada: Path) -> None:
     (llada / "vocab.json").write_text(json.dumps({"a": 0, "b": 500}))
     problems = examined(l2pd, llada)["problems"]
     assert "ids up to 500" in problems[0]
-    assert problems[1:] == ["the tokenizer has no token 97, which is the mask's"]
+    assert problems[1:] == ["the tokenizer lacks the mask token 97"]
     for file in llada.glob("*.safetensors*"):
         file.unlink()
     (llada / "pytorch_model.bin").touch()

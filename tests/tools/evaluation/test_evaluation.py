@@ -80,7 +80,7 @@ def test_plain_lines(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{oops", "line 2: no JSON"),
+        ("{oops", "line 2: not valid JSON"),
         ("[1]", 'line 2: expected an object with the text "prompt"'),
         ({"text": "x"}, 'line 2: expected an object with the text "prompt"'),
         ({"prompt": ""}, 'line 2: expected an object with the text "prompt"'),

@@ -301,7 +301,7 @@ class InFile(File):
     """An input file. A pipe is allowed, since shells pass one for <(command)."""
 
     dash: bool = False
-    """Whether "-" stands for stdin."""
+    """Whether "-" means stdin."""
     place = "file"
 
     def examine(self, value: Path, named: str) -> None:

@@ -128,7 +128,7 @@ def require_drawable(path: Path, called: str | None = None) -> None:
     known = sorted(Figure().canvas.get_supported_filetypes())
     if path.suffix.removeprefix(".").lower() not in known:
         raise L2PDError(
-            f"{called or path}: no kind of picture; expected a name that ends in "
+            f"{called or path}: unknown picture format; expected a name that ends in "
             f".{', .'.join(known)}"
         )
     require_writable(path, called)

@@ -99,7 +99,7 @@ def _parsed(line: str, number: int, where: str, tasks: Mapping[str, Task] | None
     try:
         row = parse_json(line)
     except ValueError as error:
-        raise L2PDError(f"{where}: no JSON: {one_line(error)}") from None
+        raise L2PDError(f"{where}: not valid JSON: {one_line(error)}") from None
     if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not row["prompt"]:
         raise L2PDError(
             f'{where}: expected an object with the text "prompt", got {one_line(line[:60])}'

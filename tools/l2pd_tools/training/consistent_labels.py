@@ -20,7 +20,7 @@ from l2pd_adapters.huggingface.forward import CanvasView, forward_for
 from l2pd_adapters.huggingface.models.model_info import family_of, mask_token_of
 
 LIKELY = 0.1
-"""Least probability, given the surer predictions, of a consistent prediction."""
+"""Least probability of a consistent prediction, given the more confident ones."""
 RIVAL = 0.5
 """Least ratio of its probability to that of the likeliest token."""
 SURE = 0.95

@@ -46,5 +46,5 @@ def check_attention(model: Any, family: ModelFamily, mask_token_id: int) -> None
             )
         raise L2PDError(
             f"family {family.name!r}: attention={family.attention!r}, but in "
-            f"{type(model).__name__} a position does not see the ones behind it{hint}"
+            f"{type(model).__name__} a position does not see later positions{hint}"
         )

@@ -189,7 +189,7 @@ def _values(source: str, hub: Mapping[str, Any]) -> dict[str, Any]:
     with reading(_FAILED):
         values, _ = PreTrainedConfig.get_config_dict(source, **hub)
     if not values:
-        raise L2PDError(f"config.json holds no setting ({source})")
+        raise L2PDError(f"config.json has no settings ({source})")
     for problem in wrong_settings(values).values():
         raise L2PDError(f"config.json: {problem}")
     return values
@@ -237,7 +237,7 @@ def _check_size(
     if described > 4 * stored + _FEW_WEIGHTS:
         raise L2PDError(
             f"the config describes a model of {described:,} weights, the files hold {stored:,} "
-            "bytes: they do not belong together"
+            "bytes: they do not match"
         )
 
 
@@ -295,14 +295,14 @@ def _tokenizer(
     if len(tokenizer) > config.vocab_size:
         raise L2PDError(
             f"the tokenizer has {len(tokenizer)} tokens, the model's embedding "
-            f"{config.vocab_size} (vocab_size): they do not belong together"
+            f"{config.vocab_size} (vocab_size): they do not match"
         )
     mask, ends = mask_token_of(config, family), end_of_text_of(config, family)
     for role, token_id in (("mask", mask), *(("end-of-text", token_id) for token_id in ends)):
         if token_id not in known:
             raise L2PDError(
-                f"the tokenizer ({len(tokenizer)} tokens) does not know the {role} token "
-                f"{token_id}: it is not this model's"
+                f"the tokenizer ({len(tokenizer)} tokens) lacks the {role} token "
+                f"{token_id}: it belongs to another model"
             )
     tokenizer.chat_template = tokenizer.chat_template or family.chat_template
     return tokenizer

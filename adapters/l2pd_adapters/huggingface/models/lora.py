@@ -113,7 +113,7 @@ def add_adapter(
         found: Any = peft.set_peft_model_state_dict(wrapped, named)
         missing = [name for name in found.missing_keys if ".lora_" in name]
         if missing or found.unexpected_keys:
-            for names, problem in ((missing, "is missing"), (found.unexpected_keys, "has no use")):
+            for names, problem in ((missing, "is missing"), (found.unexpected_keys, "is not used")):
                 if names:
                     raise L2PDError(
                         f"{what}: its settings (use_dora={config.use_dora}, "
@@ -161,7 +161,7 @@ def _folder(adapter: str | Path, what: str) -> Path | None:
     if is_file:
         raise L2PDError(f"{what}: it is a file, expected a folder")
     if isinstance(adapter, Path) or not HUB_ID.fullmatch(text):
-        raise L2PDError(f"{what}: no folder, and no hub id (owner/name)")
+        raise L2PDError(f"{what}: neither a folder nor a hub id (owner/name)")
     return None
 
 
@@ -244,12 +244,12 @@ def _layers(
         layers.setdefault(native, (layer, {}))[1]["lora_" + part] = weight
     if not layers:
         raise L2PDError(
-            f"{what}: none of its {len(stored)} weights has a place in {family.name}; they are "
+            f"{what}: none of its {len(stored)} weights matches a layer of {family.name}; they are "
             f"called {_some(sorted(stored))}"
         )
     if left:
         raise L2PDError(
-            f"{what}: {len(left)} of its {len(stored)} weights have no place in {family.name}: "
+            f"{what}: {len(left)} of its {len(stored)} weights match no layer of {family.name}: "
             f"{_some(left)}"
         )
     for native, (theirs, parts) in layers.items():
