@@ -1,7 +1,7 @@
-"""The training on real text: what its units are, what is masked, and the likelihood of an answer
-against a sum written out.
+"""The training on real text: its units, its masking, and the likelihood of an answer compared with
+an explicit sum.
 
-`examples/` is not installed: its modules are imported from their folder.
+`examples/` is not installed, so its modules are imported from their folder.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def test_a_unit_of_prose_is_a_piece_of_a_paragraph(source):
     assert source.corpus.plain(manual).split() == "NAME x - a tool bold word slanted".split()
 
 
-def test_rows_are_masked_as_decoding_meets_them(source):
+def test_rows_are_masked_as_during_decoding(source):
     text, mask = source.train_text, source.corpus.MASK_ID
     ids = np.arange(5, 75, dtype=np.uint16)  # a prompt of 10, an answer of 60
     rng = Random(0)
@@ -102,7 +102,7 @@ def test_rows_are_masked_as_decoding_meets_them(source):
     assert blockwise > 40
 
 
-def test_the_likelihood_of_an_answer_is_a_sum_of_one_token_per_step(source):
+def test_the_likelihood_of_an_answer_sums_one_token_per_step(source):
     model, tokenizer = load("tiny-llada")
     end, mask = model.generation_config.eos_token_id, model.config.mask_token_id
     # The end of a walk is most certain and comes first. The other answer extends to a second block.

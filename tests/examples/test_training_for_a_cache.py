@@ -1,7 +1,7 @@
-"""Training tiny-llada for a cache: what no position may look at, and how much it does, against
-transformers' own Qwen3 with attention weights and masks written out.
+"""Training tiny-llada for a cache: hidden positions and the attention to later blocks, compared
+with transformers' own Qwen3 with explicit attention weights and masks.
 
-`examples/` is not installed: its modules are imported from their folder.
+`examples/` is not installed, so its modules are imported from their folder.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _tokens(seed: int = 1) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("closed", [False, True])
-def test_hidden_states_and_odds_are_those_of_transformers(models, closed):
+def test_hidden_states_and_odds_equal_those_of_transformers(models, closed):
     model, native = models
     tokens = _tokens()
     valid = torch.ones_like(tokens, dtype=torch.bool)
@@ -95,8 +95,8 @@ def test_closed_states_do_not_depend_on_later_blocks(models):
 
 @settings(deadline=None, max_examples=25)
 @given(seed=st.integers(0, 2**32))
-def test_rows_stand_as_decoding_with_a_cache_meets_them(source, seed):
-    """Clean blocks, one that is being decoded and asked about, and nothing but masks behind it."""
+def test_rows_are_masked_as_during_decoding_with_a_cache(source, seed):
+    """Finished blocks, one block that is being decoded and has a loss, and only masks after it."""
     rng = Random(seed)
     tasks = [source.tasks.sample(rng.choice(["walk", "story", "json"]), rng) for _ in range(96)]
     encode, prompt_ids = source.tokenizer.encode, source.tokenizer.prompt_ids
@@ -109,7 +109,7 @@ def test_rows_stand_as_decoding_with_a_cache_meets_them(source, seed):
         ):
             first = int((blocks > 0).nonzero()[0])
             assert tokens[:first].tolist() in prompts
-            if not weights.any():  # the end of text has filled the last open position
+            if not weights.any():  # the end of text has filled the last masked position
                 continue
             (current,) = blocks[weights > 0].unique().tolist()
             masked = tokens == source.tokenizer.MASK_ID

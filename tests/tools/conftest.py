@@ -1,4 +1,4 @@
-"""The fixtures of these tests, which other folders have too."""
+"""Fixtures of these tests, which are shared with other folders."""
 
 from tests.fixtures.random_model import (  # noqa: F401  (fixtures)
     block_logits,

@@ -1,4 +1,4 @@
-"""The small world: every generated answer is valid, what is wrong is not, and the splits are apart.
+"""The small world: generated answers are valid, wrong ones are not, the splits are disjoint.
 
 `examples/` is not installed, so the generators are loaded from their path.
 """
@@ -24,7 +24,7 @@ from l2pd_tools.tiny_world import TASKS, check
 ROOT = Path(__file__).parents[2]
 DATA = heldout_prompts().parent
 SEEDS = st.integers(0, 2**32)
-patient = settings(deadline=None)  # a busy machine is no failure
+patient = settings(deadline=None)  # a busy machine must not fail the test
 
 
 def _load_generators() -> ModuleType:
@@ -33,7 +33,7 @@ def _load_generators() -> ModuleType:
     )
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
+    sys.modules[spec.name] = module  # dataclasses look up their module
     spec.loader.exec_module(module)
     return module
 
@@ -57,7 +57,7 @@ def test_every_task_has_a_generator() -> None:
 def test_generated_answers_are_valid(task: str, seed: int) -> None:
     exercise = generators.sample(task, Random(seed))
     assert check(task, exercise.data, exercise.answer)
-    # What is written to a file and read again checks the same.
+    # Data that is written to a file and read again gives the same result.
     assert check(task, json.loads(json.dumps(exercise.data)), exercise.answer)
     assert len(exercise.prompt) <= 62 and 3 <= len(exercise.answer) <= 95
     assert generators.split_of(exercise.prompt) == "train"
@@ -93,7 +93,7 @@ def test_a_foreign_answer_is_invalid(task: str) -> None:
 @pytest.mark.parametrize("task", [t.name for t in TASKS.values() if t.kind == "one_answer"])
 @patient
 @given(seed=SEEDS, where=st.integers(0, 200))
-def test_one_answer_means_one(task: str, seed: int, where: int) -> None:
+def test_one_answer_tasks_have_one_answer(task: str, seed: int, where: int) -> None:
     exercise = generators.sample(task, Random(seed))
     where %= len(exercise.answer)
     changed = "8" if exercise.answer[where] == "7" else "7"
@@ -219,7 +219,7 @@ def test_shipped_prompts(file: str, split: str, count: int) -> None:
     assert len({row["prompt"] for row in rows}) == len({row["id"] for row in rows}) == count
     assert {generators.split_of(row["prompt"]) for row in rows} == {split}
     assert all(row["kind"] == TASKS[row["task"]].kind for row in rows)
-    for size in (15, 150, count):  # any prefix is a fair mix
+    for size in (15, 150, count):  # any prefix mixes all tasks
         counts = Counter(row["task"] for row in rows[:size])
         assert set(counts.values()) == {size // len(TASKS)}
     assert rows == generators.distinct_prompts(split, count // len(TASKS), seed=0)

@@ -1,4 +1,4 @@
-"""Prompts read, decoded and scored, on a small random model and on the shipped one."""
+"""Reading, decoding and scoring prompts, with a small random model and the shipped one."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_without_tasks_no_answer_is_checked(tmp_path: Path) -> None:
     assert prompt.valid("3") is None
 
 
-def test_tasks_of_ones_own(tmp_path: Path) -> None:
+def test_own_tasks_can_be_given(tmp_path: Path) -> None:
     shout = Task("shout", "style", lambda data, answer: answer.isupper() is data["loud"])
     rows = [{"prompt": "Hi", "task": "shout", "data": {"loud": loud}} for loud in (True, False)]
     loud, quiet = read_prompts(write(tmp_path / "p.jsonl", *rows), tasks={"shout": shout})
@@ -115,7 +115,7 @@ def test_limit_is_checked() -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda p: p["name"])
-def test_answers_are_those_of_generate_one_by_one(loaded, prompts, policy) -> None:
+def test_answers_equal_those_of_generate_one_by_one(loaded, prompts, policy) -> None:
     model, tokenizer = loaded
     result = evaluate(model, tokenizer, prompts, policy=policy, max_new_tokens=20, batch_size=4)
     ended = 0
@@ -176,7 +176,7 @@ def test_progress_and_configuration(loaded, prompts) -> None:
 def test_validity_by_task_and_kind(loaded, prompts) -> None:
     settings = {"policy": "fixed_schedule", "max_new_tokens": 8}
     texts = [a.text for a in evaluate(*loaded, prompts[:4], **settings).answers]
-    # A checker's data made for the answer that will come: valid, not valid, valid, no checker.
+    # Data of checkers, made for the answers that will come: valid, invalid, valid, no checker.
     asked = [
         replace(
             prompts[0], task=TASKS["reverse"], kind="one_answer", data={"text": texts[0][::-1]}
@@ -229,7 +229,7 @@ def test_reference_answers(loaded, prompts, end_of_text, caplog) -> None:
     assert given.agreement == sum(same) / len(same)
 
 
-def test_a_policy_object_stays_as_it_was(loaded, prompts) -> None:
+def test_a_policy_object_is_not_changed(loaded, prompts) -> None:
     oracle = create_policy("oracle")
     slow = evaluate(*loaded, prompts[:2], policy="fixed_schedule", max_new_tokens=8)
     evaluate(*loaded, prompts[:2], policy=oracle, max_new_tokens=8, reference_answers=slow.answers)
@@ -237,7 +237,7 @@ def test_a_policy_object_stays_as_it_was(loaded, prompts) -> None:
 
 
 class EndFirst(UnmaskPolicy):
-    """Commits ends of text before anything else, so that rows end with masks in their block."""
+    """Commits end-of-text tokens first, so that rows end while their block has masks."""
 
     def __init__(self, end: int, *requires: str) -> None:
         self.end, self.requires = end, frozenset(requires)
@@ -246,7 +246,7 @@ class EndFirst(UnmaskPolicy):
         return step.masked & (step.x0 == self.end)
 
 
-def test_positions_behind_an_end_are_asked_of_nobody(loaded, prompts) -> None:
+def test_positions_after_an_end_are_not_computed(loaded, prompts) -> None:
     end = loaded[1].eos_token_id
     plain = EndFirst(end, "confidence")
     asking = EndFirst(end, "confidence", "committed")
@@ -257,7 +257,7 @@ def test_positions_behind_an_end_are_asked_of_nobody(loaded, prompts) -> None:
     assert cut, "no text ended while its block had masks"
 
 
-def test_what_a_prompt_draws_does_not_depend_on_its_batch(loaded, prompts) -> None:
+def test_samples_of_a_prompt_do_not_depend_on_its_batch(loaded, prompts) -> None:
     settings = {"policy": "fixed_schedule", "max_new_tokens": 12, "temperature": 1.0}
     one, many, other = (
         evaluate(*loaded, prompts, seed=seed, batch_size=size, **settings)
@@ -326,7 +326,7 @@ def test_validity_difference_is_the_paired_bootstrap() -> None:
     drawn = sorted(sum(rng.choices(differences, k=200)) / 200 for _ in range(4000))
     assert interval.low == pytest.approx(drawn[100], abs=0.011)
     assert interval.high == pytest.approx(drawn[3900], abs=0.011)
-    # Narrower than if the two were not of the same prompts.
+    # The interval is narrower than for two evaluations of different prompts.
     assert interval.high - interval.low < 0.1
     assert validity_difference(scored(first), scored(second)) == interval
 

@@ -1,4 +1,4 @@
-"""The harness end to end, offline: a local task, the shipped model, and what its JSON says."""
+"""The harness end to end, offline: a local task, the shipped model, and the resulting JSON."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ COUNT = 7
 
 @pytest.fixture(scope="module")
 def expected():
-    """What `evaluate` makes of the prompts: independent of the harness."""
+    """The results of `evaluate` for the prompts, without the harness."""
     prompts = read_prompts(heldout_prompts(), limit=COUNT)
     return evaluate(*load("tiny-llada"), prompts, policy=POLICY, max_new_tokens=64)
 
 
 @pytest.fixture
 def tasks(tmp_path: Path, expected: Any) -> Path:
-    """A folder of tasks; an answer is right if it is what `evaluate` says, but for the last."""
+    """A folder of tasks; an answer is right if it equals that of `evaluate`, except the last."""
     rows = [{"prompt": a.prompt.text, "answer": a.text} for a in expected.answers]
     rows[-1]["answer"] += "!"
     folder = tmp_path / "tasks"
@@ -116,7 +116,7 @@ def answers_of(samples: list[dict[str, Any]]) -> list[str]:
 
 
 def here(tasks: Path, *names: str, model: str = ARGUMENTS, batch_size: int = 3) -> Any:
-    """The harness in this process: its results."""
+    """Run the harness in this process; returns its results."""
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
@@ -160,7 +160,7 @@ def test_a_task_twice(tasks, expected) -> None:
 
 
 def test_processes_share_the_work(tasks, expected) -> None:
-    """Seven prompts on two processes: the harness pads the second's share, at no cost."""
+    """Seven prompts on two processes: the harness pads the second share, which costs nothing."""
     start = ("torch.distributed.run", "--nproc_per_node", "2", "-m")
     found, answers = results(tasks, harness(tasks, "l2pd_plain", start=start))
     assert answers == [answer.text for answer in expected.answers]
@@ -182,7 +182,7 @@ def test_stop_strings_and_the_canvas(tasks, expected) -> None:
     assert COUNT <= figures["tokens"] <= 4 * COUNT
 
 
-def test_drawn_answers_do_not_depend_on_their_batch(tasks, expected) -> None:
+def test_sampled_answers_do_not_depend_on_their_batch(tasks, expected) -> None:
     drawn = [
         answers_of(here(tasks, "l2pd_drawn", batch_size=size)["samples"]["l2pd_drawn"])
         for size in (3, 1)
@@ -203,7 +203,7 @@ def test_drawn_answers_do_not_depend_on_their_batch(tasks, expected) -> None:
         ("l2pd_plain", f"{ARGUMENTS},max_length=64", "a canvas of 64 tokens leaves no room"),
     ],
 )
-def test_what_is_refused(tasks, task, model, said) -> None:
+def test_unsupported_requests_are_refused(tasks, task, model, said) -> None:
     with pytest.raises(L2PDError, match=said):
         here(tasks, task, model=model)
 
@@ -228,7 +228,7 @@ def test_a_task_that_cannot_run_is_refused_before_any_is_decoded(tasks, order, m
 
 
 def test_requests_of_a_second_kind_are_refused_before_any_is_decoded(tasks, monkeypatch) -> None:
-    """Some tasks call themselves generative and ask for likelihoods, too (SQuAD 2)."""
+    """Some tasks are declared as generative but also request likelihoods (SQuAD 2)."""
     from lm_eval.api.instance import Instance
     from lm_eval.api.task import ConfigurableTask
 
@@ -291,7 +291,9 @@ def test_several_processes_cannot_share_a_gpu_by_its_number(monkeypatch) -> None
         (["--model", "hf"], "cuda:0"),
     ],
 )
-def test_the_harness_s_default_is_no_wish(arguments, device, tmp_path, monkeypatch) -> None:
+def test_the_default_device_of_the_harness_is_not_a_user_request(
+    arguments, device, tmp_path, monkeypatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     settings = "model: l2pd\ntasks: [x]\nmodel_args: {pretrained: tiny-llada}\n"
     (tmp_path / "plain.yaml").write_text(settings)

@@ -1,4 +1,4 @@
-"""Every argument of the harness's model, with values that it must not take: nothing is loaded."""
+"""Every argument of the harness's model with invalid values; no model is loaded."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_every_argument_has_its_row() -> None:
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_a_value_that_must_not_pass_is_refused_before_anything_is_loaded(
+def test_an_invalid_value_is_refused_before_anything_is_loaded(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     for target in ("transformers.PreTrainedConfig.get_config_dict", "torch.cuda.set_device"):
@@ -64,7 +64,7 @@ def test_a_value_that_must_not_pass_is_refused_before_anything_is_loaded(
         assert "\n" not in said
 
 
-def test_a_misspelt_argument_is_told_the_one_that_is_meant() -> None:
+def test_a_misspelt_argument_gets_a_suggestion() -> None:
     with pytest.raises(L2PDError, match=r"max_new_token=5: .*did you mean 'max_new_tokens'"):
         DiffusionLM("tiny-llada", max_new_token=5)
 

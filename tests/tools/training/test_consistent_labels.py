@@ -1,4 +1,4 @@
-"""The model as the judge of which predictions go together, on the shipped small model."""
+"""The model judges which predictions are consistent, tested with the shipped small model."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def start_of(model, tokenizer, prompts):
 
 @torch.no_grad()
 def probabilities(model, tokens):
-    """(W, V) of one prompt with its canvas, without padding."""
+    """Probabilities (W, V) of one prompt with its canvas, without padding."""
     hidden = model.get_decoder()(input_ids=tokens[None], use_cache=False).last_hidden_state
     logits = model.get_output_embeddings()(hidden)[0].float()
     logits[:, model.config.mask_token_id] = -torch.inf
@@ -46,7 +46,7 @@ def probabilities(model, tokens):
 
 
 def one_at_a_time(model, tokens, start, x0, confidence):
-    """The rule, written out for one state; `tokens` without padding."""
+    """The rule in plain code for one state; `tokens` have no padding."""
     left = [i for i in range(LENGTH) if int(tokens[start + i]) == model.config.mask_token_id]
     certain_end = any(
         int(x0[i]) == model.config.eos_token_id and confidence[i] > 0.95 for i in range(LENGTH)
@@ -67,7 +67,7 @@ def one_at_a_time(model, tokens, start, x0, confidence):
         now = {i: (float(found[i, x0[i]]), float(found[i].max())) for i in left}
 
 
-def test_what_goes_together(tiny, of_task):
+def test_consistent_predictions_are_accepted(tiny, of_task):
     model, tokenizer = tiny
     prompts = [p for task in ("walk", "permutation", "addition") for p in of_task(task, 3)]
     states = start_of(model, tokenizer, prompts)
@@ -84,11 +84,11 @@ def test_what_goes_together(tiny, of_task):
             confidence[row],
         )
         assert set(found[row].nonzero().flatten().tolist()) == wanted
-    # A walk has many likely places that go together, although none of them is sure.
+    # A walk has many likely positions that are consistent, although none of them is certain.
     assert (found[:3] & (confidence[:3] < 0.7)).any()
 
 
-def test_nothing_is_taken_where_nothing_is_masked(tiny, of_task):
+def test_nothing_is_accepted_if_nothing_is_masked(tiny, of_task):
     model, tokenizer = tiny
     states = start_of(model, tokenizer, of_task("walk", 2))
     x0, confidence = predictions(model, states)
@@ -98,7 +98,7 @@ def test_nothing_is_taken_where_nothing_is_masked(tiny, of_task):
     assert not (found & ~masked).any()
 
 
-def test_answers_that_hold(tiny):
+def test_consistent_answers_are_recognised(tiny):
     model, tokenizer = tiny
     answers = ("adbce", "ecabd", "adbca", "aabce")  # the last two use a letter twice
     texts = [("Shuffle: abcde", answer) for answer in answers]
@@ -138,7 +138,7 @@ def test_labels_of_trajectories(tiny, of_task, tmp_path):
     assert not several[4:].any()
     _, plain = read_trajectories(tmp_path / "plain")
     _, made = read_trajectories(tmp_path / "made")
-    # The same steps in the same order; labels differ where several answers are as good.
+    # The same steps in the same order; labels differ if several answers are equally good.
     assert torch.equal(plain.confidence, made.confidence)
     differ = (plain.correct != made.correct).any(-1)
     assert differ.any()
@@ -146,7 +146,7 @@ def test_labels_of_trajectories(tiny, of_task, tmp_path):
     assert (made.correct & ~plain.correct & made.masked).any()
 
 
-def test_unknown_labels(tiny, of_task, tmp_path):
+def test_unknown_labels_are_refused(tiny, of_task, tmp_path):
     with pytest.raises(L2PDError, match="labels='best': the choices are reference, consistent"):
         collect(*tiny, of_task("walk", 2), tmp_path, labels="best")
 
@@ -159,8 +159,8 @@ def test_unknown_labels(tiny, of_task, tmp_path):
         (lambda tokens: tokens + 10**6, "tokens has values from 10000"),
     ],
 )
-def test_references_of_others_are_what_they_say(tiny, of_task, tmp_path, change, words):
-    """Else rows of too many steps would be labelled by whatever stands there."""
+def test_foreign_references_must_match_the_manifest(tiny, of_task, tmp_path, change, words):
+    """Otherwise too many rows would be labelled by arbitrary tokens."""
     prompts, theirs = of_task("walk", 2), tmp_path / "theirs"
     manifest = collect(*tiny, prompts, theirs, policies=["fixed_schedule"], max_new_tokens=32)
     path = manifest.reference_path_of(theirs, 0)

@@ -1,4 +1,4 @@
-"""The pages in a real Chromium: `make browser` installs what this takes, and runs it."""
+"""The pages in a real Chromium: `make browser` installs the requirements and runs these tests."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def opened(browser: Any) -> Iterator[Any]:
-    """Opens an address: opened(address, size, scheme) is a page whose requests are in `asked`."""
+    """A function that opens a page: opened(address, size, scheme); `asked` has its requests."""
     contexts = []
 
     def open_page(address: str, size: str = "desktop", scheme: str = "light") -> Any:
@@ -80,7 +80,7 @@ def comparison(l2pd: Any, small_model: Path, tmp_path: Path) -> str:
 
 
 def serious(page: Any) -> list[str]:
-    """What axe-core finds that is serious or critical."""
+    """The serious and critical findings of axe-core."""
     from axe_playwright_python.sync_playwright import Axe
 
     found = Axe().run(page).response["violations"]
@@ -92,7 +92,7 @@ def serious(page: Any) -> list[str]:
 
 
 def width_over(page: Any) -> int:
-    """Pixels by which the page is wider than its window."""
+    """By how many pixels the page is wider than its window."""
     return page.evaluate("document.documentElement.scrollWidth - innerWidth")
 
 
@@ -169,7 +169,7 @@ def demo(small_model: Path) -> Iterator[str]:
         server.wait(60)
 
 
-def test_the_demo_decodes_both_and_asks_nobody_else(opened, demo) -> None:
+def test_the_demo_decodes_both_and_contacts_no_other_host(opened, demo) -> None:
     page = opened(demo)
     page.get_by_label("Canvas, in tokens").fill("16")
     page.get_by_role("button", name="Decode").click()
@@ -184,7 +184,7 @@ def test_the_demo_decodes_both_and_asks_nobody_else(opened, demo) -> None:
     assert [url for url in page.asked if not url.startswith((demo, "data:", "blob:"))] == []
 
 
-def test_the_demo_shows_what_is_wrong(opened, demo) -> None:
+def test_the_demo_shows_errors(opened, demo) -> None:
     page = opened(demo)
     page.get_by_label("Right options").fill("threshold=much")
     page.get_by_role("button", name="Decode").click()

@@ -25,7 +25,7 @@ ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 def on_terminal(*arguments: str, columns: int = 80, lines: int = 24) -> tuple[str, str]:
-    """Run the command with stderr on a terminal: (stdout, what the terminal was sent)."""
+    """Run the command with stderr on a terminal; returns (stdout, the output to the terminal)."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
     environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "NO_COLOR")}
@@ -41,7 +41,7 @@ def on_terminal(*arguments: str, columns: int = 80, lines: int = 24) -> tuple[st
     while True:
         try:
             part = os.read(ours, 4096)
-        except OSError:  # Linux says so where the other side has closed
+        except OSError:  # Linux raises this if the other side has closed
             break
         if not part:
             break
@@ -62,15 +62,15 @@ def test_every_step_is_drawn_and_the_last_one_stays(l2pd, small_model: Path, tmp
     plain = ESCAPE.sub("", sent)
     assert all(prompt in plain for prompt in PROMPTS)
     assert MASKED in plain
-    # What stays is the last drawing of each prompt, with the figures that the command ends with.
+    # The last drawing of each prompt stays, with the figures that the command prints at its end.
     nfes = [int(found) for found in re.findall(r"NFE (\d+) ", plain)]
-    first = nfes.index(1, 1)  # where the second prompt begins
+    first = nfes.index(1, 1)  # the second prompt begins here
     mean = sum(max(part) for part in (nfes[:first], nfes[first:])) / 2
     assert f"NFE={mean:.4g} " in quiet.stderr
     assert f"NFE={mean:.4g} " in plain
     lines = re.split(r"[\r\n]+", plain)
     assert all(cell_len(line) <= 80 for line in lines if "model=" not in line)
-    assert "\x1b[?25h" in sent  # the cursor is back
+    assert "\x1b[?25h" in sent  # the cursor is shown again
 
 
 def test_without_a_terminal_it_is_refused(l2pd, small_model: Path):
@@ -111,7 +111,7 @@ def test_it_wraps_and_special_tokens_are_written_out(loaded):
     assert narrow[2:5] == ["a\\n", "<|endoft", "ext|>░c░"]
 
 
-def test_a_long_canvas_shows_the_part_that_is_worked_on(loaded):
+def test_a_long_canvas_shows_the_part_around_the_current_block(loaded):
     made = view(loaded[1], {}, 1000)
     made.take(Frame(range(900, 904), {}, (), (), None))
     lines = shown(made, width=40, height=16)
@@ -121,7 +121,7 @@ def test_a_long_canvas_shows_the_part_that_is_worked_on(loaded):
 
 
 class Dropping:
-    """A tokenizer that drops the space before the first token, and holds a part of a character."""
+    """A tokenizer that drops the space before the first token and has a part of a character."""
 
     words = ("a", " b", "\ufffd")
 

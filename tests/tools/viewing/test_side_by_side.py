@@ -1,4 +1,4 @@
-"""`l2pd compare --html`: what the page holds, on a small random model."""
+"""`l2pd compare --html`: the content of the page, with a small random model."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def page(l2pd, small_model: Path, prompts_file: Path, tmp_path: Path) -> str:
     return file.read_text(encoding="utf-8")
 
 
-def test_the_data_is_that_of_the_decodes(page: str, loaded) -> None:
+def test_the_data_equals_the_decodes(page: str, loaded) -> None:
     data = Page(page).data
     prompts = parse_prompts(PROMPTS, "test")
     assert [prompt["text"] for prompt in data["prompts"]] == PROMPTS
@@ -88,7 +88,7 @@ def test_the_data_is_that_of_the_decodes(page: str, loaded) -> None:
 
 
 def test_the_frames_show_what_every_step_predicted(page: str, loaded) -> None:
-    """Against an observer that reads the steps themselves, and the trace of the decode."""
+    """Compared with an observer that reads the steps, and with the trace of the decode."""
     model, tokenizer = loaded
     runs = Page(page).data["prompts"][0]["runs"]
     inputs, mask = left_padded(encode_prompts(tokenizer, parse_prompts(PROMPTS[:1], "test")))
@@ -161,7 +161,7 @@ def test_text_of_models_and_prompts_stays_text(page: str) -> None:
     assert Page(title).data == {"text": HOSTILE}
 
 
-def test_logits_that_are_no_numbers_leave_the_page_readable(
+def test_logits_of_nan_leave_the_page_readable(
     l2pd, loaded, small_model: Path, prompts_file: Path, tmp_path: Path, monkeypatch
 ) -> None:
     model, tokenizer = loaded

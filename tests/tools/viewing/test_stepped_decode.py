@@ -1,4 +1,4 @@
-"""A decode that its watcher leads, on a small random model."""
+"""A decode whose steps the viewer requests, with a small random model."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_frames_lead_to_the_answers_of_evaluate(request, name, batch_size):
     assert 0 <= decode.waited <= decode.result.seconds
 
 
-def test_no_step_is_taken_before_it_is_asked_for_and_none_after_closing(llada):
+def test_no_step_is_taken_before_it_is_requested_or_after_closing(llada):
     taken = []
 
     class Counting(UnmaskPolicy):
