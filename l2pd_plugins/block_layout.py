@@ -54,15 +54,16 @@ class BlockLayout:
         *,
         prompt_length: int | None = None,
     ) -> BlockLayout:
-        """The layout of a canvas that begins at `begin` and is to hold `new_tokens` tokens.
+        """The layout of a canvas that begins at `begin` and has room for `new_tokens` tokens.
 
-        Bidirectional models: block 0 begins with the canvas, and the last block may reach over the
-        canvas's end. Block-causal models: blocks count from the prompt's first token, so block 0 is
-        the one that the prompt has begun, and the canvas ends with its last block, for such a model
-        sees whole blocks only.
+        Bidirectional models: block 0 begins with the canvas, and the last block may extend beyond
+        the canvas's end. Block-causal models: blocks are counted from the prompt's first token.
+        Block 0 is then the last block of the prompt (or the next one, if the prompt ends with a
+        block), and the canvas ends with its last block, since such a model sees only whole blocks.
 
         Args:
-            prompt_length: tokens of the prompt, where `begin` counts padding too; else `begin`.
+            prompt_length: number of tokens of the prompt; by default `begin`. Needed if `begin`
+                also counts padding.
         """
         if attention == "bidirectional":
             return cls(begin, begin + new_tokens, begin, block_length)
@@ -83,7 +84,7 @@ class BlockLayout:
 
     @property
     def whole_end(self) -> int:
-        """One past the last position of the last block, which may lie behind the canvas."""
+        """One past the last position of the last block, which may be after the canvas."""
         return self.start_of(self.blocks)
 
     def start_of(self, block: int) -> int:
@@ -95,7 +96,7 @@ class BlockLayout:
         return max(self.begin, self.start_of(block))
 
     def block_at(self, position: int) -> int:
-        """The block that holds this position, from `origin` on."""
+        """The block that contains this position, which must not be before `origin`."""
         return (position - self.origin) // self.block_length
 
     def present_in(self, block: int) -> list[bool]:

@@ -96,7 +96,7 @@ def leaves_its_input(bench: Bench) -> None:
 
 
 def is_deterministic(bench: Bench) -> None:
-    """The same seed gives the same commits; random numbers come from step.generator alone."""
+    """The same seed gives the same commits; random numbers come only from step.generator."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
         first = bench.decode(bench.policy())
@@ -175,7 +175,7 @@ def forgets_requests(bench: Bench) -> None:
 
 
 def forgets_blocks(bench: Bench) -> None:
-    """The next block of a row starts from a new state, but for what the policy `carries`."""
+    """The next block of a row starts from a new state, except for what the policy `carries`."""
     policy = bench.policy()
     batch = bench.start(policy, 2)
     for step in range(bench.length):
@@ -261,7 +261,7 @@ def answers_bool(bench: Bench) -> None:
 
 
 def bears_bad_logits(bench: Bench) -> None:
-    """NaN and -inf among the logits raise nothing, end all the same, and leave other rows alone."""
+    """With NaN or -inf in the logits, nothing raises, blocks end, and other rows are unchanged."""
     for bad in (torch.nan, -torch.inf):
         policy = bench.policy()
         clean, spoilt = bench.start(policy, 2), bench.start(policy, 2)
@@ -278,7 +278,7 @@ def bears_bad_logits(bench: Bench) -> None:
 
 
 def bears_few_masks(bench: Bench) -> None:
-    """One mask left is committed; a block without masks stays as it is."""
+    """One mask left is committed; a block without masks is not changed."""
     for masks in (1, 0):
         policy = bench.policy()
         batch = bench.start(policy, 3, masks)

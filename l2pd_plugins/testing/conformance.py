@@ -17,7 +17,7 @@ class PolicyConformance(ABC):
             def make_policy(self):
                 return EntropyThreshold(limit=0.3)
 
-    Each check becomes a test of its own, named after it.
+    Each check becomes a separate test, named after it.
     """
 
     block_lengths: ClassVar[tuple[int, ...]] = BLOCK_LENGTHS

@@ -87,7 +87,7 @@ class Whole(Kind):
         return f"a whole number from {self.least} to {self.most}"
 
     def read(self, text: str) -> int:
-        # The length first: Python refuses thousands of digits in an error of its own.
+        # Check the length first: Python refuses thousands of digits with a different error.
         if not _WHOLE.fullmatch(text) or len(text.lstrip("+-0")) > len(str(self.most)):
             raise ValueError
         if not self.least <= int(text) <= self.most:
