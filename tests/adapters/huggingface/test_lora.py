@@ -170,7 +170,7 @@ def test_weights_that_match_no_layer_are_refused(checkpoint, tmp_path):
     with pytest.raises(L2PDError, match=r"none of its 30 weights matches a layer of LLaDA"):
         load(folder, adapter=nowhere)
     partly = store(tmp_path / "some", renamed(stored, lambda n: n.replace("1.q_proj", "1.qkv")))
-    with pytest.raises(L2PDError, match=r"2 of its 30 weights have no place.*blocks\.1\.qkv"):
+    with pytest.raises(L2PDError, match=r"2 of its 30 weights match no layer.*blocks\.1\.qkv"):
         load(folder, adapter=partly)
 
 
