@@ -165,7 +165,7 @@ def refused(model, words, **arguments):
         ({"input_ids": torch.tensor([[1, 2], [MASK, MASK]])}, "prompt 1: .* position 0, 1 .2 in"),
         ({"attention_mask": torch.full((2, 3), 2)}, "attention_mask holds 2"),
         ({"attention_mask": torch.full((2, 3), -torch.inf)}, "attention_mask holds -inf"),
-        ({"attention_mask": torch.tensor([[1, 0, 1]] * 2)}, "attention_mask has zeros behind"),
+        ({"attention_mask": torch.tensor([[1, 0, 1]] * 2)}, "attention_mask has zeros after"),
         ({"attention_mask": torch.ones(1, 1, 3, 3)}, "attention_mask has shape"),
         ({"attention_mask": [[1, 1, 1]] * 2}, "attention_mask=.*: expected a tensor"),
         ({"typo": None}, "unknown keyword 'typo'"),

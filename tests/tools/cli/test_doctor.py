@@ -264,7 +264,7 @@ def test_a_hub_id_of_the_cache(llada: Path, tmp_path: Path) -> None:
     report = json.loads(ended("owner/LLaDA").stdout)
     assert report["parameters"] == PARAMETERS and report["problems"] == []
     missing = ended("owner/other")
-    assert missing.returncode == 2 and "given by the hub" in missing.stderr
+    assert missing.returncode == 2 and "nor available" in missing.stderr
 
 
 def test_neither_torch_nor_an_engine_is_imported(llada: Path) -> None:
