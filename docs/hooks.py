@@ -20,7 +20,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         text, target = match[1], match[2]
         path = (DOCS / target).resolve()
         if not path.exists():
-            logger.warning("%s links to %s, which is not there", page.file.src_uri, target)
+            logger.warning("%s links to %s, which does not exist", page.file.src_uri, target)
         place = path.relative_to(DOCS.parent.resolve()).as_posix()
         return text if text.strip("`") == place else f"{text} (`{place}`)"
 
