@@ -136,7 +136,7 @@ def clocked(
     length: int, turns: Sequence[Evaluation], paper: Evaluation, aware: Sequence[Evaluation]
 ) -> dict[str, Any]:
     """One row without scores, as plain values: the same prompts in every turn, compared with both
-    baselines. A single turn is beside every turn of the aware one."""
+    baselines. A single turn is compared with every turn of the aware baseline."""
     seconds = Times(tuple(found.seconds for found in turns))
     of_each = [answer.seconds for found in turns for answer in found.answers]
     beside = seconds if len(turns) == len(aware) else Times(seconds.seconds * len(aware))
@@ -168,8 +168,8 @@ def clocked(
 def scored(
     answers: Evaluation, slow: Evaluation, uncached: Evaluation | None = None
 ) -> dict[str, Any]:
-    """What a row's answers are worth, beside those at one token per step and, where there is a
-    cache, those without: None for what cannot be said."""
+    """The scores of a row's answers, compared with those at one token per step and, if there is a
+    cache, with those without it; None for scores that do not apply."""
     difference = validity_difference(answers, slow)
     without = None
     if uncached is not None and answers is not uncached:

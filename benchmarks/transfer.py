@@ -229,7 +229,7 @@ class Bench:
         return folder
 
     def check_time(self) -> None:
-        """Raise TimeOver once it is."""
+        """Raise TimeOver if the time limit is reached."""
         if time.time() > self.deadline:
             raise TimeOver
 
@@ -282,8 +282,8 @@ def outcome(found: Evaluation, label: str, folder: Path | None) -> dict[str, Any
 
 
 def part(data: Path, folder: Path, kept: list[int], *, references_alone: bool = False) -> None:
-    """Write the shards of some prompts of a folder of trajectories, as if collected of them alone;
-    shards that are there stay. `kept` are the prompts, in order."""
+    """Write the shards of some prompts of a folder of trajectories, as if only these had been
+    collected; existing shards are kept. `kept` are the prompts, in order."""
     manifest = read_manifest(data)
     stored = [
         load_references(manifest.reference_path_of(data, shard), manifest, shard)

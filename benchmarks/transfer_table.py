@@ -81,7 +81,7 @@ def ratio_at(
     `loss` points against one token per step.
 
     One token per step is a setting of both: it loses nothing. The interval is a paired bootstrap
-    over the prompts, in which each resample chooses the settings anew: percentiles 2.5 and 97.5.
+    over the prompts, in which each resample chooses its own settings: percentiles 2.5 and 97.5.
     """
     ways = ([*policy, slow], [*control, slow])
     count = len(slow.valid)
@@ -128,9 +128,9 @@ class Group:
 
 
 def groups(rows: Sequence[dict[str, Any]]) -> list[Group]:
-    """Everything that can be compared, in the order of the rows. A filter's rows stand beside the
-    rows of the same model, canvas and held-out prompts that need no filter; where tasks were left
-    out, beside those of the shipped filters on the same tasks too."""
+    """All comparisons, in the order of the rows. A filter's rows are compared with the rows of the
+    same model, canvas and held-out prompts that need no filter; if tasks were left out of its
+    training, also with those of the shipped filters on the same tasks."""
     every = sorted(TASKS)
     newest: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in rows:

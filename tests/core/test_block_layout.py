@@ -64,8 +64,8 @@ def test_whole_blocks_hold_the_positions_and_none_is_empty(positions: int, lengt
 
 
 @given(st.lists(PROMPTS, min_size=1), LENGTHS)
-def test_what_prompts_have_begun(prompts: list[int], length: int) -> None:
-    """The prompt's positions behind its last whole block, for one prompt and for an array."""
+def test_positions_after_the_last_whole_block_of_a_prompt(prompts: list[int], length: int) -> None:
+    """Counted for one prompt and for an array of prompts."""
     expected = [len(list(range(prompt))[prompt // length * length :]) for prompt in prompts]
     assert [begun_by_prompt(prompt, length) for prompt in prompts] == expected
     assert begun_by_prompt(np.array(prompts), length).tolist() == expected
