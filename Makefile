@@ -14,7 +14,7 @@ STAMP := $(VENV)/.installed
 EXAMPLES := $(wildcard examples/*/pyproject.toml)
 EDITABLE_EXAMPLES := $(foreach example,$(EXAMPLES),-e ./$(dir $(example)))
 
-.PHONY: demo test lint docs browser frontier fuzz mutants sglang vllm filters clean
+.PHONY: demo test lint docs browser frontier fuzz mutants sglang vllm soak filters clean
 .DEFAULT_GOAL := test
 
 demo: $(STAMP)
@@ -70,6 +70,15 @@ VLLM_VENV := .venv-vllm
 VLLM_STAMP := $(VLLM_VENV)/.installed
 vllm: $(VLLM_STAMP)
 	$(VLLM_VENV)/bin/python -m pytest $(RIGS)/vllm
+
+# Mixed load on live servers, each answer compared: make soak MINUTES=20 ENGINE=sglang SEED=1
+ENGINE := sglang vllm
+SEED := 0
+soak: $(foreach engine,$(ENGINE),.venv-$(engine)/.installed)
+	@failed=0; for engine in $(ENGINE); do \
+		.venv-$$engine/bin/python -m tests.engines.soak --engine $$engine \
+			--minutes $(MINUTES) --seed $(SEED) || failed=1; \
+	done; exit $$failed
 
 # install-rig,VENV,FOLDER,LOCAL DISTRIBUTIONS
 define install-rig

@@ -42,9 +42,10 @@ def some_cancelled(cases):
     return [(rng.choice(cases), i in cancelled) for i in range(500)]
 
 
-def decoded(model_name, requests, max_new_tokens):
-    """The cases of these (prompt, policy), decoded by transformers in float32."""
-    model, tokenizer = load(model_name, dtype=torch.float32)
+def decoded(model_name, requests, max_new_tokens, *, dtype=torch.float32, ignores_end=False):
+    """The cases of these (prompt, policy), decoded by transformers; `ignores_end`: the answers go
+    on after the end of text, and have max_new_tokens tokens each."""
+    model, tokenizer = load(model_name, dtype=dtype)
     made = []
     for start in range(0, len(requests), 25):
         batch = requests[start : start + 25]
@@ -60,11 +61,13 @@ def decoded(model_name, requests, max_new_tokens):
             attention_mask=inputs["attention_mask"],
             max_new_tokens=max_new_tokens,
             unmask_policy=[policy for _, policy in batch],
+            end_of_text="off" if ignores_end else "block",
             return_dict_in_generate=True,
         )
         answers = out.sequences[:, inputs["input_ids"].shape[1] :].tolist()
         for row, length in enumerate(out.trace.length.tolist()):
             prompt, policy = batch[row]
+            length = max_new_tokens if ignores_end else length
             tokens = answers[row][:length]
             text = tokenizer.decode(tokens, skip_special_tokens=True)
             committed_at = out.trace.committed_at[row, :length].tolist()
