@@ -27,45 +27,36 @@ from l2pd_tools.loading import resolve_device
 
 
 @dataclass(frozen=True)
-class Times:
-    """Seconds of each repetition of one alternative."""
-
-    seconds: tuple[float, ...]
-
-    @property
-    def median(self) -> float:
-        """Seconds."""
-        return statistics.median(self.seconds)
-
-    @property
-    def spread(self) -> list[float]:
-        """The least and the most."""
-        return [min(self.seconds), max(self.seconds)]
-
-    def over(self, other: Times) -> Ratio:
-        """How many times as long as `other`, repetition by repetition."""
-        return Ratio(tuple(a / b for a, b in zip(self.seconds, other.seconds, strict=True)))
-
-    def __str__(self) -> str:
-        low, high = self.spread
-        return f"{1e3 * self.median:9.2f} ms [{1e3 * low:.2f}, {1e3 * high:.2f}]"
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """Ratios of repetitions that ran one after the other."""
+class Repeated:
+    """A figure of each repetition."""
 
     values: tuple[float, ...]
 
     @property
     def median(self) -> float:
-        """The ratio."""
+        """In the unit of the values."""
         return statistics.median(self.values)
 
     @property
     def spread(self) -> list[float]:
         """The least and the most."""
         return [min(self.values), max(self.values)]
+
+
+class Times(Repeated):
+    """Seconds of each repetition of one alternative."""
+
+    def over(self, other: Times) -> Ratio:
+        """How many times as long as `other`, repetition by repetition."""
+        return Ratio(tuple(a / b for a, b in zip(self.values, other.values, strict=True)))
+
+    def __str__(self) -> str:
+        low, high = self.spread
+        return f"{1e3 * self.median:9.2f} ms [{1e3 * low:.2f}, {1e3 * high:.2f}]"
+
+
+class Ratio(Repeated):
+    """Ratios of repetitions that ran one after the other."""
 
     def __str__(self) -> str:
         low, high = self.spread

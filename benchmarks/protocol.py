@@ -139,7 +139,7 @@ def clocked(
     baselines. A single turn is compared with every turn of the aware baseline."""
     seconds = Times(tuple(found.seconds for found in turns))
     of_each = [answer.seconds for found in turns for answer in found.answers]
-    beside = seconds if len(turns) == len(aware) else Times(seconds.seconds * len(aware))
+    beside = seconds if len(turns) == len(aware) else Times(seconds.values * len(aware))
     wall = Times((paper.seconds,) * len(turns)).over(seconds)
     aware_wall = Times(tuple(found.seconds for found in aware)).over(beside)
     nfe = turns[0].nfe
@@ -148,7 +148,7 @@ def clocked(
         "nfe": nfe,
         "seconds": seconds.median,
         "seconds_spread": seconds.spread,
-        "seconds_of_turns": seconds.seconds,
+        "seconds_of_turns": seconds.values,
         "seconds_per_prompt": {
             "min": min(of_each),
             "median": statistics.median(of_each),

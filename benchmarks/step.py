@@ -121,7 +121,7 @@ def compare(rows: int, vocabulary: int, dtype: str, repeats: int) -> dict[str, A
         "dtype": dtype,
         "peak_memory_share": share,
         "step_over_amax": over_floor.median,
-        "seconds": {name: found.seconds for name, found in times.items()},
+        "seconds": {name: found.values for name, found in times.items()},
         "over_step": {name: ratio.median for name, ratio in ratios.items()},
     }
 
@@ -167,7 +167,7 @@ def policies_against_forward(repeats: int, rows: int = 8) -> dict[str, Any]:
     return {
         "parameters_in_millions": millions,
         "rows": rows,
-        "seconds": {name: found.seconds for name, found in times.items()},
+        "seconds": {name: found.values for name, found in times.items()},
         "share_of_forward": {name: share.median for name, share in shares.items()},
     }
 

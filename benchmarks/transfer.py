@@ -1,16 +1,15 @@
 """Measure learned policies on tasks, lengths and models that they were not trained on.
 
-Longer than 400 lines: it is one script: cases, runs, and the rows that it writes.
-
     python benchmarks/transfer.py --work runs/transfer                 # hours on one core
     python benchmarks/transfer.py --work runs/transfer --only coupled  # cases with this word
     python benchmarks/transfer.py --work runs/transfer --minutes 60    # start nothing new after
     python benchmarks/transfer.py --render                             # only write the table
 
-Cases, in the order of `cases`: a small model's own filters on the tasks that they were trained on;
-the other small model's filters; longer canvases than the 128 tokens of the training; and filters
-trained without some tasks, measured on just those. Such filters are trained by the recipe of `make
-filters`, on the first `--train-prompts` training prompts less those of the tasks left out.
+Cases, in the order of `transfer_cases`: a small model's own filters on the tasks that they were
+trained on; the other small model's filters; longer canvases than the 128 tokens of the training;
+and filters trained without some tasks, measured on just those. Such filters are trained by the
+recipe of `make filters`, on the first `--train-prompts` training prompts less those of the tasks
+left out.
 
 Each row is a decode of held-out prompts with one setting. It is appended to `--out` (.jsonl) as
 soon as it is measured, with its configuration and every prompt's outcome, so that an interrupted
@@ -26,14 +25,15 @@ import dataclasses
 import functools
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from frontier import CACHES, REFERENCE
+from frontier_worker import CACHES, REFERENCE
 from measuring import amount, output, positive, run_script
+from transfer_cases import Case, cases, chosen_cases, slug
 from transfer_table import render
 
 from l2pd_adapters.tiny_models import folder_of, heldout_prompts, training_prompts
@@ -56,61 +56,12 @@ from l2pd_tools.training.rounds import STARTING_POLICIES, train_filter
 RESULTS = Path(__file__).parent / "results" / "transfer.jsonl"
 SHARD = 64
 """Prompts of a shard of trajectories."""
-LENGTHS = (256, 512)
-"""Canvases longer than those of the training."""
-KINDS = ("coupled", "mixed", "one_answer")
-TRIPLES = (
-    ("permutation", "story", "sort"),
-    ("latin", "schedule", "addition"),
-    ("split", "receipt", "reverse"),
-    ("walk", "booking", "dial"),
-    ("brackets", "solution", "json"),
-)
-"""A task of each kind; together they are all tasks, so that each is left out once this way."""
 CONTROL = [{"threshold": t} for t in (0.9, 0.8, 0.7, 0.95, 0.85, 0.75, 0.6, 0.5)]
 LEARNED: dict[str, list[dict[str, Any]]] = {
     "settled": [{}, {"risk": 0.03}, {"risk": 0.06}, {"risk": 0.15}, {"risk": 0.01}],
     "learn2pd": [{}, {"threshold": 0.95}, {"threshold": 0.9}, {"threshold": 0.8}],
 }
 """The settings of each policy, the default first."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """Which prompts are decoded on which model, and with whose filters."""
-
-    name: str
-    model: str
-    gen: int
-    tasks: tuple[str, ...]
-    filters: str | None
-    """The small model whose shipped filters are used; None for filters of `model` that are trained
-    without `tasks`."""
-
-
-def cases() -> list[Case]:
-    """All cases; those that need no training come first."""
-    every, small = tuple(TASKS), ("tiny-llada", "tiny-sdar")
-    found = [Case(f"{m}, gen 128, own filters", m, 128, every, m) for m in small]
-    found += [
-        Case(f"{m}, gen 128, {other}'s filters", m, 128, every, other)
-        for m, other in (small, small[::-1])
-    ]
-    splits = [tuple(n for n, f in TASKS.items() if f.kind == kind) for kind in KINDS]
-    trained = [
-        Case(f"tiny-llada, gen 128, trained without {name}", "tiny-llada", 128, tasks, None)
-        for name, tasks in [
-            *((kind, tasks) for kind, tasks in zip(KINDS, splits, strict=True)),
-            *((", ".join(triple), triple) for triple in TRIPLES),
-        ]
-    ]
-    longer = [
-        Case(f"tiny-llada, gen {gen}, own filters", "tiny-llada", gen, every, "tiny-llada")
-        for gen in LENGTHS
-    ]
-    # The two splits that were measured first, then the others.
-    first = [trained[0], trained[3]]
-    return [*found, *longer, *first, *(case for case in trained if case not in first)]
 
 
 class Rows:
@@ -309,11 +260,6 @@ def part(data: Path, folder: Path, kept: list[int], *, references_alone: bool = 
         steps.take(within).save(mine.path_of(folder, shard))
 
 
-def slug(case: Case) -> str:
-    """The case's tasks as a name of a folder."""
-    return "without-" + "-".join(case.tasks)
-
-
 @functools.cache
 def loaded(model: str) -> tuple[Any, Any]:
     """A model and its tokenizer."""
@@ -344,16 +290,6 @@ def _is_of(row: dict[str, Any], case: Case, policy: str, options: dict[str, Any]
 
 class TimeOver(Exception):
     """The time limit is reached: nothing new is started."""
-
-
-def chosen_cases(only: Sequence[str]) -> Iterator[Case]:
-    """The cases whose names hold one of the words. Raises L2PDError for a word of none."""
-    every = cases()
-    for word in only:
-        if not any(word in case.name for case in every):
-            names = "\n  ".join(case.name for case in every)
-            raise L2PDError(f"--only {word}: no case has it in its name; the cases are\n  {names}")
-    return (case for case in every if not only or any(word in case.name for word in only))
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from frontier import REFERENCE
+from frontier_worker import REFERENCE
 
 from l2pd_tools.tiny_world import TASKS
 

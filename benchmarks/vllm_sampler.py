@@ -117,7 +117,7 @@ def watched(seconds: Seconds, beside_vllm: bool) -> Iterator[Callable[[Any], Non
             nonlocal result
             result = run()
 
-        (last[name],) = timed({name: kept}, 1, device=DEVICE, warm=False)[name].seconds
+        (last[name],) = timed({name: kept}, 1, device=DEVICE, warm=False)[name].values
         return result
 
     def attach(model: Any) -> None:
@@ -177,12 +177,12 @@ def main() -> None:
             model = Times(
                 tuple(
                     a + b
-                    for a, b in zip(times["forward"].seconds, times["head"].seconds, strict=True)
+                    for a, b in zip(times["forward"].values, times["head"].values, strict=True)
                 )
             )
             print(
                 f"batch {batch}: {batch * args.block_length} rows of {args.vocabulary} logits, "
-                f"{len(times['ours'].seconds)} steps"
+                f"{len(times['ours'].values)} steps"
             )
             print(f"  model's forward and head  {model}")
             print(f"  our sampler's step        {times['ours']}")
@@ -191,7 +191,7 @@ def main() -> None:
                 print(f"  vLLM's own sampler        {times['vllm']}")
                 print(f"  ours / vLLM's             {times['ours'].over(times['vllm'])}")
             milliseconds = {name: 1e3 * found.median for name, found in times.items()}
-            counted = {"batch": batch, "steps": len(times["ours"].seconds)}
+            counted = {"batch": batch, "steps": len(times["ours"].values)}
             results.append({**counted, "model": 1e3 * model.median, **milliseconds})
     settings = {name: value for name, value in vars(args).items() if name != "json"}
     write(args.json, {"settings": settings, "milliseconds": results}, DEVICE)
