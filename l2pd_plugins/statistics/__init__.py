@@ -107,14 +107,8 @@ def _fused(
     return run(logits, rows, x0, suppress, entropy, margin)
 
 
-@_fused.register_fake
-def _(
-    logits: Tensor,
-    rows: Tensor | None,
-    x0: Tensor | None,
-    suppress: int,
-    entropy: bool,
-    margin: bool,
-    kernel: str,
-) -> Results:
-    return empty_results(logits, rows, entropy, margin)
+_fused.register_fake(
+    lambda logits, rows, x0, suppress, entropy, margin, kernel: empty_results(
+        logits, rows, entropy, margin
+    )
+)

@@ -12,6 +12,7 @@ from l2pd_adapters.checkpoints.resolve import (
     HUB_ID,
     SMALL_FILES,
     commit_of,
+    local_folder,
     resolve_model,
     snapshot_of,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "check_files",
     "commit_of",
     "find_checkpoint",
+    "local_folder",
     "resolve_model",
     "snapshot_of",
     "stored_tensors",

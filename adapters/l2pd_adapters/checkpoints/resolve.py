@@ -34,21 +34,32 @@ def resolve_model(name: str | Path, called: str | None = None) -> str:
     if text in shipped_models():
         return str(folder_of(text))
     called = f"model {text!r}" if called is None else called
-    try:
-        folder = Path(text).expanduser()
-        if folder.is_dir():
-            return str(folder)
-        is_file = folder.exists()
-    except (OSError, RuntimeError) as error:  # the name is too long, or ~user is unknown
-        raise L2PDError(f"{called}: {reason_of(error)}") from error
-    if is_file:
-        raise L2PDError(f"{called}: it is a file, expected a folder")
+    folder = local_folder(text, called)
+    if folder is not None:
+        return str(folder)
     if isinstance(name, Path) or not HUB_ID.fullmatch(text):
         raise L2PDError(
             f"{called}: no shipped model (those are {', '.join(shipped_models())}), "
             "no folder, and no hub id (owner/name)"
         )
     return text
+
+
+def local_folder(name: str, called: str) -> Path | None:
+    """The folder of this name; None if there is nothing of this name here.
+
+    Raises L2PDError, which begins with `called`, if it is a file, or cannot be looked for.
+    """
+    try:
+        folder = Path(name).expanduser()
+        if folder.is_dir():
+            return folder
+        is_file = folder.exists()
+    except (OSError, RuntimeError) as error:  # the name is too long, or ~user is unknown
+        raise L2PDError(f"{called}: {reason_of(error)}") from error
+    if is_file:
+        raise L2PDError(f"{called}: it is a file, expected a folder")
+    return None
 
 
 def snapshot_of(hub_id: str, patterns: Iterable[str], **hub: Any) -> Path:

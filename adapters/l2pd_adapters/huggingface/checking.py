@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
@@ -144,26 +144,14 @@ class Of:
 
 
 @dataclass(frozen=True)
-class Function:
-    """Callables."""
+class Such:
+    """Values that pass a test."""
 
-    expected: str = "a function"
-
-    def take(self, value: Any) -> Any:
-        if not callable(value) or isinstance(value, type):
-            raise ValueError
-        return value
-
-
-@dataclass(frozen=True)
-class Streamer:
-    """Streamers: objects that receive the tokens of a decode."""
-
-    expected: str = "an object with the methods put and end, such as TextStreamer"
+    passes: Callable[[Any], bool]
+    expected: str
 
     def take(self, value: Any) -> Any:
-        methods = (getattr(value, name, None) for name in ("put", "end"))
-        if isinstance(value, type) or not all(map(callable, methods)):
+        if not self.passes(value):
             raise ValueError
         return value
 
@@ -235,6 +223,18 @@ class Options:
         return dict(value)
 
 
+def _is_function(value: Any) -> bool:
+    return callable(value) and not isinstance(value, type)
+
+
+def _is_streamer(value: Any) -> bool:
+    """Whether it can receive the tokens of a decode."""
+    methods = (getattr(value, name, None) for name in ("put", "end"))
+    return not isinstance(value, type) and all(map(callable, methods))
+
+
+_FUNCTION = Such(_is_function, "a function")
+_STREAMER = Such(_is_streamer, "an object with the methods put and end, such as TextStreamer")
 _POLICY = Of((str, Mapping, UnmaskPolicy), "a policy's name, its config, or a policy object")
 _POLICIES = Of(
     (str, Mapping, UnmaskPolicy, list, tuple),
@@ -252,7 +252,7 @@ GENERATE: dict[str, Kind] = {
     "end_of_text": OneOf(("block", "predicted", "off")),
     "seed": Seeds(),
     "suppress_mask": Flag(),
-    "on_step": Function(),
+    "on_step": _FUNCTION,
     "observe": Names(sorted(STATISTICS - {"reference"})),
     "max_new_tokens": Whole(1, MOST_POSITIONS),
     "max_length": Whole(1, MOST_POSITIONS),
@@ -265,7 +265,7 @@ GENERATE: dict[str, Kind] = {
     "pad_token_id": TokenIds(several=False),
     "bos_token_id": TokenIds(several=False),
     "return_dict_in_generate": Flag(),
-    "streamer": Streamer(),
+    "streamer": _STREAMER,
     "generation_config": Of(GenerationConfig, "a GenerationConfig"),
     "attention_mask": Of(Tensor, "a tensor"),
 }
@@ -284,8 +284,8 @@ EVALUATE: dict[str, Kind] = {
     "seed": Whole(0, SEEDS_BELOW - 1),
     "batch_size": Whole(1),
     "reference_answers": Of((list, tuple), "a list of answers"),
-    "progress": Function(),
-    "observers": Function(),
+    "progress": _FUNCTION,
+    "observers": _FUNCTION,
 }
 """The settings of `evaluate`."""
 _DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")

@@ -20,11 +20,11 @@ from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from l2pd_adapters.checkpoints import HUB_ID
+from l2pd_adapters.checkpoints import HUB_ID, local_folder
 from l2pd_adapters.families import ModelFamily
 from l2pd_adapters.huggingface.checking import Number, check, short
 from l2pd_plugins.errors import L2PDError
-from l2pd_plugins.files import read_object, reason_of
+from l2pd_plugins.files import read_object
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 ADAPTER = "l2pd_adapter"
@@ -151,18 +151,10 @@ def _settings(config_file: Path, what: str) -> dict[str, Any]:
 def _folder(adapter: str | Path, what: str) -> Path | None:
     """The adapter's folder; None for an adapter on the hub."""
     text = str(adapter)
-    try:
-        folder = Path(text).expanduser()
-        if folder.is_dir():
-            return folder
-        is_file = folder.exists()
-    except (OSError, RuntimeError) as error:  # the name is too long, or ~user is unknown
-        raise L2PDError(f"{what}: {reason_of(error)}") from error
-    if is_file:
-        raise L2PDError(f"{what}: it is a file, expected a folder")
-    if isinstance(adapter, Path) or not HUB_ID.fullmatch(text):
+    folder = local_folder(text, what)
+    if folder is None and (isinstance(adapter, Path) or not HUB_ID.fullmatch(text)):
         raise L2PDError(f"{what}: neither a folder nor a hub id (owner/name)")
-    return None
+    return folder
 
 
 def _config_and_weights(folder: Path, what: str) -> tuple[Path, Path]:
