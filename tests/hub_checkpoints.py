@@ -9,8 +9,9 @@ are written from the descriptions of the architectures and use no library's mode
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -116,6 +117,9 @@ def _remote(config: str, model: str) -> dict[str, str]:
     return {"AutoConfig": config, "AutoModel": model, "AutoModelForCausalLM": model}
 
 
+_qwen = partial(Checkpoint, names=QWEN, theta=1000000.0, epsilon=1e-6, kv_heads=2)
+_sdar = partial(_qwen, head_norms=True, block=4)
+
 CHECKPOINTS = {
     "LLaDA": Checkpoint(
         names=LLADA,
@@ -170,11 +174,7 @@ CHECKPOINTS = {
             "weight_tying": False,
         },
     ),
-    "Dream": Checkpoint(
-        names=QWEN,
-        theta=1000000.0,
-        epsilon=1e-6,
-        kv_heads=2,
+    "Dream": _qwen(
         biases=True,
         shift=1,
         files=("vocab.json", "merges.txt", "tokenizer_config.json"),
@@ -193,13 +193,7 @@ CHECKPOINTS = {
             "use_mrope": False,
         },
     ),
-    "SDAR": Checkpoint(
-        names=QWEN,
-        theta=1000000.0,
-        epsilon=1e-6,
-        kv_heads=2,
-        head_norms=True,
-        block=4,
+    "SDAR": _sdar(
         config=_QWEN_CONFIG
         | {
             "model_type": "sdar",
@@ -210,14 +204,8 @@ CHECKPOINTS = {
             "head_dim": HEAD,
         },
     ),
-    "SDAR-MoE": Checkpoint(
-        names=QWEN,
-        theta=1000000.0,
-        epsilon=1e-6,
-        kv_heads=2,
-        head_norms=True,
+    "SDAR-MoE": _sdar(
         experts=6,
-        block=4,
         config=_QWEN_CONFIG
         | {
             "model_type": "sdar_moe",
@@ -363,16 +351,30 @@ def decode(
     """Decode one prompt block by block. Each step commits every position that reaches the
     threshold, or else the most confident one. Returns the answer up to and including the end of
     text."""
-    # Block-causal blocks are counted from the prompt's first token and are always whole.
     whole = bool(dense.checkpoint.block)
+    return decode_by(dense.predictions, prompt, tokens, block, threshold, whole_blocks=whole)
+
+
+def decode_by(
+    predictions: Callable[[torch.Tensor], torch.Tensor],
+    prompt: list[int],
+    tokens: int,
+    block: int,
+    threshold: float,
+    *,
+    whole_blocks: bool,
+) -> list[int]:
+    """As `decode`. predictions: (T,) tokens -> (T, V), row i predicts position i; whole_blocks: as
+    in block-causal models, blocks are counted from the prompt's first token and are always whole.
+    """
     begin, end = len(prompt), len(prompt) + tokens
-    if whole:
+    if whole_blocks:
         begin, end = begin // block * block, -(-end // block) * block
     text = torch.tensor(prompt + [MASK] * (end - len(prompt)))
     for left, right in pairwise([*range(begin, end, block), end]):
         while (text[left:right] == MASK).any():
-            seen = text[:right] if whole else text
-            logits = dense.predictions(seen)[left:right]
+            seen = text[:right] if whole_blocks else text
+            logits = predictions(seen)[left:right].float()
             logits[:, MASK] = -torch.inf
             confidence, found = softmax(logits, -1).max(-1)
             confidence[text[left:right] != MASK] = -1
@@ -380,10 +382,10 @@ def decode(
             chosen[confidence.argmax()] = True
             text[left:right][chosen] = found[chosen]
             ends = (text[len(prompt) : right] == EOT).nonzero()
-            if len(ends):
+            if len(ends):  # what is behind the first end of text is no text any more
                 last = len(prompt) + int(ends[0]) + 1
                 text[last:right] = EOT
-                if not whole:
+                if not whole_blocks:
                     right, text = last, text[:last]
         if EOT in text[len(prompt) :]:
             break

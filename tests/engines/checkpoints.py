@@ -7,6 +7,7 @@ from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
 from l2pd_adapters.huggingface.models.native import SDARForCausalLM
 from l2pd_adapters.tiny_models import folder_of
+from tests.small_models import DECODER, spread
 
 SOURCE = folder_of("tiny-llada")
 VOCABULARY, MASK, EOT = 101, 97, 96
@@ -37,24 +38,17 @@ def random_sdar(folder, block_length=8):
 
 def _written(architecture, folder, *, std=None, generation_config=None, **more):
     config = Qwen3Config(
+        **DECODER | {"intermediate_size": 128},
         vocab_size=VOCABULARY,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=32,
         max_position_embeddings=2048,
-        tie_word_embeddings=False,
         eos_token_id=EOT,
         pad_token_id=EOT,
         **more,
     )
     torch.manual_seed(0)
     model = architecture(config).float()
-    for weight in model.parameters() if std else ():
-        if weight.ndim == 2:
-            torch.nn.init.normal_(weight, std=std)
+    if std:
+        spread(model, std)
     if generation_config is not None:
         model.generation_config = generation_config
     model.save_pretrained(folder)

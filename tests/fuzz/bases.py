@@ -15,15 +15,15 @@ from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausa
 from l2pd_adapters.families import ModelFamily
 from l2pd_adapters.huggingface.models.llada2 import LLaDA2MoeConfig, LLaDA2MoeModelLM
 from l2pd_adapters.tiny_models import folder_of
-from l2pd_plugins.trajectories import Manifest, Trajectories, save_references, write_manifest
 from l2pd_policies.learn2pd import UnmaskFilter
 from l2pd_policies.settled import SignalFilter
 from l2pd_policies.transformer_sampler import SamplerFilter
 from tests.fuzz.making import scratch
 from tests.hub_checkpoints import CHECKPOINTS, EOT, MASK, VOCABULARY, Dense, write
+from tests.trajectory_folder import write_trajectories
 
 FILTERS = {"learn2pd": UnmaskFilter, "settled": SignalFilter, "sampler": SamplerFilter}
-LENGTH, CANVAS, PER_SHARD, PROMPTS = 4, 8, 2, 3
+LENGTH = 4
 
 
 def _tokenizer(folder: Path) -> None:
@@ -48,6 +48,16 @@ SMALL = {
     "num_attention_heads": 2,
     "max_position_embeddings": 64,
 }
+LLADA2 = {
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_group": 2,
+    "topk_group": 1,
+    "moe_intermediate_size": 8,
+    "block_length": 4,
+}
 
 
 def _llama(folder: Path) -> None:
@@ -62,18 +72,7 @@ def _bert(folder: Path) -> None:
 
 
 def _llada2(folder: Path) -> None:
-    config = LLaDA2MoeConfig(
-        **SMALL,
-        **SPECIAL,
-        num_key_value_heads=1,
-        head_dim=8,
-        num_experts=4,
-        num_experts_per_tok=2,
-        n_group=2,
-        topk_group=1,
-        moe_intermediate_size=8,
-        block_length=4,
-    )
+    config = LLaDA2MoeConfig(**SMALL, **SPECIAL, **LLADA2)
     LLaDA2MoeModelLM(config).save_pretrained(folder)
     _tokenizer(folder)
 
@@ -152,43 +151,9 @@ def released() -> Path:
 
 @cache
 def trajectories() -> Path:
-    """A complete folder of trajectories, of three prompts in two shards."""
+    """A complete folder of trajectories."""
     folder = scratch() / "trajectories"
-    manifest = Manifest(
-        model="m",
-        model_fingerprint="f",
-        prompts="p.txt",
-        prompts_sha256="0",
-        prompt_count=PROMPTS,
-        policies=["oracle()"],
-        max_new_tokens=CANVAS,
-        block_length=LENGTH,
-        end_of_text="block",
-        dtype="float32",
-        batch_size=2,
-        prompts_per_shard=PER_SHARD,
-    )
-    write_manifest(folder, manifest)
-    for shard in range(manifest.shards):
-        prompts = torch.tensor(list(manifest.members(shard)))
-        count = len(prompts)
-        Trajectories(
-            prompt=prompts,
-            policy=torch.zeros(count, dtype=torch.int64),
-            block=torch.zeros(count, dtype=torch.int64),
-            step=torch.zeros(count, dtype=torch.int64),
-            masked=torch.ones(count, LENGTH, dtype=torch.bool),
-            present=torch.ones(count, LENGTH, dtype=torch.bool),
-            x0=torch.zeros(count, LENGTH, dtype=torch.int32),
-            confidence=torch.full((count, LENGTH), 0.5),
-            entropy=torch.ones(count, LENGTH),
-            margin=torch.full((count, LENGTH), 0.25),
-            correct=torch.ones(count, LENGTH, dtype=torch.bool),
-        ).save(manifest.path_of(folder, shard))
-        save_references(
-            manifest.reference_path_of(folder, shard),
-            torch.zeros(count, CANVAS, dtype=torch.int64),
-        )
+    write_trajectories(folder)
     return folder
 
 

@@ -26,6 +26,7 @@ from l2pd_adapters.huggingface import ModelFamily, disable, enable, generate, lo
 from l2pd_adapters.huggingface.models.model_info import family_of
 from l2pd_adapters.tiny_models import folder_of
 from l2pd_plugins import L2PDError
+from tests.small_models import spread
 
 VOCABULARY, MASK, EOT, PAD = 104, 97, 96, 1
 SIZES = {
@@ -67,9 +68,7 @@ def made(kind):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = MODELS[kind]()
-        for weight in model.parameters():
-            if weight.ndim == 2:
-                torch.nn.init.normal_(weight, std=0.3)
+        spread(model, std=0.3)
     return model.eval()
 
 
@@ -120,13 +119,8 @@ def test_decodes_as_the_models_own_forward_does(kind, folder, block_logits):
             (2.0, "fixed_schedule"),
             (0.3, {"name": "confidence_threshold", "threshold": 0.3}),
         ):
-            out = model.generate(
-                prompt[None],
-                max_new_tokens=9,
-                block_length=9,
-                unmask_policy=policy,
-                end_of_text="off",
-            )
+            settings = {"max_new_tokens": 9, "block_length": 9, "end_of_text": "off"}
+            out = model.generate(prompt[None], unmask_policy=policy, **settings)
             assert out[0].tolist() == by_hand(model, prompt, 9, threshold)
 
 

@@ -26,6 +26,7 @@ from tests.adapters.nasty_values import (
     WORDS,
     told,
 )
+from tests.small_models import SIZES
 
 MASK, EOT = 63, 62
 IDS = torch.tensor([[3, 4, 5], [6, 7, 8]])
@@ -261,15 +262,8 @@ def test_a_canvas_beyond_the_positions_is_one_warning_with_both_numbers(make_mod
 
 
 def test_a_canvas_beyond_learned_positions_is_refused():
-    config = BertConfig(
-        vocab_size=64,
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=16,
-        mask_token_id=MASK,
-    )
+    learned = {"max_position_embeddings": 16, "num_attention_heads": 2}
+    config = BertConfig(**SIZES, **learned, vocab_size=64, mask_token_id=MASK)
     family = ModelFamily(name="bert", attention="bidirectional", mask_token_id=MASK)
     model = enable(BertForMaskedLM(config).eval(), family=family)
     settings = {"end_of_text": "off", "block_length": 8}

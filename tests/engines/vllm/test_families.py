@@ -2,7 +2,6 @@
 PyTorch."""
 
 import json
-from itertools import pairwise
 
 import pytest
 import torch
@@ -12,46 +11,19 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 from vllm import LLM, SamplingParams
 
 from tests.engines.checkpoints import EOT, MASK, VOCABULARY, add_tokenizer
+from tests.hub_checkpoints import decode_by
+from tests.small_models import SIZES
 
 LENGTH, THRESHOLD = 8, 0.5
-SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
 HEADS, HEAD = 2, 32
-
-
-def decode(logits_of, prompt, max_new_tokens, *, whole_blocks):
-    """Blocks of LENGTH by a confidence threshold, one sequence, nothing kept between steps.
-
-    logits_of: tokens (T,) -> logits (T, V) that predict each of them. whole_blocks: blocks are
-    counted from the prompt's first token and the last one is whole (block-causal models).
-    """
-    end = len(prompt) + max_new_tokens
-    begin = len(prompt)
-    if whole_blocks:
-        begin, end = begin // LENGTH * LENGTH, -(-end // LENGTH) * LENGTH
-    text = torch.tensor(prompt + [MASK] * (end - len(prompt)))
-    borders = [*range(begin, end, LENGTH), end]
-    for left, right in pairwise(borders):
-        while (text[left:right] == MASK).any():
-            seen = text[:right] if whole_blocks else text
-            logits = logits_of(seen)[left:right].float()
-            logits[:, MASK] = -torch.inf
-            best, token = softmax(logits, -1).max(-1)
-            masked = text[left:right] == MASK
-            best[~masked] = -1
-            chosen = masked & (best >= THRESHOLD)
-            if not chosen.any():
-                chosen[best.argmax()] = True
-            text[left:right][chosen] = token[chosen]
-            places = (text[len(prompt) : right] == EOT).nonzero()
-            if len(places):  # what is behind the first end of text is no text any more
-                last = len(prompt) + int(places[0]) + 1
-                text[last:right] = EOT
-                if not whole_blocks:
-                    right, text = last, text[:last]
-        if EOT in text[len(prompt) :]:
-            break
-    answer = text[len(prompt) :][:max_new_tokens].tolist()
-    return answer[: answer.index(EOT) + 1] if EOT in answer else answer
+NATIVE = {
+    **SIZES,
+    "vocab_size": VOCABULARY,
+    "num_attention_heads": HEADS,
+    "is_causal": False,
+    "tie_word_embeddings": False,
+}
+"""Of a model that transformers has."""
 
 
 def spread(model):
@@ -90,16 +62,7 @@ def llada(folder):
     torch.manual_seed(1)
     model = spread(
         LlamaForCausalLM(
-            LlamaConfig(
-                **SIZES,
-                vocab_size=VOCABULARY,
-                num_attention_heads=HEADS,
-                num_key_value_heads=HEADS,
-                rms_norm_eps=1e-5,
-                rope_theta=500000.0,
-                is_causal=False,
-                tie_word_embeddings=False,
-            )
+            LlamaConfig(**NATIVE, num_key_value_heads=HEADS, rms_norm_eps=1e-5, rope_theta=500000.0)
         )
     )
     weights = {}
@@ -134,14 +97,7 @@ def dream(folder):
     model = spread(
         Qwen2ForCausalLM(
             Qwen2Config(
-                **SIZES,
-                vocab_size=VOCABULARY,
-                num_attention_heads=HEADS,
-                num_key_value_heads=1,
-                rope_theta=1000000.0,
-                is_causal=False,
-                tie_word_embeddings=False,
-                max_position_embeddings=256,
+                **NATIVE, num_key_value_heads=1, rope_theta=1000000.0, max_position_embeddings=256
             )
         )
     )
@@ -305,6 +261,7 @@ def test_tokens_are_those_of_a_dense_decode(family, tmp_path):
     outputs = llm.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
     with torch.no_grad():
         for ids, output in zip(prompts, outputs, strict=True):
-            expected = decode(logits_of, ids, 30, whole_blocks=family is llada2)
+            whole = family is llada2
+            expected = decode_by(logits_of, ids, 30, LENGTH, THRESHOLD, whole_blocks=whole)
             assert list(output.outputs[0].token_ids) == expected
     assert len({tuple(output.outputs[0].token_ids) for output in outputs}) > 10
