@@ -18,6 +18,9 @@ from l2pd_plugins import DenoisingStep, plugins
 settings.register_profile("no deadline", deadline=None)  # no test depends on the wall clock
 settings.load_profile("no deadline")
 
+# Modules of shared checks, whose asserts should say as much as those of the tests.
+pytest.register_assert_rewrite("tests.core.plain_statistics", "tests.engines.hostile")
+
 if not torch.cuda.is_available():
     # Set before anything imports Triton: without a GPU its kernels run in its interpreter.
     os.environ.setdefault("TRITON_INTERPRET", "1")

@@ -1,9 +1,10 @@
-"""Statistics of one row of logits by their definitions, in float64."""
+"""Statistics of one row of logits by their definitions, in float64, and the checks of a kernel."""
 
 from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 
 
@@ -48,3 +49,32 @@ def first_prediction(row: list[float], suppress: int) -> tuple[int, bool]:
     nan = [i for i in columns if math.isnan(row[i])]
     place = nan[0] if nan else max(columns, key=lambda i: (row[i], -i))
     return place, not nan and math.isfinite(row[place])
+
+
+def values_of(found, at: int) -> list[float]:
+    """The statistics of one row, of a kernel's results."""
+    return [float(each[at]) for each in found]
+
+
+def check_own_statistics(found, logits, rows, tokens, suppress: int) -> None:
+    """A kernel's results are those of each of the rows: -1 for a row that is left out, whose values
+    are zero, and for a token that is not given."""
+    assert [each.dtype for each in found] == [torch.int64, *[torch.float32] * 3]
+    places = range(len(logits)) if rows is None else rows.tolist()
+    chosen = [-1] * len(places) if tokens is None else tokens.tolist()
+    for at, (row, token) in enumerate(zip(places, chosen, strict=True)):
+        wanted = [0] * 4 if row < 0 else plain(logits[row], suppress, token)
+        assert values_of(found, at) == pytest.approx(wanted, abs=2e-6), (at, row, token)
+
+
+def check_rows_without_numbers(run, suppress: int) -> None:
+    """What a kernel finds in `ROWS_WITHOUT_NUMBERS`. run: (logits, suppress) -> its results."""
+    found = run(torch.tensor(ROWS_WITHOUT_NUMBERS), suppress)
+    x0, *others = found
+    for at, row in enumerate(ROWS_WITHOUT_NUMBERS):
+        wanted, sound = first_prediction(row, suppress)
+        assert int(x0[at]) == wanted, row
+        assert [bool(values[at].isnan()) for values in others] == [not sound] * 3, row
+        if sound:
+            expected = plain(torch.tensor(row), suppress)
+            assert values_of(found, at) == pytest.approx(expected, abs=2e-6)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from l2pd_plugins.blocks import BlockBatch
 from l2pd_plugins.end_of_text import EndOfText
 from l2pd_plugins.policy import DenoisingStep, UnmaskPolicy
 
@@ -53,8 +54,25 @@ class Counting(UnmaskPolicy):
         return torch.zeros_like(step.masked)
 
 
+class BeginsOnce:
+    """Before a policy among a class's bases: its second call of `init_state` fails."""
+
+    begun = False
+
+    def init_state(self, batch_size, block_length, device):
+        if self.begun:
+            raise ValueError("not again")
+        self.begun = True
+        return super().init_state(batch_size, block_length, device)
+
+
 def masks(rows: int) -> torch.Tensor:
     return torch.full((rows, LENGTH), MASK)
+
+
+def started(policies: list[UnmaskPolicy], **fields) -> BlockBatch:
+    """A batch of one masked block for each of the policies."""
+    return BlockBatch.start(masks(len(policies)), policies, mask_token_id=MASK, **fields)
 
 
 def logits_of(rows: int, seed: int = 0) -> torch.Tensor:

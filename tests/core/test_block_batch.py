@@ -10,7 +10,17 @@ from l2pd_plugins.denoising import denoising_step
 from l2pd_plugins.errors import PolicyRuntimeError
 from l2pd_plugins.policy_calls import prepare
 from tests.core.misbehaviour import Steady
-from tests.core.small_blocks import LENGTH, MASK, OFF, Failing, Noting, fields_of, logits_of, masks
+from tests.core.small_blocks import (
+    LENGTH,
+    MASK,
+    OFF,
+    Failing,
+    Noting,
+    fields_of,
+    logits_of,
+    masks,
+    started,
+)
 
 
 def test_a_resumed_batch_raises_errors_by_default():
@@ -35,22 +45,20 @@ def test_resumed_rows_keep_their_policies():
 
 
 def test_repr_of_a_batch_leaves_out_internal_fields():
-    shown = repr(BlockBatch.start(masks(1), [Steady()], mask_token_id=MASK))
+    shown = repr(started([Steady()]))
     assert "tokens=" in shown
     assert ", _" not in shown
 
 
 def test_every_row_has_its_own_step_and_block_index():
     policy = Noting()
-    batch = BlockBatch.start(
-        masks(2),
+    batch = started(
         [policy] * 2,
-        mask_token_id=MASK,
         block_index=torch.tensor([3, 0]),
         canvas_length=torch.tensor([40, 20]),
     )
     denoising_step(batch, logits_of(2), end_of_text=OFF)
-    plain = BlockBatch.start(masks(2), [policy] * 2, mask_token_id=MASK)
+    plain = started([policy] * 2)
     denoising_step(plain, logits_of(2), end_of_text=OFF)
     placed, first = policy.seen
     assert placed.block_index.tolist() == [3, 0]
@@ -68,14 +76,14 @@ def test_a_stand_in_has_the_name_of_the_policy_that_it_replaces():
         def init_state(self, batch_size, block_length, device):
             raise ValueError("not today")
 
-    batch = BlockBatch.start(masks(1), [Unready()], mask_token_id=MASK, on_error="progress")
+    batch = started([Unready()], on_error="progress")
     assert [policy.name for policy in batch.policies] == ["unready"]
 
 
 @pytest.mark.parametrize("some", [False, True])
 def test_a_policy_is_shown_the_logits_of_its_own_rows(some):
     reading, plain = Noting("logits"), Noting()
-    batch = BlockBatch.start(masks(2), [plain, reading], mask_token_id=MASK)
+    batch = started([plain, reading])
     logits = logits_of(2)
     given, positions = logits, None
     if some:
@@ -88,7 +96,7 @@ def test_a_policy_is_shown_the_logits_of_its_own_rows(some):
 def test_committed_positions_are_certain_for_policies_that_do_not_require_them():
     """This includes entropy and margin, and holds beside a policy that sees committed positions."""
     plain, asking = Noting("entropy", "margin"), Noting("entropy", "margin", "committed")
-    batch = BlockBatch.start(masks(2), [plain, asking], mask_token_id=MASK)
+    batch = started([plain, asking])
     outcome = denoising_step(batch, logits_of(2), end_of_text=OFF)
     denoising_step(batch, logits_of(2, 1), end_of_text=OFF)
     place = int(outcome.committed[0].long().argmax())
@@ -107,7 +115,7 @@ def test_committed_positions_are_certain_for_policies_that_do_not_require_them()
 def test_absent_positions_have_no_statistics():
     policy = Noting("entropy", "margin", "committed")
     present = torch.tensor([[True, True, False, False]])
-    batch = BlockBatch.start(masks(1), [policy], mask_token_id=MASK, present=present)
+    batch = started([policy], present=present)
     assert batch.needed().tolist() == present.tolist()
     denoising_step(batch, logits_of(1), end_of_text=OFF)
     for name in ("confidence", "entropy", "margin"):
@@ -124,12 +132,10 @@ def test_full_blocks_need_no_logits():
 
 
 def test_only_required_statistics_are_computed():
-    outcome = denoising_step(
-        BlockBatch.start(masks(1), [Noting()], mask_token_id=MASK), logits_of(1), end_of_text=OFF
-    )
+    outcome = denoising_step(started([Noting()]), logits_of(1), end_of_text=OFF)
     step = outcome.step
     assert not any(map(step.has, ("entropy", "margin", "logits", "reference")))
-    with_entropy = BlockBatch.start(masks(1), [Noting("entropy")], mask_token_id=MASK)
+    with_entropy = started([Noting("entropy")])
     step = denoising_step(with_entropy, logits_of(1), end_of_text=OFF).step
     assert step.has("entropy")
     assert not step.has("margin")
@@ -137,7 +143,7 @@ def test_only_required_statistics_are_computed():
 
 def test_sampled_tokens_are_the_predictions():
     for some in (False, True):
-        batch = BlockBatch.start(masks(2), [Noting(answer=True)] * 2, mask_token_id=MASK)
+        batch = started([Noting(answer=True)] * 2)
         logits, positions = logits_of(2), None
         drawn = torch.arange(2 * LENGTH) % 7
         if some:
@@ -177,13 +183,9 @@ class Spoiling(Noting):
 @pytest.mark.parametrize("requires", [(), ("entropy",), ("logits", "entropy", "margin")])
 @pytest.mark.parametrize("beside", [False, True])
 def test_writes_of_a_policy_change_neither_the_block_nor_the_step(beside, requires):
-    def started(policy):
-        policies = [policy, Steady()] if beside else [policy]
-        return BlockBatch.start(
-            masks(len(policies)), policies, mask_token_id=MASK, on_error="progress"
-        )
-
-    bad, good = started(Spoiling(*requires)), started(Noting(*requires))
+    others = [Steady()] * beside
+    bad = started([Spoiling(*requires), *others], on_error="progress")
+    good = started([Noting(*requires), *others], on_error="progress")
     for seed in range(LENGTH):
         rows = len(bad.tokens)
         spoilt = denoising_step(bad, logits_of(rows, seed), end_of_text=OFF)
@@ -205,7 +207,7 @@ def test_writes_of_a_policy_change_neither_the_block_nor_the_step(beside, requir
 
 def test_a_policy_that_raises_is_called_again():
     policy = Failing()
-    batch = BlockBatch.start(masks(1), [policy], mask_token_id=MASK, on_error="progress")
+    batch = started([policy], on_error="progress")
     denoising_step(batch, logits_of(1), end_of_text=OFF)
     assert batch.policies == [policy]
 
@@ -248,7 +250,7 @@ def test_a_row_predicts_no_mask_from_its_last_step_on(mask, some):
 
 def test_statistics_that_others_require_are_not_shown_with_committed_positions():
     plain, asking = Noting(), Noting("entropy", "margin", "committed")
-    batch = BlockBatch.start(masks(2), [plain, asking], mask_token_id=MASK)
+    batch = started([plain, asking])
     denoising_step(batch, logits_of(2), end_of_text=OFF)
     assert not plain.seen[0].has("entropy")
     assert not plain.seen[0].has("margin")

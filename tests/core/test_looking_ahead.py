@@ -16,23 +16,16 @@ from l2pd_plugins.denoising import denoising_step
 from l2pd_plugins.end_of_text import EndOfText
 from l2pd_plugins.errors import PolicyRuntimeError
 from l2pd_plugins.slots import BlockSlots
+from tests.engines.policies.l2pd_engine_policies.rules import Persistent
 
 LENGTH, VOCABULARY, MASK = 3, 6, 5
 OFF = EndOfText("off", ())
 
 
-class Stood(UnmaskPolicy):
+class Stood(Persistent):
     """Selects predictions that it has seen twice in a row, whichever block was decoded then."""
 
     requires = frozenset({"confidence", "ahead"})
-
-    def init_state(self, batch_size, block_length, device):
-        return {"x0": torch.full((batch_size, block_length), -1, device=device)}
-
-    def select(self, step, state):
-        stands = step.x0 == state["x0"]
-        state["x0"] = step.x0
-        return step.masked & stands
 
 
 class Forgetful(Stood):

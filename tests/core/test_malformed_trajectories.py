@@ -12,8 +12,6 @@ from safetensors.torch import load_file, save_file
 
 from l2pd_plugins import L2PDError
 from l2pd_plugins.trajectories import (
-    Manifest,
-    Trajectories,
     load_references,
     read_manifest,
     read_trajectories,
@@ -21,36 +19,13 @@ from l2pd_plugins.trajectories import (
     write_manifest,
 )
 from l2pd_plugins.writing import temporary_of
-
-MANIFEST = Manifest(
-    model="m",
-    model_fingerprint="f",
-    prompts="p.txt",
-    prompts_sha256="0",
-    prompt_count=3,
-    policies=["oracle()"],
-    max_new_tokens=8,
-    block_length=4,
-    end_of_text="block",
-    dtype="float32",
-    batch_size=2,
-    prompts_per_shard=2,
-)
+from tests.trajectory_folder import MANIFEST, write_trajectories
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A complete folder: two shards and their references."""
-    write_manifest(tmp_path / "data", MANIFEST)
-    for shard in range(2):
-        prompts = torch.tensor(list(MANIFEST.members(shard)))
-        ones = torch.ones(len(prompts), 4)
-        Trajectories(
-            *(prompts, prompts * 0, prompts * 0, prompts * 0),
-            *(ones > 0, ones > 0, ones.to(torch.int32), ones / 2, ones * 1, ones / 4, ones > 0),
-        ).save(MANIFEST.path_of(tmp_path / "data", shard))
-        path = MANIFEST.reference_path_of(tmp_path / "data", shard)
-        save_references(path, torch.zeros(len(prompts), 8, dtype=torch.int64))
+    write_trajectories(tmp_path / "data")
     assert len(read_trajectories(tmp_path / "data")[1]) == 3
     return tmp_path / "data"
 

@@ -9,15 +9,24 @@ from l2pd_plugins import policy_calls
 from l2pd_plugins.blocks import BlockBatch
 from l2pd_plugins.denoising import denoising_step
 from l2pd_plugins.errors import PolicyRuntimeError
-from tests.core.small_blocks import LENGTH, MASK, OFF, Ahead, Counting, Noting, logits_of, masks
+from tests.core.small_blocks import (
+    LENGTH,
+    MASK,
+    OFF,
+    Ahead,
+    BeginsOnce,
+    Counting,
+    Noting,
+    logits_of,
+    masks,
+    started,
+)
 
 
 def test_observed_statistics_and_on_error_are_kept_when_rows_move():
     policy = Noting()
-    batch = BlockBatch.start(
-        masks(3),
+    batch = started(
         [policy] * 3,
-        mask_token_id=MASK,
         observe=frozenset({"margin"}),
         on_error="progress",
     )
@@ -31,10 +40,8 @@ def test_observed_statistics_and_on_error_are_kept_when_rows_move():
 def test_later_blocks_have_the_fields_of_their_rows():
     policy = Ahead("reference")
     generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
-    batch = BlockBatch.start(
-        masks(2),
+    batch = started(
         [policy] * 2,
-        mask_token_id=MASK,
         block_index=torch.tensor([5, 1]),
         canvas_length=torch.tensor([40, 20]),
         reference=torch.zeros(2, LENGTH, dtype=torch.int64),
@@ -62,7 +69,7 @@ def test_later_blocks_have_the_fields_of_their_rows():
 
 
 def test_an_empty_list_of_later_blocks_is_accepted():
-    batch = BlockBatch.start(masks(1), [Ahead()], mask_token_id=MASK)
+    batch = started([Ahead()])
     batch.look_ahead([], masks(0))
     assert batch.later_rows == []
     denoising_step(batch, logits_of(1), end_of_text=OFF)
@@ -73,16 +80,10 @@ def test_an_empty_list_of_later_blocks_is_accepted():
     [("raise", None, True), ("progress", None, False), ("raise", "progress", False)],
 )
 def test_later_blocks_begin_with_the_on_error_of_the_batch_by_default(of_batch, of_blocks, raises):
-    class Unready(Ahead):
-        begun = False
+    class Unready(BeginsOnce, Ahead):
+        pass
 
-        def init_state(self, batch_size, block_length, device):
-            if self.begun:
-                raise ValueError("not again")
-            self.begun = True
-            return super().init_state(batch_size, block_length, device)
-
-    batch = BlockBatch.start(masks(1), [Unready()], mask_token_id=MASK, on_error=of_batch)
+    batch = started([Unready()], on_error=of_batch)
     if raises:
         with pytest.raises(PolicyRuntimeError, match="not again"):
             batch.look_ahead([0], masks(1), on_error=of_blocks)
@@ -93,7 +94,7 @@ def test_later_blocks_begin_with_the_on_error_of_the_batch_by_default(of_batch, 
 
 def test_the_next_block_has_the_given_fields():
     policies = [Noting("reference"), Noting()]
-    batch = BlockBatch.start(masks(2), policies, mask_token_id=MASK)
+    batch = started(policies)
     present = torch.tensor([[True, True, False, True]])
     tokens = torch.tensor([[1, MASK, MASK, MASK]])
     batch.advance([0], tokens, present=present, reference=torch.tensor([[4, 5, 6, 7]]))
@@ -112,10 +113,10 @@ def test_the_next_block_has_the_given_fields():
 
 def test_a_reference_that_no_policy_reads_may_be_left_out():
     reference = torch.zeros(1, LENGTH, dtype=torch.int64)
-    batch = BlockBatch.start(masks(1), [Noting()], mask_token_id=MASK, reference=reference)
+    batch = started([Noting()], reference=reference)
     batch.advance([0], masks(1))
     assert batch.block_index.tolist() == [1]
-    without = BlockBatch.start(masks(1), [Noting("reference")], mask_token_id=MASK)
+    without = started([Noting("reference")])
     without.advance([0], masks(1))
     assert without.reference is None
 
@@ -134,7 +135,7 @@ def test_a_reference_that_no_policy_reads_may_be_left_out():
 def test_only_the_advanced_rows_begin_a_new_block(moving, wanted):
     first, second, plain = Counting(), Counting(), Noting()
     for policies in ([first, second, first, second], [first, second, first, second, plain]):
-        batch = BlockBatch.start(masks(len(policies)), policies, mask_token_id=MASK)
+        batch = started(policies)
         denoising_step(batch, logits_of(len(policies)), end_of_text=OFF)
         batch.advance(moving, masks(len(moving)))
         states = [state["calls"].tolist() for state in batch.states if state]
@@ -149,7 +150,7 @@ def test_each_row_passes_on_the_carried_state_of_its_own_policy():
             return {"calls": torch.arange(batch_size) * 10}
 
     plain, first, second = Counting(), Carrying(), Carrying()
-    batch = BlockBatch.start(masks(5), [plain, first, second, first, second], mask_token_id=MASK)
+    batch = started([plain, first, second, first, second])
     carried = [batch.carried(row) for row in range(5)]
     assert [{name: each.tolist() for name, each in row.items()} for row in carried] == [
         {},
@@ -168,7 +169,7 @@ def test_gathered_rows_keep_their_later_blocks():
     policy = Ahead()
     batches = []
     for rows in (2, 1):
-        batch = BlockBatch.start(masks(rows), [policy] * rows, mask_token_id=MASK)
+        batch = started([policy] * rows)
         batch.look_ahead([0, 0, *range(1, rows)], masks(rows + 1))
         batches.append(batch)
     first, second = batches
@@ -192,7 +193,7 @@ def test_a_policy_without_a_state_is_not_asked_for_one_again():
             return {}
 
     policy = Stateless()
-    batch = BlockBatch.start(masks(2), [policy] * 2, mask_token_id=MASK)
+    batch = started([policy] * 2)
     batch.advance([1], masks(1))
     batch.advance([0, 1], masks(2))
     assert policy.asked == 1
@@ -200,21 +201,14 @@ def test_a_policy_without_a_state_is_not_asked_for_one_again():
 
 @pytest.mark.parametrize("moving", [[0], [2], [0, 2], [0, 1, 2, 3]])
 def test_rows_whose_policy_fails_to_begin_again_continue_by_its_progress_rule(moving, caplog):
-    class Once(Counting):
+    class Once(BeginsOnce, Counting):
         progress = "leftmost_if_empty"
         requires = frozenset({"confidence", "margin", "committed"})
-        begun = False
-
-        def init_state(self, batch_size, block_length, device):
-            if self.begun:
-                raise ValueError("not again")
-            self.begun = True
-            return super().init_state(batch_size, block_length, device)
 
     policy_calls._failed.clear()
     once, good = Once(), Counting()
     policies = [once, good, once, good]
-    batch = BlockBatch.start(masks(4), policies, mask_token_id=MASK, on_error="progress")
+    batch = started(policies, on_error="progress")
     denoising_step(batch, logits_of(4), end_of_text=OFF)
     batch.advance(moving, masks(len(moving)))
     policy_calls._failed.clear()
@@ -242,7 +236,7 @@ def test_rows_whose_policy_fails_to_begin_again_continue_by_its_progress_rule(mo
 
 def test_a_state_is_kept_only_for_the_next_block():
     policy = Ahead()
-    batch = BlockBatch.start(masks(2), [policy] * 2, mask_token_id=MASK, on_error="progress")
+    batch = started([policy] * 2, on_error="progress")
     batch.look_ahead([0, 1], masks(2))
     later = (logits_of(2, 1).flatten(0, 1), torch.arange(2 * LENGTH))
     for seed in range(2):
@@ -267,7 +261,7 @@ def test_a_state_of_another_form_is_not_kept_for_the_next_block():
             self.dtypes = self.dtypes[::-1]
             return {"calls": torch.full((batch_size,), 8, dtype=self.dtypes[1])}
 
-    batch = BlockBatch.start(masks(1), [Shifting()], mask_token_id=MASK)
+    batch = started([Shifting()])
     batch.look_ahead([0], masks(1))
     later = (logits_of(1, 1).flatten(0, 1), torch.arange(LENGTH))
     denoising_step(batch, logits_of(1), end_of_text=OFF, later=later)
@@ -288,10 +282,7 @@ def test_states_of_two_forms_are_not_joined(on_error, caplog):
 
     policy_calls._failed.clear()
     policy = Shifting()
-    rows = [
-        (BlockBatch.start(masks(1), [policy], mask_token_id=MASK, on_error=on_error), 0)
-        for _ in range(2)
-    ]
+    rows = [(started([policy], on_error=on_error), 0) for _ in range(2)]
     said = "policy 'shifting': init_state failed"
     if on_error == "raise":
         with pytest.raises(PolicyRuntimeError, match=f"{said}: gave the state .*float32"):
@@ -307,17 +298,17 @@ def test_states_of_two_forms_are_not_joined(on_error, caplog):
 def test_rows_that_move_keep_their_references():
     reference = torch.arange(2 * LENGTH).view(2, LENGTH)
     policy = Noting("reference")
-    batch = BlockBatch.start(masks(2), [policy] * 2, mask_token_id=MASK, reference=reference)
+    batch = started([policy] * 2, reference=reference)
     batch.keep([1])
     assert batch.reference is not None
     assert torch.equal(batch.reference, reference[1:])
-    without = BlockBatch.start(masks(2), [Noting()] * 2, mask_token_id=MASK)
+    without = started([Noting()] * 2)
     without.keep([1])
     assert without.reference is None
 
 
 def test_rows_that_stay_keep_their_references():
     policy, reference = Noting("reference"), torch.arange(2 * LENGTH).view(2, LENGTH)
-    batch = BlockBatch.start(masks(2), [policy] * 2, mask_token_id=MASK, reference=reference)
+    batch = started([policy] * 2, reference=reference)
     batch.advance([0], masks(1), reference=torch.tensor([[5, 5, 5, 5]]))
     assert batch.reference.tolist() == [[5] * LENGTH, reference[1].tolist()]

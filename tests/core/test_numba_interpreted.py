@@ -12,10 +12,11 @@ np = pytest.importorskip("numpy")
 
 from l2pd_plugins.statistics import numba_kernel as compiled  # noqa: E402
 from tests.core.plain_statistics import (  # noqa: E402
-    ROWS_WITHOUT_NUMBERS,
-    first_prediction,
+    check_own_statistics,
+    check_rows_without_numbers,
     logits_of,
     plain,
+    values_of,
 )
 
 FLOATS = {np.dtype(np.int16): np.float16, np.dtype(np.int32): np.float32}
@@ -41,10 +42,6 @@ def module(monkeypatch):
         yield made
 
 
-def values_of(found, at: int) -> list[float]:
-    return [float(each[at]) for each in found]
-
-
 @pytest.mark.parametrize("vocabulary", [2, 3, 9, 40])
 @pytest.mark.parametrize("suppress", [-1, 0, 1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -53,12 +50,7 @@ def test_every_row_has_its_own_statistics(module, vocabulary, suppress, dtype):
     rows, tokens = torch.tensor([3, -1, 0, 2, 2]), torch.tensor([-1, 1, 0, 1, -1])
     for which, given in ((rows, tokens), (rows, None), (None, tokens[:4]), (None, None)):
         found = module.numba_kernel(logits, which, given, suppress, True, True)
-        assert [each.dtype for each in found] == [torch.int64, *[torch.float32] * 3]
-        places = range(4) if which is None else which.tolist()
-        chosen = [-1] * len(places) if given is None else given.tolist()
-        for at, (row, token) in enumerate(zip(places, chosen, strict=True)):
-            wanted = [0] * 4 if row < 0 else plain(logits[row], suppress, token)
-            assert values_of(found, at) == pytest.approx(wanted, abs=2e-6), (at, row, token)
+        check_own_statistics(found, logits, which, given, suppress)
 
 
 @pytest.mark.parametrize("place", [0, 1023, 1024, 2099])
@@ -84,16 +76,10 @@ def test_statistics_that_are_not_required_are_empty(module, entropy, margin):
 
 @pytest.mark.parametrize("suppress", [-1, 0, 1, 4])
 def test_rows_without_numbers(module, suppress):
-    x0, *others = module.numba_kernel(
-        torch.tensor(ROWS_WITHOUT_NUMBERS), None, None, suppress, True, True
-    )
-    for at, row in enumerate(ROWS_WITHOUT_NUMBERS):
-        wanted, sound = first_prediction(row, suppress)
-        assert int(x0[at]) == wanted, row
-        assert [bool(values[at].isnan()) for values in others] == [not sound] * 3, row
-        if sound:
-            found = values_of((x0, *others), at)
-            assert found == pytest.approx(plain(torch.tensor(row), suppress), abs=2e-6)
+    def run(logits, suppress):
+        return module.numba_kernel(logits, None, None, suppress, True, True)
+
+    check_rows_without_numbers(run, suppress)
 
 
 def test_one_column_that_is_suppressed(module):

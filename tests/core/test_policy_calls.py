@@ -195,23 +195,18 @@ def start_with_all(policy, on_error="raise") -> BlockBatch:
     )
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "tokens",
-        "masked",
-        "x0",
-        "confidence",
-        "entropy",
-        "margin",
-        "logits",
-        "step_index",
-        "block_index",
-        "canvas_length",
-        "present",
-        "reference",
-    ],
-)
+def test_every_tensor_of_a_step_is_guarded():
+    class Looking(Writing):
+        def select(self, step, state):
+            self.shown = {name for name, value in vars(step).items() if torch.is_tensor(value)}
+            return torch.zeros_like(step.masked)
+
+    policy = Looking("", "")
+    step(start_with_all(policy))
+    assert policy.shown == set(policy_calls._TENSORS)
+
+
+@pytest.mark.parametrize("name", policy_calls._TENSORS)
 def test_a_policy_must_not_write_to_its_inputs(name):
     with pytest.raises(PolicyRuntimeError, match=rf"select failed: changed step\.{name} in place"):
         step(start_with_all(Writing(name, "value")))

@@ -13,21 +13,10 @@ from l2pd_plugins.blocks import BlockBatch
 from l2pd_plugins.denoising import denoising_step
 from l2pd_plugins.end_of_text import EndOfText
 from l2pd_plugins.slots import BlockSlots
+from tests.engines.policies.l2pd_engine_policies.rules import Persistent
 
 SLOTS, LENGTH, VOCABULARY, MASK, EOT = 6, 5, 11, 10, 9
 END = EndOfText("block", (EOT,))
-
-
-class Persistent(UnmaskPolicy):
-    """Selects predictions that equal those of the previous step, which its state has."""
-
-    def init_state(self, batch_size, block_length, device):
-        return {"x0": torch.full((batch_size, block_length), -1, device=device)}
-
-    def select(self, step, state):
-        stands = step.x0 == state["x0"]
-        state["x0"] = step.x0
-        return step.masked & stands
 
 
 class Unready(UnmaskPolicy):
@@ -196,18 +185,23 @@ class Vast(UnmaskPolicy):
         return step.masked
 
 
-def test_a_policy_whose_state_does_not_fit_leaves_its_slots_to_the_progress_rule(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("policy", "name"), [(Vast(), "vast"), (Unready(), "unready")])
+def test_a_policy_whose_init_state_fails_leaves_its_slots_to_the_progress_rule(
+    policy: UnmaskPolicy,
+    name: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(policy_calls, "_failed", set())
     slots = slots_of()
-    slots.assign(0, Vast(), [MASK] * LENGTH, [True] * LENGTH)
+    slots.assign(0, policy, [MASK] * LENGTH, [True] * LENGTH)
     batch = slots.take(np.array([0]))
     denoising_step(batch.block, logits_of(0, 0)[None], end_of_text=EndOfText("off", ()))
     assert batch.block.masked.sum() == LENGTH - 1
     assert [record.getMessage().partition(";")[0] for record in caplog.records] == [
-        "policy 'vast': init_state failed"
+        f"policy '{name}': init_state failed"
     ]
+    assert ("not today" in caplog.text) == isinstance(policy, Unready)
 
 
 class Counting(UnmaskPolicy):
@@ -306,15 +300,3 @@ def test_the_buffers_stay_where_they_are() -> None:
     slots.put(batch)
     assert {name: getattr(slots, name).data_ptr() for name in names} == before
     assert slots.tokens[0].tolist() == batch.block.tokens[0].tolist()
-
-
-def test_a_policy_that_cannot_begin_leaves_its_slots_to_the_progress_rule(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(policy_calls, "_failed", set())
-    slots = slots_of()
-    slots.assign(0, Unready(), [MASK] * LENGTH, [True] * LENGTH)
-    batch = slots.take(np.array([0]))
-    denoising_step(batch.block, logits_of(0, 0)[None], end_of_text=EndOfText("off", ()))
-    assert batch.block.masked.sum() == LENGTH - 1
-    assert "not today" in caplog.text

@@ -9,7 +9,6 @@ import torch
 
 from l2pd_plugins import L2PDError
 from l2pd_plugins.trajectories import (
-    Manifest,
     Trajectories,
     fingerprint,
     load_references,
@@ -18,19 +17,13 @@ from l2pd_plugins.trajectories import (
     save_references,
     write_manifest,
 )
+from tests import trajectory_folder
 
-MANIFEST = Manifest(
-    model="m",
-    model_fingerprint="f",
-    prompts="p.txt",
-    prompts_sha256="0",
+MANIFEST = dataclasses.replace(
+    trajectory_folder.MANIFEST,
     prompt_count=5,
-    policies=["oracle()"],
     max_new_tokens=16,
     block_length=8,
-    end_of_text="block",
-    dtype="float32",
-    batch_size=2,
     prompts_per_shard=3,
 )
 

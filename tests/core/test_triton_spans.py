@@ -8,7 +8,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.core.plain_statistics import ROWS_WITHOUT_NUMBERS, first_prediction, logits_of, plain
+from tests.core.plain_statistics import (
+    check_own_statistics,
+    check_rows_without_numbers,
+    logits_of,
+    plain,
+    values_of,
+)
 
 triton_kernel = pytest.importorskip("l2pd_plugins.statistics.triton_kernel")
 
@@ -32,10 +38,6 @@ def run(request, monkeypatch):
     return run_kernel
 
 
-def values_of(found, at: int) -> list[float]:
-    return [float(each[at]) for each in found]
-
-
 @pytest.mark.parametrize("vocabulary", [2, 8, 20])
 @pytest.mark.parametrize("suppress", [-1, 0, 1])
 def test_every_row_has_its_own_statistics(run, vocabulary, suppress):
@@ -43,25 +45,16 @@ def test_every_row_has_its_own_statistics(run, vocabulary, suppress):
     rows, tokens = torch.tensor([3, -1, 0, 2, 2]), torch.tensor([-1, 1, 0, 1, -1])
     for which, given in ((rows, tokens), (None, tokens[:4]), (None, None)):
         found = run(logits, which, given, suppress)
-        assert [each.dtype for each in found] == [torch.int64, *[torch.float32] * 3]
-        places = range(4) if which is None else which.tolist()
-        chosen = [-1] * len(places) if given is None else given.tolist()
-        for at, (row, token) in enumerate(zip(places, chosen, strict=True)):
-            wanted = [0] * 4 if row < 0 else plain(logits[row], suppress, token)
-            assert values_of(found, at) == pytest.approx(wanted, abs=2e-6), (at, row, token)
+        check_own_statistics(found, logits, which, given, suppress)
 
 
 @pytest.mark.parametrize("run", [2, 8], indirect=True)
 @pytest.mark.parametrize("suppress", [-1, 0, 1, 4])
 def test_rows_without_numbers(run, suppress):
-    x0, *others = run(torch.tensor(ROWS_WITHOUT_NUMBERS), suppress=suppress)
-    for at, row in enumerate(ROWS_WITHOUT_NUMBERS):
-        wanted, sound = first_prediction(row, suppress)
-        assert int(x0[at]) == wanted, row
-        assert [bool(values[at].isnan()) for values in others] == [not sound] * 3, row
-        if sound:
-            found = values_of((x0, *others), at)
-            assert found == pytest.approx(plain(torch.tensor(row), suppress), abs=2e-6)
+    def run_all(logits, suppress):
+        return run(logits, suppress=suppress)
+
+    check_rows_without_numbers(run_all, suppress)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from l2pd_plugins.end_of_text import EndOfText
 from l2pd_plugins.trajectories import Trajectories
 from l2pd_policies.settled import Settled, SignalFilter
 from l2pd_policies.settled.signals import SIGNALS
+from tests.policies.recorded_steps import recorded
 
 MASK, EOT, VOCABULARY = 30, 29, 31
 
@@ -53,23 +54,7 @@ def decode(policy, rows, length, seed=0):
 
 
 def trajectories(records, order):
-    rows = len(records[0].masked)
-    parts = [
-        Trajectories(
-            prompt=torch.arange(rows),
-            policy=torch.zeros(rows, dtype=torch.int64),
-            block=torch.zeros(rows, dtype=torch.int64),
-            step=torch.full((rows,), index),
-            masked=step.masked,
-            present=step.present,
-            x0=step.x0.to(torch.int32),
-            confidence=step.confidence,
-            entropy=step.entropy,
-            margin=step.margin,
-            correct=step.masked,
-        )
-        for index, step in enumerate(records)
-    ]
+    parts = [recorded(step, step.entropy, step.margin) for step in records]
     return Trajectories.concatenate([parts[i] for i in order])
 
 
@@ -86,31 +71,34 @@ def test_training_sees_what_decoding_sees(filter_folder, length):
     assert fed.shape[-1] == len(SIGNALS)
 
 
-def test_a_row_does_not_depend_on_its_batch_to_the_bit(filter_folder):
-    policy = create_policy("settled", filter=filter_folder)
-    policy.init_state(1, 32, torch.device("cpu"))
-    loaded = policy._on_device[torch.device("cpu")]
-    inputs = torch.rand(17, 32, len(SIGNALS))
+def loaded_filter(folder, length):
+    policy = create_policy("settled", filter=folder)
+    policy.init_state(1, length, torch.device("cpu"))
+    return policy._on_device[torch.device("cpu")]
+
+
+def random_inputs(rows, length):
+    inputs = torch.rand(rows, length, len(SIGNALS))
     inputs[..., 1] = 1
+    return inputs
+
+
+def test_a_row_does_not_depend_on_its_batch_to_the_bit(filter_folder):
+    loaded, inputs = loaded_filter(filter_folder, 32), random_inputs(17, 32)
     together = loaded(inputs)
     for row in range(17):
         assert torch.equal(loaded(inputs[row : row + 1])[0], together[row])
 
 
 def test_positions_after_the_end_do_not_matter(filter_folder):
-    policy = create_policy("settled", filter=filter_folder)
-    policy.init_state(1, 8, torch.device("cpu"))
-    loaded = policy._on_device[torch.device("cpu")]
-    inputs = torch.rand(1, 5, len(SIGNALS))
-    inputs[..., 1] = 1
+    loaded, inputs = loaded_filter(filter_folder, 8), random_inputs(1, 5)
     longer = torch.cat([inputs, torch.zeros(1, 3, len(SIGNALS))], dim=1)
     assert torch.allclose(loaded(longer)[:, :5], loaded(inputs), atol=1e-6)
 
 
 def test_training_and_inference_compute_the_same():
     made = SignalFilter()
-    inputs = torch.rand(6, 9, len(SIGNALS))
-    inputs[..., 1] = 1
+    inputs = random_inputs(6, 9)
     made.train()
     first = made(inputs)
     assert torch.allclose(first, made.eval()(inputs), atol=1e-5)

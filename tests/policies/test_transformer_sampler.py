@@ -15,9 +15,9 @@ from l2pd_plugins.blocks import BlockBatch
 from l2pd_plugins.denoising import denoising_step
 from l2pd_plugins.end_of_text import EndOfText
 from l2pd_plugins.policy import DenoisingStep
-from l2pd_plugins.trajectories import Trajectories
 from l2pd_policies.learned.load_filter import load_filter
 from l2pd_policies.transformer_sampler import SamplerFilter
+from tests.policies.recorded_steps import recorded
 
 MASK, VOCABULARY = 8, 9
 
@@ -171,20 +171,8 @@ def test_training_sees_what_decoding_sees(folder):
     policy = create_policy("transformer_sampler", filter=str(folder))
     present = torch.tensor([[True, True, True, False]])
     step = step_of(torch.rand(1, 4), present, present, 2)
-    recorded = Trajectories(
-        prompt=torch.zeros(1),
-        policy=torch.zeros(1),
-        block=torch.zeros(1),
-        step=step.step_index,
-        masked=step.masked,
-        present=step.present,
-        x0=step.x0,
-        confidence=step.confidence,
-        entropy=step.confidence,
-        margin=step.confidence,
-        correct=step.masked,
-    )
-    assert torch.equal(SamplerFilter.inputs_of(recorded), policy.inputs(step, {}))
+    data = recorded(step, entropy=step.confidence, margin=step.confidence)
+    assert torch.equal(SamplerFilter.inputs_of(data), policy.inputs(step, {}))
 
 
 def test_drawing_without_a_seed_is_refused(folder):
