@@ -1,5 +1,6 @@
 """Requests that no server should get, and what to do while one gets them."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -12,6 +13,7 @@ import httpx
 from l2pd_plugins.options import describe
 from l2pd_plugins.plugins import list_policies, load_factory
 
+PROMPT = "<|user|>Sort: ekvfinbhru<|assistant|>"
 HUGE = 10**18
 LONG = "x" * 100_000
 DEEP = {"a": {"b": {"c": [1, [2, [3]]]}}}
@@ -115,6 +117,17 @@ class SlowHub:
         self.server.shutdown()
 
 
+@contextlib.contextmanager
+def strangers_welcome(server):
+    """Runs the server with a `hub` that is slow. `said_at_launch` is the length of its log by then:
+    the engine may have tracebacks of its own."""
+    with SlowHub() as server.hub:
+        server.variables |= server.hub.variables
+        with server:
+            server.said_at_launch = len(server.log)
+            yield server
+
+
 def attack(url, requests, ordinary, *, every=20):
     """Send (path, body) one by one, an ordinary request after every so many.
 
@@ -160,3 +173,48 @@ def attack(url, requests, ordinary, *, every=20):
 def alternating(paths):
     """(path, stream or not), turn by turn."""
     return itertools.cycle([(path, stream) for path in paths for stream in (False, True)])
+
+
+def completion_body(path, stream, **params):
+    """A request to one of the OpenAI-compatible endpoints that would be served."""
+    prompt = {
+        "/v1/completions": {"prompt": PROMPT},
+        "/v1/chat/completions": {"messages": [{"role": "user", "content": "Sort: ekvfinbhru"}]},
+    }[path]
+    return {"max_tokens": 8, "stream": stream, **prompt, **params}
+
+
+def same_as_before(ask):
+    """A function that asks again, and raises if the answer is another one."""
+    first = ask()
+
+    def check():
+        assert ask() == first
+
+    return check
+
+
+def check_paths_are_not_told_apart(server, request_for):
+    """A stranger does not learn whether a path exists. request_for: path -> (endpoint, body) of a
+    request that names it as a filter's."""
+    answers = []
+    for path in ("/nowhere", "/tmp"):
+        endpoint, body = request_for(path)
+        answer = httpx.post(f"{server.url}{endpoint}", json=body, timeout=60)
+        answers.append(answer.text.replace(path, "PATH"))
+    assert answers[0] == answers[1]
+    assert "request_paths" in answers[0]
+
+
+class Afterwards:
+    """Tests of the fixture `server` after all attacks."""
+
+    def test_no_hub_is_asked_for_a_request(self, server):
+        """Hub ids among the requests would have held up everyone for 40 seconds."""
+        assert server.hub.asked == []
+
+    def test_no_traceback_in_the_log(self, server):
+        assert "Traceback" not in server.log[server.said_at_launch :]
+
+    def test_what_requests_may_set_is_in_the_log(self, server):
+        assert "request_policies=all" in server.log

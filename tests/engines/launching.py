@@ -1,5 +1,6 @@
 """A real engine's server, launched with the command that its documentation has for a CPU."""
 
+import asyncio
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import shlex
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -39,6 +41,24 @@ def command_in(page, marker, **flags):
         if value is not False:
             words += [flag] if value is True else [flag, str(value)]
     return variables, words
+
+
+def run_example(code):
+    """What a Python example of the documentation prints; it must not fail."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def ask_together(client_of, server, requests):
+    """Run coroutines made by functions of a client, all at once: their results in order.
+    client_of: makes the client from the server's URL, in the loop that it then runs in."""
+
+    async def run():
+        client = client_of(server.url)
+        return await asyncio.gather(*(request(client) for request in requests))
+
+    return asyncio.run(run())
 
 
 def free_port():

@@ -3,35 +3,16 @@
 import httpx
 import pytest
 
-from tests.engines.hostile import (
-    BAD_NAMES,
-    DEEP,
-    HUGE,
-    LONG,
-    SlowHub,
-    alternating,
-    attack,
-    bad_options,
-)
+from tests.engines import hostile
+from tests.engines.hostile import BAD_NAMES, DEEP, HUGE, LONG, PROMPT
 from tests.engines.sglang.server import Server
 
 PATHS = ("/generate", "/v1/chat/completions", "/v1/completions")
-PROMPT = "<|user|>Sort: ekvfinbhru<|assistant|>"
 
 
 @pytest.fixture(scope="module")
-def hub():
-    with SlowHub() as slow:
-        yield slow
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory, hub):
-    folder = tmp_path_factory.mktemp("server")
-    launched = Server(folder)
-    launched.variables |= hub.variables
-    with launched as running:
-        running.said_at_launch = len(running.log)  # where the engine has its own tracebacks
+def server(tmp_path_factory):
+    with hostile.strangers_welcome(Server(tmp_path_factory.mktemp("server"))) as running:
         yield running
 
 
@@ -43,16 +24,12 @@ def body_of(path, stream, **params):
             "sampling_params": {"max_new_tokens": 8, **params},
             "stream": stream,
         }
-    prompt = {
-        "/v1/completions": {"prompt": PROMPT},
-        "/v1/chat/completions": {"messages": [{"role": "user", "content": "Sort: ekvfinbhru"}]},
-    }[path]
-    return {"model": "default", "max_tokens": 8, "stream": stream, **prompt, **params}
+    return hostile.completion_body(path, stream, model="default", **params)
 
 
 def policies(folder):
-    turns = alternating(PATHS)
-    for name, options in bad_options(folder):
+    turns = hostile.alternating(PATHS)
+    for name, options in hostile.bad_options(folder):
         path, stream = next(turns)
         yield path, body_of(path, stream, custom_params={"unmask_policy": name, **options})
     for name in BAD_NAMES:
@@ -139,18 +116,12 @@ def ordinary(server):
         body = body_of("/generate", False, max_new_tokens=32)
         return httpx.post(f"{server.url}/generate", json=body, timeout=60).json()["output_ids"]
 
-    first = ask()
-
-    def check():
-        assert ask() == first
-
-    return check
+    return hostile.same_as_before(ask)
 
 
 @pytest.mark.parametrize("requests", [policies, parameters, long_list])
 def test_refused_at_once_and_the_server_goes_on(server, ordinary, requests, tmp_path):
-    wrong = attack(server.url, requests(tmp_path), ordinary)
-    assert wrong == []
+    assert hostile.attack(server.url, requests(tmp_path), ordinary) == []
 
 
 @pytest.mark.parametrize("name", [name for name, _ in NO_EFFECT])
@@ -164,24 +135,12 @@ def test_what_has_no_effect_is_named(server, name):
 
 
 def test_a_path_that_is_not_there_and_one_that_is_have_the_same_answer(server):
-    answers = []
-    for path in ("/nowhere", "/tmp"):
+    def request_for(path):
         params = {"unmask_policy": "learn2pd", "filter": path}
-        body = body_of("/generate", False, custom_params=params)
-        answer = httpx.post(f"{server.url}/generate", json=body, timeout=60)
-        answers.append(answer.text.replace(path, "PATH"))
-    assert answers[0] == answers[1]
-    assert "request_paths" in answers[0]
+        return "/generate", body_of("/generate", False, custom_params=params)
+
+    hostile.check_paths_are_not_told_apart(server, request_for)
 
 
-def test_no_hub_is_asked_for_a_request(server, hub):
-    """Hub ids among the requests above would have held up everyone for 40 seconds."""
-    assert hub.asked == []
-
-
-def test_no_traceback_in_the_log(server):
-    assert "Traceback" not in server.log[server.said_at_launch :]
-
-
-def test_what_requests_may_set_is_in_the_log(server):
-    assert "request_policies=all" in server.log
+class TestAfterwards(hostile.Afterwards):
+    pass

@@ -5,7 +5,6 @@ import json
 import random
 import re
 import subprocess
-import sys
 import time
 
 import httpx
@@ -19,6 +18,7 @@ from tests.engines.golden import golden
 from tests.engines.ignored_end import MAX_NEW_TOKENS as IGNORING_LENGTH
 from tests.engines.ignored_end import POLICY as EDITING
 from tests.engines.ignored_end import answers as answers_with_edits
+from tests.engines.launching import ask_together, run_example
 from tests.engines.sglang.server import DOCS, Server
 
 MODEL = "tiny-sdar"
@@ -112,13 +112,7 @@ async def _none():
 
 
 def ask(server, *requests):
-    """Run coroutines made by functions of a Client, all at once."""
-
-    async def run():
-        client = Client(server.url)
-        return await asyncio.gather(*(request(client) for request in requests))
-
-    return asyncio.run(run())
+    return ask_together(Client, server, requests)
 
 
 def check_generated(case, answer):
@@ -291,9 +285,7 @@ class TestDocs:
     def test_the_openai_example(self, server):
         (block,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
         code = block.replace("http://localhost:30000", server.url)
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        text, tokens_per_forward = done.stdout.splitlines()
+        text, tokens_per_forward = run_example(code).splitlines()
         assert text
         assert 0 < float(tokens_per_forward) < 3
 

@@ -4,46 +4,24 @@ import httpx
 import pytest
 
 from l2pd_adapters.tiny_models import folder_of
-from tests.engines.hostile import (
-    BAD_NAMES,
-    DEEP,
-    HUGE,
-    LONG,
-    SlowHub,
-    alternating,
-    attack,
-    bad_options,
-)
+from tests.engines import hostile
+from tests.engines.hostile import BAD_NAMES, DEEP, HUGE, LONG
 from tests.engines.vllm.server import Server
 
 PATHS = ("/v1/chat/completions", "/v1/completions")
-PROMPT = "<|user|>Sort: ekvfinbhru<|assistant|>"
 XARGS = "vllm_xargs"
 
 
 @pytest.fixture(scope="module")
-def hub():
-    with SlowHub() as slow:
-        yield slow
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory, hub):
-    folder = tmp_path_factory.mktemp("server")
-    launched = Server(folder, model=folder_of("tiny-sdar"))
-    launched.variables |= hub.variables
-    with launched as running:
-        running.said_at_launch = len(running.log)
+def server(tmp_path_factory):
+    launched = Server(tmp_path_factory.mktemp("server"), model=folder_of("tiny-sdar"))
+    with hostile.strangers_welcome(launched) as running:
         yield running
 
 
 def body_of(path, stream, **params):
     """A request that would be served, with these parameters."""
-    prompt = {
-        "/v1/completions": {"prompt": PROMPT},
-        "/v1/chat/completions": {"messages": [{"role": "user", "content": "Sort: ekvfinbhru"}]},
-    }[path]
-    return {"model": "tiny", "max_tokens": 8, "stream": stream, **prompt, **params}
+    return hostile.completion_body(path, stream, model="tiny", **params)
 
 
 def asking(name, **options):
@@ -53,8 +31,8 @@ def asking(name, **options):
 
 
 def policies(folder):
-    turns = alternating(PATHS)
-    for name, options in bad_options(folder):
+    turns = hostile.alternating(PATHS)
+    for name, options in hostile.bad_options(folder):
         if any(str(value) in ("True", "[True]") for value in options.values()):
             continue  # which vLLM reads as 1
         path, stream = next(turns)
@@ -148,37 +126,20 @@ def ordinary(server):
         answer = httpx.post(f"{server.url}{PATHS[1]}", json=body, timeout=60).json()
         return answer["choices"][0]["token_ids"]
 
-    first = ask()
-
-    def check():
-        assert ask() == first
-
-    return check
+    return hostile.same_as_before(ask)
 
 
 @pytest.mark.parametrize("requests", [policies, parameters, long_lists])
 def test_refused_at_once_and_the_server_goes_on(server, ordinary, requests, tmp_path):
-    assert attack(server.url, requests(tmp_path), ordinary) == []
+    assert hostile.attack(server.url, requests(tmp_path), ordinary) == []
 
 
 def test_a_path_that_is_not_there_and_one_that_is_have_the_same_answer(server):
-    answers = []
-    for path in ("/nowhere", "/tmp"):
-        body = body_of(PATHS[0], False, **{XARGS: asking("learn2pd", filter=path)})
-        answer = httpx.post(f"{server.url}{PATHS[0]}", json=body, timeout=60)
-        answers.append(answer.text.replace(path, "PATH"))
-    assert answers[0] == answers[1]
-    assert "request_paths" in answers[0]
+    def request_for(path):
+        return PATHS[0], body_of(PATHS[0], False, **{XARGS: asking("learn2pd", filter=path)})
+
+    hostile.check_paths_are_not_told_apart(server, request_for)
 
 
-def test_no_hub_is_asked_for_a_request(server, hub):
-    """Hub ids among the requests above would have held up everyone for 40 seconds."""
-    assert hub.asked == []
-
-
-def test_no_traceback_in_the_log(server):
-    assert "Traceback" not in server.log[server.said_at_launch :]
-
-
-def test_what_requests_may_set_is_in_the_log(server):
-    assert "request_policies=all" in server.log
+class TestAfterwards(hostile.Afterwards):
+    pass

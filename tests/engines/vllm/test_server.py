@@ -5,7 +5,6 @@ import json
 import random
 import re
 import subprocess
-import sys
 import time
 from dataclasses import replace
 
@@ -15,6 +14,7 @@ from openai import AsyncOpenAI
 
 from l2pd_adapters.tiny_models import folder_of
 from tests.engines.cases import decoded, random_requests, some_cancelled
+from tests.engines.launching import ask_together, run_example
 from tests.engines.vllm.server import DOCS, Server
 
 PROMPTS, CONCURRENCY, MAX_NEW_TOKENS = 200, 16, 128
@@ -107,13 +107,7 @@ class Client:
 
 
 def ask(server, *requests):
-    """Run coroutines made by functions of a Client, all at once."""
-
-    async def run():
-        client = Client(server.url)
-        return await asyncio.gather(*(request(client) for request in requests))
-
-    return asyncio.run(run())
+    return ask_together(Client, server, requests)
 
 
 def ask_all(server, cases):
@@ -245,15 +239,13 @@ class TestErrors:
 class TestManyRequests:
     def test_a_fifth_of_them_cancelled(self, server, cases):
         chosen = some_cancelled(cases)
-        answers = ask(
-            server,
-            *(
-                lambda client, case=case, cancelled=cancelled, chunks=i % 3: (
-                    client.cancel(case, chunks) if cancelled else client.ask(case, stream=True)
-                )
-                for i, (case, cancelled) in enumerate(chosen)
-            ),
-        )
+        requests = [
+            lambda client, case=case, cancelled=cancelled, chunks=i % 3: (
+                client.cancel(case, chunks) if cancelled else client.ask(case, stream=True)
+            )
+            for i, (case, cancelled) in enumerate(chosen)
+        ]
+        answers = ask(server, *requests)
         for (case, cancelled), answer in zip(chosen, answers, strict=True):
             if not cancelled:
                 check(case, answer)
@@ -266,9 +258,7 @@ class TestDocs:
             r"```python\n(from openai.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL
         )
         code = block.replace("http://localhost:8000", server.url)
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.strip()
+        assert run_example(code).strip()
 
     def test_the_curl_example(self, server):
         (block,) = re.findall(r"```sh\n(curl.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
