@@ -19,7 +19,9 @@ settings.register_profile("no deadline", deadline=None)  # no test depends on th
 settings.load_profile("no deadline")
 
 # Modules of shared checks, whose asserts should say as much as those of the tests.
-pytest.register_assert_rewrite("tests.core.plain_statistics", "tests.engines.hostile")
+pytest.register_assert_rewrite(
+    "tests.core.plain_statistics", "tests.engines.hostile", "tests.engines.soak.one_minute"
+)
 
 if not torch.cuda.is_available():
     # Set before anything imports Triton: without a GPU its kernels run in its interpreter.
