@@ -44,7 +44,7 @@ def page(found: dict[str, Any]) -> str:
         *(answer(model, part) for model, part in found["models"].items()),
         "",
         "The filters of `settled` and `learn2pd` were trained on prompts of the same tasks. On "
-        "other kinds of text a filter can ruin answers without a warning. Train one on prompts "
+        "other kinds of text a filter can ruin answers. Train one on prompts "
         "like those that you serve, or use another policy "
         "([with figures](learned_policies.md#prompts-unlike-those-trained-on)).",
         "",

@@ -267,6 +267,11 @@ class BlockBatch:
         return [group.state for group in self._groups]
 
     @property
+    def fallback(self) -> Tensor | None:
+        """(B,) bool: see `Groups.fallback`."""
+        return self._groups.fallback()
+
+    @property
     def requires(self) -> frozenset[str]:
         """Union of the statistics that the policies require and that are observed."""
         return self._groups.requires

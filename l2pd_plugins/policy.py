@@ -196,6 +196,9 @@ class UnmaskPolicy(ABC):
 
         Engines keep, drop and reorder rows by indexing these tensors. `select` may update the
         dict's tensors in place or assign new ones of the same shape.
+
+        A tensor named "fallback", (batch_size,) bool, tells engines in which rows the last `select`
+        left the decision to a fallback; the trace of a decode then shows these positions.
         """
         return {}
 

@@ -181,6 +181,22 @@ class Groups:
             everything = len(group.members) == len(self.policies)
             group.index = None if everything else upload(group.members, self.device)
 
+    def fallback(self) -> Tensor | None:
+        """(B,) bool: rows in which a fallback decided the last step instead of the policy's own
+        rule, as their policies say in the state tensor "fallback"; None if no policy has one.
+        """
+        told = None
+        for group in self:
+            said = group.state.get("fallback")
+            if said is None or said.dtype is not torch.bool or said.ndim != 1:
+                continue
+            if group.index is None:
+                return said
+            if told is None:
+                told = torch.zeros(len(self.policies), dtype=torch.bool, device=said.device)
+            told = told.index_copy(0, group.index, said)
+        return told
+
     def places(self) -> dict[int, tuple[Group, int]]:
         """The group of each row, and the row's place in it."""
         return {row: (group, at) for group in self for at, row in enumerate(group.members)}

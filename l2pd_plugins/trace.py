@@ -28,6 +28,19 @@ class Trace:
     row's policy looks ahead, summed over the forward passes; 0 if it does not or cannot look
     ahead.
     """
+    fallback: Tensor | None = None
+    """(B, G) bool: positions that were committed while the policy's fallback decided instead of its
+    own rule; None if no row's policy has a fallback.
+    """
+
+    @property
+    def fallback_share(self) -> Tensor | None:
+        """(B,) float32: the share of the tokens, up to and including the end of text, that the
+        policy's fallback decided; None if no row's policy has a fallback.
+        """
+        if self.fallback is None:
+            return None
+        return self.fallback.sum(-1) / self.length.clamp(min=1)
 
     @property
     def tokens_per_forward(self) -> Tensor:

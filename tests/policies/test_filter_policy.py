@@ -68,7 +68,8 @@ def test_the_loaded_filter_is_no_option_and_is_not_shown():
     with pytest.raises(PolicyOptionError, match="_loaded"):
         create_policy("learn2pd", _loaded=filter_of("learn2pd"))
     shown = repr(create_policy("learn2pd").use(filter_of("learn2pd")))
-    assert re.fullmatch(r"\w+\(filter=None, threshold=0\.\d+\)", shown)
+    options = r"filter=None, threshold=0\.\d+, fallback='none', fallback_threshold=None"
+    assert re.fullmatch(rf"\w+\({options}\)", shown)
 
 
 def test_a_filter_stays_on_its_device_when_another_one_uses_it():

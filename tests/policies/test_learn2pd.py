@@ -112,7 +112,7 @@ def test_the_filter_of_the_model_is_found_in_its_folder(folder, tmp_path):
     unbound = create_policy("learn2pd", threshold=0.7)
     bound = unbound.for_model(model)
     assert bound.threshold == 0.7
-    assert bound.describe() == f"learn2pd(filter={bound.filter}, threshold=0.7)"
+    assert bound.describe() == f"learn2pd(filter={bound.filter}, threshold=0.7, fallback=none)"
     assert unbound.filter is None
 
 

@@ -12,9 +12,16 @@ from torch import Tensor
 from l2pd_adapters.huggingface.rows import Row, RowTensors, keep_rows
 from l2pd_plugins.denoising import StepOutcome
 from l2pd_plugins.end_of_text import EndOfText, is_end_of_text
+from l2pd_plugins.policy import UnmaskPolicy
+from l2pd_plugins.policy_attributes import description_of, printable_name_of
 from l2pd_plugins.trace import Trace
 
 logger = logging.getLogger(__name__)
+
+WARN_ABOVE = 0.25
+"""Share of tokens above which `warn_of_fallback` warns."""
+_warned: set[str] = set()
+_MOST_WARNINGS = 1000
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,29 @@ class Decoded:
         return self.whole[:, : self.trace.committed_at.shape[1]]
 
 
+def warn_of_fallback(policies: Sequence[UnmaskPolicy], trace: Trace) -> None:
+    """Warn, once per policy and process, if a policy's fallback decided more than a quarter of its
+    tokens. policies: that of each row of the trace.
+    """
+    if trace.fallback is None:
+        return
+    decided, lengths = trace.fallback.sum(-1).tolist(), trace.length.tolist()
+    for policy in {id(policy): policy for policy in policies}.values():
+        rows = [row for row, each in enumerate(policies) if each is policy]
+        total = max(1, sum(lengths[row] for row in rows))
+        share = sum(decided[row] for row in rows) / total
+        key = description_of(policy)
+        if share > WARN_ABOVE and key not in _warned and len(_warned) < _MOST_WARNINGS:
+            _warned.add(key)
+            logger.warning(
+                "policy %s: its fallback decided %.0f %% of %d tokens, in blocks unlike those that "
+                "it was trained on: other texts, or another block length",
+                printable_name_of(policy),
+                100 * share,
+                total,
+            )
+
+
 @dataclass
 class BlockHistory:
     """The history of the current blocks of the R live rows."""
@@ -45,6 +75,8 @@ class BlockHistory:
     """(R, L) float32: probability of the token at its commit."""
     broken: Tensor
     """(R, L) bool: positions whose logits contained NaN."""
+    fallback: Tensor
+    """(R, L) bool: positions that a policy's fallback committed."""
 
     @classmethod
     def start(cls, columns: Tensor) -> BlockHistory:
@@ -53,11 +85,18 @@ class BlockHistory:
             torch.full_like(columns, -1),
             torch.zeros_like(columns, dtype=torch.float32),
             torch.zeros_like(columns, dtype=torch.bool),
+            torch.zeros_like(columns, dtype=torch.bool),
         )
 
-    def record(self, outcome: StepOutcome, forward: int, *, may_undo: bool) -> None:
-        """Record the step after this forward pass. may_undo: whether a step can remask tokens that
-        an earlier step committed.
+    def record(
+        self, outcome: StepOutcome, forward: int, *, may_undo: bool, fallback: Tensor | None = None
+    ) -> None:
+        """Record the step after this forward pass.
+
+        Args:
+            may_undo: whether a step can remask tokens that an earlier step committed.
+            fallback: (R,) bool, rows in which a fallback decided the step; None if no policy has
+                one.
         """
         committed, step = outcome.committed, outcome.step
         at = torch.where(committed, forward, self.committed_at)
@@ -66,6 +105,9 @@ class BlockHistory:
             undone = outcome.remasked | outcome.behind
             at, confidence = at.masked_fill(undone, -1), confidence.masked_fill(undone, 0.0)
         self.committed_at, self.confidence = at, confidence
+        if fallback is not None:
+            told = fallback.unsqueeze(-1) & committed
+            self.fallback = torch.where(committed, told, self.fallback)
         self.broken = self.broken | (step.masked ^ outcome.sound)
 
     def restart(self, at: Tensor | slice) -> None:
@@ -92,6 +134,7 @@ class History:
         self.committed_at = torch.full_like(tokens, -1)
         self.confidence = torch.zeros_like(tokens, dtype=torch.float32)
         self.broken = torch.zeros(batch, dtype=torch.bool, device=tokens.device)
+        self.fallback = torch.zeros_like(tokens, dtype=torch.bool)
         self.nfe = [0] * batch
         self.length = [0] * batch
         """Number of tokens of each answer, up to and including the end of text."""
@@ -104,6 +147,7 @@ class History:
         self.committed_at[where] = blocks.committed_at[at]
         self.confidence[where] = blocks.confidence[at]
         self.broken[sequences] |= blocks.broken[at].any(-1)
+        self.fallback[where] = blocks.fallback[at]
 
     def file_answers(
         self, rows: Sequence[Row], tensors: RowTensors, at: Tensor, forwards: int
@@ -115,9 +159,11 @@ class History:
             self.length[row.sequence] = row.last - row.layout.begin
             self.ahead[row.sequence] = row.ahead
 
-    def result(self, prompt_length: int, size: int, end_of_text: EndOfText) -> Decoded:
+    def result(
+        self, prompt_length: int, size: int, end_of_text: EndOfText, *, has_fallback: bool = False
+    ) -> Decoded:
         """The answers, after the last row has left: canvases of `size` positions after the
-        prompts.
+        prompts. has_fallback: whether a policy has a fallback, so that the trace shows it.
         """
         broken = self.broken.nonzero().flatten().tolist()
         if broken:
@@ -140,11 +186,17 @@ class History:
             behind = torch.arange(whole.shape[1], device=device) >= length.unsqueeze(-1)
             behind &= (length < size).unsqueeze(-1)
             whole = whole.masked_fill(behind, end_of_text.token_ids[0])
+        fallback = None
+        if has_fallback:
+            fallback = self.fallback[:, prompt_length : prompt_length + size]
+            fallback = fallback & (committed_at >= 0)
+            fallback &= torch.arange(size, device=device) < length.unsqueeze(-1)
         trace = Trace(
             committed_at=committed_at,
             confidence=confidence,
             nfe=torch.tensor(self.nfe, device=device),
             length=length,
             ahead=torch.tensor(self.ahead, device=device),
+            fallback=fallback,
         )
         return Decoded(whole, trace)

@@ -45,7 +45,10 @@ def decode(
     finally:  # a reader of the stream must not wait forever if a policy raises
         running.stream.end()
     decoded = running.history.result(
-        input_ids.shape[1], settings.canvas.max_new_tokens, settings.canvas.end_of_text
+        input_ids.shape[1],
+        settings.canvas.max_new_tokens,
+        settings.canvas.end_of_text,
+        has_fallback=running.has_fallback,
     )
     return replace(decoded, reference_nfe=reference_nfe)
 
@@ -122,6 +125,8 @@ class _Decode:
         )
         self.block_history = BlockHistory.start(tensors.columns)
         self.history = History(tensors.tokens)
+        self.has_fallback = False
+        """Whether a policy has told in which rows its fallback decides."""
         self.later: LaterColumns | None = None
         """Columns of the later blocks at which policies look ahead."""
         if settings.model.looks_ahead:
@@ -145,7 +150,11 @@ class _Decode:
             later=later,
         )
         self.tensors.tokens.scatter_(1, self.tensors.columns, self.block.tokens)
-        self.block_history.record(outcome, self.forwards - 1, may_undo=self.may_undo)
+        fallback = self.block.fallback
+        self.has_fallback |= fallback is not None
+        self.block_history.record(
+            outcome, self.forwards - 1, may_undo=self.may_undo, fallback=fallback
+        )
         if settings.observers.on_step is not None:
             sequences, blocks = [row.sequence for row in self.rows], [r.block for r in self.rows]
             settings.observers.on_step(sequences, blocks, outcome)

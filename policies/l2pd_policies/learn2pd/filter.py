@@ -19,6 +19,7 @@ class UnmaskFilter(LearnedFilter, tags=["learn2pd"], paper_url="https://arxiv.or
     """
 
     FEATURES = ("confidence",)
+    COMPARED = FEATURES
 
     def __init__(self, block_length: int = 32, **config: Any) -> None:
         super().__init__(block_length=block_length, **config)

@@ -7,18 +7,20 @@ from torch import Tensor
 from l2pd_plugins.options import policy_options
 from l2pd_plugins.policy import DenoisingStep
 from l2pd_policies.learn2pd.filter import UnmaskFilter
-from l2pd_policies.learned.policy import FilterPolicy
+from l2pd_policies.learned.fallback import FallbackPolicy
 
 
 @policy_options
-class Learn2PD(FilterPolicy):
+class Learn2PD(FallbackPolicy):
     """Unmask the positions whose prediction the paper's filter considers final.
 
     `filter` is a folder or hub id; the default is the filter in the model's folder. `threshold` is
     the probability that the filter has to exceed; the default is the filter's calibrated threshold.
 
     Use a filter on prompts like those it was trained on. On other kinds of text it can ruin
-    answers without a warning (docs/learned_policies.md).
+    answers without a warning (docs/learned_policies.md). With ``fallback="confidence_threshold"``,
+    which the paper does not have, blocks that look unlike all blocks of the training, and the rest
+    of their answers, are decided by the plain confidence threshold `fallback_threshold` (0.9).
 
     Source: Learn2PD, arXiv 2509.25188 (threshold 0.96 for LLaDA, 0.9 for Dream). The authors' code
     also commits the most confident position at every step (``progress="always_top1"``); the

@@ -11,6 +11,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from l2pd_plugins.trajectories import Trajectories
+from l2pd_policies.learned.familiar import PARTS, Familiar, describe
 
 SCHEMA_VERSION = 1
 """Version of a filter folder's config.json."""
@@ -41,6 +42,11 @@ class LearnedFilter(
     """Names of the inputs of this class, in order."""
     ANY_BLOCK_LENGTH: ClassVar[bool] = False
     """Whether filters of this class fit every block length (block_length is None in the config)."""
+    COMPARED: ClassVar[tuple[str, ...]] = ()
+    """The inputs by which `Familiar` compares blocks; none if filters of this class cannot tell."""
+
+    familiar: Familiar | None
+    """What blocks looked like in training; None if the filter's folder does not say."""
 
     def __init__(
         self,
@@ -60,6 +66,7 @@ class LearnedFilter(
         self.base_model = base_model
         self.false_positive_rate = false_positive_rate
         self.schema_version = schema_version
+        self.familiar = None
 
     @abstractmethod
     def forward(self, inputs: Tensor) -> Tensor:
@@ -77,16 +84,34 @@ class LearnedFilter(
             return y
         return (x.unsqueeze(-2) * layer.weight).sum(-1) + layer.bias
 
+    @classmethod
+    def described(cls, inputs: Tensor, masked: Tensor) -> Tensor:
+        """Inputs of B blocks and their masks (B, L) -> (B, D) float32: what `Familiar` compares."""
+        channels = inputs if inputs.ndim == 3 else inputs.unsqueeze(-1)
+        at = [cls.FEATURES.index(name) for name in cls.COMPARED]
+        return describe(channels[..., at], masked)
+
+    @classmethod
+    def described_size(cls) -> int:
+        """The length D of a description."""
+        return len(cls.COMPARED) * (2 + PARTS)
+
     @staticmethod
     @abstractmethod
     def inputs_of(trajectories: Trajectories) -> Tensor:
         """The features of every recorded step, as the policy would compute them."""
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:
-        """Write config.json and model.safetensors; the arguments are those of the hub's mixin."""
+        """Write config.json, model.safetensors and, if the filter has it, familiar.safetensors; the
+        arguments are those of the hub's mixin.
+        """
         # The mixin would store only the arguments that were passed, without the defaults.
         config = {name: getattr(self, name) for name in FIELDS}
         config["features"] = list(self.features)
+        made = Path(save_directory)
+        made.mkdir(parents=True, exist_ok=True)
+        if self.familiar is not None:
+            self.familiar.save(made)
         return super().save_pretrained(save_directory, **{"config": config, **kwargs})
 
 

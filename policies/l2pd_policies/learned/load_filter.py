@@ -26,6 +26,8 @@ from l2pd_plugins.files import (
     whole_number,
 )
 from l2pd_plugins.policy import PROGRESS_RULES
+from l2pd_policies.learned.familiar import FILE as FAMILIAR
+from l2pd_policies.learned.familiar import Familiar
 from l2pd_policies.learned.filter import FIELDS, SCHEMA_VERSION, LearnedFilter
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
@@ -35,12 +37,14 @@ _LONGEST = 2**20
 _SWAPS = 5
 """How many times in a row reading may find that the folder was replaced meanwhile."""
 _FILES = ("config.json", "model.safetensors")
+"""Files that a filter folder must have."""
 
 F = TypeVar("F", bound=LearnedFilter)
 
 
 def load_filter(kind: type[F], source: str | Path) -> F:
-    """Load a filter from a folder (config.json, model.safetensors) or a hub id, in eval mode.
+    """Load a filter from a folder (config.json, model.safetensors) or a hub id, in eval mode. If
+    the folder holds familiar.safetensors, the filter knows what blocks looked like in its training.
 
     If the folder is replaced while it is read, as training does, it is read again: config and
     weights always belong to the same filter.
@@ -92,6 +96,9 @@ def _read(kind: type[F], source: str | Path, folder: Path) -> F:
             raise L2PDError(f"filter {source}: weight {name} has values that are not finite")
     made = kind(**config)
     made.load_state_dict(tensors)
+    if kind.COMPARED and is_there(folder / FAMILIAR):
+        path_inside(folder, FAMILIAR)
+        made.familiar = Familiar.load(folder, f"filter {source}: {FAMILIAR}", kind.described_size())
     return made.eval().requires_grad_(False)
 
 
@@ -122,7 +129,7 @@ def _folder(source: str | Path) -> Path:
                 f"filter {text!r}: neither an existing folder nor a hub id (owner/name)"
             )
         try:
-            folder = Path(snapshot_download(text, allow_patterns=list(_FILES)))
+            folder = Path(snapshot_download(text, allow_patterns=[*_FILES, FAMILIAR]))
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
             raise L2PDError(
                 f"filter {text!r}: no such folder here, and the hub did not give it: "

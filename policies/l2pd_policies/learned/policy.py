@@ -81,8 +81,12 @@ class FilterPolicy(UnmaskPolicy):
         return ready
 
     def fingerprint(self) -> str:
-        """Hash of the filter's weights."""
-        return "" if self._loaded is None else fingerprint(self._loaded.state_dict())
+        """Hash of the filter's weights, and of the blocks of its training if it has them."""
+        if self._loaded is None:
+            return ""
+        familiar = self._loaded.familiar
+        told = {} if familiar is None else dict(familiar.named_buffers(prefix="familiar"))
+        return fingerprint({**self._loaded.state_dict(), **told})
 
     def _check_block_length(self, block_length: int) -> None:
         if self._loaded is None:

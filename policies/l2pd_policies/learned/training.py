@@ -20,6 +20,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.trajectories import Trajectories
 from l2pd_plugins.writing import write_folder
+from l2pd_policies.learned.familiar import Familiar, first_steps
 from l2pd_policies.learned.filter import LearnedFilter
 
 
@@ -78,6 +79,7 @@ def train(
     block_length: int | None,
     base_model: str,
     progress: str = "argmax_if_empty",
+    compared: int | None = None,
     report: Callable[[int], None] | None = None,
 ) -> Trained:
     """Fit a filter; the weights with the best validation loss are kept.
@@ -87,6 +89,7 @@ def train(
         block_length: the block length that the filter is for, or None for any.
         base_model: the model that made the trajectories, for the filter's config.
         progress: the progress rule that its config records.
+        compared: as for `familiar_blocks`.
         report: called after every epoch with its number.
 
     On the CPU, the same data and recipe give the same weights.
@@ -154,6 +157,7 @@ def train(
     made.threshold = calibrate(probability, held_data, recipe.false_positive_rate)
     made.false_positive_rate = recipe.false_positive_rate
     made.base_model, made.progress = base_model, progress
+    made.familiar = familiar_blocks(kind, data, compared)
     metrics = {
         "validation_loss": best,
         "prompts": float(len(data.prompt.unique())),
@@ -161,6 +165,25 @@ def train(
         **measure(probability, held_data, made.threshold),
     }
     return Trained(made, metrics, history)
+
+
+def familiar_blocks(
+    kind: type[LearnedFilter], data: Trajectories, compared: int | None = None
+) -> Familiar | None:
+    """What the blocks of all prompts looked like before anything was committed in them; None if
+    filters of this class do not compare blocks.
+
+    compared: the policy, as an index, whose recorded steps are taken; None takes each block's first
+    step from the first policy that has recorded it. Raises L2PDError for fewer than two prompts, or
+    values that are not finite.
+    """
+    if not kind.COMPARED:
+        return None
+    _check_finite(data)
+    if compared is not None:
+        data = data.take(data.policy == compared)
+    first = data.take(first_steps(data))
+    return Familiar.of(kind.described(kind.inputs_of(first), first.masked), first.prompt)
 
 
 def _check_finite(data: Trajectories) -> None:
@@ -233,7 +256,7 @@ def _write(trained: Trained, folder: Path, title: str, facts: dict[str, Any]) ->
         f"# {title}\n\nThis filter decides which predictions of "
         f"{trained.filter.base_model or 'a model'} are final. It has {parameters} parameters.\n\n"
         "Use it on prompts like those it was trained on. On other kinds of text it can ruin "
-        "answers without a warning.\n\n"
+        "answers.\n\n"
         f"| training | |\n|---|---|\n{rows}\n\n"
         f"| result on validation prompts | |\n|---|---|\n{measured}\n\n"
         f"Rates are over masked positions.\n{picture}",

@@ -25,6 +25,18 @@ class SignalFilter(LearnedFilter, tags=["settled"]):
 
     FEATURES = SIGNALS
     ANY_BLOCK_LENGTH = True
+    COMPARED = (
+        "confidence",
+        "log_doubt",
+        "margin",
+        "entropy",
+        "outdone",
+        "echoes",
+        "like_left",
+        "like_second_left",
+        "surer",
+        "surer_doubt",
+    )
 
     def __init__(self, block_length: int | None = None, **config: Any) -> None:
         super().__init__(block_length=block_length, **config)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -11,7 +11,7 @@ from torch import Tensor
 from l2pd_plugins.options import policy_options
 from l2pd_plugins.policy import DenoisingStep
 from l2pd_policies import exact
-from l2pd_policies.learned.policy import FilterPolicy
+from l2pd_policies.learned.fallback import FallbackPolicy
 from l2pd_policies.settled.filter import SignalFilter
 from l2pd_policies.settled.signals import how_long, signals
 
@@ -24,7 +24,7 @@ It was chosen on prompts that are not shipped (benchmarks/trials.md).
 
 
 @policy_options
-class Settled(FilterPolicy):
+class Settled(FallbackPolicy):
     """Unmask the predictions that a small convolutional filter considers settled.
 
     The filter has more inputs than the paper's: masks, margin, entropy, the confidence one step
@@ -37,10 +37,12 @@ class Settled(FilterPolicy):
     calibrated threshold. Below it, the most probable predictions are accepted as long as the sum of
     (1 - probability)^0.7 is at most `risk`^0.7. With `risk` 0 only the threshold decides.
 
-    Use a filter on prompts like those it was trained on. On other kinds of text it can ruin
-    answers without a warning: a filter trained without three tasks of tiny-llada's world has 72 %
-    valid answers on these at a risk of 0.03, while one token per step has 98 %
-    (docs/learned_policies.md).
+    Use a filter on prompts like those it was trained on. On other kinds of text the filter alone
+    ruins answers: trained without three tasks of tiny-llada's world, it has 72 % valid answers on
+    these at a risk of 0.03, while one token per step has 98 % (docs/learned_policies.md). So a
+    block that looks unlike all blocks of the training, before anything is committed in it, is
+    decided by the plain confidence threshold `fallback_threshold` (0.9), and so is the rest of the
+    answer, unless `fallback` is "none".
 
     Source: this project; the setting is that of Learn2PD, arXiv 2509.25188, persistence is the
     signal of CORA-Diff, arXiv 2608.11235.
@@ -51,6 +53,7 @@ class Settled(FilterPolicy):
     folder_name = "settled"
 
     risk: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    fallback: Literal["confidence_threshold", "none"] = "confidence_threshold"
 
     def init_state(
         self, batch_size: int, block_length: int, device: torch.device

@@ -25,8 +25,8 @@ ROWS = [
     "fixed_schedule(tokens_per_step=1)",
     "confidence_threshold(threshold=0.9)",
     "confidence_threshold(threshold=0.7)",
-    "learn2pd()",
-    "settled(risk=0.1)",
+    "learn2pd(fallback=none)",
+    "settled(fallback=confidence_threshold, fallback_threshold=0.9, risk=0.1)",
     "oracle()",
 ]
 

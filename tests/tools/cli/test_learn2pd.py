@@ -319,9 +319,9 @@ def test_rounds(l2pd, small_model, prompt_file, tmp_path):
     manifest, data = read_trajectories(tmp_path / "d" / "round-1")
     assert ((data.confidence > 0) == data.present).all()
     assert data.block.max() == 1
-    assert [p.split("threshold=")[1].split(")")[0] for p in manifest.policies] == [
-        "0.98, risk=0.05",
-        "0.9, risk=0.2",
+    assert [p.split("threshold=", 1)[1].split(")")[0] for p in manifest.policies] == [
+        "0.98, fallback=none, risk=0.05",
+        "0.9, fallback=none, risk=0.2",
     ]
     assert not list((tmp_path / "d" / "round-1").glob("reference-*"))
     assert create_policy("settled", filter=str(tmp_path / "f")).threshold > 0

@@ -164,7 +164,7 @@ def train(
     """Train a filter on trajectories; with --rounds N, on the states of its own decisions too.
 
     Train on prompts like those that you will serve. On other kinds of text a filter can ruin
-    answers without a warning: docs/learned_policies.md, "Prompts unlike those trained on".
+    answers: docs/learned_policies.md, "Prompts unlike those trained on".
     """
     sources = {name: context.get_parameter_source(name) for name in COLLECTING}
     given = [name for name, source in sources.items() if source and source.name != "DEFAULT"]
@@ -192,6 +192,34 @@ def train(
     )
     figures = ", ".join(f"{name} {value:.4g}" for name, value in trained.metrics.items())
     typer.echo(f"{out}: {figures}")
+
+
+@app.command()
+@examined
+def familiar(
+    folder: Annotated[Path, typer.Argument(parser=InFolder(), help="The filter's folder.")],
+    data: Annotated[
+        Path,
+        typer.Option(
+            parser=InFolder(),
+            metavar=InFolder.metavar,
+            help="Folder of trajectories of the prompts that the filter was trained on.",
+        ),
+    ],
+    policy: Annotated[
+        str,
+        typer.Option(parser=OneOf(TRAINABLE, loosely=True), help="learn2pd or settled."),
+    ] = "settled",
+) -> None:
+    """Record in a filter's folder what blocks looked like in its training.
+
+    Blocks unlike these are then decided by the policy's fallback, not by the filter. `train` does
+    this by itself; the command is for filters that were trained before.
+    """
+    from l2pd_tools.training.rounds import add_familiar
+
+    count = add_familiar(folder, data, policy=policy)
+    typer.echo(f"{folder}: {count} examples of blocks")
 
 
 @app.command()

@@ -31,6 +31,8 @@ class Answer:
     """Forward passes of a reference decode that generate made first; not part of `nfe`."""
     seconds: float
     """The prompt's share of its batch: the batch's seconds divided by its prompts."""
+    fallback: int | None = None
+    """How many of the `length` tokens the policy's fallback decided; None if it has none."""
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -77,6 +79,14 @@ class Evaluation:
         """Seconds of all calls of generate together."""
         return sum(answer.seconds for answer in self.answers)
 
+    @property
+    def fallback_share(self) -> float | None:
+        """Share of all answers' tokens that the policy's fallback decided; None if it has none."""
+        told = [answer for answer in self.answers if answer.fallback is not None]
+        if not told:
+            return None
+        return sum(a.fallback or 0 for a in told) / sum(a.length for a in told)
+
     def by_task(self) -> dict[str, Evaluation]:
         """An evaluation for each task, in the order of the tasks' places."""
         return self._parts(lambda prompt: None if prompt.task is None else prompt.task.name)
@@ -95,6 +105,7 @@ class Evaluation:
                 "agreement": part.agreement,
                 "nfe": part.nfe,
                 "tokens_per_forward": part.tokens_per_forward,
+                "fallback_share": part.fallback_share,
             }
 
         return {

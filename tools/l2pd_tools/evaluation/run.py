@@ -241,10 +241,11 @@ def _answers(
         trace.length.tolist(),
         trace.nfe.tolist(),
         [0] * len(prompts) if out.reference_nfe is None else out.reference_nfe.tolist(),
+        [None] * len(prompts) if trace.fallback is None else trace.fallback.sum(-1).tolist(),
         strict=True,
     )
     answers = []
-    for prompt, tokens, committed_at, length, nfe, reference_nfe in made:
+    for prompt, tokens, committed_at, length, nfe, reference_nfe, fallback in made:
         size = len(tokens) if whole else length
         spoken = tokens[: length - 1] if tokens[length - 1] in ends else tokens[:length]
         text = tokenizer.decode(spoken, clean_up_tokenization_spaces=False)
@@ -259,6 +260,7 @@ def _answers(
                 nfe=nfe,
                 reference_nfe=reference_nfe,
                 seconds=seconds,
+                fallback=fallback,
             )
         )
     return answers

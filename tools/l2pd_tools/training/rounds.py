@@ -7,12 +7,26 @@ from pathlib import Path
 from typing import Any
 
 from l2pd_adapters.tiny_models import training_prompts
-from l2pd_plugins import L2PDError
+from l2pd_plugins import L2PDError, create_policy
 from l2pd_plugins.policy import normalize_name
-from l2pd_plugins.trajectories import Manifest, Trajectories, read_trajectories
-from l2pd_plugins.writing import require_writable_folder, write_folder
+from l2pd_plugins.policy_attributes import description_of
+from l2pd_plugins.trajectories import (
+    Manifest,
+    Trajectories,
+    read_manifest,
+    read_trajectories,
+)
+from l2pd_plugins.writing import require_writable, require_writable_folder, write_folder
 from l2pd_policies.learn2pd import UnmaskFilter
-from l2pd_policies.learned.training import Recipe, Trained, require_matplotlib, save_with_card
+from l2pd_policies.learned.familiar import FILE as FAMILIAR
+from l2pd_policies.learned.load_filter import load_filter
+from l2pd_policies.learned.training import (
+    Recipe,
+    Trained,
+    familiar_blocks,
+    require_matplotlib,
+    save_with_card,
+)
 from l2pd_policies.learned.training import train as fit
 from l2pd_policies.settled import SignalFilter
 from l2pd_tools.evaluation.prompts import read_prompts
@@ -63,7 +77,7 @@ def train_filter(
     require_matplotlib()
 
     def fitted(
-        trajectories: Trajectories, block_length: int, base_model: str, what: str
+        trajectories: Trajectories, manifest: Manifest, compared: int | None, what: str
     ) -> Trained:
         with progress(recipe.epochs) as start:
             advance = start(what)
@@ -71,8 +85,9 @@ def train_filter(
                 kind,
                 trajectories,
                 recipe,
-                block_length=None if kind.ANY_BLOCK_LENGTH else block_length,
-                base_model=base_model,
+                block_length=None if kind.ANY_BLOCK_LENGTH else manifest.block_length,
+                base_model=manifest.model,
+                compared=compared,
                 report=lambda epoch: advance(1),
             )
 
@@ -80,7 +95,7 @@ def train_filter(
     if rounds == 0:
         manifest, trajectories = read_trajectories(data)
         require_writable_folder(out, f"--out {out}")
-        trained = fitted(trajectories, manifest.block_length, manifest.model, "training")
+        trained = fitted(trajectories, manifest, compared_policy(manifest), "training")
     else:
         processes = place_among_processes()[1]
         if processes > 1:
@@ -117,7 +132,8 @@ def train_filter(
             parts.append(replace(trajectories, policy=shift))
             everything = Trajectories.concatenate(parts)
             what = f"training, round {number} of {rounds}"
-            return manifest, fitted(everything, manifest.block_length, manifest.model, what)
+            compared = compared_policy(read_manifest(data / "round-0"))
+            return manifest, fitted(everything, manifest, compared, what)
 
         manifest, trained = one_round(0)
         for number in range(1, rounds + 1):
@@ -143,7 +159,37 @@ def train_filter(
     return trained
 
 
-def recipes() -> dict[str, tuple[Any, Any, tuple[dict[str, float], ...]]]:
+def add_familiar(folder: Path, data: Path, *, policy: str) -> int:
+    """Write into a filter's folder what blocks looked like in recorded trajectories, which should
+    be of the prompts that it was trained on; the weights stay as they are.
+
+    policy: "learn2pd" or "settled". Returns the number of examples that were kept. Raises L2PDError
+    if the filter or the trajectories cannot be read, or the file cannot be written.
+    """
+    kind = recipes()[policy][0]
+    loaded = load_filter(kind, folder)
+    require_writable(folder / FAMILIAR)
+    manifest, trajectories = read_trajectories(data)
+    if loaded.block_length not in (None, manifest.block_length):
+        raise L2PDError(
+            f"{data} holds blocks of {manifest.block_length} positions, the filter {folder} is for "
+            f"blocks of {loaded.block_length}"
+        )
+    made = familiar_blocks(kind, trajectories, compared_policy(manifest))
+    assert made is not None  # both kinds compare blocks
+    made.save(folder)
+    return len(made.reach)
+
+
+def compared_policy(manifest: Manifest) -> int | None:
+    """The recorded policy whose blocks a filter's `Familiar` is made of: confidence_threshold at
+    its default, if it was recorded, since it is also the fallback; None for all policies.
+    """
+    default = description_of(create_policy("confidence_threshold"))
+    return manifest.policies.index(default) if default in manifest.policies else None
+
+
+def recipes() -> dict[str, tuple[Any, Any, tuple[dict[str, Any], ...]]]:
     """For each policy: class of the filter, recipe, and the options (careful and bold) with which
     it decodes the training prompts between rounds.
     """
@@ -152,6 +198,9 @@ def recipes() -> dict[str, tuple[Any, Any, tuple[dict[str, float], ...]]]:
         "settled": (
             SignalFilter,
             Recipe(epochs=60, batch_size=512, decay=True, masked_only=True, check_every=5),
-            ({"threshold": 0.98, "risk": 0.05}, {"threshold": 0.9, "risk": 0.2}),
+            (
+                {"threshold": 0.98, "risk": 0.05, "fallback": "none"},
+                {"threshold": 0.9, "risk": 0.2, "fallback": "none"},
+            ),
         ),
     }

@@ -1,0 +1,104 @@
+"""Blocks unlike a filter's training are decided by the plain confidence threshold."""
+
+from __future__ import annotations
+
+import logging
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from typing_extensions import Self
+
+from l2pd_plugins.options import policy_options
+from l2pd_plugins.policy import DenoisingStep, ModelContext
+from l2pd_policies.learned.familiar import FILE
+from l2pd_policies.learned.filter import LearnedFilter
+from l2pd_policies.learned.policy import FilterPolicy
+
+FALLBACK_THRESHOLD = 0.9
+"""Default of the option `fallback_threshold`: that of `confidence_threshold`."""
+
+logger = logging.getLogger(__name__)
+
+
+@policy_options
+class FallbackPolicy(FilterPolicy):
+    """A filter that decides only about blocks like those of its training.
+
+    With ``fallback="confidence_threshold"`` a block is compared with those of the training before
+    anything is committed in it (`Familiar`). If it is unlike all of them, every position with at
+    least `fallback_threshold` confidence (default 0.9) is unmasked, in this block and in the later
+    blocks of the same answer, and the filter decides nothing there: some later blocks of an unlike
+    text are like those of the training.
+    """
+
+    fallback: Literal["confidence_threshold", "none"] = "none"
+    fallback_threshold: Annotated[float, Field(ge=0, le=1)] | None = None
+
+    def __post_init__(self) -> None:
+        if self.fallback != "none" and self.fallback_threshold is None:
+            self.fallback_threshold = FALLBACK_THRESHOLD
+        super().__post_init__()
+
+    def _use(self, loaded: LearnedFilter) -> None:
+        super()._use(loaded)
+        self._compares = self.fallback != "none" and loaded.familiar is not None
+        # A class variable in other policies; here a policy without a fallback has no such state.
+        vars(self)["carries"] = frozenset({"fallback"} if self._compares else ())
+
+    def for_model(self, model: ModelContext) -> Self:
+        ready = super().for_model(model)
+        if ready.fallback != "none" and not ready._compares:
+            _say_once(
+                f"{self.name}: the filter {ready.filter} does not say what blocks looked like in "
+                f"its training (it has no {FILE}), so there is nothing to compare with: the "
+                "filter decides everything; `l2pd learn2pd familiar` makes the file"
+            )
+        return ready
+
+    def init_state(
+        self, batch_size: int, block_length: int, device: torch.device
+    ) -> dict[str, Tensor]:
+        state = super().init_state(batch_size, block_length, device)
+        if self._compares:
+            state["fallback"] = torch.zeros(batch_size, dtype=torch.bool, device=device)
+        return state
+
+    def scores(self, step: DenoisingStep, state: dict[str, Tensor]) -> Tensor:
+        decider = self._filter_on(step.confidence.device)
+        inputs = self.inputs(step, state)
+        if "fallback" in state:
+            state["fallback"] = _unlike(decider, inputs, step, state["fallback"])
+        scores: Tensor = decider(inputs)
+        return scores
+
+    def select(self, step: DenoisingStep, state: dict[str, Tensor]) -> Tensor:
+        own = super().select(step, state)
+        if "fallback" not in state:
+            return own
+        assert self.fallback_threshold is not None  # set with the option `fallback`
+        plain = step.masked & (step.confidence >= self.fallback_threshold)
+        return torch.where(state["fallback"].unsqueeze(-1), plain, own)
+
+
+def _unlike(decider: LearnedFilter, inputs: Tensor, step: DenoisingStep, before: Tensor) -> Tensor:
+    """(B,) bool: rows whose blocks, this one or an earlier one, are unlike the training. A block is
+    compared at its first step.
+    """
+    first = step.step_index == 0
+    if first.device.type == "cpu" and not first.any():
+        return before
+    assert decider.familiar is not None  # the state says so
+    now = decider.familiar.unlike(decider.described(inputs, step.masked))
+    return before | (first & now)
+
+
+_said: set[str] = set()
+_MOST_SAID = 1000
+
+
+def _say_once(message: str) -> None:
+    if message not in _said and len(_said) < _MOST_SAID:
+        _said.add(message)
+        logger.warning(message)
