@@ -217,6 +217,24 @@ class StateChangesDtype(_Threshold):
         return step.masked & (step.confidence > 0.7)
 
 
+class StateMoves(_Threshold):
+    """Puts its state on another device."""
+
+    def select(self, step: DenoisingStep, state: State) -> Tensor:
+        answer = super().select(step, state)
+        state["best"] = state["best"].to("meta")
+        return answer
+
+
+class StateBecomesNumber(_Threshold):
+    """Replaces a tensor of its state by a number."""
+
+    def select(self, step: DenoisingStep, state: State) -> Tensor:
+        answer = super().select(step, state)
+        state["best"] = 0.5  # type: ignore[assignment]
+        return answer
+
+
 class StateChangesNames(_Threshold):
     """Adds a tensor to its state in the middle of a block."""
 
@@ -240,6 +258,36 @@ class StateChangesLater(_Threshold):
     def select(self, step: DenoisingStep, state: State) -> Tensor:
         state["best"] = torch.maximum(state["best"], step.confidence.to(state["best"].dtype))
         return step.masked & (state["best"] > 0.7)
+
+
+class StateRenamedLater(UnmaskPolicy):
+    """Begins later blocks with another name."""
+
+    def __init__(self) -> None:
+        self.name_of_state = "best"
+
+    def init_state(self, batch_size: int, block_length: int, device: torch.device) -> State:
+        made = {self.name_of_state: torch.zeros(batch_size, block_length, device=device)}
+        self.name_of_state = "highest"
+        return made
+
+    def select(self, step: DenoisingStep, state: State) -> Tensor:
+        return step.masked & (step.confidence > 0.7)
+
+
+class StateReshapedLater(UnmaskPolicy):
+    """Begins later blocks with another shape."""
+
+    def __init__(self) -> None:
+        self.more: tuple[int, ...] = ()
+
+    def init_state(self, batch_size: int, block_length: int, device: torch.device) -> State:
+        shape = (batch_size, block_length, *self.more)
+        self.more = (2,)
+        return {"best": torch.zeros(shape, device=device)}
+
+    def select(self, step: DenoisingStep, state: State) -> Tensor:
+        return step.masked & (step.confidence > 0.7)
 
 
 class WritingToLogits(_Threshold):
@@ -301,6 +349,10 @@ CAUGHT_BY: dict[type[UnmaskPolicy], str] = {
     StateRequiresGrad: "state_is_per_row",
     StateIsSparse: "state_is_per_row",
     StateChangesDtype: "state_keeps_its_form",
+    StateMoves: "state_keeps_its_form",
+    StateBecomesNumber: "state_keeps_its_form",
     StateChangesNames: "state_keeps_its_form",
     StateChangesLater: "state_keeps_its_form",
+    StateRenamedLater: "state_keeps_its_form",
+    StateReshapedLater: "state_keeps_its_form",
 }

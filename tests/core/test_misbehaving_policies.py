@@ -84,7 +84,7 @@ def undisturbed() -> dict[int, list[list[int]]]:
     return decode_blocks([Steady()] * 3, GOOD)
 
 
-@pytest.mark.parametrize("at", [0, 3], ids="call {}".format)
+@pytest.mark.parametrize("at", [0, 1, 3], ids="call {}".format)
 @pytest.mark.parametrize("key", FAULTS, ids=FAULT_IDS)
 def test_the_other_rows_decode_as_without_it(key, at, undisturbed):
     assert beside(Misbehaving(key[0], FAULTS[key], at)) == undisturbed

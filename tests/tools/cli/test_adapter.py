@@ -12,6 +12,7 @@ import torch
 from typer.main import get_command
 
 from l2pd_adapters.huggingface import load
+from l2pd_plugins import L2PDError
 from l2pd_plugins.trajectories import read_manifest
 from l2pd_tools.cli.app import app
 from l2pd_tools.training.collecting import fingerprint
@@ -50,6 +51,22 @@ def test_every_command_with_a_model_option_takes_an_adapter() -> None:
         assert ("--model" in names) == ("--adapter" in names), command.name
         found += "--adapter" in names
     assert found == 6
+
+
+@pytest.mark.parametrize(
+    "line", ["generate Hello", "compare --policy cora --policy ccd", "tune cora"]
+)
+def test_a_command_loads_its_model_with_the_adapter(
+    l2pd, small_model: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    def loading(*given: Any) -> Any:
+        raise L2PDError(f"loads {given}")
+
+    command, *more = line.split()
+    monkeypatch.setattr(f"l2pd_tools.cli.{command}.load_model", loading)
+    ended = l2pd(command, *more, "--model", small_model, "--adapter", adapter)
+    assert ended.returncode == 2
+    assert f"loads {(str(small_model), 'auto', str(adapter))}" in ended.stderr
 
 
 def test_collect_records_the_model_with_its_adapter(

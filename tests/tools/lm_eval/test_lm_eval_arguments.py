@@ -91,3 +91,23 @@ def test_a_batch_size_may_be_a_text_of_digits(monkeypatch: pytest.MonkeyPatch) -
         with pytest.raises(L2PDError, match="asked to load"):
             DiffusionLM("tiny-llada", batch_size=size)
     assert sizes == [8, 8]
+
+
+def test_each_process_computes_on_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its GPU is the current one before the processes join, since collectives use that one."""
+    calls: list[Any] = []
+
+    def load(*_: Any, **settings: Any) -> Any:
+        calls.append(settings["device"])
+        raise L2PDError("asked to load")
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.set_device", calls.append)
+    monkeypatch.setattr(module, "device_here", lambda device: device)
+    monkeypatch.setattr(DiffusionLM, "_join_processes", lambda self: calls.append("joined"))
+    monkeypatch.setattr(module, "load", load)
+    with pytest.raises(L2PDError, match="asked to load"):
+        DiffusionLM("tiny-llada")
+    assert calls == ["cuda:1", "joined", "cuda:1"]
