@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from l2pd_adapters.body_limit import DEFAULT_MIB
 from l2pd_plugins import ModelContext, PolicySpec, UnmaskPolicy, create_policy
 from l2pd_plugins.errors import L2PDError, PolicyOptionError
 from l2pd_plugins.options import Limits, Option, describe
@@ -32,7 +33,13 @@ ANY_FAILURE = (Exception, SystemExit)
 
 MIB = 1 << 20
 
-KEYS = ("request_policies", "request_options", "request_paths", "request_state_mib")
+KEYS = (
+    "request_policies",
+    "request_options",
+    "request_paths",
+    "request_state_mib",
+    "request_body_mib",
+)
 """Settings by which the operator restricts requests."""
 
 
@@ -58,6 +65,8 @@ class Admission:
     """MiB that the state of a request's policy may take on the device, for all batch rows
     together.
     """
+    request_body_mib: int = DEFAULT_MIB
+    """MiB of the body of a request to a server; a larger one is not read."""
 
     @classmethod
     def taken_from(cls, settings: dict[str, Any]) -> Admission:
@@ -78,12 +87,13 @@ class Admission:
             )
         if "request_options" in given:
             said["request_options"] = _options_by_policy(given["request_options"])
-        if "request_state_mib" in given:
-            budget = said["request_state_mib"] = given["request_state_mib"]
-            if type(budget) is not int or budget < 0:
-                raise L2PDError(
-                    f"request_state_mib={shown(budget)}: expected a whole number of MiB, 0 or more"
-                )
+        for key, least in (("request_state_mib", 0), ("request_body_mib", 1)):
+            if key in given:
+                budget = said[key] = given[key]
+                if type(budget) is not int or budget < least:
+                    raise L2PDError(
+                        f"{key}={shown(budget)}: expected a whole number of MiB, {least} or more"
+                    )
         return cls(**said)
 
     def policies(self) -> list[PolicySpec]:
@@ -142,7 +152,7 @@ class Admission:
         return (
             f"request_policies={names or 'none'}; request_options={options or 'those declared'}; "
             f"request_paths={', '.join(self.request_paths) or 'none'}; "
-            f"request_state_mib={self.request_state_mib}"
+            f"request_state_mib={self.request_state_mib}; request_body_mib={self.request_body_mib}"
         )
 
 

@@ -173,6 +173,8 @@ class TestOperatorsChoice:
             ({"request_options": {"klass": ["nope"]}}, "no option 'nope'"),
             ({"request_paths": [5]}, "request_paths"),
             ({"request_state_mib": "1"}, "request_state_mib='1'"),
+            ({"request_body_mib": 0}, "request_body_mib=0: expected a whole number of MiB, 1"),
+            ({"request_body_mib": 1.5}, "request_body_mib=1.5"),
         ],
     )
     def test_wrong_settings_are_refused_at_launch(self, asked: dict[str, Any], said: str) -> None:
@@ -185,6 +187,7 @@ class TestOperatorsChoice:
         assert "request_policies=l2pd-plugins:klass" in caplog.text
         assert "l2pd-plugins:klass: threshold" in caplog.text
         assert "request_paths=none" in caplog.text
+        assert "request_body_mib=4" in caplog.text
 
 
 class TestMemory:

@@ -13,6 +13,7 @@ import json
 import logging
 import pkgutil
 import sys
+import traceback
 import types
 import weakref
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ ADAPTERS = ROOT / "adapters" / "l2pd_adapters"
 TABLES = {
     "sglang": (
         {**sglang.SIGNATURES, **sglang.HTTP_SIGNATURES},
-        sglang.NAMES,
+        {**sglang.NAMES, **sglang.HTTP_NAMES},
     ),
     "vllm": (
         {**vllm.SIGNATURES, **vllm.DIFFUSION_GEMMA_SIGNATURES},
@@ -66,7 +67,7 @@ def library_names() -> set[str]:
         *(dict, list, str, set, tuple, int, Exception, types.FunctionType),
         *(argparse, argparse.ArgumentParser, functools, importlib, inspect, json),
         *(logging, logging.getLogger("l2pd"), logging.Handler),
-        *(pkgutil, sys, types, weakref, Path, HTTPStatus),
+        *(pkgutil, sys, traceback, types, weakref, Path, HTTPStatus),
     ):
         found |= set(dir(thing))
     return found | {"levelno"}  # of a logging.LogRecord

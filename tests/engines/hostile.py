@@ -57,6 +57,54 @@ def _wrong_for(option):
 BAD_NAMES = ("nope", "", LONG, "a:b:c", "oracle", "../oracle", "learn2pd\0")
 
 
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+STRICT_TOOL = {**TOOL, "function": {**TOOL["function"], "strict": True}}
+NO_EFFECT_OPENAI = (
+    ("n", 2),
+    ("best_of", 2),
+    ("temperature", 0.7),
+    ("top_p", 0.5),
+    ("top_k", 5),
+    ("min_p", 0.1),
+    ("min_tokens", 3),
+    ("frequency_penalty", 0.5),
+    ("presence_penalty", 0.5),
+    ("repetition_penalty", 1.5),
+    ("logit_bias", {"5": 1.0}),
+    ("logprobs", True),
+    ("top_logprobs", 2),
+    ("prompt_logprobs", 1),
+    ("response_format", {"type": "json_object"}),
+    (
+        "response_format",
+        {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}},
+    ),
+    ("structured_outputs", {"regex": "a*"}),
+    ("bad_words", ["a"]),
+    ("allowed_token_ids", [5, 6]),
+    ("use_beam_search", True),
+    ("functions", [{"name": "f"}]),
+    ("suffix", "x"),
+    ("thinking_token_budget", 5),
+)
+"""Fields of OpenAI's API, and of what engines add to it, without effect at any endpoint."""
+
+NEUTRAL_OPENAI = {
+    "n": 1,
+    "temperature": 0,
+    "top_p": 1,
+    "frequency_penalty": 0,
+    "presence_penalty": 0,
+    "repetition_penalty": 1.0,
+    "logit_bias": {},
+    "top_logprobs": None,
+    "response_format": {"type": "text"},
+    "seed": 5,
+    "user": "somebody",
+}
+"""What clients send with every request, though it asks for nothing."""
+
+
 class Watch:
     """Asks a server for its health all the while. Use as a context manager."""
 
@@ -204,6 +252,32 @@ def check_paths_are_not_told_apart(server, request_for):
         answers.append(answer.text.replace(path, "PATH"))
     assert answers[0] == answers[1]
     assert "request_paths" in answers[0]
+
+
+def check_named_as_typed(server, requests):
+    """Each (endpoint, name, body) is refused with a message that begins with the name that the
+    client typed."""
+    for path, name, body in requests:
+        answer = httpx.post(f"{server.url}{path}", json=body, timeout=60)
+        assert answer.status_code == 400, (path, name, answer.text)
+        said = answer.json()
+        said = said.get("error", said)["message"]
+        assert name in said, (path, name, said)
+
+
+def check_asks_for_nothing(server, body_for, path):
+    """What clients send with every request is granted. body_for: (path, stream, **fields) -> body
+    of a request that would be served."""
+    for stream in (False, True):
+        body = body_for(path, stream, **NEUTRAL_OPENAI)
+        answer = httpx.post(f"{server.url}{path}", json=body, timeout=60)
+        assert answer.status_code == 200, answer.text
+
+
+def check_size_is_limited(server, path, body):
+    answer = httpx.post(f"{server.url}{path}", json=body, timeout=60)
+    assert answer.status_code == 413
+    assert "request_body_mib=4" in answer.json()["error"]["message"]
 
 
 class Afterwards:

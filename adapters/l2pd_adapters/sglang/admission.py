@@ -7,17 +7,30 @@ an invalid request, streaming or not, gets HTTP 400 and never reaches the schedu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
 from sglang.srt.sampling.sampling_params import SamplingParams
 
 from l2pd_adapters.admission import ANY_FAILURE
-from l2pd_adapters.sglang.refusals import check_effects, check_ids, check_rest
+from l2pd_adapters.sglang.refusals import check_effects, check_ids, check_input
 from l2pd_adapters.sglang.settings import SglangServer
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.shown_values import shown
+
+
+def problem_of(check: Callable[[], None]) -> str | None:
+    """What a check says against a request, or None. Any other failure in it is caused by the
+    request, too.
+    """
+    try:
+        check()
+    except L2PDError as error:
+        return str(error)
+    except ANY_FAILURE as error:
+        return f"the request cannot be read: {type(error).__name__}: {shown(str(error))[1:-1]}"
+    return None
 
 
 def check(request: Any, settings: SglangServer) -> None:
@@ -27,7 +40,7 @@ def check(request: Any, settings: SglangServer) -> None:
     given = request.sampling_params
     for params in given if isinstance(given, list) else [{} if given is None else given]:
         check_params(params, settings)
-    check_rest(request)
+    check_input(request)
     if request.input_ids is not None:
         check_ids(request.input_ids, settings.model.vocab_size)
 

@@ -76,6 +76,7 @@ NAMES: dict[str, tuple[str, ...]] = {
         "input_ids",
         "return_logprob",
         "sampling_params",
+        "stream",
     ),
     "sglang.srt.managers.schedule_policy.PrefillAdder": (
         "dllm_block_size",
@@ -119,11 +120,25 @@ NAMES: dict[str, tuple[str, ...]] = {
 }
 """SGLang modules and classes, with the names in them that are used."""
 
+_OPENAI = "sglang.srt.entrypoints.openai"
 HTTP_SIGNATURES: dict[str, Signature] = {
     f"{HTTP}.serve_generate_request": ("obj", "request"),
     f"{HTTP}._create_error_response": ("e",),
+    f"{_OPENAI}.serving_base.OpenAIServingBase.handle_request": ("self", "request", "raw_request"),
 }
-"""The same of the HTTP server's module, which is looked at where it runs."""
+"""The same of the HTTP server's modules, which are looked at where they run."""
+
+HTTP_NAMES: dict[str, tuple[str, ...]] = {
+    HTTP: ("ORJSONResponse", "app"),
+    "starlette.applications.Starlette": ("add_middleware", "middleware_stack"),
+    f"{_OPENAI}.serving_base": ("OpenAIServingBase",),
+    f"{_OPENAI}.serving_base.OpenAIServingBase": ("create_error_response", "tokenizer_manager"),
+    f"{_OPENAI}.serving_chat": ("OpenAIServingChat",),
+    f"{_OPENAI}.serving_completions": ("OpenAIServingCompletion",),
+    f"{_OPENAI}.serving_completions.OpenAIServingCompletion": ("template_manager",),
+    "sglang.srt.parser.template_manager.TemplateManager": ("completion_template_name",),
+    "starlette.responses.StreamingResponse": ("body_iterator",),
+}
 
 
 def incompatibility() -> str:
@@ -133,4 +148,4 @@ def incompatibility() -> str:
 
 def incompatibility_of_http() -> str:
     """As `incompatibility`, for a process that runs SGLang's HTTP server."""
-    return SGLANG.incompatibility(HTTP_SIGNATURES, {})
+    return SGLANG.incompatibility(HTTP_SIGNATURES, HTTP_NAMES)

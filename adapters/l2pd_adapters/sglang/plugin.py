@@ -7,7 +7,6 @@ other models are not affected.
 
 from __future__ import annotations
 
-import functools
 import pkgutil
 import sys
 from collections.abc import Callable
@@ -95,17 +94,14 @@ def _read_settings(
     from sglang.srt.dllm.config import DllmConfig
 
     manager.l2pd = getattr(DllmConfig.from_server_args(server_args), "l2pd", None)
-    module = sys.modules.get(HTTP)
-    if manager.l2pd is None or module is None:
+    if manager.l2pd is None or HTTP not in sys.modules:
         return
     problem = incompatibility_of_http()
     if problem:
         raise SystemExit(f"--dllm-algorithm {server_args.dllm_algorithm}: {problem}")
-    answer = module.serve_generate_request
-    if not hasattr(answer, "_l2pd"):
-        ours = functools.wraps(answer)(functools.partial(_answer, module, manager, answer))
-        ours._l2pd = True  # type: ignore[attr-defined]
-        module.serve_generate_request = ours  # type: ignore[attr-defined]
+    from l2pd_adapters.sglang import endpoints
+
+    endpoints.install(sys.modules[HTTP], manager)
 
 
 def _generate(
@@ -114,37 +110,14 @@ def _generate(
     """Refuse an invalid request before it is processed; SGLang answers a ValueError with HTTP
     400.
     """
-    problem = _problem(manager, obj)
-    if problem is not None:
-        raise ValueError(problem)
-    return original(manager, obj, *args, **kwargs)
-
-
-async def _answer(
-    module: Any, manager: Any, original: Callable[..., Any], obj: Any, request: Any
-) -> Any:
-    """The same for /generate, which would validate only after a stream has begun."""
-    problem = _problem(manager, obj)
-    if problem is not None:
-        return module._create_error_response(ValueError(problem))
-    return await original(obj, request)
-
-
-def _problem(manager: Any, obj: Any) -> str | None:
     settings = getattr(manager, "l2pd", None)
-    if settings is None or not hasattr(obj, "return_logprob"):
-        return None
-    from l2pd_adapters.admission import ANY_FAILURE
-    from l2pd_adapters.sglang import admission
-    from l2pd_plugins.shown_values import shown
+    if settings is not None and hasattr(obj, "return_logprob"):
+        from l2pd_adapters.sglang import admission
 
-    try:
-        admission.check(obj, settings)
-    except L2PDError as error:
-        return str(error)
-    except ANY_FAILURE as error:  # any failure here is caused by the request
-        return f"the request cannot be read: {type(error).__name__}: {shown(str(error))[1:-1]}"
-    return None
+        problem = admission.problem_of(lambda: admission.check(obj, settings))
+        if problem is not None:
+            raise ValueError(problem)
+    return original(manager, obj, *args, **kwargs)
 
 
 def _report(

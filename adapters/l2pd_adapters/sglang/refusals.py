@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import fields
+from typing import Any, Literal
 
+from l2pd_adapters.request_fields import check_fields
 from l2pd_adapters.sglang.settings import SglangServer
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.shown_values import shown
+
+_NO_EFFECT = "has no effect on diffusion language models; leave it out"
 
 _ASKS_FOR_NOTHING: dict[str, tuple[Any, ...]] = {
     "n": (1,),
@@ -27,6 +31,34 @@ _ASKS_FOR_NOTHING: dict[str, tuple[Any, ...]] = {
 }
 """Sampling parameters that are refused, each with its neutral values."""
 
+_OF_A_CLIENT: dict[str, tuple[Any, ...]] = {
+    "top_p": (1,),
+    "top_k": (-1, 1),
+    "watermark": (None,),
+}
+"""The same, for those that the scheduler has in another form, or from the operator."""
+
+_MAY_BE_SET = frozenset(
+    {
+        *("text", "input_ids", "sampling_params", "stream", "rid", "session_id"),
+        *("logprob_start_len", "return_text_in_logprobs", "return_prompt_token_ids"),
+        *("log_metrics", "no_logs", "custom_labels", "external_trace_header", "received_time"),
+        *("priority", "extra_key", "cache_salt", "routing_key", "conversation_id", "modalities"),
+        *("lora_path", "routed_dp_rank", "data_parallel_rank", "require_reasoning"),
+    }
+)
+"""The fields of a GenerateReqInput that a request may set. Every other one asks for something that
+diffusion language models do not have here (log-probabilities, images, embeddings, sessions), or is
+SGLang's own; some of them end its scheduler."""
+
+_MAY_BE_EMPTY = frozenset(
+    {
+        *("return_logprob", "top_logprobs_num", "token_ids_logprob", "return_sampling_mask"),
+        *("custom_logit_processor", "image_data", "video_data", "audio_data", "video_config"),
+    }
+)
+"""Of the others, those that SGLang's endpoints fill with empty values, or lists of them."""
+
 _OF_A_REQUEST = (
     "return_logprob",
     "top_logprobs_num",
@@ -35,23 +67,77 @@ _OF_A_REQUEST = (
     "return_sampling_mask",
     "custom_logit_processor",
 )
-"""Refused parameters outside the sampling parameters; false, zero and empty values are neutral."""
+"""The same as the scheduler has them in a Req; false, zero and empty values are neutral."""
+
+_HINTS = {
+    "vllm_xargs": 'SGLang takes custom_params: {"unmask_policy": NAME}',
+    "decoding_plugin": 'SGLang takes custom_params: {"unmask_policy": NAME}',
+    "unmask_policy": 'its place is in custom_params: {"unmask_policy": NAME}',
+    "custom_params": 'its place is in sampling_params: {"custom_params": {...}}',
+}
+
+_MISPLACED = (
+    *("max_new_tokens", "stop", "stop_token_ids", "ignore_eos", "sampling_seed"),
+    *("max_tokens", "max_completion_tokens", "seed", "no_stop_trim", "skip_special_tokens"),
+)
+"""Sampling parameters, and OpenAI's names of them, that /generate would not see beside its own."""
+
+Endpoint = Literal["chat", "completions", "generate"]
+
+_HONOURED: dict[Endpoint, frozenset[str]] = {
+    "chat": frozenset({"custom_params", "tools"}),
+    "completions": frozenset({"custom_params", "echo"}),
+    "generate": frozenset(),
+}
+"""Fields with an effect at each endpoint."""
 
 _ALLOWED = {
     "n": "decoding is greedy, so all answers are the same one; expected 1",
     "temperature": "decoding is greedy; expected 0, 1, or nothing",
+    "top_p": "decoding is greedy, so it has no effect; leave it out",
+    "top_k": "decoding is greedy, so it has no effect; leave it out",
     "stop_regex": "the scheduler matches patterns, and a slow one stops every request; use stop",
 }
 
 
-def check_effects(params: Mapping[str, Any], settings: SglangServer) -> None:
-    """Raise L2PDError for a sampling parameter that would have no effect."""
-    for name, nothing in _ASKS_FOR_NOTHING.items():
+def check_effects(
+    params: Mapping[str, Any], settings: SglangServer, *, of_client: bool = True
+) -> None:
+    """Raise L2PDError for a sampling parameter that would have no effect. of_client: the parameters
+    are as the client has sent them, not yet normalised by SGLang.
+    """
+    for name, nothing in (_ASKS_FOR_NOTHING | (_OF_A_CLIENT if of_client else {})).items():
         value = params.get(name)
         if value is None or value in nothing or value == settings.sampling_defaults.get(name):
             continue
-        said = _ALLOWED.get(name, "has no effect on diffusion language models; leave it out")
+        said = _ALLOWED.get(name, _NO_EFFECT)
         raise L2PDError(f"{name}={shown(value)}: {said}")
+
+
+def check_typed(
+    body: Mapping[str, Any],
+    endpoint: Endpoint,
+    settings: SglangServer,
+    *,
+    honoured: Sequence[str] = (),
+) -> None:
+    """Raise L2PDError for a field of the request's JSON without effect, by the client's name of it.
+
+    honoured: fields that have an effect because of how the server was launched.
+    """
+    check_fields(
+        body,
+        honoured=_HONOURED[endpoint].union(honoured),
+        neutral={"logprobs": ()} if endpoint == "completions" else {},
+        reasons=_HINTS,
+        defaults=settings.sampling_defaults,
+    )
+    for name in _MISPLACED if endpoint == "generate" else ():
+        if body.get(name) is not None:
+            raise L2PDError(f"{name}={shown(body[name])}: its place is in sampling_params")
+    for name in ("max_tokens", "max_completion_tokens") if endpoint == "chat" else ():
+        if type(body.get(name)) is int and body[name] < 1:  # SGLang would take 0 for its default
+            raise L2PDError(f"{name}={shown(body[name])}: expected at least 1")
 
 
 def refusal(request: Any, settings: SglangServer) -> str | None:
@@ -63,7 +149,7 @@ def refusal(request: Any, settings: SglangServer) -> str | None:
     try:
         if not isinstance(params.ignore_eos, bool):
             raise L2PDError(f"ignore_eos={shown(params.ignore_eos)}: expected true or false")
-        check_effects(values, settings)
+        check_effects(values, settings, of_client=False)
         check_rest(request)
         check_ids(request.origin_input_ids, settings.model.vocab_size)
     except L2PDError as error:
@@ -72,13 +158,42 @@ def refusal(request: Any, settings: SglangServer) -> str | None:
 
 
 def check_rest(request: Any) -> None:
-    """Raise L2PDError for parameters without effect that are outside the sampling parameters."""
+    """Raise L2PDError for parameters of a Req without effect that are outside the sampling
+    parameters.
+    """
     for name in _OF_A_REQUEST:
-        value = getattr(request, name, None)
-        if any(value) if isinstance(value, list) else value:
-            raise L2PDError(
-                f"{name}={shown(value)}: has no effect on diffusion language models; leave it out"
-            )
+        _check_neutral(name, getattr(request, name, None))
+
+
+def check_input(request: Any) -> None:
+    """Raise L2PDError for a field of a GenerateReqInput that a request may not set, or whose shape
+    SGLang would not expect.
+    """
+    batch = isinstance(request.text or request.input_ids, list) and not _is_ids(request)
+    rid = request.rid
+    if isinstance(rid, list) and not (batch and rid and all(isinstance(r, str) for r in rid)):
+        raise L2PDError(f"rid={shown(rid)}: expected a text, or one for each prompt")
+    if request.sampling_params == []:
+        raise L2PDError("sampling_params=[]: expected names and values")
+    for each in fields(request):
+        value = getattr(request, each.name)
+        if each.name in _MAY_BE_SET or value is None or value is False:
+            continue
+        if each.name in _MAY_BE_EMPTY:
+            _check_neutral(each.name, value)
+        elif value != each.default:  # an empty list, too, can end the scheduler
+            raise L2PDError(f"{each.name}={shown(value)}: {_NO_EFFECT}")
+
+
+def _is_ids(request: Any) -> bool:
+    """Whether the prompt is one list of token ids."""
+    ids = request.input_ids
+    return not request.text and isinstance(ids, list) and not (ids and isinstance(ids[0], list))
+
+
+def _check_neutral(name: str, value: Any) -> None:
+    if any(value) if isinstance(value, list) else value:
+        raise L2PDError(f"{name}={shown(value)}: {_NO_EFFECT}")
 
 
 def check_ids(ids: Sequence[Any], vocabulary: int) -> None:

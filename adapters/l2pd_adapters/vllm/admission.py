@@ -13,6 +13,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import SamplingParams
 
 from l2pd_adapters.admission import ANY_FAILURE
+from l2pd_adapters.request_fields import typed_body
 from l2pd_adapters.vllm import refusals
 from l2pd_adapters.vllm.compatibility import incompatibility_of_server
 from l2pd_adapters.vllm.settings import DiffusionGemmaServer, VllmServer, settings_of
@@ -69,6 +70,7 @@ def _install_in_servers() -> None:
                 raise L2PDError(f"{self.model_config.model} cannot be served: {problem}")
             _validate_when_called(server.AsyncLLM)
             _refuse_beam_search()
+            _check_what_was_typed()
 
     InputProcessor.__init__ = __init__
 
@@ -109,6 +111,36 @@ def _refuse_beam_search() -> None:
 
     beam_search._l2pd = True  # type: ignore[attr-defined]
     BeamSearchOnlineMixin.beam_search = beam_search
+
+
+def _check_what_was_typed() -> None:
+    """Refuse fields without effect by the names that the client typed, before anything is
+    rendered.
+    """
+    from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+    from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
+
+    _check_before(OpenAIServingChat, "create_chat_completion", "chat")
+    _check_before(OpenAIServingCompletion, "create_completion", "completions")
+
+
+def _check_before(serving: Any, method: str, endpoint: refusals.Endpoint) -> None:
+    create = getattr(serving, method)
+    if hasattr(create, "_l2pd"):
+        return
+
+    @functools.wraps(create)
+    async def checked(self: Any, request: Any, raw_request: Any = None) -> Any:
+        model_config = self.engine_client.model_config
+        settings = settings_of(model_config)
+        if settings is not None and not isinstance(settings, DiffusionGemmaServer):
+            body = await typed_body(raw_request)
+            with _answered():
+                refusals.check_typed(body, endpoint, model_config.get_diff_sampling_param())
+        return await create(self, request, raw_request)
+
+    checked._l2pd = True  # type: ignore[attr-defined]
+    setattr(serving, method, checked)
 
 
 def check(params: SamplingParams, model_config: Any, settings: VllmServer) -> None:

@@ -10,12 +10,16 @@ import argparse
 import functools
 import json
 import sys
+from collections.abc import Mapping
 from typing import Any
 
+from l2pd_adapters.admission import Admission
+from l2pd_adapters.vllm.middleware import MIB_OF_BODIES
 from l2pd_adapters.vllm.settings import KEY, settings_of, takes_no_policy
 from l2pd_plugins.errors import L2PDError
 
 _NAME, _OPTIONS = "decoding_plugin", "decoding_plugin_config"
+_MIDDLEWARE = "l2pd_adapters.vllm.middleware.RequestGuard"
 
 
 def install() -> None:
@@ -58,6 +62,8 @@ def install() -> None:
             }
         elif options is not None:
             raise L2PDError("--decoding-plugin-config requires --decoding-plugin")
+        if KEY in (made.additional_config or {}):
+            _limit_bodies(args, made.additional_config[KEY])
         return made
 
     @functools.wraps(configure)
@@ -71,6 +77,16 @@ def install() -> None:
     args.from_cli_args = classmethod(from_cli_args)
     args.create_engine_config = create_engine_config
     args._l2pd = True
+
+
+def _limit_bodies(args: argparse.Namespace, asked: Any) -> None:
+    """Have vLLM add our limit to its middleware. A server reads the arguments more than once."""
+    middleware = getattr(args, "middleware", None)
+    if middleware is None or _MIDDLEWARE in middleware:
+        return
+    rules = Admission.taken_from(dict(asked) if isinstance(asked, Mapping) else {})
+    args.middleware = [*middleware, _MIDDLEWARE]
+    setattr(args, MIB_OF_BODIES, rules.request_body_mib)
 
 
 def _json_object(text: str) -> dict[str, Any]:

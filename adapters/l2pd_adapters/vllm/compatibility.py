@@ -179,11 +179,17 @@ NAMES: dict[str, tuple[str, ...]] = {
 _ENGINE = "vllm.v1.engine.async_llm.AsyncLLM"
 _BEAM_SEARCH = "vllm.entrypoints.generate.beam_search.online"
 
+_CHAT = "vllm.entrypoints.openai.chat_completion.serving"
+_COMPLETION = "vllm.entrypoints.openai.completion.serving"
 SERVER_NAMES: dict[str, tuple[str, ...]] = {
     _ENGINE.rpartition(".")[0]: ("AsyncLLM",),
     _ENGINE: ("generate", "input_processor", "model_config"),
     _BEAM_SEARCH: ("BeamSearchOnlineMixin",),
     f"{_BEAM_SEARCH}.BeamSearchOnlineMixin": ("beam_search", "engine_client"),
+    _CHAT: ("OpenAIServingChat",),
+    f"{_CHAT}.OpenAIServingChat": ("create_chat_completion",),
+    _COMPLETION: ("OpenAIServingCompletion",),
+    f"{_COMPLETION}.OpenAIServingCompletion": ("create_completion",),
 }
 """The same of a server's modules, which are looked at in the process that runs one."""
 

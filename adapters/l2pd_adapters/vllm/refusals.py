@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
+from l2pd_adapters.request_fields import check_fields
 from l2pd_adapters.vllm.settings import KEY, DiffusionGemmaServer, VllmServer, takes_no_policy
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.shown_values import shown
@@ -24,6 +25,36 @@ ASKS_FOR_NOTHING: dict[str, tuple[Any, ...]] = {
     "structured_outputs": (None,),
 }
 """Unsupported parameters, each with its neutral values."""
+
+
+_HINTS = {
+    "custom_params": 'vLLM takes vllm_xargs: {"decoding_plugin": NAME}',
+    "unmask_policy": 'vLLM takes vllm_xargs: {"decoding_plugin": NAME}',
+    "decoding_plugin": 'its place is in vllm_xargs: {"decoding_plugin": NAME}',
+}
+
+Endpoint = Literal["chat", "completions"]
+
+_HONOURED: dict[Endpoint, frozenset[str]] = {
+    "chat": frozenset({"vllm_xargs", "tools"}),
+    "completions": frozenset({"vllm_xargs", "echo"}),
+}
+"""Fields with an effect at each endpoint."""
+
+
+def check_typed(
+    body: Mapping[str, Any], endpoint: Endpoint, of_the_model: Mapping[str, Any]
+) -> None:
+    """Raise L2PDError for a field of the request's JSON without effect, by the client's name of it.
+    of_the_model: the sampling parameters in the checkpoint's own config.
+    """
+    check_fields(
+        body,
+        honoured=_HONOURED[endpoint],
+        neutral={"logprobs": ()} if endpoint == "completions" else {},
+        reasons=_HINTS,
+        defaults=of_the_model,
+    )
 
 
 def check(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from l2pd_adapters.sglang.refusals import check_effects, check_ids, check_rest, refusal
+from l2pd_adapters.sglang.refusals import (
+    check_effects,
+    check_ids,
+    check_input,
+    check_rest,
+    check_typed,
+    refusal,
+)
 from l2pd_adapters.sglang.requests import BlockRow, RequestState
 from l2pd_adapters.sglang.settings import SglangServer
 from l2pd_plugins import ModelContext, create_policy
@@ -223,3 +231,108 @@ def test_a_request_that_asks_for_log_probabilities_is_refused() -> None:
     check_rest(SimpleNamespace(return_logprob=[False, False]))
     with pytest.raises(L2PDError, match=r"^return_logprob=\[False, True\]"):
         check_rest(SimpleNamespace(return_logprob=[False, True]))
+
+
+@dataclass
+class Input:
+    """As far as the checks know SGLang's GenerateReqInput."""
+
+    text: Any = None
+    input_ids: Any = None
+    rid: Any = None
+    sampling_params: Any = None
+    image_data: Any = None
+    return_logprob: Any = None
+    top_logprobs_num: Any = None
+    lora_path: Any = None
+    lora_id: Any = None
+    session_params: Any = None
+    positional_embed_overrides: Any = None
+    return_entropy: bool = False
+    routed_experts_start_len: int = 0
+
+
+@pytest.mark.parametrize(
+    "granted",
+    [
+        {"text": "a"},
+        {"text": "a", "rid": "r", "lora_path": "adapter"},
+        {"text": ["a", "b"], "rid": ["r", "s"]},
+        {"input_ids": [[1], [2]], "rid": ["r", "s"]},
+        {"input_ids": [1, 2], "image_data": [], "top_logprobs_num": 0, "return_logprob": False},
+        {"text": ["a", "b"], "return_logprob": [False, False], "top_logprobs_num": [0, 0]},
+    ],
+)
+def test_an_ordinary_input_is_granted(granted: dict[str, Any]) -> None:
+    check_input(Input(**granted))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("rid", ["r"]),
+        ("rid", []),
+        ("sampling_params", []),
+        ("image_data", "x"),
+        ("return_logprob", [False, True]),
+        ("lora_id", ["x"]),
+        ("lora_id", []),
+        ("session_params", {}),
+        ("session_params", {"id": "x"}),
+        ("positional_embed_overrides", 5),
+        ("return_entropy", True),
+        ("routed_experts_start_len", 3),
+    ],
+)
+def test_what_could_end_the_scheduler_is_refused_by_its_name(name: str, value: Any) -> None:
+    with pytest.raises(L2PDError, match=f"^{name}="):
+        check_input(Input(**{"text": "a", name: value}))
+
+
+@pytest.mark.parametrize("rid", [["r", 5], [], [None]])
+def test_a_batch_needs_a_text_for_each_id(rid: list) -> None:
+    with pytest.raises(L2PDError, match=r"^rid="):
+        check_input(Input(text=["a", "b"], rid=rid))
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "body", "name"),
+    [
+        ("chat", {"custom_params": {"unmask_policy": "klass"}, "tools": [{}], "echo": False}, ""),
+        ("chat", {"max_tokens": 0}, "max_tokens"),
+        ("chat", {"max_completion_tokens": -1}, "max_completion_tokens"),
+        ("chat", {"echo": True}, "echo"),
+        ("chat", {"logprobs": 0}, ""),
+        ("chat", {"vllm_xargs": {"decoding_plugin": "klass"}}, "vllm_xargs"),
+        ("completions", {"logprobs": 0}, "logprobs"),
+        ("completions", {"echo": True, "custom_params": {"unmask_policy": "klass"}}, ""),
+        ("completions", {"tools": [{}]}, "tools"),
+        ("generate", {"temperature": 0.5}, "temperature"),
+        ("generate", {"max_tokens": 5}, "max_tokens"),
+        ("generate", {"ignore_eos": True}, "ignore_eos"),
+        ("generate", {"custom_params": {"unmask_policy": "klass"}}, "custom_params"),
+        ("generate", {"sampling_params": {"max_new_tokens": 5}, "stream": True}, ""),
+    ],
+)
+def test_fields_are_judged_by_their_endpoint(
+    server: SglangServer, endpoint: Any, body: dict[str, Any], name: str
+) -> None:
+    if not name:
+        check_typed(body, endpoint, server)
+        return
+    with pytest.raises(L2PDError, match=f"^{name}="):
+        check_typed(body, endpoint, server)
+
+
+def test_a_completion_template_has_a_place_for_a_suffix(server: SglangServer) -> None:
+    check_typed({"suffix": "x"}, "completions", server, honoured=["suffix"])
+    with pytest.raises(L2PDError, match=r"^suffix="):
+        check_typed({"suffix": "x"}, "completions", server)
+
+
+def test_the_scheduler_does_not_judge_what_sglang_has_normalised(server: SglangServer) -> None:
+    for name, value in (("top_p", 0.9), ("top_k", 5)):
+        with pytest.raises(L2PDError, match=f"^{name}="):
+            check_effects({name: value}, server)
+        request = SimpleNamespace(sampling_params=params(**{name: value}), origin_input_ids=[1])
+        assert refusal(request, server) is None

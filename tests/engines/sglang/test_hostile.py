@@ -4,10 +4,11 @@ import httpx
 import pytest
 
 from tests.engines import hostile
-from tests.engines.hostile import BAD_NAMES, DEEP, HUGE, LONG, PROMPT
+from tests.engines.hostile import BAD_NAMES, DEEP, HUGE, LONG, NO_EFFECT_OPENAI, PROMPT, STRICT_TOOL
 from tests.engines.sglang.server import Server
 
-PATHS = ("/generate", "/v1/chat/completions", "/v1/completions")
+OPENAI_PATHS = ("/v1/chat/completions", "/v1/completions")
+PATHS = ("/generate", *OPENAI_PATHS)
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,8 @@ def policies(folder):
 NO_EFFECT = (
     ("n", 2),
     ("temperature", 0.7),
+    ("top_p", 0.5),
+    ("top_k", 5),
     ("min_p", 0.1),
     ("min_new_tokens", 3),
     ("frequency_penalty", 0.5),
@@ -74,6 +77,32 @@ OF_A_REQUEST = (
     ("token_ids_logprob", [1]),
     ("custom_logit_processor", "x"),
     ("return_sampling_mask", True),
+    ("return_hidden_states", True),
+    ("return_flat_raw_output_top_logprobs", True),
+    ("return_entropy", True),
+    ("session_params", {"id": "x"}),  # SGLang would never answer
+    ("positional_embed_overrides", 5),  # the scheduler would end
+    ("lora_id", ["x"]),  # ... would end
+    ("lora_id", []),  # ... would hang
+    ("image_data", "x"),
+    ("input_embeds", [[0.1]]),
+    ("http_worker_ipc", "ipc:///nowhere"),
+    ("bootstrap_room", 5),
+    ("rid", ["x"]),
+    ("rid", []),
+    ("sampling_params", []),
+    ("max_new_tokens", 5),
+    ("temperature", 0.7),
+)
+OF_OPENAI = (
+    *NO_EFFECT_OPENAI,
+    ("tools", [STRICT_TOOL]),
+    ("watermark", {"enabled": True}),
+    ("custom_logit_processor", "x"),
+    ("return_hidden_states", True),
+    ("session_params", {"id": "x"}),
+    ("vllm_xargs", {"decoding_plugin": "klass"}),
+    ("decoding_plugin", "klass"),
 )
 WRONG_PARAMETERS = (
     ("ignore_eos", "yes"),
@@ -97,7 +126,12 @@ def parameters(folder):
         for stream in (False, True):
             yield "/generate", body_of("/generate", stream, **{name: value})
     for name, value in OF_A_REQUEST:
-        yield "/generate", {**body_of("/generate", False), name: value}
+        for stream in (False, True):
+            yield "/generate", {**body_of("/generate", stream), name: value}
+    for path in OPENAI_PATHS:
+        for stream in (False, True):
+            for value in (0, -1, HUGE):
+                yield path, {**body_of(path, stream), "max_tokens": value}
     for sampling_params in ("s", 5, [5], ["s"]):
         yield "/generate", {"text": PROMPT, "sampling_params": sampling_params}
     for ids in ([5, 10**6], [-1], [2**63 - 1], [[5], [10**6]], [2**31]):
@@ -132,6 +166,28 @@ def test_what_has_no_effect_is_named(server, name):
     )
     assert answer.status_code == 400
     assert f"{name}=" in answer.text
+
+
+@pytest.mark.parametrize("path", OPENAI_PATHS)
+def test_what_has_no_effect_is_named_as_the_client_typed_it(server, path):
+    hostile.check_named_as_typed(
+        server,
+        [
+            (path, name, body_of(path, stream, **{name: value}))
+            for name, value in OF_OPENAI
+            for stream in (False, True)
+        ],
+    )
+
+
+@pytest.mark.parametrize("path", OPENAI_PATHS)
+def test_what_asks_for_nothing_is_served(server, path):
+    hostile.check_asks_for_nothing(server, body_of, path)
+
+
+@pytest.mark.parametrize(("path", "name"), [("/generate", "input_ids"), (PATHS[2], "prompt")])
+def test_a_body_over_the_limit_is_not_read(server, path, name):
+    hostile.check_size_is_limited(server, path, {name: [5] * 3_000_000})
 
 
 def test_a_path_that_is_not_there_and_one_that_is_have_the_same_answer(server):

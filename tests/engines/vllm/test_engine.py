@@ -1,4 +1,7 @@
-"""vLLM's engine in this process: what a server cannot show, or not as quickly."""
+"""vLLM's engine in this process: what a server cannot show, or not as quickly.
+
+Longer than 400 lines: every test drives the same engines.
+"""
 
 import pytest
 import torch

@@ -5,7 +5,7 @@ import pytest
 
 from l2pd_adapters.tiny_models import folder_of
 from tests.engines import hostile
-from tests.engines.hostile import BAD_NAMES, DEEP, HUGE, LONG
+from tests.engines.hostile import BAD_NAMES, DEEP, HUGE, LONG, NO_EFFECT_OPENAI, STRICT_TOOL
 from tests.engines.vllm.server import Server
 
 PATHS = ("/v1/chat/completions", "/v1/completions")
@@ -58,22 +58,13 @@ def policies(folder):
 
 
 NO_EFFECT = (
-    ("n", 2),
-    ("temperature", 0.7),
-    ("min_p", 0.1),
-    ("min_tokens", 3),
-    ("frequency_penalty", 0.5),
-    ("presence_penalty", 0.5),
-    ("repetition_penalty", 1.5),
-    ("logit_bias", {"5": 1.0}),
-    ("bad_words", ["a"]),
-    ("allowed_token_ids", [5, 6]),
-    ("prompt_logprobs", 1),
-    ("use_beam_search", True),
-    ("structured_outputs", {"regex": "a*"}),
+    *NO_EFFECT_OPENAI,
     ("structured_outputs", {"json": "{}"}),
     ("structured_outputs", {"grammar": 'root ::= "a"'}),
-    ("response_format", {"type": "json_object"}),
+    ("tools", [STRICT_TOOL]),
+    ("watermarking", True),
+    ("custom_params", {"unmask_policy": "klass"}),
+    ("decoding_plugin", "klass"),
 )
 WRONG_PARAMETERS = (
     ("ignore_eos", "perhaps"),
@@ -81,7 +72,17 @@ WRONG_PARAMETERS = (
     ("max_tokens", -1),
     ("max_tokens", 0.5),
     ("max_tokens", HUGE),
+    ("max_tokens", 2**70),
     ("max_tokens", [HUGE]),
+    ("max_completion_tokens", -1),
+    ("allowed_token_ids", [2**70]),
+    ("allowed_token_ids", [-1]),
+    ("bad_words", [LONG]),
+    ("priority", 2**70),
+    ("priority", "x"),
+    ("kv_transfer_params", "x"),
+    ("structured_outputs", "x"),  # which vLLM's validation fails at
+    ("stop_token_ids", [2**40]),
     ("n", HUGE),
     ("stop", 5),
     ("stop_token_ids", [2**70]),
@@ -132,6 +133,28 @@ def ordinary(server):
 @pytest.mark.parametrize("requests", [policies, parameters, long_lists])
 def test_refused_at_once_and_the_server_goes_on(server, ordinary, requests, tmp_path):
     assert hostile.attack(server.url, requests(tmp_path), ordinary) == []
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_what_has_no_effect_is_named_as_the_client_typed_it(server, path):
+    hostile.check_named_as_typed(
+        server,
+        [
+            (path, name, body_of(path, stream, **{name: value}))
+            for name, value in NO_EFFECT
+            for stream in (False, True)
+        ],
+    )
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_what_asks_for_nothing_is_served(server, path):
+    hostile.check_asks_for_nothing(server, body_of, path)
+
+
+def test_a_body_over_the_limit_is_not_read(server):
+    body = body_of(PATHS[1], False, prompt=[5] * 3_000_000)
+    hostile.check_size_is_limited(server, PATHS[1], body)
 
 
 def test_a_path_that_is_not_there_and_one_that_is_have_the_same_answer(server):
