@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import os
+import statistics
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -176,22 +177,58 @@ def strangers_welcome(server):
             yield server
 
 
-def attack(url, requests, ordinary, *, every=20):
-    """Send (path, body) one by one, an ordinary request after every so many.
+class Beside:
+    """Does ordinary requests, one after the other, all the while. Use as a context manager; an
+    ordinary request that fails makes the end of it fail."""
+
+    def __init__(self, ordinary):
+        self.ordinary, self.ended = ordinary, threading.Event()
+        self.quiet, self.seconds, self.failures = [], [], []
+
+    def _do(self):
+        begin = time.monotonic()
+        self.ordinary()
+        return time.monotonic() - begin
+
+    def __enter__(self):
+        self.quiet = [self._do() for _ in range(10)]
+        self.thread = threading.Thread(target=self._run)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.ended.set()
+        self.thread.join()
+        quiet, beside = map(statistics.median, (self.quiet, self.seconds))
+        print(
+            f"an ordinary request takes {beside:.3f} s beside hostile ones, {quiet:.3f} s on the "
+            f"quiet server: {beside / quiet:.2f} times as long ({len(self.seconds)} requests)"
+        )
+        assert self.failures == []
+
+    def _run(self):
+        while not self.ended.is_set() or not self.seconds:
+            try:
+                self.seconds.append(self._do())
+            except (AssertionError, LookupError, ValueError, httpx.HTTPError) as error:
+                self.failures.append(repr(error))
+                return
+
+
+def attack(url, requests, ordinary):
+    """Send (path, body) one by one, beside ordinary requests, and print how much longer these take.
 
     Returns what was wrong: (seconds, path, body, status, answer) of those that were not answered by
     4xx, or not in time, which is two seconds or, on a busy machine, four times what an ordinary
     request takes. ordinary: does one, and raises if its answer is not right.
     """
-    answers, seconds_of_ordinary = [], []
-
-    def do_ordinary():
-        begin = time.monotonic()
-        ordinary()
-        seconds_of_ordinary.append(time.monotonic() - begin)
-
-    with Watch(url) as watch, httpx.Client(base_url=url, timeout=60) as client:
-        for index, (path, body) in enumerate(requests):
+    answers = []
+    with (
+        Watch(url) as watch,
+        Beside(ordinary) as beside,
+        httpx.Client(base_url=url, timeout=60) as client,
+    ):
+        for path, body in requests:
             begin = time.monotonic()
             try:
                 answer = client.post(
@@ -204,10 +241,7 @@ def attack(url, requests, ordinary, *, every=20):
                 status, text = 0, repr(error)
             seconds = time.monotonic() - begin
             answers.append((seconds, path, json.dumps(body)[:300], status, text))
-            if index % every == 0:
-                do_ordinary()
-        do_ordinary()
-    in_time = max(2, 4 * max(seconds_of_ordinary))
+    in_time = max(2, 4 * max(beside.seconds))
     assert watch.failures == []
     assert watch.count
     assert watch.slowest < in_time

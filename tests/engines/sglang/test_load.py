@@ -87,3 +87,19 @@ def test_the_server_is_well(server, cases):
         time.sleep(0.2)
     assert server.remembered == 0
     assert "cannot be decoded" not in server.log
+
+
+@pytest.mark.parametrize(
+    "flags", [{"disable_radix_cache": True}, {"enable_priority_scheduling": True}], ids=str
+)
+def test_other_ways_to_schedule(tmp_path, cases, flags):
+    """Without a cache of prefixes; and with priorities, of which some would preempt the others."""
+    with Server(tmp_path, max_total_tokens=TOKENS, **flags) as running:
+        for params in ({"max_tokens": 448}, {"max_tokens": 200, "ignore_eos": True}):
+            requests = [
+                (case.prompt, {**params, "priority": 100 * (index % 2)})
+                for index, case in enumerate(cases)
+            ]
+            answers = ask_all(running.url, requests)
+            assert [answer.status_code for answer in answers] == [200] * len(cases)
+        assert "cannot be decoded" not in running.log

@@ -74,7 +74,6 @@ WRONG_PARAMETERS = (
     ("max_tokens", HUGE),
     ("max_tokens", 2**70),
     ("max_tokens", [HUGE]),
-    ("max_completion_tokens", -1),
     ("allowed_token_ids", [2**70]),
     ("allowed_token_ids", [-1]),
     ("bad_words", [LONG]),
