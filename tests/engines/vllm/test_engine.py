@@ -1,7 +1,4 @@
-"""vLLM's engine in this process: what a server cannot show, or not as quickly.
-
-Longer than 400 lines: every test drives the same engines.
-"""
+"""vLLM's engine in this process: what a server cannot show, or not as quickly."""
 
 import pytest
 import torch
