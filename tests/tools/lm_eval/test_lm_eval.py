@@ -195,7 +195,7 @@ def test_sampled_answers_do_not_depend_on_their_batch(tasks, expected) -> None:
     [
         ("l2pd_likely", ARGUMENTS, r"l2pd_likely \(loglikelihood\): log-likelihoods are not"),
         ("l2pd_plain", f"{ARGUMENTS},max_new_tokens=0", "max_new_tokens=0: expected"),
-        ("l2pd_plain", f"{ARGUMENTS},peft=./nowhere", "adapter './nowhere': no folder"),
+        ("l2pd_plain", f"{ARGUMENTS},peft=./nowhere", "adapter './nowhere': neither a folder"),
         ("l2pd_plain", f"{ARGUMENTS},treshold=0.8", "treshold"),
         ("l2pd_plain", "pretrained=tiny-llada,unmask_policy=learn3pd", "learn3pd"),
         ("l2pd_plain", f"{ARGUMENTS},cache=block", "the choices of this model are none, prefix"),
