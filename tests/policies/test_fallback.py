@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -13,6 +14,7 @@ from l2pd_plugins.blocks import BlockBatch
 from l2pd_plugins.denoising import denoising_step
 from l2pd_plugins.end_of_text import EndOfText
 from l2pd_plugins.options import PolicyOptionError
+from l2pd_plugins.slots import BlockSlots
 from l2pd_plugins.testing import check_policy
 from l2pd_plugins.trajectories import Trajectories
 from l2pd_policies.learn2pd import UnmaskFilter
@@ -282,6 +284,30 @@ def test_what_was_unlike_once_stays_with_the_fallback_to_the_end_of_its_answer()
     denoising_step(batch, torch.cat([known, new, known]), end_of_text=OFF)
     assert batch.fallback.tolist() == [True, True, False]
     assert int(batch.masked[1].sum()) == LENGTH // 2 and not batch.masked[2].any()
+
+
+def test_a_slot_s_next_request_is_compared_anew():
+    """As in an engine of slots: the next block of an answer keeps the verdict, another answer does
+    not.
+    """
+    policy, masks = policy_of(), torch.full((1, LENGTH), MASK)
+    everything = torch.ones(1, LENGTH, dtype=torch.bool)
+    slots = BlockSlots(1, LENGTH, mask_token_id=MASK, device=torch.device("cpu"))
+
+    def step(kind, next_block=False):
+        taken = slots.take(np.array([0]))
+        denoising_step(taken.block, logits_of(kind), end_of_text=OFF)
+        told = taken.block.fallback.tolist()
+        if next_block:
+            taken.advance(torch.tensor([True]), masks, everything)
+        slots.put(taken)
+        return told
+
+    slots.assign(0, policy, masks[0].tolist(), everything[0].tolist())
+    assert step("new", next_block=True) == [True]
+    assert step("known") == [True]
+    slots.assign(0, policy, masks[0].tolist(), everything[0].tolist())
+    assert step("known") == [False]
 
 
 @pytest.mark.parametrize("name", list(KINDS))
