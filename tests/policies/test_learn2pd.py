@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from l2pd_plugins import L2PDError, ModelContext, create_policy
 from l2pd_plugins.trajectories import Trajectories
+from l2pd_policies import exact
 from l2pd_policies.learn2pd import UnmaskFilter
 from l2pd_policies.learned.load_filter import load_filter
-from l2pd_policies.learned.training import Recipe, train
+from l2pd_policies.learned.training import Recipe, split_by_prompt, train
 
 
 @pytest.fixture
@@ -86,6 +87,34 @@ def test_trajectories_with_nan_are_refused(name):
     )
     with pytest.raises(L2PDError, match=rf"a {name} that is not finite, .* counted from 0: 2;"):
         train(UnmaskFilter, data, Recipe(epochs=1), block_length=4, base_model="m")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_threshold_is_a_probability_as_the_policy_computes_it(seed):
+    """Otherwise rounding could let the wrong prediction at the threshold exceed it."""
+    generator = torch.Generator().manual_seed(seed)
+    values = {
+        name: torch.rand(40, 7, generator=generator) for name in ("confidence", "entropy", "margin")
+    }
+    bits = torch.rand(40, 7, generator=generator) > 0.5
+    index = torch.zeros(40, dtype=torch.int64)
+    data = Trajectories(
+        prompt=torch.arange(40) // 2,
+        policy=index,
+        block=index,
+        step=index,
+        masked=bits | True,
+        present=bits | True,
+        x0=torch.zeros(40, 7, dtype=torch.int32),
+        correct=bits,
+        **values,
+    )
+    recipe = Recipe(epochs=1, seed=seed)
+    made = train(UnmaskFilter, data, recipe, block_length=7, base_model="m").filter
+    held = data.take(split_by_prompt(data, recipe.validation_share, seed)[1])
+    wrong = exact.sigmoid(made(UnmaskFilter.inputs_of(held)))[~held.correct]
+    assert made.threshold in wrong.tolist()
+    assert int((wrong > made.threshold).sum()) == int(recipe.false_positive_rate * len(wrong))
 
 
 def test_a_probability_at_the_threshold_does_not_exceed_it(make_step):

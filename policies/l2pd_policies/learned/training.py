@@ -20,6 +20,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.trajectories import Trajectories
 from l2pd_plugins.writing import write_folder
+from l2pd_policies import exact
 from l2pd_policies.learned.familiar import Familiar, first_steps
 from l2pd_policies.learned.filter import LearnedFilter
 
@@ -152,7 +153,9 @@ def train(
     made.load_state_dict(kept)
     made.eval().requires_grad_(False)
     # In eval mode a layer stores all its products, so a part is small.
-    probability = torch.cat([made(part).sigmoid() for part in inputs[held_rows].split(256)])
+    parts = inputs[held_rows].split(256)
+    # As in the policy: other rounding could let the prediction at the threshold exceed it.
+    probability = torch.cat([exact.sigmoid(made(part)) for part in parts])
     held_data = data.take(held_rows)
     made.threshold = calibrate(probability, held_data, recipe.false_positive_rate)
     made.false_positive_rate = recipe.false_positive_rate
