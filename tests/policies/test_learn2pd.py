@@ -68,23 +68,29 @@ def test_a_device_is_recognised_by_any_of_its_names(folder, make_step):
     assert policy.select(make_step([[0.5] * 8]), state).shape == (1, 8)
 
 
-@pytest.mark.parametrize("name", ["confidence", "entropy", "margin"])
-def test_trajectories_with_nan_are_refused(name):
-    bits = torch.rand(8, 4) > 0.5
-    values = {each: torch.rand(8, 4) for each in ("confidence", "entropy", "margin")}
-    values[name][5, 2] = torch.nan
-    index = torch.zeros(8, dtype=torch.int64)
-    data = Trajectories(
-        prompt=torch.arange(8) // 2,
+def random_steps(steps, length, generator=None):
+    """Steps of prompts with two each; half of the predictions are right."""
+    names = ("confidence", "entropy", "margin")
+    values = {name: torch.rand(steps, length, generator=generator) for name in names}
+    correct = torch.rand(steps, length, generator=generator) > 0.5
+    index = torch.zeros(steps, dtype=torch.int64)
+    return Trajectories(
+        prompt=torch.arange(steps) // 2,
         policy=index,
         block=index,
         step=index,
-        masked=bits,
-        present=bits | True,
-        x0=torch.zeros(8, 4, dtype=torch.int32),
-        correct=bits,
+        masked=correct | True,
+        present=correct | True,
+        x0=torch.zeros(steps, length, dtype=torch.int32),
+        correct=correct,
         **values,
     )
+
+
+@pytest.mark.parametrize("name", ["confidence", "entropy", "margin"])
+def test_trajectories_with_nan_are_refused(name):
+    data = random_steps(8, 4)
+    getattr(data, name)[5, 2] = torch.nan
     with pytest.raises(L2PDError, match=rf"a {name} that is not finite, .* counted from 0: 2;"):
         train(UnmaskFilter, data, Recipe(epochs=1), block_length=4, base_model="m")
 
@@ -92,23 +98,7 @@ def test_trajectories_with_nan_are_refused(name):
 @pytest.mark.parametrize("seed", range(4))
 def test_the_threshold_is_a_probability_as_the_policy_computes_it(seed):
     """Otherwise rounding could let the wrong prediction at the threshold exceed it."""
-    generator = torch.Generator().manual_seed(seed)
-    values = {
-        name: torch.rand(40, 7, generator=generator) for name in ("confidence", "entropy", "margin")
-    }
-    bits = torch.rand(40, 7, generator=generator) > 0.5
-    index = torch.zeros(40, dtype=torch.int64)
-    data = Trajectories(
-        prompt=torch.arange(40) // 2,
-        policy=index,
-        block=index,
-        step=index,
-        masked=bits | True,
-        present=bits | True,
-        x0=torch.zeros(40, 7, dtype=torch.int32),
-        correct=bits,
-        **values,
-    )
+    data = random_steps(40, 7, torch.Generator().manual_seed(seed))
     recipe = Recipe(epochs=1, seed=seed)
     made = train(UnmaskFilter, data, recipe, block_length=7, base_model="m").filter
     held = data.take(split_by_prompt(data, recipe.validation_share, seed)[1])
