@@ -10,6 +10,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from l2pd_plugins import ModelContext, create_policy
 from l2pd_plugins.blocks import BlockBatch
@@ -190,6 +191,32 @@ def test_a_threshold_equal_to_a_value_decides_alone_as_in_a_batch(name):
                 assert not here[place]  # a value must exceed the threshold
                 taken += int(here.sum())
     assert taken or name == "credit"
+
+
+class Operators(TorchDispatchMode):
+    """Records the names of the operators that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        self.seen.add(str(operator).removeprefix("aten."))
+        return operator(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["learn2pd", "settled", "transformer_sampler", "credit"])
+def test_no_operator_rounds_by_the_place_of_a_number(name):
+    policy = policy_of(name, 8)
+    steps = steps_of(policy, 8)
+    state = policy.init_state(ROWS, 8, torch.device("cpu"))
+    with Operators() as used:
+        for step in steps:
+            policy.select(step, state)
+    by_place = {"sigmoid.default", "silu.default", "gelu.default"}
+    by_place |= {"pow.Tensor_Scalar", "pow.Tensor_Tensor"}
+    assert "gt.Scalar" in used.seen or "ge.Tensor" in used.seen  # the comparison was reached
+    assert not used.seen & by_place
 
 
 @pytest.mark.parametrize("risk", [0.05, 0.2, 0.5])
