@@ -145,6 +145,11 @@ TABLE: dict[str, dict[str, tuple[str, ...]]] = {
         "--labels": NOT_WORDS,
         "--seed": NOT_SEEDS,
     },
+    "learn2pd familiar": {
+        "folder": NOT_FOLDERS,
+        "--data": NOT_FOLDERS,
+        "--policy": ("", "oracle", "learn3pd", "settled,threshold=0.5"),
+    },
     "learn2pd convert": {
         "file": NOT_READ,
         "--out": NOT_FILLED,
@@ -163,6 +168,7 @@ BASE = {
     "new-policy": ("my_rule",),
     "learn2pd collect": ("--out", "out"),
     "learn2pd train": ("--out", "out", "--data", "data", "--rounds", "1"),
+    "learn2pd familiar": ("FOLDER", "--data", "FOLDER"),
     "learn2pd convert": ("FILE", "--out", "out"),
 }
 """What each command needs besides the value that is tried."""
@@ -327,7 +333,7 @@ def test_the_bounds_are_those_of_the_engine() -> None:
         ("new_policy x", "did you mean l2pd new-policy?"),
         ("collect", "did you mean l2pd learn2pd collect?"),
         ("learn2pd tran", "l2pd learn2pd has no command tran; did you mean l2pd learn2pd train?"),
-        ("learn2pd zzz", "its commands are collect, train, convert"),
+        ("learn2pd zzz", "its commands are collect, train, familiar, convert"),
         ("zzz", "its commands are generate, compare, tune, "),
         ("generate x --polcy cora", "has no option --polcy; did you mean --policy or --pace?"),
         ("generate x --max_new_tokens 5", "did you mean --max-new-tokens?"),
