@@ -71,7 +71,7 @@ async def _openai(original: Callable[..., Any], serving: Any, request: Any, raw:
     from sglang.srt.entrypoints.openai.serving_completions import OpenAIServingCompletion
 
     settings = getattr(serving.tokenizer_manager, "l2pd", None)
-    endpoint: Endpoint
+    endpoint: Endpoint | None = None
     honoured: Sequence[str] = ()
     if isinstance(serving, OpenAIServingChat):
         endpoint = "chat"
@@ -79,12 +79,10 @@ async def _openai(original: Callable[..., Any], serving: Any, request: Any, raw:
         endpoint = "completions"
         if serving.template_manager.completion_template_name is not None:
             honoured = ["suffix"]  # which the template has a place for
-    else:
-        settings = None
-    if settings is not None:
+    if settings is not None and endpoint is not None:
         body = await typed_body(raw)
         problem = admission.problem_of(
-            lambda: check_typed(body, endpoint, settings, honoured=honoured)
+            functools.partial(check_typed, body, endpoint, settings, honoured=honoured)
         )
         if problem is not None:
             return serving.create_error_response(problem)
