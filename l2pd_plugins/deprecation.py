@@ -37,7 +37,7 @@ def warn_deprecated(
         removed_in: The first version without it.
         instead: The replacement, as the user writes it; or why there is none.
         stacklevel: As in ``warnings.warn``: 2 is the line of the caller of the function that calls
-        this one.
+            this one.
     """
     with _lock:
         if name in _warned:

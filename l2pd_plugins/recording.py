@@ -51,7 +51,7 @@ class FrameReader:
 
     Args:
         size: positions of each canvas. A block-causal model decodes its last block completely;
-        positions beyond the canvas are left out.
+            positions beyond the canvas are left out.
     """
 
     def __init__(self, size: int) -> None:

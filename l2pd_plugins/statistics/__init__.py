@@ -50,9 +50,9 @@ def row_statistics(
         suppress: a token that cannot be predicted (the mask token), as if its logit were -inf.
         x0: (N,) sampled tokens, -1 for the argmax; None for the argmax everywhere.
         rows: (N,) int64, the rows of logits to read, in this order; for a negative index no row is
-        read and the statistics are zero. None reads all M rows, and N = M.
+            read and the statistics are zero. None reads all M rows, and N = M.
         kernel: one of `KERNELS`; None uses the environment variable L2PD_STATISTICS, or else the
-        fastest available kernel (see `choose`).
+            fastest available kernel (see `choose`).
 
     With the same kernel on the CPU, a row's result is bit-identical whatever the other rows are. A
     row that contains NaN or +inf, or only -inf, has NaN as confidence, entropy and margin. Its x0

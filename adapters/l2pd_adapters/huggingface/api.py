@@ -97,7 +97,7 @@ def generate(
         inputs, input_ids: (B, P) token ids, padded on the left.
         attention_mask: (B, P), 0 on padding; None if there is no padding.
         generation_config: settings. Precedence: keywords, then `generation_config`, then the
-        model's own config. It may also have the settings below as attributes.
+            model's own config. It may also have the settings below as attributes.
         streamer: `TextDiffusionStreamer`, `TextStreamer`, `TextIteratorStreamer`, or any object
             with put, end and optionally put_draft(value=...); for one sequence.
         unmask_policy: name, config mapping, or policy object; or a list with one for each prompt.
@@ -115,8 +115,8 @@ def generate(
         on_step: called after every denoising step, see `StepObserver`.
         observe: statistics for on_step, in addition to those that the policies require.
         max_new_tokens: length of the canvas (or max_length). These, do_sample, temperature, top_k,
-        top_p, num_return_sequences, eos_token_id, pad_token_id and return_dict_in_generate are as
-        in transformers; bos_token_id is not used.
+            top_p, num_return_sequences, eos_token_id, pad_token_id and return_dict_in_generate are
+            as in transformers; bos_token_id is not used.
 
     Returns:
         (B * num_return_sequences, P + N) token ids, or a DiffusionGenerateOutput with

@@ -70,7 +70,7 @@ def enable(
             `diffusion_gemma`.
         name: the model's name in the configuration line; its folder's or hub name by default.
         family: describes how to decode the model, if its config does not; it stays with the model
-        and its copies. None keeps the family of an earlier `enable`, else uses the config.
+            and its copies. None keeps the family of an earlier `enable`, else uses the config.
 
     Raises L2PDError if the model is not a diffusion language model, or if its attention differs
     from its family's.

@@ -185,7 +185,7 @@ class PolicyText(Kind):
 
     Args:
         alone: whether the text is the complete config; otherwise the command adds options and
-        creates the policy itself.
+            creates the policy itself.
     """
 
     alone: bool = True

@@ -60,7 +60,7 @@ def evaluate(
         batch_size: prompts per call of generate; those of similar length go together. With 1 they
             are decoded in the order given.
         reference_answers: the same prompts' answers at one token per step. `agreement` compares
-        with them, and a policy that requires a reference receives them.
+            with them, and a policy that requires a reference receives them.
         progress: called after every batch with the number of prompts in it.
         observers: called before every batch with the prompts in it, as indices; what it returns is
             the batch's `on_step`.

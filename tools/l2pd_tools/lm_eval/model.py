@@ -55,7 +55,7 @@ class DiffusionLM(LM):
         dtype: dtype of the weights.
         peft: a LoRA adapter for the model, a folder or a hub id.
         device: by default the GPU of this process (LOCAL_RANK) if there is one, else the CPU. With
-        several processes each takes its own GPU, so no GPU number may be given.
+            several processes each takes its own GPU, so no GPU number may be given.
         device_map: as in transformers, instead of `device`.
         max_length: tokens of prompt and canvas, by default the model's; a longer prompt is cut on
             the left.

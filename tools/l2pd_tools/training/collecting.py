@@ -67,14 +67,14 @@ def collect(
     Args:
         model, tokenizer: as `load` returns them.
         policies: names, configs or objects, as `create_policy` takes them. A policy that requires a
-        reference receives the reference decode.
+            reference receives the reference decode.
         source: name of the prompts in the manifest.
         prompts_per_shard: prompts of a shard; a killed run loses at most one shard's work.
         labels: which predictions are right, see `l2pd_plugins.trajectories.LABELS`.
         references_from: another folder of trajectories of the same prompts and model, whose
-        reference decodes are reused.
+            reference decodes are reused.
         rank, world_size: determine the shards of this process; by default from the environment that
-        ``accelerate launch`` and ``torchrun`` set.
+            ``accelerate launch`` and ``torchrun`` set.
         progress: called with the number of prompts done, after every batch and for existing shards.
 
     Returns the manifest. Raises L2PDError for invalid arguments, before anything is written, or if

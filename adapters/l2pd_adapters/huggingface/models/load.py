@@ -79,16 +79,17 @@ def load(
 
     Args:
         name: a shipped model ("tiny-llada"), a local folder, or a hub id. A shipped name takes
-        precedence over a hub id; write a folder as a path (``./tiny-llada``).
+            precedence over a hub id; write a folder as a path (``./tiny-llada``).
         family: describes how to decode the model; by default it is one of the known families,
-        chosen by the config. With a family, any decoder or masked LM of transformers can be loaded.
+            chosen by the config. With a family, any decoder or masked LM of transformers can be
+            loaded.
         dtype: dtype of the weights; "auto" uses the checkpoint's own. `torch_dtype` is the same.
         device: where the model goes; None leaves it on the CPU.
         device_map: as in transformers (needs accelerate), instead of `device`.
         adapter: a LoRA adapter of PEFT, a folder or a hub id, whose update is added to the weights;
-        layer names of the authors' own code are translated.
+            layer names of the authors' own code are translated.
         kwargs: passed to ``from_pretrained``; `revision`, `token`, `cache_dir` and
-        `local_files_only` also apply to config and tokenizer.
+            `local_files_only` also apply to config and tokenizer.
 
     Returns:
         (model in eval mode, tokenizer with left padding).
