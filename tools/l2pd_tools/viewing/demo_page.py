@@ -63,7 +63,7 @@ def serve(
         share=False,
         quiet=True,
         css=_STYLE.read_text(encoding="utf-8"),
-        theme=gr.themes.Default(
+        theme=gr.themes.Default(  # pyright: ignore[reportPrivateImportUsage]
             font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
         ),
         footer_links=[],
