@@ -106,14 +106,11 @@ NEUTRAL_OPENAI = {
 """What clients send with every request, though it asks for nothing."""
 
 
-class Watch:
-    """Asks a server for its health all the while. Use as a context manager."""
-
-    def __init__(self, url):
-        self.url, self.ended = url, threading.Event()
-        self.failures, self.slowest, self.count = [], 0.0, 0
+class Background:
+    """A thread that runs `_run` until `ended` is set. Use as a context manager."""
 
     def __enter__(self):
+        self.ended = threading.Event()
         self.thread = threading.Thread(target=self._run)
         self.thread.start()
         return self
@@ -121,6 +118,14 @@ class Watch:
     def __exit__(self, *_):
         self.ended.set()
         self.thread.join()
+
+
+class Watch(Background):
+    """Asks a server for its health all the while."""
+
+    def __init__(self, url):
+        self.url = url
+        self.failures, self.slowest, self.count = [], 0.0, 0
 
     def _run(self):
         with httpx.Client(timeout=60) as client:
@@ -177,12 +182,12 @@ def strangers_welcome(server):
             yield server
 
 
-class Beside:
-    """Does ordinary requests, one after the other, all the while. Use as a context manager; an
-    ordinary request that fails makes the end of it fail."""
+class Beside(Background):
+    """Does ordinary requests, one after the other, all the while; one that fails makes the end
+    of it fail."""
 
     def __init__(self, ordinary):
-        self.ordinary, self.ended = ordinary, threading.Event()
+        self.ordinary = ordinary
         self.quiet, self.seconds, self.failures = [], [], []
 
     def _do(self):
@@ -192,13 +197,10 @@ class Beside:
 
     def __enter__(self):
         self.quiet = [self._do() for _ in range(10)]
-        self.thread = threading.Thread(target=self._run)
-        self.thread.start()
-        return self
+        return super().__enter__()
 
     def __exit__(self, *_):
-        self.ended.set()
-        self.thread.join()
+        super().__exit__()
         quiet, beside = map(statistics.median, (self.quiet, self.seconds))
         print(
             f"an ordinary request takes {beside:.3f} s beside hostile ones, {quiet:.3f} s on the "
@@ -288,15 +290,17 @@ def check_paths_are_not_told_apart(server, request_for):
     assert "request_paths" in answers[0]
 
 
-def check_named_as_typed(server, requests):
-    """Each (endpoint, name, body) is refused with a message that begins with the name that the
-    client typed."""
-    for path, name, body in requests:
-        answer = httpx.post(f"{server.url}{path}", json=body, timeout=60)
-        assert answer.status_code == 400, (path, name, answer.text)
-        said = answer.json()
-        said = said.get("error", said)["message"]
-        assert name in said, (path, name, said)
+def check_named_as_typed(server, body_for, path, fields):
+    """Each of the fields (name, value) is refused, streamed or not, with a message that has the
+    name that the client typed. body_for: as of `check_asks_for_nothing`."""
+    for name, value in fields:
+        for stream in (False, True):
+            body = body_for(path, stream, **{name: value})
+            answer = httpx.post(f"{server.url}{path}", json=body, timeout=60)
+            assert answer.status_code == 400, (path, name, answer.text)
+            said = answer.json()
+            said = said.get("error", said)["message"]
+            assert name in said, (path, name, said)
 
 
 def check_asks_for_nothing(server, body_for, path):
