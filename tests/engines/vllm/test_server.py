@@ -186,9 +186,9 @@ class TestErrors:
             ({"vllm_xargs": {"decoding_plugin": "oracle"}}, "needs a reference: its option"),
             ({"vllm_xargs": {"diffusion_canvas_length": 8}}, "diffusion_canvas_length"),
             ({"temperature": 0.7}, "temperature=0.7: decoding is greedy"),
-            ({"min_p": 0.1}, "min_p=0.1 is not supported"),
+            ({"min_p": 0.1}, "min_p=0.1: decoding is greedy"),
             ({"logit_bias": {"5": 1}}, "logit_bias"),
-            ({"repetition_penalty": 1.5}, "repetition_penalty=1.5 is not supported"),
+            ({"repetition_penalty": 1.5}, "repetition_penalty=1.5: has no effect"),
         ],
         ids=lambda value: None if isinstance(value, str) else next(iter(value)),
     )
@@ -220,7 +220,7 @@ class TestErrors:
         refused = httpx.post(f"{server.url}/v1/{path}", json=body, timeout=60)
         assert refused.status_code == 400
         assert "logprobs" in refused.text
-        assert "not supported with diffusion language models" in refused.text
+        assert "no effect on diffusion language models" in refused.text
 
     def test_a_policy_that_raises(self, server, cases):
         """In the middle of sixteen requests: it goes on by its progress rule, alone."""
