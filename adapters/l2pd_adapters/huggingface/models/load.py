@@ -80,9 +80,8 @@ def load(
     Args:
         name: a shipped model ("tiny-llada"), a local folder, or a hub id. A shipped name takes
             precedence over a hub id; write a folder as a path (``./tiny-llada``).
-        family: describes how to decode the model; by default it is one of the known families,
-            chosen by the config. With a family, any decoder or masked LM of transformers can be
-            loaded.
+        family: how to decode the model; by default the known family that the config names. With a
+            family, any decoder or masked LM of transformers can be loaded.
         dtype: dtype of the weights; "auto" uses the checkpoint's own. `torch_dtype` is the same.
         device: where the model goes; None leaves it on the CPU.
         device_map: as in transformers (needs accelerate), instead of `device`.
