@@ -36,15 +36,15 @@ def random_requests(policies, count, seed=0):
 
 
 def some_cancelled(cases):
-    """Five hundred of the cases, each with whether its client hangs up in the middle: a hundred."""
+    """Five hundred cases, each with whether its client closes the connection early; 100 do."""
     rng = random.Random(2)
     cancelled = set(rng.sample(range(500), 100))
     return [(rng.choice(cases), i in cancelled) for i in range(500)]
 
 
 def decoded(model_name, requests, max_new_tokens, *, dtype=torch.float32, ignores_end=False):
-    """The cases of these (prompt, policy), decoded by transformers; `ignores_end`: the answers go
-    on after the end of text, and have max_new_tokens tokens each."""
+    """The cases of these (prompt, policy), decoded by transformers. ignores_end: the answers
+    continue after the end of text, and have max_new_tokens tokens each."""
     model, tokenizer = load(model_name, dtype=dtype)
     made = []
     for start in range(0, len(requests), 25):

@@ -26,14 +26,14 @@ RUNS = (
     ({"name": "fixed_schedule", "steps": 48}, 100),
     ({"name": "confidence_threshold"}, 100),
     ({"name": "confidence_threshold", "threshold": 0.7}, 100),
-    # Those that remember earlier steps: distributions, credit, predictions.
+    # Policies that remember earlier steps: distributions, credit, predictions.
     ({"name": "klass"}, 24),
     ({"name": "credit"}, 24),
     ({"name": "cora"}, 24),
-    # Those that take back, and overwrite, what was committed.
+    # Policies that mask or overwrite committed tokens again.
     ({"name": "saber", "mu": 2}, 24),
     ({"name": "llada2_edit"}, 24),
-    # Another distribution's: examples/l2pd-policy-entropy.
+    # The policy of another distribution: examples/l2pd-policy-entropy.
     ({"name": "entropy_threshold"}, 24),
 )
 """Each policy, and how many prompts it decodes."""
@@ -73,7 +73,7 @@ def environment():
 
 
 def changes(before, after):
-    """What differs between two contents of the file, a line each; none if they are equal."""
+    """The differences between two contents of the file, one line each; none if they are equal."""
     for name in sorted(before["environment"].keys() | after["environment"].keys()):
         old, new = (content["environment"].get(name) for content in (before, after))
         if old != new:
@@ -103,7 +103,7 @@ def changes(before, after):
 
 
 def first_difference(old, new):
-    """Where the traces of one prompt part, and both of them from there on."""
+    """The first position at which the traces of one prompt differ, and both traces from there."""
     pairs = [list(zip(c["tokens"], c["committed_at"], strict=True)) for c in (old, new)]
     same = itertools.takewhile(lambda both: both[0] == both[1], zip(*pairs, strict=False))
     at = sum(1 for _ in same)

@@ -1,4 +1,4 @@
-"""Requests that no server should get, and what to do while one gets them."""
+"""Hostile requests, and the checks of a server that gets them."""
 
 import contextlib
 import itertools
@@ -23,8 +23,8 @@ PATHS = ("/nowhere", "/dev/zero", "/proc/self/mem", "../..", "~", "", "l2pd/filt
 
 
 def bad_options(folder):
-    """(policy, options) for every option of every installed policy, from what it declares; each is
-    one that no request may set so. folder: of a FIFO that nobody writes to."""
+    """(policy, options) with a value that a request may not set, for every declared option of every
+    installed policy. folder: holds a FIFO that nobody writes to."""
     fifo = folder / "fifo"
     os.mkfifo(fifo)
     for spec in list_policies():
@@ -36,7 +36,7 @@ def bad_options(folder):
 
 
 def _wrong_for(option):
-    """Of the wrong type, or beyond a bound."""
+    """Values of the wrong type, or beyond a bound."""
     for value in WRONG:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         whole = isinstance(value, int) and number
@@ -88,7 +88,7 @@ NO_EFFECT_OPENAI = (
     ("suffix", "x"),
     ("thinking_token_budget", 5),
 )
-"""Fields of OpenAI's API, and of what engines add to it, without effect at any endpoint."""
+"""Fields of OpenAI's API and of the engines' additions that have no effect at any endpoint."""
 
 NEUTRAL_OPENAI = {
     "n": 1,
@@ -103,7 +103,7 @@ NEUTRAL_OPENAI = {
     "seed": 5,
     "user": "somebody",
 }
-"""What clients send with every request, though it asks for nothing."""
+"""Fields that clients send with every request, with values that change nothing."""
 
 
 class Background:
@@ -121,7 +121,7 @@ class Background:
 
 
 class Watch(Background):
-    """Asks a server for its health all the while."""
+    """Asks a server for its health repeatedly."""
 
     def __init__(self, url):
         self.url = url
@@ -183,8 +183,7 @@ def strangers_welcome(server):
 
 
 class Beside(Background):
-    """Does ordinary requests, one after the other, all the while; one that fails makes the end
-    of it fail."""
+    """Sends ordinary requests, one after the other; leaving the context fails if one failed."""
 
     def __init__(self, ordinary):
         self.ordinary = ordinary
@@ -269,7 +268,7 @@ def completion_body(path, stream, **params):
 
 
 def same_as_before(ask):
-    """A function that asks again, and raises if the answer is another one."""
+    """A function that asks again, and raises if the answer has changed."""
     first = ask()
 
     def check():
@@ -279,8 +278,8 @@ def same_as_before(ask):
 
 
 def check_paths_are_not_told_apart(server, request_for):
-    """A stranger does not learn whether a path exists. request_for: path -> (endpoint, body) of a
-    request that names it as a filter's."""
+    """The answer does not tell whether a path exists. request_for: path -> (endpoint, body) of a
+    request that names the path as a filter."""
     answers = []
     for path in ("/nowhere", "/tmp"):
         endpoint, body = request_for(path)
@@ -304,8 +303,8 @@ def check_named_as_typed(server, body_for, path, fields):
 
 
 def check_asks_for_nothing(server, body_for, path):
-    """What clients send with every request is granted. body_for: (path, stream, **fields) -> body
-    of a request that would be served."""
+    """Fields that clients send with every request are accepted. body_for: (path, stream, **fields)
+    -> body of a request that would be served."""
     for stream in (False, True):
         body = body_for(path, stream, **NEUTRAL_OPENAI)
         answer = httpx.post(f"{server.url}{path}", json=body, timeout=60)
@@ -322,7 +321,7 @@ class Afterwards:
     """Tests of the fixture `server` after all attacks."""
 
     def test_no_hub_is_asked_for_a_request(self, server):
-        """Hub ids among the requests would have held up everyone for 40 seconds."""
+        """A hub id in a request would have delayed all other requests by 40 seconds."""
         assert server.hub.asked == []
 
     def test_no_traceback_in_the_log(self, server):

@@ -109,8 +109,8 @@ class LaunchedServer:
 
     @property
     def environment(self):
-        """Of the server's process. Its threads sleep while they wait, as those of `make` do: the
-        tests run beside it, on the same cores."""
+        """The environment variables of the server's process. Its threads sleep while they wait, as
+        those of `make` do, since the tests run on the same cores."""
         passive = {"OMP_WAIT_POLICY": "PASSIVE"}
         return {**passive, **os.environ, **self.variables, PROBE: str(self.probe)}
 

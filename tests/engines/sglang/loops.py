@@ -82,7 +82,7 @@ class Matrices:
 
 
 class MaskLover(Matrices):
-    """Its argmax is the mask token, everywhere."""
+    """A model whose argmax is the mask token at every position."""
 
     def __call__(self, ids, offset):
         logits = super().__call__(ids, offset)
@@ -91,7 +91,7 @@ class MaskLover(Matrices):
 
 
 class Loop:
-    """Requests on their way through an algorithm."""
+    """Requests that an algorithm decodes."""
 
     def __init__(self, config, model=None, *, max_forwards=2000):
         self.config, self.model = config, model or Matrices()

@@ -1,4 +1,4 @@
-"""A stranger at a real server: whatever a request says, it is refused, and the server goes on."""
+"""Hostile requests on a real server: each is refused, and the server keeps answering."""
 
 import httpx
 import pytest
@@ -139,7 +139,7 @@ def parameters(folder):
 
 
 def long_list(folder):
-    """As long as its own reading by the server, which is not ours to bound, lets it be."""
+    """A list that is as long as SGLang's own parsing, which comes before our checks, allows."""
     params = {"unmask_policy": "confidence_threshold", "threshold": [0.5] * 200_000}
     yield "/generate", body_of("/generate", False, custom_params=params)
 

@@ -10,7 +10,7 @@ from tests.engines.cases import decoded, random_requests
 from tests.engines.sglang.server import Server
 
 TOKENS = 1536
-"""Of the KV cache: three answers of 448 tokens have room, sixteen may run."""
+"""Tokens of the KV cache: it has room for three answers of 448 tokens; sixteen may run."""
 POLICY = {"name": "confidence_threshold", "threshold": 0.9}
 
 
@@ -49,7 +49,7 @@ def ask_all(url, requests):
 
 
 def test_answers_that_may_be_long(server, cases):
-    """Each may take a third of the cache, and ends long before it has."""
+    """Each answer may take a third of the cache, but ends long before that."""
     answers = ask_all(server.url, [(case.prompt, {"max_tokens": 448}) for case in cases])
     assert [answer.status_code for answer in answers] == [200] * len(cases)
     texts = [answer.json()["choices"][0]["message"]["content"] for answer in answers]
@@ -64,7 +64,7 @@ def test_answers_that_are_long(server, cases):
 
 
 def test_the_longest_that_fits(server, cases):
-    """It runs alone; the short ones behind it wait and are answered."""
+    """The long request runs alone; the short ones after it wait and are answered."""
     requests = [(cases[0].prompt, {"max_tokens": 1400, "ignore_eos": True})]
     requests += [(case.prompt, {"max_tokens": 64}) for case in cases[:4]]
     answers = ask_all(server.url, requests)
@@ -93,7 +93,7 @@ def test_the_server_is_well(server, cases):
     "flags", [{"disable_radix_cache": True}, {"enable_priority_scheduling": True}], ids=str
 )
 def test_other_ways_to_schedule(tmp_path, cases, flags):
-    """Without a cache of prefixes; and with priorities, of which some would preempt the others."""
+    """Without a prefix cache; and with priorities, some of which would preempt other requests."""
     with Server(tmp_path, max_total_tokens=TOKENS, **flags) as running:
         for params in ({"max_tokens": 448}, {"max_tokens": 200, "ignore_eos": True}):
             requests = [

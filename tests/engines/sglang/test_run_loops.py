@@ -97,7 +97,7 @@ class TestSameAsLowConfidence:
 
     @MODES
     def test_a_mask_token_that_is_committed_is_a_mask(self, fdfo):
-        """As SGLang has it when nothing is suppressed: it is predicted anew."""
+        """As in SGLang when nothing is suppressed: the position is predicted again."""
         results = []
         for name in ("LowConfidence", "ConfidenceThreshold"):
             config = make_config(
@@ -226,7 +226,7 @@ class TestEndOfText:
 
 
 class EndsAt(Matrices):
-    """Sure of an end of text at one position of the sequence, and never elsewhere."""
+    """Predicts an end of text with certainty at one position, and never elsewhere."""
 
     def __init__(self, position):
         super().__init__(3)
@@ -265,7 +265,7 @@ class TestMaskToken:
 
 
 class DeviceTensor(torch.Tensor):
-    """Stands for a tensor on a GPU: what would wait for the device is counted."""
+    """Replaces a tensor on a GPU; it counts operations that would wait for the device."""
 
     reads: ClassVar = Counter()
     WAITS = (
@@ -349,7 +349,7 @@ class TestFailingPolicies:
                 )
                 for i, prompt in enumerate(prompts)
             ]
-            # What a coin shows follows from the request's name.
+            # The request's name determines what its coin shows.
             for i, request in enumerate(requests):
                 request.l2pd.seed = str(i)
             if bad:
@@ -368,7 +368,7 @@ class TestFailingPolicies:
             if i != 5:
                 assert outcome(expected[i]) == outcome(found[i])
         assert found[5].finished()
-        # One token a step, by the policy at first, by its progress rule then.
+        # One token per step: first by the policy, then by its progress rule.
         assert found[5].customized_info["nfe"][-1] > len(found[5].output_ids)
         messages = [record.getMessage() for record in caplog.records]
         assert [message for message in messages if "'raising'" in message] == messages
@@ -376,7 +376,7 @@ class TestFailingPolicies:
 
 
 class TestLastGuard:
-    """What admission lets pass nowhere: an error outside of a policy."""
+    """Errors outside of a policy, which admission normally prevents."""
 
     @MODES
     @pytest.mark.parametrize("reference", [[[1, 2], [3]], [2**70], ["x"]])

@@ -125,7 +125,7 @@ def check_generated(case, answer):
 
 class TestSameAsTransformers:
     def test_two_hundred_prompts(self, server, cases):
-        """Every answer, through every way to ask, sixteen at a time."""
+        """Every answer, by every way of asking, sixteen at a time."""
         ways = [random.Random(1).choice(range(4)) for _ in cases]
         assert len(POLICIES) >= 4
         assert all(policy in [case.policy for case in cases] for policy in POLICIES)
@@ -182,7 +182,7 @@ class TestErrors:
         assert "no policy 'nope'" in answer.json()["error"]["message"]
 
     def test_a_policy_that_raises(self, server, cases):
-        """In the middle of sixteen requests: it goes on by its progress rule, alone."""
+        """Among sixteen requests, only its own row continues with the progress rule."""
         bad = Case(**{**vars(cases[0]), "policy": {"name": "raising", "after": 2}})
         good = cases[1:CONCURRENCY]
         for _ in range(2):
@@ -224,7 +224,7 @@ class TestManyRequests:
 
 class TestGoldenTraces:
     def test_tokens_and_the_steps_that_committed_them(self, server, cases):
-        """Those of the other engines."""
+        """The traces are the same as those of the other engines."""
         template = cases[0].templated.split(cases[0].prompt)
         for policy, golden_cases in golden():
             wanted = [
@@ -251,7 +251,7 @@ class TestGoldenTraces:
 
 class TestIgnoredEnd:
     def test_edits_of_an_end_of_text(self, server):
-        """As in transformers: allowed where the end is ignored, and only there."""
+        """As in transformers: such edits are allowed only if the end of text is ignored."""
         wanted = answers_with_edits(MODEL)
         requests = [
             (Case("", templated, EDITING, tokens, "", []), ignore_eos)

@@ -1,4 +1,4 @@
-"""What must keep a server from starting, and says so in one line."""
+"""Launches that must fail with an error of one line."""
 
 import os
 import subprocess
@@ -79,7 +79,7 @@ class TestVersions:
         assert "Traceback" not in done.stderr
 
     def test_sglangs_own_algorithms_are_not_touched(self, tmp_path):
-        """Such a launch goes on to where the model is read."""
+        """Such a launch continues until the model is read."""
         done = launch(
             tmp_path, before=PRETEND.format(version="0.6.0"), dllm_algorithm="LowConfidence"
         )
@@ -128,7 +128,7 @@ class TestVersions:
 
 
 def read_config(checkpoint, algorithm="confidence_threshold", options=None):
-    """What SGLang makes of the launch flags."""
+    """SGLang's own handling of the launch flags."""
     arguments = ServerArgs(
         model_path=str(checkpoint),
         device="cpu",

@@ -16,7 +16,7 @@ class Broken(Exception):
 
 @dataclass(frozen=True)
 class Answer:
-    """Of a server."""
+    """The answer of a server to a request."""
 
     status: int
     payloads: list

@@ -7,7 +7,7 @@ import sys
 
 SEED = 7
 TWICE = [([[5, 6, 7]], {"max_tokens": 20, "temperature": 0})] * 2
-"""A worker hears of the end of a request with the next one."""
+"""A worker is told of the end of a request together with the next request."""
 
 ARGUMENTS = {
     "dtype": "float32",

@@ -12,7 +12,7 @@ DOCS = ROOT / "docs" / "serving_vllm.md"
 
 
 class Server(LaunchedServer):
-    """`remembered` has how many requests there are, and how many policies of theirs."""
+    """`remembered` has the number of requests and of their policies."""
 
     @staticmethod
     def documented_command(model=None, **flags):

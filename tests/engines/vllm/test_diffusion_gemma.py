@@ -30,7 +30,7 @@ ENGINE = {
     "limit_mm_per_prompt": {"image": 0, "video": 0, "audio": 0},
 }
 ONE_A_STEP = {"threshold": 1.0}
-"""Of the confidence threshold, which takes the most confident position then."""
+"""Options of the confidence threshold with which one position is committed per step."""
 STANDS = {"threshold": 0.1, "kl_threshold": 4.0, "history": 1}
 PLAIN = {"TORCHDYNAMO_DISABLE": "1"}
 """Environment of a process: compiled code draws other random numbers than plain PyTorch."""
@@ -138,7 +138,7 @@ def entropies(p):
 
 
 def best(values, accepted):
-    """What is accepted, or the one of the highest value if that is nothing."""
+    """The accepted positions, or the one with the highest value if none is accepted."""
     return accepted if accepted.any() else one_hot(values.argmax(), len(values)).bool()
 
 
@@ -169,7 +169,7 @@ class Threshold:
 
 
 class DrawnTwice:
-    """What was drawn at the step before as well."""
+    """Positions whose token was also drawn at the step before."""
 
     def __init__(self):
         self.before = None
@@ -278,7 +278,7 @@ class TestTokens:
 
     @pytest.mark.parametrize("policy", ["credit", "klass", "learn2pd", "sched", "settled"])
     def test_of_policies_that_read_more_than_confidence(self, llm, filters, policy, caplog):
-        """With canvases that end in the midst of a batch, or that the model's length cuts."""
+        """With canvases that end before others of the batch, or that the model's length cuts."""
         asked = params(policy, {"filter": filters[policy]} if policy in filters else {})
         assert [len(answer) for answer in generate(llm, PROMPTS, asked)] == [40] * 3
         assert len(generate(llm, [[1] * 100], asked)[0]) == 28
@@ -289,7 +289,7 @@ class TestTokens:
         assert generate(llm, PROMPTS, one_a_step) != generate(llm, PROMPTS, params())
 
     def test_of_a_policy_that_raises(self, llm, caplog):
-        """It goes on by its progress rule, the most confident position of each step."""
+        """Its row continues with the progress rule, the most confident position of each step."""
         raising = params("raising", {"after": 0})
         one_a_step = params("confidence_threshold", ONE_A_STEP)
         assert generate(llm, PROMPTS, raising) == generate(llm, PROMPTS, one_a_step)

@@ -1,4 +1,4 @@
-"""vLLM's engine in this process: what a server cannot show, or not as quickly."""
+"""vLLM's engine in this process, for what a server cannot show, or only slowly."""
 
 import pytest
 import torch
@@ -75,7 +75,7 @@ def names(count):
 
 class TestLengths:
     def test_prompts_of_every_length_within_a_block(self, engine):
-        """Without a policy of their own: with the engine's."""
+        """Requests without a policy of their own use the engine's."""
         text = engine.prompt(f"Plan: {names(8)}; 1 3 4 5 8 2 6 7")
         prompts = [text[:3] + text[-length:] for length in range(1, 36)]
         found = engine(prompts, max_tokens=70)
@@ -115,7 +115,7 @@ class TestLengths:
         assert (tokens, reason) == (expected[0, len(ids) :].tolist(), "length")
 
     def test_edits_of_an_end_of_text(self, engine):
-        """As in transformers: allowed where the end is ignored, and only there."""
+        """As in transformers: such edits are allowed only if the end of text is ignored."""
         wanted = answers_with_edits(engine.name)
         params = [
             SamplingParams(
@@ -201,7 +201,7 @@ class TestChoices:
         assert reason == "stop"
 
     def test_several_answers_are_refused(self, engine):
-        """They would be one, decoded so many times."""
+        """The answers would be the same one, decoded several times."""
         with pytest.raises(VLLMValidationError, match="n=3: decoding is greedy"):
             engine([engine.prompt("Sort: ekvfinbhru")], max_tokens=64, n=3)
 
@@ -216,7 +216,7 @@ class TestChoices:
         ids=range(4),
     )
     def test_what_is_never_admitted_does_not_end_the_worker(self, engine, asked, monkeypatch):
-        """Its last guard: such a request goes on with the server's policy."""
+        """The worker's last guard: such a request continues with the server's policy."""
         ids = engine.prompt("Sort: ekvfinbhru")
         expected = engine([ids], max_tokens=64)
         with monkeypatch.context() as patched:

@@ -23,7 +23,7 @@ NATIVE = {
     "is_causal": False,
     "tie_word_embeddings": False,
 }
-"""Of a model that transformers has."""
+"""Config fields of a model that transformers has."""
 
 
 def spread(model):

@@ -1,4 +1,4 @@
-"""A stranger at a real server: whatever a request says, it is refused, and the server goes on."""
+"""Hostile requests on a real server: each is refused, and the server keeps answering."""
 
 import httpx
 import pytest

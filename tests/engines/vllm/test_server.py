@@ -45,7 +45,7 @@ def cases(model):
 
 @pytest.fixture(scope="module")
 def server(model, tmp_path_factory):
-    """As the documentation has it, with --enforce-eager."""
+    """As in the documentation, with --enforce-eager."""
     with Server(tmp_path_factory.mktemp(model), model=folder_of(model)) as running:
         yield running
 
@@ -146,7 +146,7 @@ def check_nothing_leaks(server, case):
 
 class TestSameAsTransformers:
     def test_two_hundred_prompts(self, server, cases):
-        """Every answer, through every way to ask, sixteen at a time."""
+        """Every answer, by every way of asking, sixteen at a time."""
         steps, tokens = (
             "vllm:diffusion_num_denoising_steps_total",
             "vllm:diffusion_num_committed_tokens_total",
@@ -156,7 +156,7 @@ class TestSameAsTransformers:
         assert server.metric(steps) >= sum(1 + max(case.committed_at) for case in cases)
 
     def test_compiled_and_preempted(self, model, cases, tmp_path):
-        """Without --enforce-eager, and with a cache too small for all who are let in."""
+        """Without --enforce-eager, and with a KV cache too small for all admitted requests."""
         with Server(
             tmp_path, model=folder_of(model), enforce_eager=False, **SMALL_CACHE
         ) as running:
@@ -223,7 +223,7 @@ class TestErrors:
         assert "no effect on diffusion language models" in refused.text
 
     def test_a_policy_that_raises(self, server, cases):
-        """In the middle of sixteen requests: it goes on by its progress rule, alone."""
+        """Among sixteen requests, only its own row continues with the progress rule."""
         bad = replace(cases[0], policy={"name": "raising", "after": 2})
         good = cases[1:CONCURRENCY]
         for _ in range(2):

@@ -42,7 +42,7 @@ class TestOtherModels:
 
 
 class TestAModelWithASamplerOfItsOwn:
-    """To vLLM every model whose config names a `canvas_length` is a diffusion language model."""
+    """For vLLM a model whose config names a `canvas_length` is a diffusion language model."""
 
     @pytest.fixture
     def model(self, tmp_path):
