@@ -26,6 +26,14 @@ def stored_tensors(path: Path, holding: str) -> dict[str, tuple[str, list[int]]]
     """
     what = f"{path} holds no {holding}"
     require_file(path, f"{what}: it")
+    return header_of(path, what)
+
+
+def header_of(path: Path, what: str) -> dict[str, tuple[str, list[int]]]:
+    """Type, by safetensors' name of it, and shape of each tensor of a file; reads only the header.
+
+    Raises L2PDError, whose message begins with `what`, if the file cannot be read.
+    """
     with reading(what), safe_open(path, framework="numpy") as opened:
         parts = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
         return {

@@ -14,9 +14,9 @@ from typing import Any
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.shown_values import shown
 
-_NO_EFFECT = "has no effect on diffusion language models; leave it out"
+NO_EFFECT = "has no effect on diffusion language models; leave it out"
 _ONE_ANSWER = "decoding is greedy, so all answers are the same one; expected 1"
-_ALL_TOKENS = "decoding is greedy, so it has no effect; leave it out"
+ALL_TOKENS = "decoding is greedy, so it has no effect; leave it out"
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (1,),
@@ -80,9 +80,9 @@ _REASONS = {
     "n": _ONE_ANSWER,
     "best_of": _ONE_ANSWER,
     "temperature": "decoding is greedy; expected 0, 1, or nothing",
-    "top_p": _ALL_TOKENS,
-    "top_k": _ALL_TOKENS,
-    "min_p": _ALL_TOKENS,
+    "top_p": ALL_TOKENS,
+    "top_k": ALL_TOKENS,
+    "min_p": ALL_TOKENS,
     "stop_regex": "matching a pattern could stop every request; use stop",
     "tool_choice": 'no grammar forces a tool call; expected "auto" or "none"',
     "suffix": "text before a suffix is not filled in; leave it out",
@@ -113,7 +113,7 @@ def check_fields(
         default = (defaults or {}).get(name)
         if default is not None and _same(value, default):
             continue
-        said = (reasons or {}).get(name) or _REASONS.get(name, _NO_EFFECT)
+        said = (reasons or {}).get(name) or _REASONS.get(name, NO_EFFECT)
         raise L2PDError(f"{name}={shown(value)}: {said}")
     if _has_strict_tool(body.get("tools")):
         raise L2PDError("tools: no grammar makes a function's strict true; leave strict out")

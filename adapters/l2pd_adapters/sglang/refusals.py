@@ -6,12 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Literal
 
-from l2pd_adapters.request_fields import check_fields
+from l2pd_adapters.request_fields import ALL_TOKENS, NO_EFFECT, check_fields
 from l2pd_adapters.sglang.settings import SglangServer
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.shown_values import shown
-
-_NO_EFFECT = "has no effect on diffusion language models; leave it out"
 
 _ASKS_FOR_NOTHING: dict[str, tuple[Any, ...]] = {
     "n": (1,),
@@ -94,8 +92,8 @@ _HONOURED: dict[Endpoint, frozenset[str]] = {
 _ALLOWED = {
     "n": "decoding is greedy, so all answers are the same one; expected 1",
     "temperature": "decoding is greedy; expected 0, 1, or nothing",
-    "top_p": "decoding is greedy, so it has no effect; leave it out",
-    "top_k": "decoding is greedy, so it has no effect; leave it out",
+    "top_p": ALL_TOKENS,
+    "top_k": ALL_TOKENS,
     "stop_regex": "the scheduler matches patterns, and a slow one stops every request; use stop",
 }
 
@@ -110,7 +108,7 @@ def check_effects(
         value = params.get(name)
         if value is None or value in nothing or value == settings.sampling_defaults.get(name):
             continue
-        said = _ALLOWED.get(name, _NO_EFFECT)
+        said = _ALLOWED.get(name, NO_EFFECT)
         raise L2PDError(f"{name}={shown(value)}: {said}")
 
 
@@ -182,7 +180,7 @@ def check_input(request: Any) -> None:
         if each.name in _MAY_BE_EMPTY:
             _check_neutral(each.name, value)
         elif value != each.default:  # an empty list, too, can end the scheduler
-            raise L2PDError(f"{each.name}={shown(value)}: {_NO_EFFECT}")
+            raise L2PDError(f"{each.name}={shown(value)}: {NO_EFFECT}")
 
 
 def _is_ids(request: Any) -> bool:
@@ -193,7 +191,7 @@ def _is_ids(request: Any) -> bool:
 
 def _check_neutral(name: str, value: Any) -> None:
     if any(value) if isinstance(value, list) else value:
-        raise L2PDError(f"{name}={shown(value)}: {_NO_EFFECT}")
+        raise L2PDError(f"{name}={shown(value)}: {NO_EFFECT}")
 
 
 def check_ids(ids: Sequence[Any], vocabulary: int) -> None:

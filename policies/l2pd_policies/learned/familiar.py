@@ -12,12 +12,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.files import one_line, reading, require_file
+from l2pd_plugins.tensor_files import header_of
 from l2pd_plugins.trajectories import Trajectories
 from l2pd_plugins.writing import write_whole
 
@@ -117,10 +117,9 @@ class Familiar(nn.Module):
         """
         path = folder / FILE
         require_file(path, called)
-        with reading(f"{called} cannot be read"), safe_open(path, framework="numpy") as opened:
-            parts = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
-            shapes = {name: tuple(part.get_shape()) for name, part in parts.items()}
-            types = {name: str(part.get_dtype()) for name, part in parts.items()}
+        stored_as = header_of(path, f"{called} cannot be read")
+        shapes = {name: tuple(shape) for name, (_, shape) in stored_as.items()}
+        types = {name: dtype for name, (dtype, _) in stored_as.items()}
         count = shapes.get("reach", (0,))[0] if shapes.get("reach") else 0
         wanted = {"centre": (size,), "scale": (size,), "examples": (count, size), "reach": (count,)}
         if shapes != wanted or types != _DTYPES or not 1 <= count <= _MOST_STORED:

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import safe_open
 from safetensors.torch import load_file
 
 from l2pd_plugins.errors import L2PDError
@@ -26,6 +25,7 @@ from l2pd_plugins.files import (
     whole_number,
 )
 from l2pd_plugins.policy import PROGRESS_RULES
+from l2pd_plugins.tensor_files import header_of
 from l2pd_policies.learned.familiar import FILE as FAMILIAR
 from l2pd_policies.learned.familiar import Familiar
 from l2pd_policies.learned.filter import FIELDS, SCHEMA_VERSION, LearnedFilter
@@ -72,10 +72,9 @@ def _read(kind: type[F], source: str | Path, folder: Path) -> F:
     called = f"filter {source}: model.safetensors"
     path = path_inside(folder, "model.safetensors")
     require_file(path, called)
-    with reading(f"{called} cannot be read"), safe_open(path, framework="numpy") as opened:
-        parts = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
-        shapes = {name: tuple(part.get_shape()) for name, part in parts.items()}
-        types = {name: str(part.get_dtype()) for name, part in parts.items()}
+    stored_as = header_of(path, f"{called} cannot be read")
+    shapes = {name: tuple(shape) for name, (_, shape) in stored_as.items()}
+    types = {name: dtype for name, (dtype, _) in stored_as.items()}
     with torch.device("meta"):  # no memory yet: the config may name any length
         wanted = {name: tuple(part.shape) for name, part in kind(**config).state_dict().items()}
     if shapes != wanted:
