@@ -267,6 +267,17 @@ def test_the_threshold_of_the_fallback_is_an_option():
         assert int(batch.masked.sum()) == left
 
 
+def test_a_confidence_at_the_fallback_threshold_is_enough():
+    """As with `confidence_threshold` itself."""
+    logits = logits_of("new")
+    reached = float(first_of(logits).confidence[0, -1])
+    for policy in (
+        policy_of(fallback_threshold=reached),
+        create_policy("confidence_threshold", threshold=reached),
+    ):
+        assert not tokens_of([policy], logits).masked.any()
+
+
 def test_a_block_is_compared_before_anything_is_committed_in_it_and_not_later():
     careful = policy_of(threshold=0.999999, risk=0.0)  # commits one position per step
     batch = tokens_of([careful], logits_of("known"))
