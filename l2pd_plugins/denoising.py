@@ -44,6 +44,17 @@ class StepOutcome:
     """(B,) bool: rows whose text ends in this block."""
     sound: Tensor
     """Positions that were masked before the step and whose logits hold no NaN."""
+    selected: Tensor
+    """The masked positions that the policies selected, without what a progress rule added."""
+    failed: frozenset[int] = frozenset()
+    """Rows whose policy failed in this step, or has failed so that a stand-in runs instead."""
+
+    @property
+    def forced(self) -> Tensor:
+        """(B,) bool: rows with masks in which only the progress rule decided, since the policy
+        selected no masked position, or failed.
+        """
+        return self.step.masked.any(-1) & ~self.selected.any(-1)
 
 
 def denoising_step(
@@ -90,7 +101,8 @@ def denoising_step(
     step = _observe(block, logits, positions, x0, suppress_mask)
     _look_ahead(block, later, suppress_mask, on_error)
     sound = block.masked & ~step.confidence.isnan()
-    decided = []
+    decided, chosen = [], []
+    failed: set[int] = set()
     for group in block._groups:
         seen = _seen_by(step, group, block, on_error)
         has_logits = seen.has("logits")
@@ -103,8 +115,12 @@ def denoising_step(
                 step = _observe(block, logits, positions, x0, suppress_mask)
             seen = _seen_by(step, group, block, on_error)
             answer = torch.zeros_like(seen.masked)
+            failed.update(group.members)
+        if group.runner.stands_in:
+            failed.update(group.members)
         candidates = _of(sound, group)
         selected = answer & candidates
+        chosen.append(selected)
         # From the core's own tensors: a policy may have written to those that it was given.
         confidence, masked = _of(step.confidence, group), _of(block.masked, group)
         rule = group.runner.traits.progress
@@ -113,7 +129,7 @@ def denoising_step(
             ignores_end = _of(block.ignores_end, group)
             selected = selected | (answer & _editable(seen, ignores_end, end_of_text))
         decided.append(selected)
-    committed = _joined(block, decided)
+    committed, selected = _joined(block, decided), _joined(block, chosen)
     if not suppress_mask:
         committed &= step.x0 != block.mask_token_id
 
@@ -134,6 +150,7 @@ def denoising_step(
                 after = seen.changed(tokens=_of(tokens, group), masked=_of(masked, group))
                 answer = _ask(group, "remask", after, block, on_error)
                 if answer is None:
+                    failed.update(group.members)
                     continue
                 back = answer & _of(open_to_it, group)
                 _put(remasked, group, back & (ranks(-seen.confidence, back) < _of(allowed, group)))
@@ -143,7 +160,9 @@ def denoising_step(
     block.set_tokens(tokens)
     if end_of_text.rule == "off":
         nowhere = torch.zeros_like(committed)
-        return StepOutcome(step, committed, remasked, nowhere, nowhere[:, 0], sound)
+        return StepOutcome(
+            step, committed, remasked, nowhere, nowhere[:, 0], sound, selected, frozenset(failed)
+        )
 
     settled = torch.where(block.present, tokens, block.mask_token_id)
     ended, behind = behind_end(settled, block.masked, step.x0, step.confidence, end_of_text)
@@ -151,7 +170,9 @@ def denoising_step(
     behind = behind & block.present & ended.unsqueeze(-1)
     kept = ~behind
     block.set_tokens(tokens.masked_fill(behind, end_of_text.token_ids[0]), block.present & kept)
-    return StepOutcome(step, committed & kept, remasked & kept, behind, ended, sound)
+    return StepOutcome(
+        step, committed & kept, remasked & kept, behind, ended, sound, selected, frozenset(failed)
+    )
 
 
 def _look_ahead(

@@ -81,6 +81,11 @@ class Runner:
     form: dict[str, tuple[torch.Size, torch.dtype, torch.device]] = field(default_factory=dict)
     """For each tensor of its state: the shape of one row, the dtype and the device."""
 
+    @property
+    def stands_in(self) -> bool:
+        """Whether this runs instead of a policy that has failed, with its progress rule alone."""
+        return isinstance(self.policy, _ProgressOnly)
+
     def initial_state(self, rows: int, like: Tensor) -> State:
         """The policy's state for so many new blocks like those of tokens `like` (B, L). Raises what
         the policy raises, and ContractError for a state of another form than its first one."""
