@@ -17,6 +17,7 @@ from l2pd_plugins.later_blocks import LaterBlocks
 from l2pd_plugins.policy import UnmaskPolicy
 from l2pd_plugins.policy_calls import OnError, Runner, State, prepare
 from l2pd_plugins.policy_groups import Beginnings, Group, Groups, IndexedRows, Rows, joined_state
+from l2pd_plugins.sampling import RowSampling, Sampling, generators_or_none
 from l2pd_plugins.upload import upload
 
 OF_THE_BLOCK = (
@@ -62,6 +63,8 @@ class BlockBatch:
     """(B, L) int64: the reference answer, for policies that require it."""
     generators: list[torch.Generator | None] | None = None
     """One generator per row, None for a row without one; None if no row has one."""
+    sampling: RowSampling | None = None
+    """How each row draws its predictions; None if all rows take the argmax."""
     on_error: OnError = "raise"
     """What to do when a policy fails, at this block and all later ones: "raise" raises
     PolicyRuntimeError; with "progress" (servers) its rows continue with only its progress rule, and
@@ -90,6 +93,7 @@ class BlockBatch:
         ignores_end: Tensor | None = None,
         reference: Tensor | None = None,
         generators: Sequence[torch.Generator | None] | None = None,
+        sampling: Sequence[Sampling | None] | None = None,
         observe: frozenset[str] = frozenset(),
         on_error: OnError = "raise",
     ) -> BlockBatch:
@@ -115,7 +119,8 @@ class BlockBatch:
             policies=list(policies),
             ignores_end=zeros.to(torch.bool) if ignores_end is None else ignores_end,
             reference=reference,
-            generators=_generators(generators or ()),
+            generators=generators_or_none(generators or ()),
+            sampling=RowSampling.of(sampling, tokens.device),
             on_error=on_error,
             observe=observe,
         )
@@ -228,9 +233,10 @@ class BlockBatch:
             **per_row,
             mask_token_id=some.mask_token_id,
             policies=[batch.policies[row] for batch, row in rows],
-            generators=_generators(
+            generators=generators_or_none(
                 [None if batch.generators is None else batch.generators[row] for batch, row in rows]
             ),
+            sampling=RowSampling.joined([b.sampling for b in batches], counts, wanted),
             on_error=some.on_error,
             observe=some.observe,
         )
@@ -392,8 +398,3 @@ def masked_positions(tokens: Tensor, mask_token_id: int, present: Tensor) -> Ten
     whatever their token.
     """
     return (tokens == mask_token_id) & present
-
-
-def _generators(each: Sequence[torch.Generator | None]) -> list[torch.Generator | None] | None:
-    """The generators, one per row; None if no row has one."""
-    return list(each) if any(generator is not None for generator in each) else None

@@ -6,9 +6,11 @@ policy, and nothing reads a value back to the host.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +21,7 @@ from l2pd_plugins.policy import DenoisingStep
 from l2pd_plugins.policy_calls import InputChanged, OnError, report_failure, stand_in
 from l2pd_plugins.policy_groups import Group
 from l2pd_plugins.progress_rules import progress_of
+from l2pd_plugins.sampling import sample_tokens
 from l2pd_plugins.selection import ranks
 from l2pd_plugins.statistics import RowStatistics, row_statistics
 
@@ -67,6 +70,7 @@ def denoising_step(
     suppress_mask: bool = True,
     on_error: OnError | None = None,
     later: tuple[Tensor, Tensor] | None = None,
+    places: Sequence[int] | np.ndarray | None = None,
 ) -> StepOutcome:
     """Take one denoising step; `block` is updated in place.
 
@@ -76,8 +80,9 @@ def denoising_step(
         positions: (N,) int64, ``row * L + position`` of each row of logits; it must cover
             `block.needed()`. None if logits are given for every position.
         end_of_text: the end-of-text rule to apply.
-        x0: (N,) tokens drawn from the logits (see `sample_tokens`), -1 for the argmax; None for the
-            argmax everywhere. With suppress_mask the mask token, too, means the argmax.
+        x0: (N,) tokens to predict, -1 for the argmax; None for those that rows with `sampling`
+            draw, and the argmax everywhere else. With suppress_mask the mask token, too, means the
+            argmax.
         suppress_mask: never predict the mask token. False is for exact parity with code that does
             not suppress it (LLaDA, Fast-dLLM): a position that is selected and whose prediction is
             the mask token stays masked, counts as what the step selected, and is decoded again.
@@ -87,6 +92,8 @@ def denoising_step(
         later: for a batch that looks ahead (`BlockBatch.look_ahead`), the logits (M, V) of its
             later blocks and where they belong, (M,) int64, ``block * L + position``, blocks in the
             order of `BlockBatch.later_rows`; they must cover all masked positions of these blocks.
+        places: `positions` on the host, needed if both are given and a row has `sampling`. -1 for
+            positions that are not masked saves their draw; the result is the same.
 
     A block that has masks has fewer of them afterwards, whatever the policy selects (without
     suppress_mask from its step L on, so that a block ends in 2 L steps at most). Positions whose
@@ -98,6 +105,17 @@ def denoising_step(
     this block.
     """
     on_error = block.on_error if on_error is None else on_error
+    if x0 is None and block.sampling is not None:
+        x0 = sample_tokens(
+            logits.flatten(0, -2),
+            positions,
+            places,
+            block.sampling,
+            masked=block.masked,
+            block_index=block.block_index,
+            step_index=block.step_index,
+            suppress=block.mask_token_id if suppress_mask else None,
+        )
     step = _observe(block, logits, positions, x0, suppress_mask)
     _look_ahead(block, later, suppress_mask, on_error)
     sound = block.masked & ~step.confidence.isnan()

@@ -20,6 +20,8 @@ from l2pd_plugins.errors import ANY_FAILURE
 from l2pd_plugins.policy import UnmaskPolicy
 from l2pd_plugins.policy_calls import Runner, State, prepare, stand_in
 from l2pd_plugins.policy_groups import MarkedRows
+from l2pd_plugins.sampling import RowSampling, Sampling, as_numbers
+from l2pd_plugins.sampling import room as room_for_sampling
 from l2pd_plugins.upload import upload
 
 
@@ -91,6 +93,8 @@ class BlockSlots:
         """The resident that each slot runs; -1 for none."""
         self._generators = np.full(slots, None, dtype=object)
         """The torch.Generator of each slot, or None."""
+        self._sampling = room_for_sampling(slots)
+        """The seed and the settings of sampling of each slot."""
 
     def __len__(self) -> int:
         """Number of assigned slots."""
@@ -116,12 +120,15 @@ class BlockSlots:
         canvas_length: int | None = None,
         ignores_end: bool = False,
         generator: torch.Generator | None = None,
+        sampling: Sampling | None = None,
     ) -> None:
         """Begin a block in this slot: tokens and present (L,), as in `BlockBatch.start`."""
         row, there = upload(tokens, self.device), upload(present, self.device, torch.bool)
         self.release(slot)
         self._runs[slot] = kind = self._reside(policy)
         self._generators[slot] = generator
+        for buffer, value in zip(self._sampling, as_numbers(sampling), strict=True):
+            buffer[slot] = value
         self.tokens[slot] = row
         self.present[slot] = there
         self.masked[slot] = masked_positions(row, self.mask_token_id, there)
@@ -165,12 +172,14 @@ class BlockSlots:
             at = index.index_select(0, on_device)
             state = {name: value.index_select(0, at) for name, value in resident.state.items()}
             groups.append((on_host.tolist(), resident.runner, state))
+        seeds, how = self._sampling
         block = BlockBatch.resume(
             groups,
             **{name: getattr(self, name).index_select(0, index) for name in PER_ROW},
             mask_token_id=self.mask_token_id,
             reference=reference,
             generators=generators.tolist() if any(kind % 2 for kind in kinds) else None,
+            sampling=RowSampling.unless_greedy(seeds[slots], how[slots], self.device),
             on_error="progress",
         )
         return SlotBatch(block, index, residents, rows)

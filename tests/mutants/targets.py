@@ -36,6 +36,7 @@ _STEP = [
     "tests/core/test_policy_calls.py",
     "tests/core/test_predicted_masks.py",
     "tests/core/test_remasking.py",
+    "tests/core/test_sampling_rows.py",
     "tests/core/test_slots.py",
     "tests/core/test_step_corners.py",
     "tests/fuzz/test_fuzz.py::test_nothing_is_found[core]",
@@ -52,6 +53,10 @@ TARGETS = {
     "policy_calls": Target("l2pd_plugins/policy_calls.py", _STEP),
     "end_of_text": Target("l2pd_plugins/end_of_text.py", ["tests/core/test_end_of_text.py"]),
     "selection": Target("l2pd_plugins/selection.py", ["tests/core/test_selection.py", _DEVICES]),
+    "sampling": Target(
+        "l2pd_plugins/sampling.py",
+        ["tests/core/test_sampling.py", "tests/core/test_sampling_rows.py"],
+    ),
     "slots": Target("l2pd_plugins/slots.py", _STEP),
     "statistics": Target("l2pd_plugins/statistics/__init__.py", _STATISTICS),
     "dispatch": Target("l2pd_plugins/statistics/dispatch.py", _STATISTICS),

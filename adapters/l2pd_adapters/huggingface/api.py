@@ -109,14 +109,15 @@ def generate(
         end_of_text: "block" (default: a committed end-of-text token ends the text), "predicted" or
             "off", see `l2pd_plugins.end_of_text.EndOfText`.
         seed: for sampling, one number or one per sequence; see `transformers.set_seed` otherwise.
+            What a sequence draws depends on its seed alone, and is the same in all engines.
         suppress_mask: never predict the mask token (default); False is for parity with code that
             does not suppress it: a position that predicts it stays masked and is decoded again, in
             the first block_length steps of a block.
         on_step: called after every denoising step, see `StepObserver`.
         observe: statistics for on_step, in addition to those that the policies require.
         max_new_tokens: length of the canvas (or max_length). These, do_sample, temperature, top_k,
-            top_p, num_return_sequences, eos_token_id, pad_token_id and return_dict_in_generate are
-            as in transformers; bos_token_id is not used.
+            top_p, min_p, num_return_sequences, eos_token_id, pad_token_id and
+            return_dict_in_generate are as in transformers; bos_token_id is not used.
 
     Returns:
         (B * num_return_sequences, P + N) token ids, or a DiffusionGenerateOutput with

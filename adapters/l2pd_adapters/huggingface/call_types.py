@@ -47,6 +47,7 @@ class GenerateKeywords(TypedDict, total=False):
     temperature: float | None
     top_k: int | None
     top_p: float | None
+    min_p: float | None
     num_return_sequences: int | None
     eos_token_id: int | Sequence[int] | None
     pad_token_id: int | None

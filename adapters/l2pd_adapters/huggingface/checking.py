@@ -260,6 +260,7 @@ GENERATE: dict[str, Kind] = {
     "temperature": Number(least=0, most=TEMPERATURES[1]),
     "top_k": Whole(0),
     "top_p": Number(above=0, most=1),
+    "min_p": Number(least=0, most=1),
     "num_return_sequences": Whole(1, MOST_SEQUENCES),
     "eos_token_id": TokenIds(),
     "pad_token_id": TokenIds(several=False),
@@ -274,6 +275,7 @@ DRAWING: dict[str, Kind] = {
     "temperature": Number(least=TEMPERATURES[0], most=TEMPERATURES[1]),
     "top_k": GENERATE["top_k"],
     "top_p": GENERATE["top_p"],
+    "min_p": GENERATE["min_p"],
 }
 """The settings of sampling, used with do_sample=True."""
 EVALUATE: dict[str, Kind] = {

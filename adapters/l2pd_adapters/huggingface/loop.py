@@ -19,14 +19,13 @@ from l2pd_adapters.huggingface.forward import CanvasView, forward_for
 from l2pd_adapters.huggingface.history import BlockHistory, Decoded, History
 from l2pd_adapters.huggingface.references import given_references
 from l2pd_adapters.huggingface.rows import LaterColumns, Row, RowTensors
-from l2pd_adapters.huggingface.settings import DecodeSettings, Observers, Sampling
+from l2pd_adapters.huggingface.settings import DecodeSettings, Observers
 from l2pd_adapters.huggingface.stream import TextStream
 from l2pd_plugins import RemaskingPolicy, create_policy
 from l2pd_plugins.block_layout import BlockLayout
 from l2pd_plugins.blocks import BlockBatch
 from l2pd_plugins.denoising import StepOutcome, denoising_step
 from l2pd_plugins.errors import L2PDError
-from l2pd_plugins.sampling import sample_tokens
 from l2pd_plugins.upload import upload
 
 logger = logging.getLogger(__name__)
@@ -121,6 +120,7 @@ class _Decode:
             generators=None
             if settings.seeds is None
             else [torch.Generator(self.device).manual_seed(seed) for seed in settings.seeds],
+            sampling=settings.sampling,
             observe=settings.observers.statistics,
         )
         self.block_history = BlockHistory.start(tensors.columns)
@@ -136,18 +136,16 @@ class _Decode:
 
     def forward_and_step(self) -> None:
         """One forward pass and one denoising step; then move, shorten or drop rows."""
-        logits, positions, later = self._logits()
+        logits, positions, places, later = self._logits()
         settings = self.settings
         outcome = denoising_step(
             self.block,
             logits,
             positions,
             end_of_text=settings.canvas.end_of_text,
-            x0=None
-            if settings.sampling is None
-            else self._draw(logits, positions, settings.sampling),
             suppress_mask=settings.model.suppress_mask,
             later=later,
+            places=places,
         )
         self.tensors.tokens.scatter_(1, self.tensors.columns, self.block.tokens)
         fallback = self.block.fallback
@@ -185,9 +183,12 @@ class _Decode:
         owners = self.block.later_rows
         self.later = LaterColumns.of(owners, self.rows, self.device) if owners else None
 
-    def _logits(self) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
-        """A forward pass: the needed logits (N, V) and their flat positions in (R, L); and the same
-        for the later blocks, if a policy looks ahead.
+    def _logits(
+        self,
+    ) -> tuple[Tensor, Tensor, list[int] | None, tuple[Tensor, Tensor] | None]:
+        """A forward pass: the needed logits (N, V) and their flat positions in (R, L), on the
+        device, and on the host for sampling, -1 if not masked; and the same two tensors for the
+        later blocks, if a policy looks ahead.
         """
         rows, length, later = self.rows, self.settings.canvas.block_length, self.later
         view = CanvasView(
@@ -209,35 +210,13 @@ class _Decode:
             for row, shown in zip(rows, later.counts, strict=True):
                 row.ahead += shown
             hidden = hidden[:, :length]
-        needed = compress(count(), chain.from_iterable(row.needed for row in rows))
-        positions = upload(list(needed), self.device)
-        return self.forward.logits(hidden, positions), positions, later_logits
-
-    def _draw(self, logits: Tensor, positions: Tensor, sampling: Sampling) -> Tensor:
-        """(N,) tokens drawn for the masked positions; -1, the argmax, for committed ones.
-
-        Committed positions draw nothing, so a sequence's random stream depends only on its own
-        decode.
-        """
-        settings = self.settings
-        assert self.block.generators is not None
-        masked = list(
-            compress(
-                chain.from_iterable(row.masked for row in self.rows),
-                chain.from_iterable(row.needed for row in self.rows),
-            )
-        )
-        index = None if all(masked) else upload(list(compress(count(), masked)), self.device)
-        drawn = sample_tokens(
-            logits if index is None else logits.index_select(0, index),
-            [sum(row.masked) for row in self.rows],
-            [generator for generator in self.block.generators if generator is not None],
-            warp=sampling.warp,
-            suppress=settings.model.mask_token_id if settings.model.suppress_mask else None,
-        )
-        if index is None:
-            return drawn
-        return torch.full_like(positions, -1).index_copy(0, index, drawn)
+        needed = list(compress(count(), chain.from_iterable(row.needed for row in rows)))
+        places = None
+        if self.settings.sampling is not None:
+            masked = list(chain.from_iterable(row.masked for row in rows))
+            places = [place if masked[place] else -1 for place in needed]
+        positions = upload(needed, self.device)
+        return self.forward.logits(hidden, positions), positions, places, later_logits
 
     def _learn(self, outcome: StepOutcome) -> list[_RowReport]:
         """The state of each row after the step."""

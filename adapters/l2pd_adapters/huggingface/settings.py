@@ -11,13 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import (
-    LogitsProcessorList,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
 
 from l2pd_adapters.families import ModelFamily
 from l2pd_adapters.huggingface.checking import (
@@ -45,6 +38,7 @@ from l2pd_plugins.end_of_text import EndOfText
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.plugins import bind_policy
 from l2pd_plugins.policy_attributes import description_of
+from l2pd_plugins.sampling import Sampling
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +48,6 @@ StepObserver = Callable[[list[int], list[int], StepOutcome], None]
 current block of each, and the outcome of the step.
 """
 
-_COLD = 1e-3
-"""Below this temperature, the largest logit of each row is subtracted first."""
 _TRANSFORMERS_TOP_K = 50
 """The defaults of transformers' sampling."""
 
@@ -96,30 +88,6 @@ class Canvas:
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """The settings of sampling."""
-
-    temperature: float = 1.0
-    top_k: int = 0
-    """0 keeps all tokens."""
-    top_p: float = 1.0
-
-    def warp(self, scores: Tensor) -> Tensor:
-        """Apply temperature, then top-k, then top-p to rows of float32 logits."""
-        if self.temperature < _COLD:
-            # Divided by such a small number, the largest logits would become infinite, or NaN.
-            top = scores.amax(-1, keepdim=True)
-            scores = scores - top.masked_fill(top.isinf(), 0.0)
-        warpers = LogitsProcessorList([TemperatureLogitsWarper(self.temperature)])
-        if self.top_k > 0:
-            warpers.append(TopKLogitsWarper(min(self.top_k, scores.shape[1])))
-        if self.top_p < 1:
-            warpers.append(TopPLogitsWarper(self.top_p))
-        no_input: Any = None  # the three read only the scores
-        return warpers(no_input, scores)
-
-
-@dataclass(frozen=True)
 class Observers:
     """Callbacks that observe the decode."""
 
@@ -139,10 +107,12 @@ class DecodeSettings:
     canvas: Canvas
     policies: tuple[UnmaskPolicy, ...]
     """One per sequence, bound to the model."""
-    sampling: Sampling | None = None
-    """None for greedy decoding."""
+    sampling: tuple[Sampling, ...] | None = None
+    """One per sequence, equal in all but the seed; None for greedy decoding."""
     seeds: tuple[int, ...] | None = None
-    """One seed per sequence, for sampling and for policies that draw; None if neither is used."""
+    """One seed per sequence, for policies that draw; None if neither a seed nor sampling is
+    wanted.
+    """
     observers: Observers = Observers()
     return_dict: bool = False
 
@@ -170,10 +140,7 @@ class DecodeSettings:
             "decoding": "greedy",
         }
         if sampling is not None:
-            parts["decoding"] = (
-                f"sampled(temperature={sampling.temperature}, top_k={sampling.top_k}, "
-                f"top_p={sampling.top_p})"
-            )
+            parts["decoding"] = sampling[0].describe()
         if self.seeds is not None:
             parts["seed"] = self.seeds[0] if len(self.seeds) == 1 else list(self.seeds)
         if not self.model.suppress_mask:
@@ -209,7 +176,8 @@ def make_settings(
     check(GENERATE, "streamer", streamer)
     if streamer is not None and batch_size != 1:
         raise L2PDError(f"a streamer takes one sequence, but this call makes {batch_size}")
-    sampling, seed = _sampling(merged), merged.get("seed")
+    sampled, seed = _sampling(merged), merged.get("seed")
+    seeds = None if sampled is None and seed is None else _seeds(seed, batch_size)
     context = ModelContext(
         name=name,
         block_length=block_length,
@@ -222,16 +190,18 @@ def make_settings(
         model=ModelReading(name, family, mask_token_id, suppress_mask, cache),
         canvas=canvas,
         policies=bound_policies(merged, batch_size, repeats, context),
-        sampling=sampling,
-        seeds=None if sampling is None and seed is None else _seeds(seed, batch_size),
+        sampling=None
+        if sampled is None
+        else tuple(Sampling(each, **sampled) for each in seeds or ()),
+        seeds=seeds,
         observers=Observers(streamer, merged.get("on_step"), merged.get("observe", frozenset())),
         return_dict=merged.get("return_dict_in_generate", False),
     )
 
 
-def _sampling(merged: Mapping[str, Any]) -> Sampling | None:
-    """The settings of sampling, or None for greedy decoding, with a warning if a temperature has no
-    effect.
+def _sampling(merged: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The settings of sampling except the seed, or None for greedy decoding, with a warning if a
+    temperature has no effect.
     """
     if not merged.get("do_sample", False):
         if merged.get("temperature", 1.0) not in (0, 1):
@@ -239,13 +209,10 @@ def _sampling(merged: Mapping[str, Any]) -> Sampling | None:
                 "temperature=%s has no effect: do_sample is not set", merged["temperature"]
             )
         return None
-    defaults = {"temperature": 1.0, "top_p": 1.0, "top_k": _TRANSFORMERS_TOP_K}
-    return Sampling(
-        **{
-            name: check(DRAWING, name, merged.get(name, default))
-            for name, default in defaults.items()
-        }
-    )
+    defaults = {"temperature": 1.0, "top_p": 1.0, "top_k": _TRANSFORMERS_TOP_K, "min_p": 0.0}
+    return {
+        name: check(DRAWING, name, merged.get(name, default)) for name, default in defaults.items()
+    }
 
 
 def _block_length(merged: Mapping[str, Any], model: Any, max_new_tokens: int) -> int:

@@ -14,7 +14,6 @@ from l2pd_adapters.families import ModelFamily
 from l2pd_adapters.huggingface import disable, enable, generate, load
 from l2pd_adapters.huggingface.api import custom_generate
 from l2pd_adapters.huggingface.checking import GENERATE
-from l2pd_adapters.huggingface.settings import Sampling
 from l2pd_plugins import L2PDError
 from l2pd_tools.evaluation.prompts import Prompt
 from l2pd_tools.evaluation.run import evaluate
@@ -191,6 +190,8 @@ def test_temperatures_too_small_to_sample_are_refused(model, temperature):
         {"temperature": 1e-30},
         {"temperature": 1e30},
         {"top_p": 1e-320},
+        {"min_p": 1.0},
+        {"min_p": 1e-320, "top_k": 3},
         {"top_p": 1.0, "top_k": 10**9},
         {"top_k": 1, "top_p": 1e-9, "temperature": 1e-12},
     ],
@@ -203,11 +204,6 @@ def test_extreme_sampling_never_gives_the_mask(make_model, sampling, mask):
     assert not (out == mask).any()
     if "temperature" in sampling and sampling["temperature"] < 1:
         assert torch.equal(out, model.generate(IDS, max_new_tokens=16))  # nearly greedy
-
-
-def test_a_very_low_temperature_takes_the_largest_of_large_logits():
-    scores = Sampling(temperature=1e-30).warp(torch.tensor([[1e9, 2e9, -torch.inf]]))
-    assert scores.softmax(-1).tolist() == [[0.0, 1.0, 0.0]]
 
 
 @pytest.mark.parametrize(
