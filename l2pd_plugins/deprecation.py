@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import functools
 import inspect
-import threading
 import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from l2pd_plugins.once import Once
+
 _T = TypeVar("_T", bound=Callable[..., Any])
 
-_warned: set[str] = set()
-_lock = threading.Lock()
+_first = Once()
 
 
 class L2PDDeprecationWarning(FutureWarning):
@@ -39,10 +39,8 @@ def warn_deprecated(
         stacklevel: As in ``warnings.warn``: 2 is the line of the caller of the function that calls
             this one.
     """
-    with _lock:
-        if name in _warned:
-            return
-        _warned.add(name)
+    if not _first(name):
+        return
     warnings.warn(
         f"{name} is deprecated since version {since} and will be removed in {removed_in}; "
         f"use {instead}",

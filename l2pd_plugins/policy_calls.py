@@ -22,6 +22,7 @@ from l2pd_plugins.errors import (
     describe_error,
     printable,
 )
+from l2pd_plugins.once import Once
 from l2pd_plugins.policy import PROGRESS_RULES, DenoisingStep, UnmaskPolicy
 from l2pd_plugins.policy_attributes import TraitError, Traits, name_of, read_progress, read_traits
 
@@ -30,13 +31,8 @@ logger = logging.getLogger(__name__)
 OnError = Literal["raise", "progress"]
 State = dict[str, Tensor]
 
-_failed: set[str] = set()
-"""The policies whose failure has been logged."""
-
-_MOST_REPORTS = 1000
-"""Greatest number of logged failures. A policy's name may differ at every read; this bounds the log
-and `_failed`.
-"""
+_first_failure = Once()
+"""By the policy's name, which may differ at every read."""
 
 _TENSORS = (
     "tokens",
@@ -187,9 +183,8 @@ def report_failure(
     label = f"policy {printable(repr(name))}: {method} failed"
     if on_error == "raise":
         raise PolicyRuntimeError(f"{label}: {said}") from error
-    if name in _failed or len(_failed) >= _MOST_REPORTS:
+    if not _first_failure(name):
         return
-    _failed.add(name)
     logger.error(
         "%s; its rows continue with the progress rule %r: %s",
         label,

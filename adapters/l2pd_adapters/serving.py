@@ -27,6 +27,7 @@ from l2pd_adapters.admission import (
 from l2pd_plugins import ModelContext, UnmaskPolicy, create_policy
 from l2pd_plugins.end_of_text import EndOfText
 from l2pd_plugins.errors import L2PDError
+from l2pd_plugins.once import Once
 from l2pd_plugins.options import Limits
 from l2pd_plugins.plugins import bind_policy, find_policy
 from l2pd_plugins.policy_attributes import description_of, name_of
@@ -212,16 +213,14 @@ def guarded(begin: Callable[[], None], otherwise: Callable[[], None]) -> None:
     try:
         begin()
     except ANY_FAILURE as error:
-        kind = f"{type(error).__name__}: {shown(str(error))}"
-        if kind not in _reported and len(_reported) < 100:
-            _reported.add(kind)
+        if _first_failure(f"{type(error).__name__}: {shown(str(error))}"):
             logger.exception(
                 "an admitted request failed to begin; it continues with the server's policy"
             )
         otherwise()
 
 
-_reported: set[str] = set()
+_first_failure = Once(100)
 
 
 def generator_of(seed: str, device: torch.device) -> torch.Generator:

@@ -470,7 +470,7 @@ def test_a_policy_that_cannot_begin_is_named_or_falls_back_to_progress(state, ca
     )
     with pytest.raises(PolicyRuntimeError, match="'unready': init_state failed"):
         blocks(2, 4, [unready, other])
-    policy_calls._failed.clear()
+    policy_calls._first_failure.seen.clear()
     with caplog.at_level(logging.ERROR):
         for _ in range(2):
             batch = BlockBatch.start(

@@ -13,6 +13,7 @@ import pytest
 
 from l2pd_plugins import deprecation
 from l2pd_plugins.deprecation import L2PDDeprecationWarning, deprecated, warn_deprecated
+from l2pd_plugins.once import Once
 
 MESSAGE = (
     "sample.old_name is deprecated since version 0.2 and will be removed in 0.4; "
@@ -23,7 +24,7 @@ SAMPLE = {"since": "0.2", "removed_in": "0.4", "instead": "sample.new_name"}
 
 @pytest.fixture(autouse=True)
 def nothing_warned_yet(monkeypatch):
-    monkeypatch.setattr(deprecation, "_warned", set())
+    monkeypatch.setattr(deprecation, "_first", Once())
 
 
 def recorded(call, times=1):
@@ -84,7 +85,7 @@ def test_the_warning_names_the_line_of_the_caller():
         (create, create.__code__.co_firstlineno + 1),
         (read, own),
     ):
-        deprecation._warned.clear()
+        deprecation._first.seen.clear()
         _, (warning,) = recorded(user)
         assert (warning.filename, warning.lineno) == (__file__, line), user
 

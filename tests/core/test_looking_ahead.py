@@ -200,7 +200,7 @@ def test_logits_of_later_blocks_are_required_and_refused_if_there_are_none():
 
 
 def test_a_failure_in_a_later_block_affects_only_its_own_rows(caplog):
-    policy_calls._failed.clear()
+    policy_calls._first_failure.seen.clear()
     with pytest.raises(PolicyRuntimeError, match="too far ahead"):
         Run([FailsAhead()], [2]).step()
     run = Run([FailsAhead(), Stood()], [3, 3], on_error="progress")
@@ -211,7 +211,7 @@ def test_a_failure_in_a_later_block_affects_only_its_own_rows(caplog):
     assert run.history[1] == reference(1, 3, True)
     assert MASK not in run.history[0][-1]
     assert len(caplog.records) == 1
-    policy_calls._failed.clear()
+    policy_calls._first_failure.seen.clear()
 
 
 class Counts(UnmaskPolicy):

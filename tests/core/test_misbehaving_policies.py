@@ -15,6 +15,7 @@ from l2pd_plugins.blocks import BlockBatch
 from l2pd_plugins.denoising import denoising_step
 from l2pd_plugins.end_of_text import EndOfText
 from l2pd_plugins.errors import PolicyRuntimeError
+from l2pd_plugins.once import Once
 from l2pd_plugins.slots import BlockSlots
 from tests.core.misbehaviour import ATTRIBUTES, FAULTS, Misbehaving, Steady, with_attribute
 
@@ -25,7 +26,7 @@ FAULT_IDS = [" ".join(key) for key in FAULTS]
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch):
-    monkeypatch.setattr(policy_calls, "_failed", set())
+    monkeypatch.setattr(policy_calls, "_first_failure", Once())
     logging.getLogger("l2pd_plugins.policy_calls").setLevel(logging.CRITICAL)
     yield
     logging.getLogger("l2pd_plugins.policy_calls").setLevel(logging.NOTSET)
@@ -250,13 +251,13 @@ def test_failures_are_logged_once_for_each_policy(caplog):
 
 def test_names_that_change_at_each_reading_do_not_fill_the_log(caplog, monkeypatch):
     logging.getLogger("l2pd_plugins.policy_calls").setLevel(logging.NOTSET)
-    monkeypatch.setattr(policy_calls, "_MOST_REPORTS", 3)
+    monkeypatch.setattr(policy_calls, "_first_failure", Once(3))
     count = iter(range(1000))
     policy = with_attribute("name", property(lambda self: f"policy-{next(count)}"))
     policy.method, policy.fault = "select", FAULTS["select", "none"]
     with caplog.at_level(logging.ERROR):
         decode_blocks([policy], [0])
-    assert len(caplog.records) == len(policy_calls._failed) == 3
+    assert len(caplog.records) == len(policy_calls._first_failure.seen) == 3
 
 
 @given(data=st.data())

@@ -205,13 +205,13 @@ def test_rows_whose_policy_fails_to_begin_again_continue_by_its_progress_rule(mo
         progress = "leftmost_if_empty"
         requires = frozenset({"confidence", "margin", "committed"})
 
-    policy_calls._failed.clear()
+    policy_calls._first_failure.seen.clear()
     once, good = Once(), Counting()
     policies = [once, good, once, good]
     batch = started(policies, on_error="progress")
     denoising_step(batch, logits_of(4), end_of_text=OFF)
     batch.advance(moving, masks(len(moving)))
-    policy_calls._failed.clear()
+    policy_calls._first_failure.seen.clear()
     assert [record.getMessage().partition(";")[0] for record in caplog.records] == [
         "policy 'once': init_state failed"
     ]
@@ -280,7 +280,7 @@ def test_states_of_two_forms_are_not_joined(on_error, caplog):
             self.dtypes = self.dtypes[::-1]
             return {"calls": torch.zeros(batch_size, dtype=self.dtypes[1])}
 
-    policy_calls._failed.clear()
+    policy_calls._first_failure.seen.clear()
     policy = Shifting()
     rows = [(started([policy], on_error=on_error), 0) for _ in range(2)]
     said = "policy 'shifting': init_state failed"
@@ -289,7 +289,7 @@ def test_states_of_two_forms_are_not_joined(on_error, caplog):
             BlockBatch.gather(rows)
         return
     batch = BlockBatch.gather(rows)
-    policy_calls._failed.clear()
+    policy_calls._first_failure.seen.clear()
     assert [record.getMessage().partition(";")[0] for record in caplog.records] == [said]
     denoising_step(batch, logits_of(2), end_of_text=OFF)
     assert batch.masked.sum(-1).tolist() == [LENGTH - 1] * 2

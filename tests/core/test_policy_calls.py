@@ -13,6 +13,7 @@ from l2pd_plugins.blocks import BlockBatch
 from l2pd_plugins.denoising import denoising_step
 from l2pd_plugins.end_of_text import EndOfText
 from l2pd_plugins.errors import PolicyRuntimeError
+from l2pd_plugins.once import Once
 from l2pd_plugins.policy import UnmaskPolicy
 from l2pd_plugins.policy_calls import Runner, prepare, report_failure, stand_in
 
@@ -223,7 +224,7 @@ def test_another_shape_is_detected_even_if_writes_are_not_counted(name):
 
 @pytest.fixture
 def log(monkeypatch, caplog):
-    monkeypatch.setattr(policy_calls, "_failed", set())
+    monkeypatch.setattr(policy_calls, "_first_failure", Once())
     caplog.set_level(logging.ERROR)
     return caplog
 
@@ -254,12 +255,12 @@ def test_a_breach_of_the_contract_is_logged_with_its_own_message(log):
 
 
 def test_the_number_of_logged_failures_is_bounded(log, monkeypatch):
-    monkeypatch.setattr(policy_calls, "_MOST_REPORTS", 2)
+    monkeypatch.setattr(policy_calls, "_first_failure", Once(2))
     for name in "abca":
         policy = Policy()
         policy._name = name
         report_failure(policy, "select", ValueError("not today"), "progress")
-    assert policy_calls._failed == {"a", "b"}
+    assert policy_calls._first_failure.seen == {"a", "b"}
     assert len(log.records) == 2
 
 

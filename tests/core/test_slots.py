@@ -12,6 +12,7 @@ from l2pd_plugins import UnmaskPolicy, create_policy, policy_calls
 from l2pd_plugins.blocks import BlockBatch
 from l2pd_plugins.denoising import denoising_step
 from l2pd_plugins.end_of_text import EndOfText
+from l2pd_plugins.once import Once
 from l2pd_plugins.slots import BlockSlots
 from tests.engines.policies.l2pd_engine_policies.rules import Persistent
 
@@ -192,7 +193,7 @@ def test_a_policy_whose_init_state_fails_leaves_its_slots_to_the_progress_rule(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(policy_calls, "_failed", set())
+    monkeypatch.setattr(policy_calls, "_first_failure", Once())
     slots = slots_of()
     slots.assign(0, policy, [MASK] * LENGTH, [True] * LENGTH)
     batch = slots.take(np.array([0]))

@@ -12,6 +12,7 @@ from torch import Tensor
 from l2pd_adapters.huggingface.rows import Row, RowTensors, keep_rows
 from l2pd_plugins.denoising import StepOutcome
 from l2pd_plugins.end_of_text import EndOfText, is_end_of_text
+from l2pd_plugins.once import Once
 from l2pd_plugins.policy import UnmaskPolicy
 from l2pd_plugins.policy_attributes import description_of, printable_name_of
 from l2pd_plugins.trace import Trace
@@ -20,8 +21,7 @@ logger = logging.getLogger(__name__)
 
 WARN_ABOVE = 0.25
 """Share of tokens above which `warn_of_fallback` warns."""
-_warned: set[str] = set()
-_MOST_WARNINGS = 1000
+_first = Once()
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,7 @@ def warn_of_fallback(policies: Sequence[UnmaskPolicy], trace: Trace) -> None:
         rows = [row for row, each in enumerate(policies) if each is policy]
         total = max(1, sum(lengths[row] for row in rows))
         share = sum(decided[row] for row in rows) / total
-        key = description_of(policy)
-        if share > WARN_ABOVE and key not in _warned and len(_warned) < _MOST_WARNINGS:
-            _warned.add(key)
+        if share > WARN_ABOVE and _first(description_of(policy)):
             logger.warning(
                 "policy %s: its fallback decided %.0f %% of %d tokens, in blocks unlike those that "
                 "it was trained on: other texts, or another block length",

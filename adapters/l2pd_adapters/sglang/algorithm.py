@@ -27,6 +27,7 @@ from l2pd_adapters.sglang.settings import SglangServer
 from l2pd_plugins.blocks import BlockBatch
 from l2pd_plugins.denoising import denoising_step
 from l2pd_plugins.errors import L2PDError
+from l2pd_plugins.once import Once
 from l2pd_plugins.shown_values import shown
 from l2pd_plugins.upload import upload
 
@@ -49,8 +50,7 @@ class UnmaskPolicyAlgorithm(DllmAlgorithm):
         self.settings: SglangServer = config.l2pd
         self._block: BlockBatch | None = None
         """The blocks of the next step; None if none of them is masked."""
-        self._reported: set[str] = set()
-        """Messages that `_give_up` has already logged."""
+        self._first_failure = Once(100)
         self._positions: Tensor | None = None
         """The rows of logits that the next step reads; None for all."""
 
@@ -161,8 +161,7 @@ class UnmaskPolicyAlgorithm(DllmAlgorithm):
         the error.
         """
         said = f"the request cannot be decoded: {type(error).__name__}: {shown(str(error))[1:-1]}"
-        if said not in self._reported and len(self._reported) < 100:
-            self._reported.add(said)
+        if self._first_failure(said):
             logger.error("%s", said, exc_info=error)
         filler = (self.settings.end_of_text.token_ids or (0,))[0]
         ids = forward_batch.input_ids

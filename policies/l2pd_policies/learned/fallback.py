@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 from typing_extensions import Self
 
+from l2pd_plugins.once import Once
 from l2pd_plugins.options import policy_options
 from l2pd_plugins.policy import DenoisingStep, ModelContext
 from l2pd_policies.learned.familiar import FILE
@@ -20,6 +21,7 @@ FALLBACK_THRESHOLD = 0.9
 """Default of the option `fallback_threshold`: that of `confidence_threshold`."""
 
 logger = logging.getLogger(__name__)
+_first = Once()
 
 
 @policy_options
@@ -50,11 +52,13 @@ class FallbackPolicy(FilterPolicy):
     def for_model(self, model: ModelContext) -> Self:
         ready = super().for_model(model)
         if ready.fallback != "none" and not ready._compares:
-            _say_once(
+            message = (
                 f"{self.name}: the filter {ready.filter} does not say what blocks looked like in "
                 f"its training (it has no {FILE}), so there is nothing to compare with: the "
                 "filter decides everything; `l2pd learn2pd familiar` makes the file"
             )
+            if _first(message):
+                logger.warning(message)
         return ready
 
     def init_state(
@@ -92,13 +96,3 @@ def _unlike(decider: LearnedFilter, inputs: Tensor, step: DenoisingStep, before:
     assert decider.familiar is not None  # the state says so
     now = decider.familiar.unlike(decider.described(inputs, step.masked))
     return before | (first & now)
-
-
-_said: set[str] = set()
-_MOST_SAID = 1000
-
-
-def _say_once(message: str) -> None:
-    if message not in _said and len(_said) < _MOST_SAID:
-        _said.add(message)
-        logger.warning(message)

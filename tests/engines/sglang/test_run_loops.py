@@ -360,7 +360,7 @@ class TestFailingPolicies:
             Loop(config).run(*requests)
             return requests
 
-        policy_calls._failed.clear()
+        policy_calls._first_failure.seen.clear()
         expected = decode(False)
         with caplog.at_level(logging.ERROR, "l2pd_plugins"):
             found = decode(True)
