@@ -13,12 +13,10 @@ from typing_extensions import Self
 from l2pd_plugins.once import Once
 from l2pd_plugins.options import policy_options
 from l2pd_plugins.policy import DenoisingStep, ModelContext
+from l2pd_policies.confidence_threshold import ConfidenceThreshold
 from l2pd_policies.learned.familiar import FILE
 from l2pd_policies.learned.filter import LearnedFilter
 from l2pd_policies.learned.policy import FilterPolicy
-
-FALLBACK_THRESHOLD = 0.9
-"""Default of the option `fallback_threshold`: that of `confidence_threshold`."""
 
 logger = logging.getLogger(__name__)
 _first = Once()
@@ -30,9 +28,9 @@ class FallbackPolicy(FilterPolicy):
 
     With ``fallback="confidence_threshold"`` a block is compared with those of the training before
     anything is committed in it (`Familiar`). If it is unlike all of them, every position with at
-    least `fallback_threshold` confidence (default 0.9) is unmasked, in this block and in the later
-    blocks of the same answer, and the filter decides nothing there: some later blocks of an unlike
-    text are like those of the training.
+    least `fallback_threshold` confidence (default: that of `confidence_threshold`) is unmasked, in
+    this block and in the later blocks of the same answer, and the filter decides nothing there:
+    some later blocks of an unlike text are like those of the training.
     """
 
     fallback: Literal["confidence_threshold", "none"] = "none"
@@ -40,7 +38,7 @@ class FallbackPolicy(FilterPolicy):
 
     def __post_init__(self) -> None:
         if self.fallback != "none" and self.fallback_threshold is None:
-            self.fallback_threshold = FALLBACK_THRESHOLD
+            self.fallback_threshold = ConfidenceThreshold.threshold
         super().__post_init__()
 
     def _use(self, loaded: LearnedFilter) -> None:
