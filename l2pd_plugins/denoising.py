@@ -106,16 +106,9 @@ def denoising_step(
     """
     on_error = block.on_error if on_error is None else on_error
     if x0 is None and block.sampling is not None:
-        x0 = sample_tokens(
-            logits.flatten(0, -2),
-            positions,
-            places,
-            block.sampling,
-            masked=block.masked,
-            block_index=block.block_index,
-            step_index=block.step_index,
-            suppress=block.mask_token_id if suppress_mask else None,
-        )
+        mask, flat = block.mask_token_id if suppress_mask else None, logits.flatten(0, -2)
+        when = block.block_index, block.step_index
+        x0 = sample_tokens(flat, positions, places, block.sampling, block.masked, when, mask)
     step = _observe(block, logits, positions, x0, suppress_mask)
     _look_ahead(block, later, suppress_mask, on_error)
     sound = block.masked & ~step.confidence.isnan()

@@ -135,10 +135,8 @@ def sample_tokens(
     positions: Tensor | None,
     places: Sequence[int] | np.ndarray | None,
     sampling: RowSampling,
-    *,
     masked: Tensor,
-    block_index: Tensor,
-    step_index: Tensor,
+    when: tuple[Tensor, Tensor],
     suppress: int | None = None,
 ) -> Tensor:
     """Draw a token for each row of logits (N, V): (N,) int64, -1 where none is drawn, since the
@@ -149,14 +147,15 @@ def sample_tokens(
             logits; None for all, in their order.
         places: the same on the host; negative for rows of logits that need not be drawn.
         masked: (B, L) bool.
-        block_index: (B,) int64, the blocks' indices in their canvases.
-        step_index: (B,) int64, the steps that the blocks have taken.
+        when: (B,) int64 each: the blocks' indices in their canvases, and the steps that they have
+            taken.
         suppress: a token that is never drawn (the mask token).
 
     Uses the Gumbel-max trick in float32, as LLaDA's code does in float64: the argmax of the logits
     plus Gumbel noise is a draw from their softmax. Reads nothing back.
     """
     block_length = masked.shape[1]
+    block_index, step_index = when
     if places is None:
         if positions is not None:
             raise ValueError("places=None: rows that draw need their positions on the host, too")

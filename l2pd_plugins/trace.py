@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from l2pd_plugins.sampling import log_probabilities
+
 
 @dataclass(frozen=True)
 class Trace:
@@ -41,6 +43,14 @@ class Trace:
         if self.fallback is None:
             return None
         return self.fallback.sum(-1) / self.length.clamp(min=1)
+
+    @property
+    def log_probabilities(self) -> Tensor:
+        """(B, G) float32: the natural logarithm of `confidence`: the log-probability of each token
+        at its commit, under the model's distribution before temperature, top_k, top_p and min_p;
+        0 after the end of text. At least -87.3, the logarithm of float32's least normal number.
+        """
+        return log_probabilities(self.confidence).masked_fill(self.committed_at < 0, 0.0)
 
     @property
     def tokens_per_forward(self) -> Tensor:

@@ -15,18 +15,13 @@ from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.shown_values import shown
 
 NO_EFFECT = "has no effect on diffusion language models; leave it out"
-_ONE_ANSWER = "decoding is greedy, so all answers are the same one; expected 1"
-ALL_TOKENS = "decoding is greedy, so it has no effect; leave it out"
+ONE_ANSWER = "a request has one answer; send it again, with another seed; expected 1"
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (1,),
     "best_of": (1,),
     "beam_width": (1,),
     "use_beam_search": (False,),
-    "temperature": (0, 1),
-    "top_p": (1,),
-    "top_k": (-1, 0, 1),
-    "min_p": (0,),
     "min_tokens": (0,),
     "min_new_tokens": (0,),
     "frequency_penalty": (0,),
@@ -77,12 +72,8 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 """The fields, each with its neutral values; None is neutral for all."""
 
 _REASONS = {
-    "n": _ONE_ANSWER,
-    "best_of": _ONE_ANSWER,
-    "temperature": "decoding is greedy; expected 0, 1, or nothing",
-    "top_p": ALL_TOKENS,
-    "top_k": ALL_TOKENS,
-    "min_p": ALL_TOKENS,
+    "n": ONE_ANSWER,
+    "best_of": ONE_ANSWER,
     "stop_regex": "matching a pattern could stop every request; use stop",
     "tool_choice": 'no grammar forces a tool call; expected "auto" or "none"',
     "suffix": "text before a suffix is not filled in; leave it out",

@@ -149,7 +149,7 @@ def test_every_name_in_the_table_is_used(engine: str) -> None:
     """A name may also be part of the path to a used name, or be checked as a parameter."""
     source = "\n".join(
         file.read_text()
-        for file in (ADAPTERS / engine).glob("*.py")
+        for file in [*(ADAPTERS / engine).glob("*.py"), ADAPTERS / "request_sampling.py"]
         if file.name != "compatibility.py"
     )
     names = {name for each in TABLES[engine][1].values() for name in each}

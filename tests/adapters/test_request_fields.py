@@ -20,10 +20,6 @@ STRICT = {"type": "function", "function": {**TOOL["function"], "strict": True}}
         ("n", 2),
         ("n", True),
         ("best_of", 2),
-        ("temperature", 0.7),
-        ("top_p", 0.5),
-        ("top_k", 5),
-        ("min_p", 0.1),
         ("min_tokens", 3),
         ("frequency_penalty", 0.5),
         ("presence_penalty", -0.5),
@@ -77,9 +73,10 @@ def test_ordinary_fields_are_granted() -> None:
 
 
 def test_the_checkpoints_own_values_are_no_requests() -> None:
-    check_fields({"temperature": 0.7, "top_p": 0.95}, defaults={"temperature": 0.7, "top_p": 0.95})
-    with pytest.raises(L2PDError, match=r"^top_p=0\.9"):
-        check_fields({"temperature": 0.7, "top_p": 0.9}, defaults={"temperature": 0.7})
+    own = {"repetition_penalty": 1.1}
+    check_fields(own, defaults=own)
+    with pytest.raises(L2PDError, match=r"^repetition_penalty=1\.2"):
+        check_fields({"repetition_penalty": 1.2}, defaults=own)
 
 
 def test_an_endpoint_may_have_other_neutral_values() -> None:

@@ -67,8 +67,10 @@ def draw(logits, rows, *, blocks=None, steps=None, length=LENGTH, suppress=None,
         places,
         RowSampling.of(rows, CPU),
         masked=torch.ones(batch, length, dtype=torch.bool),
-        block_index=zeros if blocks is None else torch.tensor(blocks),
-        step_index=zeros if steps is None else torch.tensor(steps),
+        when=(
+            zeros if blocks is None else torch.tensor(blocks),
+            zeros if steps is None else torch.tensor(steps),
+        ),
         suppress=suppress,
     )
     return found.view(batch, length)

@@ -63,16 +63,11 @@ STRICT_TOOL = {**TOOL, "function": {**TOOL["function"], "strict": True}}
 NO_EFFECT_OPENAI = (
     ("n", 2),
     ("best_of", 2),
-    ("temperature", 0.7),
-    ("top_p", 0.5),
-    ("top_k", 5),
-    ("min_p", 0.1),
     ("min_tokens", 3),
     ("frequency_penalty", 0.5),
     ("presence_penalty", 0.5),
     ("repetition_penalty", 1.5),
     ("logit_bias", {"5": 1.0}),
-    ("logprobs", True),
     ("top_logprobs", 2),
     ("prompt_logprobs", 1),
     ("response_format", {"type": "json_object"}),
@@ -89,6 +84,35 @@ NO_EFFECT_OPENAI = (
     ("thinking_token_budget", 5),
 )
 """Fields of OpenAI's API and of the engines' additions that have no effect at any endpoint."""
+
+WRONG_SAMPLING = (
+    ("temperature", -1),
+    ("temperature", 1e-30),
+    ("temperature", 1e300),
+    ("temperature", True),
+    ("top_p", 0),
+    ("top_p", 2),
+    ("top_k", -2),
+    ("top_k", 2**63),
+    ("min_p", -0.5),
+    ("min_p", 1.5),
+    ("seed", 2**63),
+)
+"""Parameters of sampling that are out of bounds; inf and NaN are no JSON."""
+WRONG_LOGPROBS = (
+    ("chat/completions", {"logprobs": 7}),
+    ("chat/completions", {"logprobs": True, "top_logprobs": 21}),
+    ("chat/completions", {"logprobs": True, "top_logprobs": 2**70}),
+    ("chat/completions", {"logprobs": True, "top_logprobs": -1}),
+    ("chat/completions", {"top_logprobs": 3}),
+    ("completions", {"logprobs": 21}),
+    ("completions", {"logprobs": 2**70}),
+    ("completions", {"logprobs": -1}),
+    ("completions", {"logprobs": True}),
+    ("completions", {"logprobs": 1, "echo": True}),
+    ("completions", {"logprobs": 1, "prompt_logprobs": 1}),
+)
+"""Log-probabilities that cannot be asked for, by the endpoint of OpenAI's API."""
 
 NEUTRAL_OPENAI = {
     "n": 1,

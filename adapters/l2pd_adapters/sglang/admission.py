@@ -14,6 +14,7 @@ import msgspec
 from sglang.srt.sampling.sampling_params import SamplingParams
 
 from l2pd_adapters.admission import ANY_FAILURE
+from l2pd_adapters.request_sampling import ASKED, check_sampling, wants_sampling
 from l2pd_adapters.sglang.refusals import check_effects, check_ids, check_input
 from l2pd_adapters.sglang.settings import SglangServer
 from l2pd_plugins.errors import L2PDError
@@ -45,6 +46,23 @@ def check(request: Any, settings: SglangServer) -> None:
         check_ids(request.input_ids, settings.model.vocab_size)
 
 
+def complete(request: Any) -> None:
+    """Let a GenerateReqInput that says nothing about sampling decode greedily, where SGLang would
+    sample at temperature 1; mark the others for the scheduler. Called after `check`.
+    """
+    given = request.sampling_params
+    if isinstance(given, list):
+        request.sampling_params = [_completed({} if each is None else each) for each in given]
+    else:
+        request.sampling_params = _completed({} if given is None else given)
+
+
+def _completed(params: Mapping[str, Any]) -> dict[str, Any]:
+    if wants_sampling(params):
+        return {**params, "custom_params": {**(params.get("custom_params") or {}), ASKED: True}}
+    return {**params, "temperature": 0.0}
+
+
 def check_params(params: Any, settings: SglangServer) -> None:
     """Raise L2PDError, which names the parameter, for unsupported sampling parameters."""
     if not isinstance(params, Mapping):
@@ -56,6 +74,7 @@ def check_params(params: Any, settings: SglangServer) -> None:
     # Check the bounds before reading the whole value.
     settings.choose(params.get("custom_params"))
     rest = {name: value for name, value in params.items() if name != "custom_params"}
+    check_sampling(rest)
     check_types(rest)
     try:
         SamplingParams(**rest).verify(settings.model.vocab_size)

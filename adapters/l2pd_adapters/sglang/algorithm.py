@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 from weakref import WeakValueDictionary
 
+import numpy as np
 import torch
 from sglang.srt.dllm.algorithm.base import DllmAlgorithm
 from sglang.srt.managers.schedule_batch import FINISH_ABORT
@@ -22,12 +23,13 @@ from torch import Tensor
 
 from l2pd_adapters.admission import ANY_FAILURE
 from l2pd_adapters.sglang import refusals
-from l2pd_adapters.sglang.requests import NFE, STEP_MAP, BlockRow, RequestState
+from l2pd_adapters.sglang.requests import BlockRow, RequestState
 from l2pd_adapters.sglang.settings import SglangServer
 from l2pd_plugins.blocks import BlockBatch
 from l2pd_plugins.denoising import denoising_step
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.once import Once
+from l2pd_plugins.sampling import log_probabilities, top_log_probabilities
 from l2pd_plugins.shown_values import shown
 from l2pd_plugins.upload import upload
 
@@ -53,6 +55,8 @@ class UnmaskPolicyAlgorithm(DllmAlgorithm):
         self._first_failure = Once(100)
         self._positions: Tensor | None = None
         """The rows of logits that the next step reads; None for all."""
+        self._places: list[int] | None = None
+        """The same on the host if a row draws its tokens, -1 if not masked; None for all."""
 
     @classmethod
     def validate_request(cls, req: Any) -> str | None:
@@ -72,7 +76,9 @@ class UnmaskPolicyAlgorithm(DllmAlgorithm):
             logger.exception("a request cannot be admitted")
             return f"the request cannot be admitted: {type(error).__name__}: {shown(str(error))}"
         req.l2pd = state
-        req.customized_info = {STEP_MAP: state.step_map, NFE: state.nfe_map}
+        req.customized_info = state.told(req.sampling_params.sampling_seed is not None)
+        # Otherwise SGLang would compute log-probabilities of the prompt.
+        req.return_logprob = False
         cls.requests[req.rid] = req
         return None
 
@@ -183,7 +189,7 @@ class UnmaskPolicyAlgorithm(DllmAlgorithm):
                 request.to_finish = FINISH_ABORT(said, HTTPStatus.INTERNAL_SERVER_ERROR)
 
     def _prepare(self, forward_batch: Any, states: list[BlockRow]) -> None:
-        self._block = self._positions = None
+        self._block = self._positions = self._places = None
         if not any(row.masked for row in states):
             return
         fresh = [index for index, row in enumerate(states) if row.place is None]
@@ -196,6 +202,9 @@ class UnmaskPolicyAlgorithm(DllmAlgorithm):
         if not all(needed):
             positions = [index for index, each in enumerate(needed) if each]
             self._positions = upload(positions, forward_batch.input_ids.device)
+            if self._block.sampling is not None:
+                ids = [token for row in states for token in row.tokens]
+                self._places = [at if ids[at] == self.mask_id else -1 for at in positions]
 
     def _begin(self, fresh: list[int], states: list[BlockRow], input_ids: Tensor) -> None:
         """Put new blocks into a separate batch."""
@@ -227,6 +236,7 @@ class UnmaskPolicyAlgorithm(DllmAlgorithm):
             ignores_end=ignores_end.to(torch.bool),
             reference=reference,
             generators=[row.generator(device) for row in rows],
+            sampling=[request.sampling for request in requests],
             on_error="progress",
         )
         batch.carry([request.carried for request in requests])
@@ -260,18 +270,49 @@ class UnmaskPolicyAlgorithm(DllmAlgorithm):
         self, block: BlockBatch, input_ids: Tensor, logits: Tensor, states: list[BlockRow]
     ) -> None:
         settings, positions = self.settings, self._positions
-        denoising_step(
+        outcome = denoising_step(
             block,
             logits if positions is None else logits.index_select(0, positions),
             positions,
             end_of_text=settings.end_of_text,
             suppress_mask=settings.suppress_mask,
+            places=self._places,
         )
         # In place: CUDA graphs use the tensor's address.
         input_ids.copy_(block.tokens.flatten())
-        # The one read of the step.
-        report = torch.cat([block.tokens, block.needed().to(torch.int64)], dim=-1).tolist()
-        for row, values in zip(states, report, strict=True):
+        parts, length = [block.tokens, block.needed().to(torch.int64)], self.block_size
+        wanted = any(row.request.top >= 0 for row in states)
+        if wanted:
+            found = log_probabilities(outcome.step.confidence)
+            parts.append(found.view(torch.int32).to(torch.int64))
+        report = torch.cat(parts, dim=-1).tolist()  # the one read of the step
+        new: list[tuple[int, int]] = []
+        for index, (row, values) in enumerate(zip(states, report, strict=True)):
             if row.masked:
-                needed = list(map(bool, values[self.block_size :]))
-                row.step(values[: self.block_size], needed)
+                needed = list(map(bool, values[length : 2 * length]))
+                told = _as_floats(values[2 * length :]) if row.request.top >= 0 else None
+                at = row.step(values[:length], needed, told)
+                new += [(index, position) for position in at if row.request.top > 0]
+        if new:
+            self._find_top(new, logits, states)
+
+    def _find_top(self, new: list[tuple[int, int]], logits: Tensor, states: list[BlockRow]) -> None:
+        """Record the most probable tokens at these new (row, position); one more read, only for
+        requests that want them.
+        """
+        count = max(states[index].request.top for index, _ in new)
+        rows = upload([index * self.block_size + at for index, at in new], logits.device)
+        mask = self.mask_id if self.settings.suppress_mask else None
+        ids, values = top_log_probabilities(logits, rows, count, mask)
+        found = torch.cat([ids, values.view(torch.int32).to(torch.int64)], dim=-1).tolist()
+        width = ids.shape[1]
+        for (index, at), one in zip(new, found, strict=True):
+            row = states[index]
+            top = min(row.request.top, width)
+            row.tops[at] = _as_floats(one[width : width + top]), one[:top]
+
+
+def _as_floats(bits: list[int]) -> list[float]:
+    """The float32 numbers that have these bits."""
+    floats: list[float] = np.array(bits, dtype=np.int32).view(np.float32).tolist()
+    return floats

@@ -7,6 +7,7 @@ is missing (tests/adapters/test_compatibility.py reads the adapter's source).
 from __future__ import annotations
 
 from l2pd_adapters.engines import SGLANG, Signature
+from l2pd_adapters.request_sampling import FIELDS
 
 _MANAGER = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
 FIND_ALGORITHM = "sglang.srt.dllm.algorithm.get_algorithm_cls"
@@ -28,6 +29,15 @@ SIGNATURES: dict[str, Signature] = {
     FIND_ALGORITHM: ("name",),
     READ_CONFIG: ("server_args",),
     REPORT: ("self", "meta_info", "state", "customized_info", "index", "finish_reason"),
+    f"{_MANAGER}.add_logprob_to_meta_info": (
+        "self",
+        "meta_info",
+        "state",
+        "top_logprobs_num",
+        "token_ids_logprob",
+        "return_text_in_logprobs",
+        "finished",
+    ),
     INIT: ("self", "server_args", "..."),
     GENERATE: ("self", "obj", "request"),
     FETCH_WAITING: ("self",),
@@ -74,9 +84,21 @@ NAMES: dict[str, tuple[str, ...]] = {
     "sglang.srt.dllm.mixin.scheduler.DllmManager": ("add_waiting_reqs", "waiting_queue"),
     "sglang.srt.managers.io_struct.GenerateReqInput": (
         "input_ids",
+        "logprob_start_len",
         "return_logprob",
+        "return_text_in_logprobs",
         "sampling_params",
         "stream",
+        "token_ids_logprob",
+        "top_logprobs_num",
+    ),
+    _MANAGER: ("skip_tokenizer_init",),
+    "sglang.srt.managers.tokenizer_manager.ReqState": (
+        "obj",
+        "output_token_logprobs_idx",
+        "output_token_logprobs_val",
+        "output_top_logprobs_idx",
+        "output_top_logprobs_val",
     ),
     "sglang.srt.managers.schedule_policy.PrefillAdder": (
         "dllm_block_size",
@@ -93,8 +115,10 @@ NAMES: dict[str, tuple[str, ...]] = {
         "customized_info",
         "dllm_config",
         "full_untruncated_fill_ids",
+        "logprob",
         "origin_input_ids",
         "output_ids",
+        "return_logprob",
         "rid",
         "sampling_params",
         "to_finish",
@@ -113,6 +137,7 @@ NAMES: dict[str, tuple[str, ...]] = {
         "custom_params",
         "ignore_eos",
         "max_new_tokens",
+        *FIELDS,
         "sampling_seed",
         "verify",
     ),
@@ -131,6 +156,11 @@ HTTP_SIGNATURES: dict[str, Signature] = {
 HTTP_NAMES: dict[str, tuple[str, ...]] = {
     HTTP: ("ORJSONResponse", "app"),
     "starlette.applications.Starlette": ("add_middleware", "middleware_stack"),
+    f"{_OPENAI}.protocol.ChatCompletionRequest": (
+        "custom_params",
+        "model_fields_set",
+        "temperature",
+    ),
     f"{_OPENAI}.serving_base": ("OpenAIServingBase",),
     f"{_OPENAI}.serving_base.OpenAIServingBase": ("create_error_response", "tokenizer_manager"),
     f"{_OPENAI}.serving_chat": ("OpenAIServingChat",),

@@ -12,6 +12,7 @@ from typing import Any
 
 from l2pd_adapters.body_limit import BodyLimit
 from l2pd_adapters.request_fields import typed_body
+from l2pd_adapters.request_sampling import ASKED, FIELDS, wants_sampling
 from l2pd_adapters.sglang import admission
 from l2pd_adapters.sglang.refusals import Endpoint, check_typed
 
@@ -86,6 +87,11 @@ async def _openai(original: Callable[..., Any], serving: Any, request: Any, raw:
         )
         if problem is not None:
             return serving.create_error_response(problem)
+        said = {name: getattr(request, name) for name in FIELDS if name in request.model_fields_set}
+        if wants_sampling(said):
+            request.custom_params = {**(request.custom_params or {}), ASKED: True}
+        else:
+            request.temperature = 0.0  # SGLang fills in 1
     return await original(serving, request, raw)
 
 

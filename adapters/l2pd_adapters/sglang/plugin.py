@@ -117,6 +117,7 @@ def _generate(
         problem = admission.problem_of(lambda: admission.check(obj, settings))
         if problem is not None:
             raise ValueError(problem)
+        admission.complete(obj)
     return original(manager, obj, *args, **kwargs)
 
 
@@ -129,17 +130,12 @@ def _report(
     index: int,
     finish_reason: dict | None,
 ) -> None:
-    """Convert the forward passes so far, which SGLang stores per token, to the numbers of
-    meta_info.
-    """
-    from l2pd_adapters.sglang.requests import NFE
+    """Convert what SGLang stores per token to the entries of meta_info."""
+    from l2pd_adapters.sglang import report
 
-    others = {key: values for key, values in customized_info.items() if key != NFE}
+    others = report.per_token(customized_info, index)
     original(manager, meta_info, state, others, index, finish_reason)
-    counts = [count for count in customized_info.get(NFE, {index: ()})[index] if count]
-    if counts:
-        meta_info[NFE] = counts[-1]
-        meta_info["tokens_per_forward"] = meta_info["completion_tokens"] / counts[-1]
+    report.add(manager, meta_info, state, customized_info, index, finish_reason)
 
 
 def _refuse(

@@ -6,7 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Literal
 
-from l2pd_adapters.request_fields import ALL_TOKENS, NO_EFFECT, check_fields
+from l2pd_adapters.request_fields import NO_EFFECT, ONE_ANSWER, check_fields
+from l2pd_adapters.request_sampling import (
+    FIELDS,
+    check_log_probabilities,
+    check_sampling,
+    check_top,
+)
 from l2pd_adapters.sglang.settings import SglangServer
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.shown_values import shown
@@ -14,8 +20,6 @@ from l2pd_plugins.shown_values import shown
 _ASKS_FOR_NOTHING: dict[str, tuple[Any, ...]] = {
     "n": (1,),
     "beam_width": (None, 1),
-    "temperature": (0, 1),
-    "min_p": (0,),
     "min_new_tokens": (0,),
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
@@ -29,17 +33,14 @@ _ASKS_FOR_NOTHING: dict[str, tuple[Any, ...]] = {
 }
 """Sampling parameters that are refused, each with its neutral values."""
 
-_OF_A_CLIENT: dict[str, tuple[Any, ...]] = {
-    "top_p": (1,),
-    "top_k": (-1, 1),
-    "watermark": (None,),
-}
+_OF_A_CLIENT: dict[str, tuple[Any, ...]] = {"watermark": (None,)}
 """The same, for those that the scheduler has in another form, or from the operator."""
 
 _MAY_BE_SET = frozenset(
     {
         *("text", "input_ids", "sampling_params", "stream", "rid", "session_id"),
         *("logprob_start_len", "return_text_in_logprobs", "return_prompt_token_ids"),
+        *("return_logprob", "top_logprobs_num"),
         *("log_metrics", "no_logs", "custom_labels", "external_trace_header", "received_time"),
         *("priority", "extra_key", "cache_salt", "routing_key", "conversation_id", "modalities"),
         *("lora_path", "routed_dp_rank", "data_parallel_rank", "require_reasoning"),
@@ -51,15 +52,13 @@ SGLang's own; some of them end its scheduler."""
 
 _MAY_BE_EMPTY = frozenset(
     {
-        *("return_logprob", "top_logprobs_num", "token_ids_logprob", "return_sampling_mask"),
+        *("token_ids_logprob", "return_sampling_mask"),
         *("custom_logit_processor", "image_data", "video_data", "audio_data", "video_config"),
     }
 )
 """Of the others, those that SGLang's endpoints fill with empty values, or lists of them."""
 
 _OF_A_REQUEST = (
-    "return_logprob",
-    "top_logprobs_num",
     "token_ids_logprob",
     "return_flat_raw_top_logprobs",
     "return_sampling_mask",
@@ -75,6 +74,7 @@ _HINTS = {
 }
 
 _MISPLACED = (
+    *FIELDS,
     *("max_new_tokens", "stop", "stop_token_ids", "ignore_eos", "sampling_seed"),
     *("max_tokens", "max_completion_tokens", "seed", "no_stop_trim", "skip_special_tokens"),
 )
@@ -83,17 +83,14 @@ _MISPLACED = (
 Endpoint = Literal["chat", "completions", "generate"]
 
 _HONOURED: dict[Endpoint, frozenset[str]] = {
-    "chat": frozenset({"custom_params", "tools"}),
-    "completions": frozenset({"custom_params", "echo"}),
-    "generate": frozenset(),
+    "chat": frozenset({"custom_params", "tools", "logprobs", "top_logprobs"}),
+    "completions": frozenset({"custom_params", "echo", "logprobs"}),
+    "generate": frozenset({"return_logprob", "top_logprobs_num"}),
 }
 """Fields with an effect at each endpoint."""
 
 _ALLOWED = {
-    "n": "decoding is greedy, so all answers are the same one; expected 1",
-    "temperature": "decoding is greedy; expected 0, 1, or nothing",
-    "top_p": ALL_TOKENS,
-    "top_k": ALL_TOKENS,
+    "n": ONE_ANSWER,
     "stop_regex": "the scheduler matches patterns, and a slow one stops every request; use stop",
 }
 
@@ -126,10 +123,12 @@ def check_typed(
     check_fields(
         body,
         honoured=_HONOURED[endpoint].union(honoured),
-        neutral={"logprobs": ()} if endpoint == "completions" else {},
         reasons=_HINTS,
         defaults=settings.sampling_defaults,
     )
+    if endpoint != "generate":
+        check_sampling(body)
+        check_log_probabilities(body, chat=endpoint == "chat")
     for name in _MISPLACED if endpoint == "generate" else ():
         if body.get(name) is not None:
             raise L2PDError(f"{name}={shown(body[name])}: its place is in sampling_params")
@@ -142,12 +141,11 @@ def refusal(request: Any, settings: SglangServer) -> str | None:
     """The fault of a Req in the scheduler's process, which may not have passed admission."""
     params = request.sampling_params
     values = {name: getattr(params, name, None) for name in _ASKS_FOR_NOTHING}
-    if getattr(params, "top_k", None) == 1:  # SGLang replaces temperature 0 by this
-        values.pop("temperature")
     try:
         if not isinstance(params.ignore_eos, bool):
             raise L2PDError(f"ignore_eos={shown(params.ignore_eos)}: expected true or false")
         check_effects(values, settings, of_client=False)
+        check_sampling({name: getattr(params, name, None) for name in (*FIELDS, "sampling_seed")})
         check_rest(request)
         check_ids(request.origin_input_ids, settings.model.vocab_size)
     except L2PDError as error:
@@ -161,6 +159,35 @@ def check_rest(request: Any) -> None:
     """
     for name in _OF_A_REQUEST:
         _check_neutral(name, getattr(request, name, None))
+    wanted = request.return_logprob
+    if not isinstance(wanted, bool):
+        raise L2PDError(f"return_logprob={shown(wanted)}: expected true or false")
+    check_top("top_logprobs_num", request.logprob.top_logprobs_num)
+    _check_neutral("token_ids_logprob", request.logprob.token_ids_logprob)
+
+
+def check_wanted(request: Any, batch: bool = False) -> None:
+    """Raise L2PDError for log-probabilities that a GenerateReqInput or a Req cannot ask for.
+    batch: whether it has several prompts, and may have a list with a value for each.
+    """
+    for name in ("return_logprob", "top_logprobs_num", "logprob_start_len"):
+        value = getattr(request, name, None)
+        if isinstance(value, list) and not batch:
+            raise L2PDError(f"{name}={shown(value)}: expected one value for one prompt")
+    for value in _each(request.return_logprob):
+        if value is not None and not isinstance(value, bool):
+            raise L2PDError(f"return_logprob={shown(value)}: expected true or false")
+    for value in _each(request.top_logprobs_num):
+        check_top("top_logprobs_num", value)
+    for value in _each(request.logprob_start_len):
+        if value not in (None, -1) and any(_each(request.return_logprob)):
+            raise L2PDError(
+                f"logprob_start_len={shown(value)}: a prompt has no log-probabilities; leave it out"
+            )
+
+
+def _each(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def check_input(request: Any) -> None:
@@ -171,6 +198,7 @@ def check_input(request: Any) -> None:
     rid = request.rid
     if isinstance(rid, list) and not (batch and rid and all(isinstance(r, str) for r in rid)):
         raise L2PDError(f"rid={shown(rid)}: expected a text, or one for each prompt")
+    check_wanted(request, batch)
     if request.sampling_params == []:
         raise L2PDError("sampling_params=[]: expected names and values")
     for each in fields(request):

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from l2pd_adapters.request_sampling import ASKED, FIELDS, sampling_of
 from l2pd_adapters.serving import generator_of
+from l2pd_adapters.sglang import report
 from l2pd_adapters.sglang.settings import SglangServer
 from l2pd_plugins import UnmaskPolicy
 from l2pd_plugins.block_layout import BlockLayout
 from l2pd_plugins.blocks import BlockBatch
-
-STEP_MAP, NFE = "step_map", "nfe"
-"""Keys of a response's meta_info."""
+from l2pd_plugins.sampling import Sampling
 
 
 @dataclass
@@ -43,6 +43,20 @@ class RequestState:
     """Denoising step, from 0, that committed each token of the answer."""
     nfe_map: list[int] = field(default_factory=list)
     """For each token of the answer, the value of `nfe` when its block was emitted."""
+    sampling: Sampling | None = None
+    """How it draws its tokens; None for greedy decoding."""
+    seeds: list[int] = field(default_factory=list)
+    """For each token of the answer, the seed."""
+    top: int = -1
+    """How many of the most probable tokens it wants at each position; -1 if it wants no
+    log-probabilities.
+    """
+    log_probabilities: list[tuple[float, int]] = field(default_factory=list)
+    """For each token of the answer, if wanted, its log-probability at its commit, and its id."""
+    tops: list[tuple[list[float], list[int]]] = field(default_factory=list)
+    """For each token of the answer, if wanted, the log-probabilities and the ids of the most
+    probable tokens at its commit, the most probable first.
+    """
 
     @classmethod
     def of(cls, request: Any, settings: SglangServer) -> RequestState:
@@ -51,11 +65,34 @@ class RequestState:
         """
         params = request.sampling_params
         seed = getattr(params, "sampling_seed", None)
+        policy = settings.choose(params.custom_params)
         return cls(
-            policy=settings.choose(params.custom_params),
+            policy=policy,
             ignores_end=params.ignore_eos,
             seed=str(request.rid if seed is None else seed),
+            sampling=sampling_of(
+                {name: getattr(params, name) for name in FIELDS},
+                seed=seed,
+                request_id=str(request.rid),
+                vocabulary=settings.model.vocab_size,
+                asked=bool((params.custom_params or {}).get(ASKED)),
+                defaults=settings.sampling_defaults,
+            ),
+            top=request.logprob.top_logprobs_num if request.return_logprob else -1,
         )
+
+    def told(self, own_seed: bool) -> dict[str, list[Any]]:
+        """What SGLang sends to the process that handles HTTP; see `report`. own_seed: whether the
+        request has named its seed.
+        """
+        told: dict[str, list[Any]] = {report.STEP_MAP: self.step_map, report.NFE: self.nfe_map}
+        if self.sampling is not None and not own_seed:
+            told[report.SEED] = self.seeds
+        if self.top >= 0:
+            told[report.LOG_PROBABILITIES] = self.log_probabilities
+        if self.top > 0:
+            told[report.TOP] = self.tops
+        return told
 
 
 @dataclass
@@ -76,6 +113,9 @@ class BlockRow:
     needed: list[bool] = field(init=False)
     """Positions whose logits the next step reads."""
     committed_at: list[int] = field(init=False)
+    log_probabilities: list[float] = field(init=False)
+    """Of each token at its commit; 0 where it was not predicted."""
+    tops: list[tuple[list[float], list[int]]] = field(init=False)
     finished: bool = False
     place: tuple[BlockBatch, int] | None = None
     """The batch that holds the block on the device, and its row there; None before it has one."""
@@ -83,6 +123,8 @@ class BlockRow:
     def __post_init__(self) -> None:
         self.needed = [position >= self.start for position in range(len(self.tokens))]
         self.committed_at = [-1] * len(self.tokens)
+        self.log_probabilities = [0.0] * len(self.tokens)
+        self.tops = [([], [])] * len(self.tokens)
 
     @property
     def masked(self) -> bool:
@@ -121,16 +163,25 @@ class BlockRow:
         """The generator for policies that draw; the same on every rank."""
         return generator_of(f"{self.request.seed}:{self.offset}", device)
 
-    def step(self, tokens: list[int], needed: list[bool]) -> None:
-        """Record the tokens of the block after a denoising step."""
+    def step(
+        self, tokens: list[int], needed: list[bool], log_probabilities: list[float] | None = None
+    ) -> list[int]:
+        """Record the tokens of the block after a denoising step, and the log-probabilities of the
+        predictions. Returns the positions whose token is new.
+        """
+        new = []
         for position in range(self.start, len(tokens)):
             if tokens[position] == self.mask_token_id:
                 self.committed_at[position] = -1
             elif tokens[position] != self.tokens[position]:
                 self.committed_at[position] = self.request.steps
+                new.append(position)
+                if log_probabilities is not None:
+                    self.log_probabilities[position] = log_probabilities[position]
         self.tokens, self.needed = tokens, needed
         self.request.steps += 1
         self.request.nfe += 1
+        return new
 
     def finish(self) -> None:
         """Record that a forward pass has written the block's final keys and values."""
@@ -142,4 +193,13 @@ class BlockRow:
             self.request.carried = batch.carried(at)
         self.request.nfe += 1
         self.request.step_map += self.committed_at[self.start :]
-        self.request.nfe_map += [self.request.nfe] * (len(self.tokens) - self.start)
+        new = len(self.tokens) - self.start
+        request = self.request
+        request.nfe_map += [request.nfe] * new
+        if request.sampling is not None:
+            request.seeds += [request.sampling.seed] * new
+        if request.top >= 0:
+            request.log_probabilities += zip(
+                self.log_probabilities[self.start :], self.tokens[self.start :], strict=True
+            )
+            request.tops += self.tops[self.start :]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from l2pd_adapters.request_fields import check_fields
+from l2pd_adapters.request_sampling import FIELDS
 from l2pd_adapters.vllm.settings import KEY, DiffusionGemmaServer, VllmServer, takes_no_policy
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.shown_values import shown
@@ -51,8 +52,14 @@ def check_typed(
     check_fields(
         body,
         honoured=_HONOURED[endpoint],
-        neutral={"logprobs": ()} if endpoint == "completions" else {},
-        reasons=_HINTS,
+        neutral={
+            **({"logprobs": ()} if endpoint == "completions" else {}),
+            "temperature": (0, 1),
+            "top_p": (1,),
+            "top_k": (-1, 0, 1),
+            "min_p": (0,),
+        },
+        reasons={**_HINTS, **dict.fromkeys(FIELDS, "decoding is greedy; leave it out")},
         defaults=of_the_model,
     )
 

@@ -11,11 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from l2pd_adapters.request_sampling import ASKED, seed_of
 from l2pd_adapters.sglang.refusals import (
     check_effects,
     check_ids,
     check_input,
-    check_rest,
     check_typed,
     refusal,
 )
@@ -25,6 +25,7 @@ from l2pd_plugins import ModelContext, create_policy
 from l2pd_plugins.block_layout import BlockLayout
 from l2pd_plugins.blocks import BlockBatch
 from l2pd_plugins.errors import L2PDError
+from l2pd_plugins.sampling import Sampling
 
 VOCABULARY, MASK, EOT, BLOCK = 40, 39, 38, 8
 
@@ -42,8 +43,15 @@ def server() -> SglangServer:
 
 
 def params(**changes: Any) -> SimpleNamespace:
-    fields = {"custom_params": None, "ignore_eos": False, "top_k": -1, "temperature": 1.0}
-    return SimpleNamespace(**fields | changes)
+    fields = {"custom_params": None, "ignore_eos": False, "top_k": 1 << 30, "temperature": 1.0}
+    return SimpleNamespace(**{"top_p": 1.0, "min_p": 0.0, "sampling_seed": None} | fields | changes)
+
+
+def scheduled(**changes: Any) -> SimpleNamespace:
+    """SGLang's Req."""
+    fields = {"rid": "r", "sampling_params": params(), "origin_input_ids": [1, 2]}
+    logprob = SimpleNamespace(top_logprobs_num=0, token_ids_logprob=None)
+    return SimpleNamespace(**fields | {"return_logprob": False, "logprob": logprob} | changes)
 
 
 def row_of(
@@ -138,9 +146,10 @@ def test_random_numbers_follow_from_seed_and_place() -> None:
 
 
 def test_a_request_chooses_its_policy(server: SglangServer) -> None:
-    request = SimpleNamespace(rid="r", sampling_params=params(ignore_eos=True))
+    request = scheduled(sampling_params=params(ignore_eos=True))
     state = RequestState.of(request, server)
     assert (state.policy.threshold, state.ignores_end, state.seed) == (0.5, True, "r")
+    assert (state.sampling, state.top) == (None, -1)
     request.sampling_params = params(
         custom_params={"unmask_policy": "fixed_schedule", "tokens_per_step": 2, "__theirs": 1},
         sampling_seed=7,
@@ -159,7 +168,7 @@ def test_wrong_custom_params_are_refused(server: SglangServer, custom: Any) -> N
 
 @pytest.mark.parametrize(
     "granted",
-    [{}, {"n": 1, "temperature": 0}, {"temperature": 0.7}, {"json_schema": ""}, {"min_p": 0.0}],
+    [{}, {"n": 1}, {"repetition_penalty": 1.0}, {"json_schema": ""}, {"temperature": 0.3}],
 )
 def test_parameters_at_their_defaults_are_accepted(
     server: SglangServer, granted: dict[str, Any]
@@ -172,8 +181,6 @@ def test_parameters_at_their_defaults_are_accepted(
     [
         ("n", 2),
         ("beam_width", 2),
-        ("temperature", 0.5),
-        ("min_p", 0.1),
         ("min_new_tokens", 1),
         ("frequency_penalty", 0.1),
         ("presence_penalty", 0.1),
@@ -191,7 +198,7 @@ def test_parameters_without_effect_are_refused_by_name(
 ) -> None:
     with pytest.raises(L2PDError, match=f"^{name}="):
         check_effects({name: value}, server)
-    request = SimpleNamespace(sampling_params=params(**{name: value}), origin_input_ids=[1])
+    request = scheduled(sampling_params=params(**{name: value}))
     assert (refusal(request, server) or "").startswith(f"{name}=")
 
 
@@ -203,16 +210,23 @@ def test_parameters_without_effect_are_refused_by_name(
         ({"origin_input_ids": [-1]}, "input_ids: -1 is no token"),
         ({"sampling_params": params(ignore_eos="yes")}, "ignore_eos='yes': expected true or false"),
         ({"sampling_params": params(temperature=0.5, top_k=1)}, None),  # SGLang's temperature 0
-        ({"return_logprob": True}, "return_logprob=True: has no effect"),
-        ({"top_logprobs_num": [0, 0]}, None),
-        ({"top_logprobs_num": [0, 2]}, "top_logprobs_num=[0, 2]: has no effect"),
+        ({"return_logprob": True}, None),
+        ({"return_logprob": [True]}, "return_logprob=[True]: expected true or false"),
+        ({"logprob": SimpleNamespace(top_logprobs_num=21)}, "top_logprobs_num=21: expected 0 to"),
+        (
+            {"logprob": SimpleNamespace(top_logprobs_num=0, token_ids_logprob=[1])},
+            "token_ids_logprob=[1]: has no effect",
+        ),
+        ({"return_flat_raw_top_logprobs": True}, "return_flat_raw_top_logprobs=True"),
+        ({"sampling_params": params(temperature=float("inf"))}, "temperature=inf"),
+        ({"sampling_params": params(temperature=1e-4)}, "temperature=0.0001"),
+        ({"sampling_params": params(sampling_seed=1 << 63)}, "sampling_seed="),
     ],
 )
 def test_the_scheduler_refuses_unchecked_requests(
     server: SglangServer, changes: dict[str, Any], said: str | None
 ) -> None:
-    fields = {"sampling_params": params(), "origin_input_ids": [1, 2]} | changes
-    found = refusal(SimpleNamespace(**fields), server)
+    found = refusal(scheduled(**changes), server)
     assert found is None if said is None else (found or "").startswith(said)
 
 
@@ -227,10 +241,41 @@ def test_ids_outside_the_vocabulary_are_refused(ids: list) -> None:
         check_ids(ids, VOCABULARY)
 
 
-def test_a_request_that_asks_for_log_probabilities_is_refused() -> None:
-    check_rest(SimpleNamespace(return_logprob=[False, False]))
-    with pytest.raises(L2PDError, match=r"^return_logprob=\[False, True\]"):
-        check_rest(SimpleNamespace(return_logprob=[False, True]))
+@pytest.mark.parametrize(
+    ("changes", "sampling"),
+    [
+        ({"top_k": 1}, None),  # SGLang's temperature 0
+        ({"temperature": 0.7}, None),  # the checkpoint's own
+        ({"temperature": 0.5}, Sampling(seed_of("r"), 0.5)),
+        ({"sampling_seed": 5}, Sampling(5)),
+        ({"custom_params": {ASKED: True}}, Sampling(seed_of("r"))),
+        ({"temperature": 0.7, "custom_params": {ASKED: True}}, Sampling(seed_of("r"), 0.7)),
+        ({"top_k": 5, "top_p": 0.9}, Sampling(seed_of("r"), 1.0, 5, 0.9)),
+        ({"min_p": 0.25, "top_k": VOCABULARY}, Sampling(seed_of("r"), min_p=0.25)),
+    ],
+)
+def test_a_request_samples_if_the_client_says_so(
+    server: SglangServer, changes: dict[str, Any], sampling: Sampling | None
+) -> None:
+    assert (
+        RequestState.of(scheduled(sampling_params=params(**changes)), server).sampling == sampling
+    )
+
+
+def test_a_request_may_want_log_probabilities(server: SglangServer) -> None:
+    state = RequestState.of(scheduled(return_logprob=True), server)
+    assert (state.top, list(state.told(True))) == (
+        0,
+        ["step_map", "nfe", "l2pd_log_probabilities"],
+    )
+    logprob = SimpleNamespace(top_logprobs_num=3, token_ids_logprob=None)
+    state = RequestState.of(
+        scheduled(return_logprob=True, logprob=logprob, sampling_params=params(top_p=0.5)), server
+    )
+    assert (state.top, list(state.told(False))) == (
+        3,
+        ["step_map", "nfe", "seed", "l2pd_log_probabilities", "l2pd_top"],
+    )
 
 
 @dataclass
@@ -244,6 +289,7 @@ class Input:
     image_data: Any = None
     return_logprob: Any = None
     top_logprobs_num: Any = None
+    logprob_start_len: Any = None
     lora_path: Any = None
     lora_id: Any = None
     session_params: Any = None
@@ -260,7 +306,8 @@ class Input:
         {"text": ["a", "b"], "rid": ["r", "s"]},
         {"input_ids": [[1], [2]], "rid": ["r", "s"]},
         {"input_ids": [1, 2], "image_data": [], "top_logprobs_num": 0, "return_logprob": False},
-        {"text": ["a", "b"], "return_logprob": [False, False], "top_logprobs_num": [0, 0]},
+        {"text": ["a", "b"], "return_logprob": [False, True], "top_logprobs_num": [0, 20]},
+        {"text": "a", "return_logprob": True, "top_logprobs_num": 5, "logprob_start_len": -1},
     ],
 )
 def test_an_ordinary_input_is_granted(granted: dict[str, Any]) -> None:
@@ -274,7 +321,13 @@ def test_an_ordinary_input_is_granted(granted: dict[str, Any]) -> None:
         ("rid", []),
         ("sampling_params", []),
         ("image_data", "x"),
-        ("return_logprob", [False, True]),
+        ("return_logprob", [True]),
+        ("return_logprob", 2),
+        ("top_logprobs_num", 21),
+        ("top_logprobs_num", -1),
+        ("top_logprobs_num", True),
+        ("top_logprobs_num", 1 << 70),
+        ("top_logprobs_num", [1]),
         ("lora_id", ["x"]),
         ("lora_id", []),
         ("session_params", {}),
@@ -303,8 +356,21 @@ def test_a_batch_needs_a_text_for_each_id(rid: list) -> None:
         ("chat", {"max_completion_tokens": -1}, "max_completion_tokens"),
         ("chat", {"echo": True}, "echo"),
         ("chat", {"logprobs": 0}, ""),
+        ("chat", {"logprobs": True, "top_logprobs": 20, "temperature": 0.7, "top_k": 5}, ""),
+        ("chat", {"logprobs": 2}, "logprobs"),
+        ("chat", {"top_logprobs": 2}, "top_logprobs"),
+        ("chat", {"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ("chat", {"logprobs": True, "return_logprob": True}, "return_logprob"),
+        ("chat", {"temperature": -1}, "temperature"),
+        ("chat", {"top_k": 1 << 63}, "top_k"),
+        ("completions", {"top_logprobs": 2}, "top_logprobs"),
+        ("completions", {"logprobs": 21}, "logprobs"),
+        ("completions", {"logprobs": 0, "echo": True}, "echo"),
+        ("completions", {"temperature": 1e-30}, "temperature"),
+        ("generate", {"return_logprob": True, "top_logprobs_num": 3}, ""),
+        ("generate", {"logprobs": True}, "logprobs"),
         ("chat", {"vllm_xargs": {"decoding_plugin": "klass"}}, "vllm_xargs"),
-        ("completions", {"logprobs": 0}, "logprobs"),
+        ("completions", {"logprobs": 0}, ""),
         ("completions", {"echo": True, "custom_params": {"unmask_policy": "klass"}}, ""),
         ("completions", {"tools": [{}]}, "tools"),
         ("generate", {"temperature": 0.5}, "temperature"),
@@ -328,11 +394,3 @@ def test_a_completion_template_has_a_place_for_a_suffix(server: SglangServer) ->
     check_typed({"suffix": "x"}, "completions", server, honoured=["suffix"])
     with pytest.raises(L2PDError, match=r"^suffix="):
         check_typed({"suffix": "x"}, "completions", server)
-
-
-def test_the_scheduler_does_not_judge_what_sglang_has_normalised(server: SglangServer) -> None:
-    for name, value in (("top_p", 0.9), ("top_k", 5)):
-        with pytest.raises(L2PDError, match=f"^{name}="):
-            check_effects({name: value}, server)
-        request = SimpleNamespace(sampling_params=params(**{name: value}), origin_input_ids=[1])
-        assert refusal(request, server) is None

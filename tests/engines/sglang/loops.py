@@ -36,11 +36,10 @@ def make_config(
     return config
 
 
-def make_request(rid, prompt, config, *, max_new_tokens=24, custom_params=None, ignore_eos=False):
-    """A request as the scheduler makes it, accepted by the algorithm unless that refuses it."""
-    params = SamplingParams(
-        max_new_tokens=max_new_tokens, custom_params=custom_params, ignore_eos=ignore_eos
-    )
+def make_request(rid, prompt, config, *, max_new_tokens=24, **parameters):
+    """A request as the scheduler makes it, accepted by the algorithm unless that refuses it.
+    parameters: other sampling parameters."""
+    params = SamplingParams(max_new_tokens=max_new_tokens, **parameters)
     params.normalize(None)
     request = Req(
         rid,

@@ -54,10 +54,6 @@ def policies(folder):
 
 NO_EFFECT = (
     ("n", 2),
-    ("temperature", 0.7),
-    ("top_p", 0.5),
-    ("top_k", 5),
-    ("min_p", 0.1),
     ("min_new_tokens", 3),
     ("frequency_penalty", 0.5),
     ("presence_penalty", 0.5),
@@ -72,8 +68,14 @@ NO_EFFECT = (
     ("stop_regex", "("),
 )
 OF_A_REQUEST = (
-    ("return_logprob", True),
-    ("top_logprobs_num", 2),
+    ("return_logprob", [True]),
+    ("return_logprob", 5),
+    ("return_logprob", "x"),
+    ("top_logprobs_num", 21),
+    ("top_logprobs_num", 2**70),
+    ("top_logprobs_num", [1]),
+    ("top_logprobs_num", -1),
+    ("logprob_start_len", "x"),
     ("token_ids_logprob", [1]),
     ("custom_logit_processor", "x"),
     ("return_sampling_mask", True),
@@ -138,6 +140,18 @@ def parameters(folder):
         yield "/generate", {"input_ids": ids, "sampling_params": {"max_new_tokens": 8}}
 
 
+def sampling(folder):
+    for name, value in hostile.WRONG_SAMPLING:
+        for stream in (False, True):
+            theirs = {"seed": "sampling_seed"}.get(name, name)
+            yield "/generate", body_of("/generate", stream, **{theirs: value})
+            for path in OPENAI_PATHS:
+                yield path, {**body_of(path, stream), name: value}
+    for path, wrong in hostile.WRONG_LOGPROBS:
+        for stream in (False, True):
+            yield f"/v1/{path}", {**body_of(f"/v1/{path}", stream), **wrong}
+
+
 def long_list(folder):
     """A list that is as long as SGLang's own parsing, which comes before our checks, allows."""
     params = {"unmask_policy": "confidence_threshold", "threshold": [0.5] * 200_000}
@@ -153,7 +167,7 @@ def ordinary(server):
     return hostile.same_as_before(ask)
 
 
-@pytest.mark.parametrize("requests", [policies, parameters, long_list])
+@pytest.mark.parametrize("requests", [policies, parameters, sampling, long_list])
 def test_refused_at_once_and_the_server_goes_on(server, ordinary, requests, tmp_path):
     assert hostile.attack(server.url, requests(tmp_path), ordinary) == []
 
