@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from itertools import accumulate
+from itertools import accumulate, zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from l2pd_plugins.later_blocks import LaterBlocks
+from l2pd_plugins.later_blocks import LaterBlocks, begin_next
 from l2pd_plugins.policy import UnmaskPolicy
 from l2pd_plugins.policy_calls import OnError, Runner, State, prepare
-from l2pd_plugins.policy_groups import Beginnings, Group, Groups, IndexedRows, Rows, joined_state
+from l2pd_plugins.policy_groups import Group, Groups, IndexedRows, Rows, joined_state
+from l2pd_plugins.row_options import kinds_of
 from l2pd_plugins.sampling import RowSampling, Sampling, generators_or_none
 from l2pd_plugins.upload import upload
 
@@ -56,7 +57,7 @@ class BlockBatch:
     """(B,) int64: number of positions of the canvas to which the block belongs."""
     mask_token_id: int
     policies: list[UnmaskPolicy]
-    """One policy per row; rows with the same object form a group."""
+    """One policy per row; rows with policies of one kind form a group."""
     ignores_end: Tensor
     """(B,) bool: rows that continue after an end-of-text token."""
     reference: Tensor | None = None
@@ -124,8 +125,9 @@ class BlockBatch:
             on_error=on_error,
             observe=observe,
         )
-        for policy, members in batch._groups.by_policy(batch.generators):
-            batch._groups.add(members, *prepare(policy, len(members), tokens, on_error))
+        for members in batch._groups.by_kind(kinds_of(policies), batch.generators):
+            prepared = prepare(policies[members[0]], len(members), tokens, on_error)
+            batch._groups.add(members, *prepared)
         batch._groups.index()
         return batch
 
@@ -246,24 +248,32 @@ class BlockBatch:
                 [b.tokens if b.reference is None else b.reference for b in batches]
             )
         places = {id(batch): batch._groups.places() for batch in batches}
-        for _, members in gathered._groups.by_policy(gathered.generators):
-            origins = [places[id(batch)][row] for batch, row in (rows[at] for at in members)]
-            gathered._groups.add(members, *joined_state(origins, index, some.on_error))
+        origins = [places[id(batch)][row] for batch, row in rows]
+        kinds = [group.runner.kind for group, _ in origins]
+        for members in gathered._groups.by_kind(kinds, gathered.generators):
+            joining = [origins[at] for at in members]
+            gathered._groups.add(members, *joined_state(joining, index, some.on_error))
         gathered._groups.index()
         gathered._later = LaterBlocks.gathered(rows)
         return gathered
 
     @classmethod
     def resume(
-        cls, groups: Sequence[tuple[list[int], Runner, State]], **per_row: Any
+        cls,
+        groups: Sequence[tuple[list[int], Runner, State]],
+        columns: Sequence[State] = (),
+        **fields_: Any,
     ) -> BlockBatch:
-        """A batch in the middle of its decode, created from its fields. groups: for each policy,
-        its rows, its runner and its state.
+        """A batch in the middle of its decode, created from its fields. groups: for each kind of
+        policy, its rows, its runner and its state. columns: their row options (see `Group`).
         """
-        rows = sum(len(members) for members, _, _ in groups)
-        batch = cls(**per_row, policies=[groups[0][1].policy] * rows if groups else [])
-        for members, runner, state in groups:
-            batch._groups.add(members, runner, state)
+        policies = fields_.pop("policies", None)
+        if policies is None:
+            by_row = {row: runner.policy for rows, runner, _ in groups for row in rows}
+            policies = [by_row[row] for row in range(len(by_row))]
+        batch = cls(**fields_, policies=policies)
+        for (members, runner, state), known in zip_longest(groups, columns):
+            batch._groups.add(members, runner, state, known)
         batch._groups.index()
         return batch
 
@@ -339,7 +349,7 @@ class BlockBatch:
             raise ValueError(
                 "reference=None: rows that have a reference need that of the next block"
             )
-        begun = self._beginnings(set(rows), tokens)
+        begun, self._later = begin_next(self._groups, self._later, set(rows), tokens, self.on_error)
         present = torch.ones_like(tokens, dtype=torch.bool) if present is None else present
         index = upload(rows, self.tokens.device)
         self.renew(IndexedRows(index), tokens, present, begun.fresh, reference=reference)
@@ -372,19 +382,6 @@ class BlockBatch:
             self.reference = rows.put(before, reference)
         for group, members, fresh in states:
             group.renew(members, fresh)
-
-    def _beginnings(self, moving: set[int], tokens: Tensor) -> Beginnings:
-        """The states with which the moving rows begin blocks of the shape of `tokens`. The blocks
-        that they reach are removed from the later blocks.
-        """
-        if self._later is None:
-            return Beginnings.of(self._groups, moving, {}, tokens, self.on_error)
-        reached = self._later.nearest(moving)
-        places = self._later.blocks._groups.places()
-        kept = {row: places[at] for row, at in reached.items()}
-        begun = Beginnings.of(self._groups, moving, kept, tokens, self.on_error)
-        self._later = self._later.without(set(reached.values()))
-        return begun
 
     def _check_shape(self, name: str, values: Tensor) -> None:
         if values.shape != self.tokens.shape:

@@ -6,27 +6,26 @@ policy, and nothing reads a value back to the host.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from l2pd_plugins.blocks import OF_THE_BLOCK, BlockBatch
+from l2pd_plugins.blocks import BlockBatch
 from l2pd_plugins.end_of_text import EndOfText, behind_end, is_end_of_text
-from l2pd_plugins.errors import ANY_FAILURE
+from l2pd_plugins.group_answers import ask, joined, of_group, put_group, seen_by
 from l2pd_plugins.policy import DenoisingStep
-from l2pd_plugins.policy_calls import InputChanged, OnError, report_failure, stand_in
-from l2pd_plugins.policy_groups import Group
+from l2pd_plugins.policy_calls import OnError
 from l2pd_plugins.progress_rules import progress_of
 from l2pd_plugins.sampling import sample_tokens
 from l2pd_plugins.selection import ranks
 from l2pd_plugins.statistics import RowStatistics, row_statistics
 
 _COMPUTED = frozenset({"confidence", "entropy", "margin"})
-_OF_LOGITS = ("x0", "confidence", "entropy", "margin")
 
 
 @dataclass(frozen=True)
@@ -114,33 +113,39 @@ def denoising_step(
     sound = block.masked & ~step.confidence.isnan()
     decided, chosen = [], []
     failed: set[int] = set()
-    for group in block._groups:
-        seen = _seen_by(step, group, block, on_error)
+    waiting = deque(block._groups)
+    while waiting:
+        group = waiting.popleft()
+        seen = seen_by(step, group, block, on_error)
         has_logits = seen.has("logits")
-        answer = _ask(group, "select", seen, block, on_error)
+        answer = ask(group, "select", seen, block, on_error)
         if answer is None:
+            parts = block._groups.split(group)
+            if parts:
+                waiting.extendleft(reversed(parts))
+                continue
             # The policy may have written to its input. If it has the whole batch, that input is not
             # a copy, so it is not called again; if it was given the logits, everything else was a
             # copy.
             if group.index is None and not has_logits:
                 step = _observe(block, logits, positions, x0, suppress_mask)
-            seen = _seen_by(step, group, block, on_error)
+            seen = seen_by(step, group, block, on_error)
             answer = torch.zeros_like(seen.masked)
             failed.update(group.members)
         if group.runner.stands_in:
             failed.update(group.members)
-        candidates = _of(sound, group)
+        candidates = of_group(sound, group)
         selected = answer & candidates
         chosen.append(selected)
         # From the core's own tensors: a policy may have written to those that it was given.
-        confidence, masked = _of(step.confidence, group), _of(block.masked, group)
+        confidence, masked = of_group(step.confidence, group), of_group(block.masked, group)
         rule = group.runner.traits.progress
         selected = selected | progress_of(rule, selected, confidence, masked, candidates)
         if group.runner.traits.edits:
-            ignores_end = _of(block.ignores_end, group)
+            ignores_end = of_group(block.ignores_end, group)
             selected = selected | (answer & _editable(seen, ignores_end, end_of_text))
         decided.append(selected)
-    committed, selected = _joined(block, decided), _joined(block, chosen)
+    committed, selected = joined(block, decided), joined(block, chosen)
     if not suppress_mask:
         committed &= step.x0 != block.mask_token_id
 
@@ -155,16 +160,24 @@ def denoising_step(
         if end_of_text.rule != "off":  # positions after an end of text stay cut
             ends = is_end_of_text(tokens, end_of_text.token_ids)
             open_to_it &= ~ends | block.ignores_end.unsqueeze(-1)
-        for group in block._groups:
+        waiting = deque(block._groups)
+        while waiting:
+            group = waiting.popleft()
             if group.runner.traits.remasks:
-                seen = _seen_by(step, group, block, on_error)
-                after = seen.changed(tokens=_of(tokens, group), masked=_of(masked, group))
-                answer = _ask(group, "remask", after, block, on_error)
+                seen = seen_by(step, group, block, on_error)
+                after = seen.changed(tokens=of_group(tokens, group), masked=of_group(masked, group))
+                answer = ask(group, "remask", after, block, on_error)
                 if answer is None:
-                    failed.update(group.members)
+                    parts = block._groups.split(group)
+                    waiting.extend(parts)
+                    failed.update([] if parts else group.members)
                     continue
-                back = answer & _of(open_to_it, group)
-                _put(remasked, group, back & (ranks(-seen.confidence, back) < _of(allowed, group)))
+                back = answer & of_group(open_to_it, group)
+                put_group(
+                    remasked,
+                    group,
+                    back & (ranks(-seen.confidence, back) < of_group(allowed, group)),
+                )
         tokens = tokens.masked_fill(remasked, block.mask_token_id)
 
     block.step_index = block.step_index + block.masked.any(-1)
@@ -202,8 +215,12 @@ def _look_ahead(
         return
     blocks = block._later.blocks
     step = _observe(blocks, *logits, None, suppress_mask)
-    for group in blocks._groups:
-        _ask(group, "select", _seen_by(step, group, blocks, on_error), blocks, on_error)
+    waiting = deque(blocks._groups)
+    while waiting:
+        group = waiting.popleft()
+        seen = seen_by(step, group, blocks, on_error)
+        if ask(group, "select", seen, blocks, on_error) is None:
+            waiting.extend(blocks._groups.split(group))
 
 
 def _observe(
@@ -304,62 +321,6 @@ def _suppressed_late(
     return RowStatistics(**{each.name: chosen(each.name) for each in fields(RowStatistics)})
 
 
-def _seen_by(
-    step: DenoisingStep, group: Group, block: BlockBatch, on_error: OnError
-) -> DenoisingStep:
-    """The step for the group's rows, with only the statistics that its policy requires."""
-    requires = group.runner.traits.requires
-    changes: dict[str, Any] = {
-        name: None for name in ("entropy", "margin", "logits", "reference") if name not in requires
-    }
-    if "committed" not in requires and "committed" in block.requires:
-        masked, certain = block.masked, block.present.to(torch.float32)
-        changes["x0"] = torch.where(masked, step.x0, block.tokens)
-        changes["confidence"] = torch.where(masked, step.confidence, certain)
-        if "entropy" in requires and step.has("entropy"):
-            changes["entropy"] = step.entropy * masked
-        if "margin" in requires and step.has("margin"):
-            changes["margin"] = torch.where(masked, step.margin, certain)
-    generators = block.generators
-    if generators is not None and generators[group.members[0]] is not None:
-        # Only for its own rows; the others are never read.
-        changes["generator"] = tuple(generators)
-    # Always a copy, so that no policy holds the step that the core continues to use.
-    seen = step.changed(policy=group.runner.traits.name, **changes)
-    if group.index is not None:
-        return seen.select_rows(group.index, group.members)
-    if on_error == "raise":  # a policy that writes to its input ends the decode
-        return seen
-    # The group has all rows: copy the block's own tensors, so that a write does not reach the
-    # block. If the policy may write to the logits, copy everything that was computed from them,
-    # too.
-    names = [*OF_THE_BLOCK]
-    if seen.has("logits"):
-        names += [name for name in _OF_LOGITS if seen.has(name)]
-    return seen.changed(**{name: getattr(seen, name).clone() for name in names})
-
-
-def _of(values: Tensor, group: Group) -> Tensor:
-    return values if group.index is None else values.index_select(0, group.index)
-
-
-def _put(target: Tensor, group: Group, values: Tensor) -> None:
-    if group.index is None:
-        target.copy_(values)
-    else:
-        target.index_copy_(0, group.index, values)
-
-
-def _joined(block: BlockBatch, values: list[Tensor]) -> Tensor:
-    """bool (B, L) of all rows, joined from those of each group."""
-    if len(values) == 1 and block._groups[0].index is None:
-        return values[0]
-    joined = torch.zeros_like(block.masked)
-    for group, of_group in zip(block._groups, values, strict=True):
-        _put(joined, group, of_group)
-    return joined
-
-
 def _editable(step: DenoisingStep, ignores_end: Tensor, end_of_text: EndOfText) -> Tensor:
     """bool (B, L): the committed positions whose prediction is valid and differs from their token.
     ignores_end: (B,) bool, rows in which end-of-text tokens have no special meaning.
@@ -369,28 +330,3 @@ def _editable(step: DenoisingStep, ignores_end: Tensor, end_of_text: EndOfText) 
         ends = is_end_of_text(step.tokens, end_of_text.token_ids)
         differs &= ~ends | ignores_end.unsqueeze(-1)
     return differs & ~step.confidence.isnan()
-
-
-def _ask(
-    group: Group,
-    method: Literal["select", "remask"],
-    step: DenoisingStep,
-    block: BlockBatch,
-    on_error: OnError,
-) -> Tensor | None:
-    """The policy's answer; None if it fails."""
-    runner, before = group.runner, dict(group.state)
-    try:
-        return runner.ask(method, step, group.state)
-    except KeyboardInterrupt:
-        raise
-    except ANY_FAILURE as error:
-        if isinstance(error, InputChanged) or not runner.keeps_form(before, step.masked):
-            # It cannot be called again: it has changed the rows or their state.
-            group.runner, before = stand_in(runner.policy, method, error, on_error), {}
-            for row in group.members:
-                block.policies[row] = group.runner.policy
-        else:
-            report_failure(runner.policy, method, error, on_error)
-        group.state = before
-        return None

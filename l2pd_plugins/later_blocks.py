@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from l2pd_plugins.policy_calls import OnError
+from l2pd_plugins.policy_groups import Beginnings, Groups
 from l2pd_plugins.upload import upload
 
 if TYPE_CHECKING:
@@ -89,3 +90,22 @@ class LaterBlocks:
             return None
         gathered = self.blocks.gather([(self.blocks, at) for at in kept])
         return LaterBlocks(gathered, [self.rows[at] for at in kept])
+
+
+def begin_next(
+    groups: Groups,
+    later: LaterBlocks | None,
+    moving: set[int],
+    tokens: Tensor,
+    on_error: OnError,
+) -> tuple[Beginnings, LaterBlocks | None]:
+    """The states with which the moving rows begin blocks of the shape of `tokens`, and the later
+    blocks without those that they reach. Raises what `Beginnings.of` does.
+    """
+    if later is None:
+        return Beginnings.of(groups, moving, {}, tokens, on_error), None
+    reached = later.nearest(moving)
+    places = later.blocks._groups.places()
+    kept = {row: places[at] for row, at in reached.items()}
+    begun = Beginnings.of(groups, moving, kept, tokens, on_error)
+    return begun, later.without(set(reached.values()))

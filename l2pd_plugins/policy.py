@@ -179,6 +179,19 @@ class UnmaskPolicy(ABC):
     so far. All other tensors are initialised again.
     """
 
+    row_options: ClassVar[frozenset[str]] = frozenset()
+    """Names of options that may have one value per row. Rows whose policies have the same class and
+    differ only in these are then decided by one call, on a copy of the policy in which each is a
+    tensor (B, 1): float32 for a number, int64 for a whole number, bool for a flag; None stays None.
+    ``step.confidence >= self.threshold`` reads the same for both forms.
+
+    Both forms must give the same result to the bit. A number that meets a float32 tensor is rounded
+    to float32, as in the column; but ``risk**0.7`` on a number is computed in float64. Such a value
+    belongs into an attribute of its own (a `functools.cached_property`), which is named here beside
+    its option. `init_state` is called on one of the policies and must not depend on these options,
+    and no other attribute may differ with them. The conformance kit checks all this.
+    """
+
     def for_model(self, model: ModelContext) -> UnmaskPolicy:
         """Return the policy to run with this model; called once before a decode.
 

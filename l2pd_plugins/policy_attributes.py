@@ -8,12 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from functools import partial
+from inspect import getattr_static
 from pathlib import PurePath
 from typing import Any
 
 from l2pd_plugins.errors import ANY_FAILURE, PolicyRuntimeError, describe_error, printable
 from l2pd_plugins.policy import PROGRESS_RULES, STATISTICS, RemaskingPolicy
 from l2pd_plugins.shown_values import shown
+
+_MISSING = object()
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ class Traits:
     remasks: bool
     carries: frozenset[str] = frozenset()
     name: str = ""
+    row_options: frozenset[str] = frozenset()
 
 
 class TraitError(Exception):
@@ -68,6 +73,7 @@ def read_traits(policy: Any) -> Traits:
         remasks=issubclass(type(policy), RemaskingPolicy),
         carries=carried,
         name=name_of(policy),
+        row_options=_read_row_options(policy),
     )
 
 
@@ -78,6 +84,35 @@ def read_progress(policy: Any) -> str:
         choices = ", ".join(PROGRESS_RULES)
         raise TraitError("progress", f"progress = {shown(progress)} must be one of {choices}")
     return progress
+
+
+def _read_row_options(policy: Any) -> frozenset[str]:
+    declared = _read(policy, "row_options")
+    names: frozenset[str] | None = _guarded("row_options", lambda: _set_of(declared))
+    if names is None or not all(type(name) is str for name in names):
+        said = f"row_options = {shown(declared)} must be a set of names of options"
+        raise TraitError("row_options", said)
+    for name in sorted(names):
+        value = _guarded(name, partial(getattr, policy, name, _MISSING))
+        if value is _MISSING:
+            raise TraitError(
+                "row_options",
+                f"row_options names {shown(name)}, which is no option of the policy; its options "
+                f"are: {', '.join(options_of(policy)) or 'none'}",
+            )
+        if value is not None and not issubclass(type(value), (int, float)):
+            raise TraitError(
+                "row_options",
+                f"row_options names {shown(name)}, which is {shown(value)}; expected a number, a "
+                "flag or None",
+            )
+        if hasattr(getattr_static(type(policy), name, None), "__set__"):
+            raise TraitError(
+                "row_options",
+                f"row_options names {shown(name)}, which is a property; expected an attribute that "
+                "a copy can set, such as a functools.cached_property",
+            )
+    return names
 
 
 def _set_of(value: Any) -> frozenset[Any] | None:

@@ -9,6 +9,7 @@ the host: shapes, types and version counters are known there.
 from __future__ import annotations
 
 import logging
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ from l2pd_plugins.errors import (
 from l2pd_plugins.once import Once
 from l2pd_plugins.policy import PROGRESS_RULES, DenoisingStep, UnmaskPolicy
 from l2pd_plugins.policy_attributes import TraitError, Traits, name_of, read_progress, read_traits
+from l2pd_plugins.row_options import Same, kind_of, with_columns
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +78,8 @@ class Runner:
     traits: Traits
     form: dict[str, tuple[torch.Size, torch.dtype, torch.device]] = field(default_factory=dict)
     """For each tensor of its state: the shape of one row, the dtype and the device."""
+    kind: Hashable = None
+    """Equal for policies whose rows run together (see `row_options.kind_of`)."""
 
     @property
     def stands_in(self) -> bool:
@@ -97,14 +101,25 @@ class Runner:
         parts = [f"{n!r}: {dtype} (rows, {tuple(s)})" for n, (s, dtype, _) in self.form.items()]
         return printable(f"the state {', '.join(parts) or '{}'}")
 
-    def ask(self, method: Literal["select", "remask"], step: DenoisingStep, state: State) -> Tensor:
-        """The policy's answer, after checking it and the state. Raises what the policy raises, and
-        ContractError.
+    def ask(
+        self,
+        method: Literal["select", "remask"],
+        step: DenoisingStep,
+        state: State,
+        columns: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """The policy's answer, after checking it and the state. columns: its row options, if these
+        have a value for each row. Raises what the policy raises, and ContractError.
         """
+        columns = columns or {}
         rows, shape, shown = step.masked, step.masked.shape, _versions(step)
-        answer = getattr(self.policy, method)(step, state)
+        given = _counted(columns.values())
+        asked = with_columns(self.policy, columns)
+        answer = getattr(asked, method)(step, state)
         if _versions(step) != shown:
             raise InputChanged(f"changed {', '.join(_changed(step, shown))} in place")
+        if _counted(columns.values()) != given:
+            raise InputChanged("changed a row option in place")
         for name in ("tokens", "masked", "x0", "confidence", "present"):
             if getattr(step, name).shape != shape:
                 raise InputChanged(f"changed the shape of step.{name}")
@@ -149,7 +164,7 @@ def prepare(
         unknown = sorted(traits.carries - state.keys())
         if unknown:
             raise ContractError(f"gave no state {unknown[0]!r}, which `carries` names")
-        return Runner(policy, traits, _form_of(state)), state
+        return Runner(policy, traits, _form_of(state), kind_of(policy)), state
     except KeyboardInterrupt:
         raise
     except ANY_FAILURE as error:
@@ -165,6 +180,7 @@ def stand_in(policy: UnmaskPolicy, method: str, error: BaseException, on_error: 
     return Runner(
         made := _ProgressOnly(name_of(policy), _progress_of(policy)),
         Traits(frozenset(), made.progress, edits=False, remasks=False),
+        kind=Same(made),
     )
 
 
@@ -174,24 +190,39 @@ def report_failure(
     """Raise PolicyRuntimeError if on_error is "raise"; else log the failure, once per policy."""
     if isinstance(error, TraitError):
         method = error.attribute
+    name = name_of(policy)
+    label = f"policy {printable(repr(name))}: {method} failed"
+    then = f"its rows continue with the progress rule {_progress_of(policy)!r}"
+    _report(name, label, then, error, on_error)
+
+
+def report_columns(
+    runner: Runner,
+    method: str,
+    columns: Iterable[str],
+    error: BaseException,
+    on_error: OnError,
+) -> None:
+    """As `report_failure`, for a policy that fails when its row options are columns."""
+    name = name_of(runner.policy)
+    label = (
+        f"policy {printable(repr(name))}: {method} failed with one value per row of "
+        f"{', '.join(columns)}, which its row_options name"
+    )
+    _report(f"{name}.row_options", label, "each value is asked on its own", error, on_error)
+
+
+def _report(key: str, label: str, then: str, error: BaseException, on_error: OnError) -> None:
+    if isinstance(error, TraitError):
         said = error.problem
     else:
         # The messages of these types need no type name; a policy may have raised one itself.
         plain = isinstance(error, (ContractError, L2PDError))
         said = describe_error(error, named=not plain)
-    name = name_of(policy)
-    label = f"policy {printable(repr(name))}: {method} failed"
     if on_error == "raise":
         raise PolicyRuntimeError(f"{label}: {said}") from error
-    if not _first_failure(name):
-        return
-    logger.error(
-        "%s; its rows continue with the progress rule %r: %s",
-        label,
-        _progress_of(policy),
-        said,
-        exc_info=error,
-    )
+    if _first_failure(key):
+        logger.error("%s; %s: %s", label, then, said, exc_info=error)
 
 
 def _progress_of(policy: UnmaskPolicy) -> str:
@@ -248,12 +279,13 @@ def _versions(step: DenoisingStep) -> list[int] | None:
     """Version counters: how often each tensor of the step was written to. None under a compiler,
     where torch does not count; it also does not count for tensors created in inference mode.
     """
+    return _counted(step.__dict__[name] for name in _TENSORS)
+
+
+def _counted(tensors: Iterable[Tensor | None]) -> list[int] | None:
     if torch.compiler.is_compiling():
         return None
-    return [
-        -1 if (tensor := step.__dict__[name]) is None or tensor.is_inference() else tensor._version
-        for name in _TENSORS
-    ]
+    return [-1 if each is None or each.is_inference() else each._version for each in tensors]
 
 
 def _changed(step: DenoisingStep, before: list[int] | None) -> list[str]:

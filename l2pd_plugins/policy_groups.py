@@ -1,4 +1,4 @@
-"""The rows of a batch, grouped by policy, and the state that each policy keeps for them.
+"""The rows of a batch, grouped by kind of policy, and the state that is kept for them.
 
 A set of rows is given in two ways: by indices, if the host knows them, or by a mask on the device,
 if it does not. `put` has the same interface for both, so the code that moves rows to their next
@@ -7,18 +7,19 @@ block is written once. Nothing here reads a value back to the host.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from l2pd_plugins.errors import ANY_FAILURE
-from l2pd_plugins.policy import UnmaskPolicy
+from l2pd_plugins.policy import DenoisingStep, UnmaskPolicy
 from l2pd_plugins.policy_calls import ContractError, OnError, Runner, State, stand_in
+from l2pd_plugins.row_options import Same, columns_of
 from l2pd_plugins.upload import upload
 
 
@@ -66,15 +67,24 @@ class MarkedRows:
 
 @dataclass(eq=False)
 class Group:
-    """The rows of a batch that run the same policy. Rows with a generator and rows without are
-    separate groups.
+    """The rows of a batch whose policies are of one kind (see `row_options.kind_of`). Rows with a
+    generator and rows without are separate groups.
     """
 
     runner: Runner
+    """Runs the policy of the first member."""
     members: list[int]
     state: State
     index: Tensor | None = None
     """`members` on the device; None if they are all rows."""
+    columns: dict[str, Tensor] | None = None
+    """The row options, each (N, 1); empty if all members have the same policy. None until they are
+    derived from the members' policies.
+    """
+
+    def ask(self, method: Literal["select", "remask"], step: DenoisingStep) -> Tensor:
+        """The policy's answer for the members. Raises what the policy raises, and ContractError."""
+        return self.runner.ask(method, step, self.state, self.columns)
 
     def rows_at(self, local: list[int], device: torch.device) -> IndexedRows:
         """The rows at these places of `members`, in order."""
@@ -113,7 +123,7 @@ class Group:
 
 
 class Groups:
-    """All rows of a batch, grouped by policy.
+    """All rows of a batch, grouped by kind of policy.
 
     Which row runs which policy is known on the host, so grouping costs no synchronisation.
     """
@@ -138,24 +148,32 @@ class Groups:
     def __getitem__(self, at: int) -> Group:
         return self._each[at]
 
-    def by_policy(
-        self, generators: Sequence[torch.Generator | None] | None
-    ) -> Iterator[tuple[UnmaskPolicy, list[int]]]:
-        """Each policy object with the rows that run it; rows with a generator are separate."""
-        members: dict[tuple[int, bool], list[int]] = {}
-        for row, policy in enumerate(self.policies):
+    def by_kind(
+        self, kinds: Sequence[Hashable], generators: Sequence[torch.Generator | None] | None
+    ) -> list[list[int]]:
+        """The rows of each kind; rows with a generator are separate. kinds: of each row."""
+        members: dict[tuple[Hashable, bool], list[int]] = {}
+        for row, kind in enumerate(kinds):
             drawing = generators is not None and generators[row] is not None
-            members.setdefault((id(policy), drawing), []).append(row)
-        for rows in members.values():
-            yield self.policies[rows[0]], rows
+            members.setdefault((kind, drawing), []).append(row)
+        return [*members.values()]
 
-    def add(self, members: list[int], runner: Runner, state: State) -> None:
-        """Add a group: these rows, their runner and their state. Call `index` after the last
-        group.
+    def add(
+        self,
+        members: list[int],
+        runner: Runner,
+        state: State,
+        columns: dict[str, Tensor] | None = None,
+    ) -> None:
+        """Add a group: these rows, their runner, their state and, if known, their row options. Call
+        `index` after the last group.
         """
-        for row in members:
-            self.policies[row] = runner.policy
-        self._each.append(Group(runner, members, state))
+        if runner.stands_in:
+            for row in members:
+                self.policies[row] = runner.policy
+        elif members and runner.policy is not self.policies[members[0]]:
+            runner = replace(runner, policy=self.policies[members[0]])
+        self._each.append(Group(runner, members, state, columns=columns))
 
     def replace(self, group: Group, local: list[int], runner: Runner) -> None:
         """Let a stateless policy run some rows of the group, given by their places in it. Call
@@ -170,6 +188,24 @@ class Groups:
             self.add([group.members[at] for at in staying], group.runner, state)
         self.add(leaving, runner, {})
 
+    def split(self, group: Group) -> list[Group]:
+        """Replace a group by one for each policy among its members; none if it has only one."""
+        members: dict[int, list[int]] = {}
+        for at, row in enumerate(group.members):
+            members.setdefault(id(self.policies[row]), []).append(at)
+        if not group.columns or len(members) == 1:
+            return []
+        parts = []
+        for local in members.values():
+            rows = [group.members[at] for at in local]
+            policy, places = self.policies[rows[0]], upload(local, self.device)
+            runner = replace(group.runner, policy=policy, kind=Same(policy))
+            state = {name: value.index_select(0, places) for name, value in group.state.items()}
+            parts.append(Group(runner, rows, state, upload(rows, self.device), {}))
+        place = self._each.index(group)
+        self._each[place : place + 1] = parts
+        return parts
+
     def index(self) -> None:
         """Update everything that is derived from the groups."""
         self.requires = self.observe.union(*(group.runner.traits.requires for group in self))
@@ -180,6 +216,9 @@ class Groups:
         for group in self:
             everything = len(group.members) == len(self.policies)
             group.index = None if everything else upload(group.members, self.device)
+            if group.columns is None:
+                policies = [self.policies[row] for row in group.members]
+                group.columns = columns_of(policies, self.device)
 
     def fallback(self) -> Tensor | None:
         """(B,) bool: rows in which a fallback decided the last step instead of the policy's own
@@ -205,7 +244,7 @@ class Groups:
 def joined_state(
     rows: Sequence[tuple[Group, int]], like: Tensor, on_error: OnError
 ) -> tuple[Runner, State]:
-    """The runner and the state of one policy for rows that come from several of its groups.
+    """The runner and the state of one kind of policy for rows that come from several of its groups.
 
     A policy whose states have different forms in these groups cannot continue.
     """
@@ -288,4 +327,4 @@ def _is_kept(group: Group, at: int, kept: Mapping[int, tuple[Group, int]]) -> bo
     if found is None:
         return False
     runner = found[0].runner
-    return runner.policy is group.runner.policy and runner.form == group.runner.form
+    return runner.kind == group.runner.kind and runner.form == group.runner.form

@@ -30,10 +30,12 @@ def top_1(score: Tensor, candidates: Tensor) -> Tensor:
 
 
 def top_k(score: Tensor, candidates: Tensor, k: Tensor | int) -> Tensor:
-    """bool (B, L): the k candidates of each row with the highest score; k is an int or (B,)."""
+    """bool (B, L): the k candidates of each row with the highest score; k is an int, (B,) or
+    (B, 1).
+    """
     if isinstance(k, int) and k == 1:
         return top_1(score, candidates)  # the same, without sorting
-    limit = k.unsqueeze(-1) if isinstance(k, Tensor) else k
+    limit = k.unsqueeze(-1) if isinstance(k, Tensor) and k.ndim == 1 else k
     return (ranks(score, candidates) < limit) & candidates
 
 

@@ -8,7 +8,7 @@ back, and every buffer keeps its address.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,9 +17,11 @@ from torch import Tensor
 
 from l2pd_plugins.blocks import PER_ROW, BlockBatch, masked_positions
 from l2pd_plugins.errors import ANY_FAILURE
+from l2pd_plugins.group_answers import of_group
 from l2pd_plugins.policy import UnmaskPolicy
 from l2pd_plugins.policy_calls import Runner, State, prepare, stand_in
-from l2pd_plugins.policy_groups import MarkedRows
+from l2pd_plugins.policy_groups import Group, MarkedRows
+from l2pd_plugins.row_options import column_of, kind_of
 from l2pd_plugins.sampling import RowSampling, Sampling, as_numbers
 from l2pd_plugins.sampling import room as room_for_sampling
 from l2pd_plugins.upload import upload
@@ -27,15 +29,21 @@ from l2pd_plugins.upload import upload
 
 @dataclass
 class _Resident:
-    """A policy that slots run, and its state."""
+    """A kind of policy that slots run, and its state. Policies that differ only in row options are
+    of one kind (`row_options.kind_of`).
+    """
 
     asked: UnmaskPolicy
+    """The first policy of its kind."""
+    kind: Hashable
     runner: Runner
     """Runs `asked`, or its stand-in if it could not begin."""
     fresh: State
     """The state of one new block, (1, ...)."""
     state: State
     """The state of every slot, (slots, ...)."""
+    columns: State
+    """The row options of every slot, each (slots, 1)."""
 
 
 @dataclass
@@ -46,19 +54,20 @@ class SlotBatch:
     index: Tensor
     """(B,) int64, the slot of each row."""
     residents: list[_Resident]
-    """The residents, one for each group of rows that run the same policy."""
-    rows: list[Tensor]
-    """int64: the rows of each group."""
+    """The resident of each row."""
 
     def advance(self, where: Tensor, tokens: Tensor, present: Tensor) -> None:
         """Move the rows where (B,) bool is True to the next block of their canvases; tokens and
         present (B, L) as in `BlockBatch.start`."""
-        parts = zip(self.block._groups, self.rows, self.residents, strict=True)
         states = [
-            (group, MarkedRows(where.index_select(0, rows)), resident.fresh)
-            for group, rows, resident in parts
+            (group, MarkedRows(of_group(where, group)), self.resident_of(group).fresh)
+            for group in self.block._groups
         ]
         self.block.renew(MarkedRows(where), tokens, present, states)
+
+    def resident_of(self, group: Group) -> _Resident:
+        """The resident that the group's rows run."""
+        return self.residents[group.members[0]]
 
 
 _CHANGED = ("tokens", "masked", "present", "step_index", "block_index")
@@ -91,6 +100,8 @@ class BlockSlots:
         self._residents: dict[int, _Resident] = {}
         self._runs = np.full(slots, -1, dtype=np.int64)
         """The resident that each slot runs; -1 for none."""
+        self._policies = np.full(slots, None, dtype=object)
+        """The policy of each slot, or None."""
         self._generators = np.full(slots, None, dtype=object)
         """The torch.Generator of each slot, or None."""
         self._sampling = room_for_sampling(slots)
@@ -102,12 +113,14 @@ class BlockSlots:
 
     @property
     def policies(self) -> list[UnmaskPolicy]:
-        """The policies with a state here, each once."""
-        return [resident.asked for resident in self._residents.values()]
+        """The policies that slots run, each once."""
+        return [*{id(each): each for each in self._policies if each is not None}.values()]
 
     def policy_of(self, slot: int) -> UnmaskPolicy:
         """The policy that an assigned slot runs."""
-        return self._residents[int(self._runs[slot])].runner.policy
+        runner = self._residents[int(self._runs[slot])].runner
+        policy: UnmaskPolicy = runner.policy if runner.stands_in else self._policies[slot]
+        return policy
 
     def assign(
         self,
@@ -126,7 +139,7 @@ class BlockSlots:
         row, there = upload(tokens, self.device), upload(present, self.device, torch.bool)
         self.release(slot)
         self._runs[slot] = kind = self._reside(policy)
-        self._generators[slot] = generator
+        self._policies[slot], self._generators[slot] = policy, generator
         for buffer, value in zip(self._sampling, as_numbers(sampling), strict=True):
             buffer[slot] = value
         self.tokens[slot] = row
@@ -139,11 +152,13 @@ class BlockSlots:
         resident = self._residents[kind]
         for name, fresh in resident.fresh.items():
             resident.state[name][slot] = fresh[0]
+        for name, column in resident.columns.items():
+            column[slot].fill_(getattr(policy, name))
 
     def release(self, slot: int) -> None:
-        """Free the slot. A policy that no slot runs any more is dropped with its state."""
+        """Free the slot. A kind of policy that no slot runs any more is dropped with its state."""
         was = int(self._runs[slot])
-        self._runs[slot], self._generators[slot] = -1, None
+        self._runs[slot], self._policies[slot], self._generators[slot] = -1, None, None
         if was >= 0 and not (self._runs == was).any():
             del self._residents[was]
 
@@ -167,50 +182,65 @@ class BlockSlots:
         index, *rows = upload(np.concatenate([slots, *members]), self.device).split_with_sizes(
             sizes
         )
-        groups = []
+        policies = self._policies[slots]
+        groups, columns = [], []
         for resident, on_host, on_device in zip(residents, members, rows, strict=True):
             at = index.index_select(0, on_device)
             state = {name: value.index_select(0, at) for name, value in resident.state.items()}
             groups.append((on_host.tolist(), resident.runner, state))
+            mixed = len({id(each) for each in policies[on_host]}) > 1
+            options = resident.columns if mixed else {}  # one policy alone is asked itself
+            columns.append({name: value.index_select(0, at) for name, value in options.items()})
         seeds, how = self._sampling
         block = BlockBatch.resume(
             groups,
+            columns,
             **{name: getattr(self, name).index_select(0, index) for name in PER_ROW},
+            policies=policies.tolist(),
             mask_token_id=self.mask_token_id,
             reference=reference,
             generators=generators.tolist() if any(kind % 2 for kind in kinds) else None,
             sampling=RowSampling.unless_greedy(seeds[slots], how[slots], self.device),
             on_error="progress",
         )
-        return SlotBatch(block, index, residents, rows)
+        return SlotBatch(block, index, [self._residents[int(run)] for run in runs])
 
     def put(self, batch: SlotBatch) -> None:
         """Write back these blocks after a step."""
         for name in _CHANGED:
             getattr(self, name).index_copy_(0, batch.index, getattr(batch.block, name))
-        states = batch.block.states
-        for resident, rows, state in zip(batch.residents, batch.rows, states, strict=True):
-            at = batch.index.index_select(0, rows)
-            for name, value in state.items():
+        for group in batch.block._groups:
+            resident, at = batch.resident_of(group), of_group(batch.index, group)
+            for name, value in group.state.items():
                 resident.state[name].index_copy_(0, at, value)
 
     def _reside(self, policy: UnmaskPolicy) -> int:
-        """The policy's key in `_residents`; allocates a state for every slot if it is new."""
-        for kind, resident in self._residents.items():
-            if resident.asked is policy:
-                return kind
+        """The key in `_residents` of the policy's kind; allocates a state for every slot if it is
+        new.
+        """
+        asked = kind_of(policy)
+        for key, resident in self._residents.items():
+            if resident.kind == asked:
+                return key
         runner, fresh = prepare(policy, 1, self.tokens, "progress")
+        columns: State = {}
         try:
             # Copies: the policy may keep its returned tensors and write to them.
             fresh = {name: value.clone() for name, value in fresh.items()}
-            state = {
-                name: value.expand(len(self._runs), *value.shape[1:]).clone()
-                for name, value in fresh.items()
-            }
+            state = self._for_every_slot(fresh)
+            if runner.kind == asked:
+                columns = self._for_every_slot(column_of(policy, self.device))
         except KeyboardInterrupt:
             raise
         except ANY_FAILURE as error:  # not enough memory
             runner, fresh, state = stand_in(policy, "init_state", error, "progress"), {}, {}
-        kind = 1 + max(self._residents, default=-1)
-        self._residents[kind] = _Resident(policy, runner, fresh, state)
-        return kind
+        key = 1 + max(self._residents, default=-1)
+        self._residents[key] = _Resident(policy, asked, runner, fresh, state, columns)
+        return key
+
+    def _for_every_slot(self, values: State) -> State:
+        """Each (slots, ...), from one value, (1, ...)."""
+        return {
+            name: value.expand(len(self._runs), *value.shape[1:]).clone()
+            for name, value in values.items()
+        }

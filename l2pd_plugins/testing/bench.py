@@ -34,14 +34,20 @@ class Bench:
         return bind_policy(self.factory(), ModelContext("kit", self.length, MASK, VOCABULARY))
 
     def start(
-        self, policy: UnmaskPolicy, rows: int, masks: int | None = None, seed: int = 0
+        self,
+        policy: UnmaskPolicy | Sequence[UnmaskPolicy],
+        rows: int,
+        masks: int | None = None,
+        seed: int = 0,
     ) -> BlockBatch:
-        """Blocks with `masks` masks at their ends (all, by default)."""
+        """Blocks with `masks` masks at their ends (all, by default), of one policy or of one policy
+        per row.
+        """
         tokens = torch.full((rows, self.length), MASK)
         tokens[:, : self.length - (self.length if masks is None else masks)] = 3
         return BlockBatch.start(
             tokens,
-            [policy] * rows,
+            [policy] * rows if isinstance(policy, UnmaskPolicy) else policy,
             mask_token_id=MASK,
             reference=torch.zeros_like(tokens),
             generators=generators(rows, seed),

@@ -320,6 +320,40 @@ class FingerprintOfNumbers(_Threshold):
         return 5  # type: ignore[return-value]
 
 
+class UnknownRowOption(_Threshold):
+    """Names an option for rows that it does not have."""
+
+    row_options = frozenset({"treshold"})
+
+
+class ThresholdInItsState(_Threshold):
+    """Its first state depends on an option that may have one value per row."""
+
+    row_options = frozenset({"threshold"})
+
+    def __init__(self) -> None:
+        self.threshold = 0.9
+
+    def init_state(self, batch_size: int, block_length: int, device: torch.device) -> State:
+        return {"limit": torch.full((batch_size, 1), self.threshold, device=device)}
+
+    def select(self, step: DenoisingStep, state: State) -> Tensor:
+        return step.masked & (step.confidence >= state["limit"])
+
+
+class BranchingOnAThreshold(_Threshold):
+    """Reads an option on the host that may have one value per row."""
+
+    row_options = frozenset({"threshold"})
+
+    def __init__(self) -> None:
+        self.threshold = 0.9
+
+    def select(self, step: DenoisingStep, state: State) -> Tensor:
+        limit = self.threshold if self.threshold > 0.5 else 0.5
+        return step.masked & (step.confidence >= limit)
+
+
 CAUGHT_BY: dict[type[UnmaskPolicy], str] = {
     Stuck: "makes_progress",
     Overwriting: "selects_only_masked",
@@ -332,6 +366,9 @@ CAUGHT_BY: dict[type[UnmaskPolicy], str] = {
     FingerprintOfNumbers: "describes_itself",
     NonDeterministic: "is_deterministic",
     StateWithoutRows: "state_is_per_row",
+    ThresholdInItsState: "takes_row_options",
+    BranchingOnAThreshold: "takes_row_options",
+    UnknownRowOption: "says_what_it_needs",
     Unpicklable: "can_be_copied",
     ReadingBack: "reads_nothing_back",
     NotBool: "answers_bool",

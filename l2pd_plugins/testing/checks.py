@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
+from inspect import getattr_static
 from pathlib import PurePath
 from typing import Any
 
@@ -144,6 +146,48 @@ def survives_reordering(bench: Bench) -> None:
                 f"rows decode differently after they were reordered (step {step}); keep all "
                 "values of a row in the state, with the batch as the first dimension"
             )
+
+
+def takes_row_options(bench: Bench) -> None:
+    """With one value per row of its `row_options`, each row decodes as it does alone."""
+    policy = bench.policy()
+    policies = [_varied(policy, row) for row in range(4)]
+    names = ", ".join(sorted(policy.row_options))
+    batch = bench.start(policies, 4)
+    if len({group.runner.kind for group in batch._groups}) > 1 and names:
+        raise AssertionError(f"policies that differ in {names} differ in other attributes, too")
+    singles = []
+    for row in range(4):
+        single = bench.start(policies[row], 4)
+        single.keep([row])
+        singles.append(single)
+    for step in range(bench.length):
+        logits = bench.logits(4, step)
+        take_step(batch, logits)
+        for row, single in enumerate(singles):
+            take_step(single, logits[row : row + 1])
+            assert torch.equal(batch.tokens[row], single.tokens[0]), (
+                f"row {row} decodes differently where {names} has one value per row (step {step}); "
+                "use these options only in select and remask, as numbers or as tensors (rows, 1)"
+            )
+
+
+def _varied(policy: UnmaskPolicy, times: int) -> UnmaskPolicy:
+    """A copy with other values of its row options; what is derived from them is computed anew."""
+    made = copy.copy(policy)
+    for name in policy.row_options:
+        if isinstance(getattr_static(type(policy), name, None), cached_property):
+            vars(made).pop(name, None)
+            continue
+        value: Any = getattr(policy, name)
+        if isinstance(value, bool):
+            value = bool(times % 2)
+        elif isinstance(value, int):
+            value += times
+        elif isinstance(value, float):
+            value *= 0.8**times
+        object.__setattr__(made, name, value)
+    return made
 
 
 def state_is_per_row(bench: Bench) -> None:
@@ -351,6 +395,7 @@ CHECKS: dict[str, Callable[[Bench], None]] = {
         state_is_per_row,
         state_keeps_its_form,
         survives_reordering,
+        takes_row_options,
         forgets_requests,
         forgets_blocks,
         bears_bad_logits,

@@ -27,6 +27,7 @@ class CCD(UnmaskPolicy):
     """
 
     counts_commits = True
+    row_options = frozenset({"candidates"})
 
     candidates: Annotated[int, Field(ge=1), UpTo("block")] = 4
 

@@ -19,6 +19,8 @@ class ConfidenceThreshold(UnmaskPolicy):
     0.9. Its code computes the confidence by a float64 softmax; here it is float32.
     """
 
+    row_options = frozenset({"threshold"})
+
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.9
 
     def select(self, step: DenoisingStep, state: dict[str, Tensor]) -> Tensor:

@@ -28,6 +28,7 @@ class Cora(UnmaskPolicy):
     """
 
     requires = frozenset({"ahead"})
+    row_options = frozenset({"threshold", "persistence"})
 
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.65
     persistence: Annotated[int, Field(ge=0), UpTo("block")] = 1

@@ -34,6 +34,8 @@ class Credit(UnmaskPolicy):
     """
 
     requires = frozenset({"logits"})
+    # Not alpha and gamma, which are exponents in float64, nor beta, which goes with them.
+    row_options = frozenset({"threshold"})
 
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.9
     alpha: Annotated[float, Field(ge=0)] = 0.7

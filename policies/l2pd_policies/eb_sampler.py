@@ -24,6 +24,7 @@ class EBSampler(UnmaskPolicy):
     """
 
     requires = frozenset({"entropy"})
+    row_options = frozenset({"gamma"})
 
     gamma: Annotated[float, Field(ge=0)] = 0.1
 

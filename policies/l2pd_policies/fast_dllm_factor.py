@@ -24,6 +24,8 @@ class FastDLLMFactor(UnmaskPolicy):
     position; here it is the paper's rule.
     """
 
+    row_options = frozenset({"factor"})
+
     factor: Annotated[float, Field(gt=0)] = 1.0
 
     def select(self, step: DenoisingStep, state: dict[str, Tensor]) -> Tensor:

@@ -30,6 +30,7 @@ class FixedSchedule(UnmaskPolicy):
     """
 
     counts_commits = True
+    row_options = frozenset({"steps", "tokens_per_step"})
 
     steps: Annotated[int, Field(ge=1), UpTo("canvas")] | None = None
     tokens_per_step: Annotated[int, Field(ge=1), UpTo("canvas")] | None = None
@@ -62,10 +63,11 @@ class FixedSchedule(UnmaskPolicy):
         first = step.step_index == 0
         masks = torch.where(first, step.masked.sum(-1), state["masks_at_start"])
         state["masks_at_start"] = masks
-        start = step.block_index * step.masked.shape[1]
-        end = torch.minimum(start + step.masked.shape[1], step.canvas_length)
-        before, after = (self.steps * at // step.canvas_length for at in (start, end))
-        return self.share(step, masks, (after - before).clamp(min=1))
+        canvas = step.canvas_length.unsqueeze(-1)
+        start = step.block_index.unsqueeze(-1) * step.masked.shape[1]
+        end = torch.minimum(start + step.masked.shape[1], canvas)
+        before, after = (self.steps * at // canvas for at in (start, end))
+        return self.share(step, masks, (after - before).clamp(min=1).squeeze(-1))
 
     def share(self, step: DenoisingStep, masks: Tensor, steps: Tensor) -> Tensor:
         """(B,): number of tokens to commit in this step, for blocks that start with `masks` masks

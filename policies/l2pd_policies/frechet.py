@@ -23,6 +23,8 @@ class Frechet(UnmaskPolicy):
     Source: Fast-dLLM++, arXiv 2606.02955, default delta 0.25.
     """
 
+    row_options = frozenset({"delta"})
+
     delta: Annotated[float, Field(ge=0, lt=1)] = 0.25
 
     def select(self, step: DenoisingStep, state: dict[str, Tensor]) -> Tensor:

@@ -24,6 +24,8 @@ class Hierarchy(UnmaskPolicy):
     time.
     """
 
+    row_options = frozenset({"threshold", "low_threshold"})
+
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.9
     low_threshold: Annotated[float, Field(ge=0, le=1)] = 0.4
 

@@ -39,6 +39,7 @@ class Klass(UnmaskPolicy):
     """
 
     requires = frozenset({"logits", "ahead"})
+    row_options = frozenset({"threshold", "kl_threshold", "history"})
 
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.6
     kl_threshold: Annotated[float, Field(gt=0)] = 0.015
@@ -88,7 +89,7 @@ class Klass(UnmaskPolicy):
         kl = torch.where(p > 0, p * (log_p - state["log_p"]), 0).sum(-1)
         stable = torch.where(kl < self.kl_threshold, state["stable"] + 1, 0)
         state.update(log_p=log_p, stable=stable)
-        enough = (step.step_index >= self.history - 1).unsqueeze(-1)
+        enough = step.step_index.unsqueeze(-1) >= self.history - 1
         settled = (stable >= self.history) & enough
         return step.masked & (step.confidence > self.threshold) & settled
 

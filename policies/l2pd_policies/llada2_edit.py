@@ -26,6 +26,7 @@ class LLaDA2Edit(UnmaskPolicy):
 
     requires = frozenset({"committed"})
     edits = True
+    row_options = frozenset({"threshold", "edit_threshold"})
 
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.7
     edit_threshold: Annotated[float, Field(ge=0, le=1)] = 0.5

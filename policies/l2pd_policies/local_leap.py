@@ -22,6 +22,8 @@ class LocalLeap(UnmaskPolicy):
     Source: LocalLeap, arXiv 2510.07081, defaults 0.9, 0.75 and 4.
     """
 
+    row_options = frozenset({"anchor_threshold", "threshold"})
+
     anchor_threshold: Annotated[float, Field(ge=0, le=1)] = 0.9
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.75
     radius: Annotated[int, Field(ge=0), UpTo("block")] = 4

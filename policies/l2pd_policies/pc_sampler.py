@@ -34,6 +34,8 @@ class PCSampler(FixedSchedule):
     block as counting from the start of the answer.
     """
 
+    row_options = FixedSchedule.row_options | {"decay", "alpha"}
+
     frequencies: OperatorPath
     decay: Annotated[float, Field(ge=0)] = 0.25
     alpha: Annotated[float, Field(gt=0)] = 10.0
@@ -41,7 +43,7 @@ class PCSampler(FixedSchedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._surprise[torch.device("cpu")] = load(_surprise, self.frequencies)
+        self._surprise = load(_surprise, self.frequencies)
 
     def init_state(
         self, batch_size: int, block_length: int, device: torch.device
@@ -57,8 +59,8 @@ class PCSampler(FixedSchedule):
         return (-self.decay * position).exp() * informative
 
 
-def _surprise(path: str) -> Tensor:
-    """-log of the table's frequencies, (V,) float32."""
+def _surprise(path: str) -> dict[torch.device, Tensor]:
+    """-log of the table's frequencies, (V,) float32, on the CPU; policies add other devices."""
     file = Path(path).expanduser()
     what = f"pc_sampler: frequencies={str(file)!r} is not a safetensors file with 'frequencies'"
     require_file(file, f"pc_sampler: frequencies={str(file)!r}")
@@ -69,4 +71,4 @@ def _surprise(path: str) -> Tensor:
     table = table.float()
     if table.ndim != 1 or not bool(((table > 0) & (table <= 1)).all()):
         raise L2PDError(f"pc_sampler: {file}: frequencies must be (V,), above 0 and at most 1")
-    return -table.log()
+    return {torch.device("cpu"): -table.log()}

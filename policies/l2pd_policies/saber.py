@@ -33,6 +33,7 @@ class Saber(RemaskingPolicy):
 
     requires = frozenset({"committed"})
     carries = frozenset({"total", "count"})
+    row_options = frozenset({"n", "mu"})
 
     n: Annotated[int, Field(ge=1), UpTo("block")] = 2
     mu: Annotated[int, Field(ge=1), UpTo("block")] = 8
@@ -71,9 +72,9 @@ class Saber(RemaskingPolicy):
             at_commit=torch.where(drafted, confidence, state["at_commit"]),
             likeliest=confidence,
         )
-        size = drafted.sum(-1)
+        size = drafted.sum(-1, keepdim=True)
         back = ((size + self.mu - 1) // self.mu).clamp(min=self.n // 2)
         back = torch.minimum(back, size - 1)
         known = (step.step_index > 0) | (step.block_index == 0)
-        back = torch.where(known & step.masked.any(-1), back, 0)
+        back = torch.where(known.unsqueeze(-1) & step.masked.any(-1, keepdim=True), back, 0)
         return top_k(-risen, ~step.masked & step.present, back)

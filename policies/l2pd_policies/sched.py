@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated
 
 import torch
@@ -29,6 +30,7 @@ class SchED(UnmaskPolicy):
     """
 
     requires = frozenset({"logits", "committed"})
+    row_options = frozenset({"high", "low", "fall"})
 
     high: Annotated[float, Field(ge=0)] = 7.5
     low: Annotated[float, Field(ge=0)] = 2.5
@@ -36,7 +38,12 @@ class SchED(UnmaskPolicy):
     def select(self, step: DenoisingStep, state: dict[str, Tensor]) -> Tensor:
         best = without_mask_token(step).topk(2, dim=-1).values
         margin = torch.where(step.present, best[..., 0] - best[..., 1], 0)
-        span = step.present.sum(-1).clamp(min=1)
-        committed = 1 - step.masked.sum(-1) / span
-        sure = margin.sum(-1) / span >= self.high + (self.low - self.high) * committed
-        return step.masked & sure.unsqueeze(-1)
+        span = step.present.sum(-1, keepdim=True).clamp(min=1)
+        committed = 1 - step.masked.sum(-1, keepdim=True) / span
+        sure = margin.sum(-1, keepdim=True) / span >= self.high + self.fall * committed
+        return step.masked & sure
+
+    @cached_property
+    def fall(self) -> float:
+        """By how much the threshold changes over the block; computed in float64."""
+        return self.low - self.high

@@ -36,6 +36,7 @@ _STEP = [
     "tests/core/test_policy_calls.py",
     "tests/core/test_predicted_masks.py",
     "tests/core/test_remasking.py",
+    "tests/core/test_row_options.py",
     "tests/core/test_sampling_rows.py",
     "tests/core/test_slots.py",
     "tests/core/test_step_corners.py",
@@ -46,9 +47,14 @@ _FILTERS = ["tests/policies/test_filter_policy.py", "tests/policies/test_exact.p
 
 TARGETS = {
     "blocks": Target("l2pd_plugins/blocks.py", _STEP),
+    "row_options": Target(
+        "l2pd_plugins/row_options.py",
+        ["tests/core/test_row_options.py", "tests/policies/test_row_options.py"],
+    ),
     "policy_groups": Target("l2pd_plugins/policy_groups.py", _STEP),
     "later_blocks": Target("l2pd_plugins/later_blocks.py", _STEP),
     "denoising": Target("l2pd_plugins/denoising.py", _STEP),
+    "group_answers": Target("l2pd_plugins/group_answers.py", _STEP),
     "progress": Target("l2pd_plugins/progress_rules.py", _STEP),
     "policy_calls": Target("l2pd_plugins/policy_calls.py", _STEP),
     "end_of_text": Target("l2pd_plugins/end_of_text.py", ["tests/core/test_end_of_text.py"]),

@@ -38,6 +38,7 @@ from l2pd_plugins.end_of_text import EndOfText
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.plugins import bind_policy
 from l2pd_plugins.policy_attributes import description_of
+from l2pd_plugins.resources import Resources
 from l2pd_plugins.sampling import Sampling
 
 logger = logging.getLogger(__name__)
@@ -335,7 +336,8 @@ def bound_policies(
             made[key] = bind_policy(create_policy(item), context)
         return made[key]
 
-    return tuple(bound(item) for item in choice for _ in range(repeats))
+    with Resources().in_use():  # one file that many of them name is read once, and is one object
+        return tuple(bound(item) for item in choice for _ in range(repeats))
 
 
 def _seeds(seed: Any, batch_size: int) -> tuple[int, ...]:

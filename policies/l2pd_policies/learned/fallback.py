@@ -33,6 +33,8 @@ class FallbackPolicy(FilterPolicy):
     some later blocks of an unlike text are like those of the training.
     """
 
+    row_options = FilterPolicy.row_options | {"fallback_threshold"}
+
     fallback: Literal["confidence_threshold", "none"] = "none"
     fallback_threshold: Annotated[float, Field(ge=0, le=1)] | None = None
 
@@ -41,8 +43,8 @@ class FallbackPolicy(FilterPolicy):
             self.fallback_threshold = ConfidenceThreshold.threshold
         super().__post_init__()
 
-    def _use(self, loaded: LearnedFilter) -> None:
-        super()._use(loaded)
+    def _use(self, loaded: LearnedFilter, on_device: dict[torch.device, LearnedFilter]) -> None:
+        super()._use(loaded, on_device)
         self._compares = self.fallback != "none" and loaded.familiar is not None
         # A class variable in other policies; here a policy without a fallback has no such state.
         vars(self)["carries"] = frozenset({"fallback"} if self._compares else ())

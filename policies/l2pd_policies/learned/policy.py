@@ -7,6 +7,7 @@ from abc import abstractmethod
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import torch
 from pydantic import Field
@@ -23,6 +24,11 @@ from l2pd_policies import exact
 from l2pd_policies.learned.filter import LearnedFilter
 from l2pd_policies.learned.load_filter import load_filter
 
+_OnDevice = dict[torch.device, LearnedFilter]
+
+_copies: WeakKeyDictionary[LearnedFilter, _OnDevice] = WeakKeyDictionary()
+"""The copies on each device of filters from `load`, which do not change, for all policies."""
+
 
 @policy_options
 class FilterPolicy(UnmaskPolicy):
@@ -36,14 +42,17 @@ class FilterPolicy(UnmaskPolicy):
     folder_name: ClassVar[str]
     """A model's own filter is in ``<model>/policies/<folder_name>``."""
 
+    row_options = frozenset({"threshold"})
+
     filter: OperatorPath | None = None
     threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
     _loaded: Any = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._asked_threshold = self.threshold
+        self._has_own_threshold = self.threshold is not None
         if self.filter is not None:
-            self._use(load(load_filter, self.filter_class, self.filter))
+            loaded = load(load_filter, self.filter_class, self.filter)
+            self._use(loaded, _copies.setdefault(loaded, {}))
 
     @abstractmethod
     def inputs(self, step: DenoisingStep, state: dict[str, Tensor]) -> Tensor:
@@ -51,16 +60,19 @@ class FilterPolicy(UnmaskPolicy):
 
     def use(self, loaded: LearnedFilter) -> Self:
         """A copy of this policy with a filter that is already in memory."""
+        return self._using(loaded, {})
+
+    def _using(self, loaded: LearnedFilter, on_device: _OnDevice) -> Self:
         twin = copy.copy(self)
-        twin._use(loaded)
+        twin._use(loaded, on_device)
         return twin
 
-    def _use(self, loaded: LearnedFilter) -> None:
+    def _use(self, loaded: LearnedFilter, on_device: _OnDevice) -> None:
         self._loaded = loaded
-        self._on_device: dict[torch.device, LearnedFilter] = {}
+        self._on_device = on_device
         # A class variable in other policies; here each filter has its own progress rule.
         vars(self)["progress"] = loaded.progress
-        if self._asked_threshold is None:
+        if not self._has_own_threshold:
             self.threshold = loaded.threshold
 
     def for_model(self, model: ModelContext) -> Self:
@@ -75,7 +87,7 @@ class FilterPolicy(UnmaskPolicy):
                     f"{self.name}: no filter belongs to the model {model.name!r} "
                     f"({folder or 'it has no folder'}); name one with filter=FOLDER or a hub id"
                 )
-            ready = self.use(found)
+            ready = self._using(found, _copies.setdefault(found, {}))
             ready.filter = f"{model.name}/policies/{self.folder_name}"
         ready._check_block_length(model.block_length)
         return ready

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated, Literal
 
 import torch
@@ -51,6 +52,7 @@ class Settled(FallbackPolicy):
     requires = frozenset({"committed", "margin", "entropy"})
     filter_class = SignalFilter
     folder_name = "settled"
+    row_options = FallbackPolicy.row_options | {"risk", "bound"}
 
     risk: Annotated[float, Field(ge=0, lt=1)] = 0.1
     fallback: Literal["confidence_threshold", "none"] = "confidence_threshold"
@@ -67,7 +69,12 @@ class Settled(FallbackPolicy):
 
     def accepts(self, probability: Tensor, masked: Tensor) -> Tensor:
         """Positions above the threshold, and those with the least doubt within the risk."""
-        return super().accepts(probability, masked) | _within(self.risk, 1 - probability, masked)
+        return super().accepts(probability, masked) | _within(self.bound, 1 - probability, masked)
+
+    @cached_property
+    def bound(self) -> float:
+        """What the sum of the weighed doubts may be; computed in float64."""
+        return self.risk**DOUBT_POWER
 
     def inputs(self, step: DenoisingStep, state: dict[str, Tensor]) -> Tensor:
         """(B, L, C) float32 signals; stores in the state what the next step compares with."""
@@ -87,10 +94,10 @@ class Settled(FallbackPolicy):
         return made
 
 
-def _within(risk: float, doubt: Tensor, masked: Tensor) -> Tensor:
+def _within(bound: float, doubt: Tensor, masked: Tensor) -> Tensor:
     """bool (B, L): the masked positions of least doubt whose doubts, each raised to `DOUBT_POWER`,
-    sum to at most `risk` raised to it.
+    sum to at most `bound`.
     """
     weighed = exact.power(doubt, DOUBT_POWER)
     ordered, places = torch.where(masked, weighed, torch.inf).sort(stable=True, dim=-1)
-    return torch.zeros_like(masked).scatter(-1, places, ordered.cumsum(-1) <= risk**DOUBT_POWER)
+    return torch.zeros_like(masked).scatter(-1, places, ordered.cumsum(-1) <= bound)
