@@ -77,7 +77,8 @@ def denoising_step(
         block: the current blocks. Rows without masks are not changed.
         logits: (N, V), or (B, L, V) for every position of the block.
         positions: (N,) int64, ``row * L + position`` of each row of logits; it must cover
-            `block.needed()`. None if logits are given for every position.
+            `block.needed()`. None if logits are given for every position; with logits (B, L, V),
+            the positions that are read, in place.
         end_of_text: the end-of-text rule to apply.
         x0: (N,) tokens to predict, -1 for the argmax; None for those that rows with `sampling`
             draw, and the argmax everywhere else. With suppress_mask the mask token, too, means the
@@ -107,7 +108,18 @@ def denoising_step(
     if x0 is None and block.sampling is not None:
         mask, flat = block.mask_token_id if suppress_mask else None, logits.flatten(0, -2)
         when = block.block_index, block.step_index
-        x0 = sample_tokens(flat, positions, places, block.sampling, block.masked, when, mask)
+        if positions is None or logits.ndim == 2:
+            x0 = sample_tokens(flat, positions, places, block.sampling, block.masked, when, mask)
+        else:
+            if places is None:
+                raise ValueError(
+                    "places=None: rows that draw need their positions on the host, too"
+                )
+            drawn = np.full(len(flat), -1)
+            read = np.asarray([at for at in places if at >= 0], dtype=np.int64)
+            drawn[read] = read
+            x0 = sample_tokens(flat, None, drawn, block.sampling, block.masked, when, mask)
+            x0 = x0.index_select(0, positions)
     step = _observe(block, logits, positions, x0, suppress_mask)
     _look_ahead(block, later, suppress_mask, on_error)
     sound = block.masked & ~step.confidence.isnan()
@@ -240,7 +252,7 @@ def _observe(
     if suppress is not None and x0 is not None:
         x0 = torch.where(x0 == suppress, -1, x0)
     needed = block.needed()
-    given = None
+    given = positions if logits.ndim == 3 else None
     if positions is None:  # logits of all positions were given: skip those that are not needed
         every = torch.arange(rows * length, device=flat.device)
         given = torch.where(needed.flatten(), every, -1)
@@ -265,7 +277,7 @@ def _observe(
     if found.margin is not None:
         margin = lay_out(found.margin, block.present.to(torch.float32))
     if "logits" in requires:
-        if positions is None:
+        if given is not None:
             cube = flat.view(rows, length, flat.shape[1])
         else:
             cube = logits.new_zeros(rows * length, flat.shape[1])
@@ -299,11 +311,10 @@ def _suppressed_late(
     length = block.tokens.shape[1]
     late = block.step_index >= length
     if positions is None:
-        assert given is not None
-        here, every = late.repeat_interleave(length), given
+        here = late.repeat_interleave(length)
     else:
         here = late.index_select(0, positions.div(length, rounding_mode="floor"))
-        every = torch.arange(len(logits), device=logits.device)
+    every = torch.arange(len(logits), device=logits.device) if given is None else given
     mask = block.mask_token_id
     asked = frozenset(n for n in ("entropy", "margin") if getattr(found, n) is not None)
     instead = row_statistics(

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from l2pd_plugins import ModelContext, create_policy
 from l2pd_plugins.blocks import BlockBatch
 from l2pd_plugins.denoising import denoising_step
 from l2pd_plugins.end_of_text import EndOfText
+from l2pd_plugins.plugins import bind_policy
 from l2pd_plugins.policy import UnmaskPolicy
+from l2pd_plugins.sampling import Sampling
 from l2pd_plugins.slots import BlockSlots
 from tests.core.misbehaviour import Steady
 
@@ -242,3 +245,34 @@ def test_blocks_of_one_position_and_canvases_shorter_than_a_block(length):
     assert (batch.tokens[:, 0] != MASK).all()
     assert (batch.tokens[:, 1:] == MASK).all()
     assert not batch.present[:, 1:].any()
+
+
+@pytest.mark.parametrize("suppress_mask", [True, False])
+@pytest.mark.parametrize("name", ["confidence_threshold", "dream_margin", "klass", "eb_sampler"])
+@pytest.mark.parametrize("drawn", [False, True])
+def test_some_positions_of_all_logits_are_read_in_place(name, suppress_mask, drawn):
+    model = ModelContext("m", LENGTH, MASK, VOCABULARY)
+    sampling = [Sampling(3, temperature=2.0), None, Sampling(5, top_k=3)] if drawn else None
+
+    def started():
+        tokens = torch.tensor([[1, MASK, MASK, MASK], [MASK, 2, MASK, 3], [MASK] * 4])
+        policy = bind_policy(create_policy(name), model)
+        return BlockBatch.start(tokens, [policy] * 3, mask_token_id=MASK, sampling=sampling)
+
+    copied, in_place = started(), started()
+    for step in range(3):
+        logits = logits_of(3, step)
+        before = logits.clone()
+        places = copied.masked.flatten().nonzero().squeeze(-1)
+        rows = logits.flatten(0, 1).index_select(0, places)
+        for batch, given in ((copied, rows), (in_place, logits)):
+            denoising_step(
+                batch,
+                given,
+                places,
+                end_of_text=OFF,
+                suppress_mask=suppress_mask,
+                places=places.tolist(),
+            )
+        assert torch.equal(copied.tokens, in_place.tokens)
+        assert torch.equal(logits, before)

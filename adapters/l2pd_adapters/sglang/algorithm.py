@@ -272,7 +272,7 @@ class UnmaskPolicyAlgorithm(DllmAlgorithm):
         settings, positions = self.settings, self._positions
         outcome = denoising_step(
             block,
-            logits if positions is None else logits.index_select(0, positions),
+            logits.view(len(states), self.block_size, -1),  # read in place
             positions,
             end_of_text=settings.end_of_text,
             suppress_mask=settings.suppress_mask,
