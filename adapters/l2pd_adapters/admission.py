@@ -19,8 +19,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from l2pd_adapters.body_limit import DEFAULT_MIB
+from l2pd_adapters.metrics import Reason
 from l2pd_plugins import ModelContext, PolicySpec, UnmaskPolicy, create_policy
-from l2pd_plugins.errors import L2PDError, PolicyOptionError
+from l2pd_plugins.errors import (
+    L2PDError,
+    PluginConflictError,
+    PluginLoadError,
+    PolicyOptionError,
+    PolicyRuntimeError,
+    UnknownPolicyError,
+)
 from l2pd_plugins.options import Limits, Option, describe
 from l2pd_plugins.plugins import bind_policy, find_policy, list_policies, load_factory
 from l2pd_plugins.policy_attributes import name_of
@@ -30,6 +38,29 @@ logger = logging.getLogger(__name__)
 
 ANY_FAILURE = (Exception, SystemExit)
 """Exceptions that third-party code may raise and that must not end a server."""
+
+
+class PolicyRefused(L2PDError):
+    """A request names a policy that it may not choose, or that cannot be made for it."""
+
+
+_OF_POLICIES = (
+    PolicyRefused,
+    UnknownPolicyError,
+    PluginConflictError,
+    PluginLoadError,
+    PolicyRuntimeError,
+)
+
+
+def reason_of(error: BaseException) -> Reason:
+    """For the metrics: why a request is refused that raised this error at its admission."""
+    if isinstance(error, PolicyOptionError):
+        return "option"
+    if isinstance(error, _OF_POLICIES):
+        return "policy"
+    return "parameter" if isinstance(error, L2PDError) else "unreadable"
+
 
 MIB = 1 << 20
 

@@ -12,6 +12,8 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
 from typing import Any, TypeAlias
 
+from l2pd_adapters import metrics
+
 Scope: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -51,6 +53,8 @@ class BodyLimit:
             await self.app(scope, _again(read, receive), send)
 
     async def _refuse(self, receive: Receive, send: Send) -> None:
+        metrics.refused("body")
+
         async def linger() -> None:
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(_discard(receive), LINGER_SECONDS)

@@ -18,19 +18,21 @@ from l2pd_adapters.admission import (
     KEYS,
     MIB,
     Admission,
+    PolicyRefused,
     check_plain,
     load_for_requests,
     mib,
     plain_key,
     state_bytes,
 )
+from l2pd_adapters.metrics import label_of
 from l2pd_plugins import ModelContext, UnmaskPolicy, create_policy
 from l2pd_plugins.end_of_text import EndOfText
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.once import Once
 from l2pd_plugins.options import Limits
 from l2pd_plugins.plugins import bind_policy, find_policy
-from l2pd_plugins.policy_attributes import description_of, name_of
+from l2pd_plugins.policy_attributes import description_of, fingerprint_of, name_of
 from l2pd_plugins.resources import Resources
 from l2pd_plugins.shown_values import LONGEST, shown
 
@@ -116,7 +118,7 @@ class PolicyServer:
         """
         name = self.policy_name if name is None else name
         if not isinstance(name, str) or len(name) > LONGEST:
-            raise L2PDError(f"policy {shown(name)}: expected the name of a policy")
+            raise PolicyRefused(f"policy {shown(name)}: expected the name of a policy")
         spec = find_policy(name)
         is_default = spec == find_policy(self.policy_name)
         own = is_default and not options
@@ -149,11 +151,11 @@ class PolicyServer:
             raise
         except ANY_FAILURE as error:
             logger.exception("the policy of a request cannot be made")
-            raise L2PDError(
+            raise PolicyRefused(
                 f"the policy cannot be made: {type(error).__name__}: {shown(str(error))}"
             ) from error
         if "reference" in policy.requires and policy.reference is None:
-            raise L2PDError(
+            raise PolicyRefused(
                 f"policy {name_of(policy)!r} needs a reference: its option 'reference' takes the "
                 "answer's token ids"
             )
@@ -167,12 +169,12 @@ class PolicyServer:
             raise L2PDError(f"options {shown(options)}: expected names and values")
         name = self.policy_name if name is None else name
         if not isinstance(name, str) or len(name) > LONGEST:
-            raise L2PDError(f"policy {shown(name)}: expected the name of a policy")
+            raise PolicyRefused(f"policy {shown(name)}: expected the name of a policy")
         check_plain(options)
         spec = find_policy(name)
         if not self.admission.allows(spec) and spec != find_policy(self.policy_name):
             allowed = ", ".join(s.name for s in self.admission.policies())
-            raise L2PDError(
+            raise PolicyRefused(
                 f"policy {shown(name)} is not for requests to choose; they may choose: "
                 f"{allowed or 'none'}"
             )
@@ -191,7 +193,7 @@ class PolicyServer:
         wanted = each * self.rows * choices
         if mib(wanted) > most:
             times = f" and {choices} choices of options" if choices > 1 else ""
-            raise L2PDError(
+            raise PolicyRefused(
                 f"policy {name_of(policy)!r} keeps {mib(each)} MiB for each of {self.rows} rows"
                 f"{times}, {mib(wanted)} MiB in all; "
                 f"request_state_mib={self.admission.request_state_mib}"
@@ -204,6 +206,23 @@ class PolicyServer:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _made=WeakValueDictionary(), _default=[])
+
+
+def told_of(policy: UnmaskPolicy) -> dict[str, str]:
+    """What a response says about its policy: its installed name, and the fingerprint of its weights
+    (empty if it has none, or if it cannot be read).
+    """
+    known: str | None = policy.__dict__.get(_FINGERPRINT)
+    if known is None:
+        known = ""
+        with suppress(L2PDError):
+            known = fingerprint_of(policy)
+        with suppress(*ANY_FAILURE):  # to hash the weights only once
+            object.__setattr__(policy, _FINGERPRINT, known)
+    return {"policy": label_of(name_of(policy)), "fingerprint": known}
+
+
+_FINGERPRINT = "_l2pd_fingerprint"
 
 
 def guarded(begin: Callable[[], None], otherwise: Callable[[], None]) -> None:

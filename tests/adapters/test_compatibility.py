@@ -13,6 +13,7 @@ import json
 import logging
 import pkgutil
 import sys
+import time
 import traceback
 import types
 import weakref
@@ -47,7 +48,9 @@ OTHERS = {
     "eos_token_id": "of a checkpoint's generation config",
     "Module": "of torch.nn",
     "msgpack": "of msgspec",
-    "l2pd": "ours, put into SGLang's objects",
+    "l2pd": "ours, put into the engines' objects",
+    "meta_info": "ours, added to vLLM's choices under SGLang's name",
+    "wait_stream": "of torch.cuda.Stream",
     "_l2pd": "ours, which marks what is wrapped",
 }
 """Names that neither our modules nor the engine defines, with their libraries."""
@@ -67,7 +70,7 @@ def library_names() -> set[str]:
         *(dict, list, str, set, tuple, int, Exception, types.FunctionType),
         *(argparse, argparse.ArgumentParser, functools, importlib, inspect, json),
         *(logging, logging.getLogger("l2pd"), logging.Handler),
-        *(pkgutil, sys, traceback, types, weakref, Path, HTTPStatus),
+        *(pkgutil, sys, time, traceback, types, weakref, Path, HTTPStatus),
     ):
         found |= set(dir(thing))
     return found | {"levelno"}  # of a logging.LogRecord

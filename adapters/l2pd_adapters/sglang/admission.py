@@ -13,7 +13,8 @@ from typing import Any
 import msgspec
 from sglang.srt.sampling.sampling_params import SamplingParams
 
-from l2pd_adapters.admission import ANY_FAILURE
+from l2pd_adapters import metrics
+from l2pd_adapters.admission import ANY_FAILURE, reason_of
 from l2pd_adapters.request_sampling import ASKED, check_sampling, wants_sampling
 from l2pd_adapters.sglang.refusals import check_effects, check_ids, check_input
 from l2pd_adapters.sglang.settings import SglangServer
@@ -22,14 +23,16 @@ from l2pd_plugins.shown_values import shown
 
 
 def problem_of(check: Callable[[], None]) -> str | None:
-    """What a check says against a request, or None. Any other failure in it is caused by the
-    request, too.
+    """What a check says against a request, or None; the metrics count it as refused. Any other
+    failure in it is caused by the request, too.
     """
     try:
         check()
     except L2PDError as error:
+        metrics.refused(reason_of(error))
         return str(error)
     except ANY_FAILURE as error:
+        metrics.refused(reason_of(error))
         return f"the request cannot be read: {type(error).__name__}: {shown(str(error))[1:-1]}"
     return None
 

@@ -8,6 +8,7 @@ that follows its last commit, since only that pass writes the keys and values of
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from http import HTTPStatus
@@ -21,7 +22,9 @@ from sglang.srt.dllm.algorithm.base import DllmAlgorithm
 from sglang.srt.managers.schedule_batch import FINISH_ABORT
 from torch import Tensor
 
+from l2pd_adapters import metrics
 from l2pd_adapters.admission import ANY_FAILURE
+from l2pd_adapters.metrics import Decided
 from l2pd_adapters.sglang import refusals
 from l2pd_adapters.sglang.requests import BlockRow, RequestState
 from l2pd_adapters.sglang.settings import SglangServer
@@ -57,6 +60,8 @@ class UnmaskPolicyAlgorithm(DllmAlgorithm):
         """The rows of logits that the next step reads; None for all."""
         self._places: list[int] | None = None
         """The same on the host if a row draws its tokens, -1 if not masked; None for all."""
+        self._began = 0.0
+        """When the current forward pass began."""
 
     @classmethod
     def validate_request(cls, req: Any) -> str | None:
@@ -136,6 +141,7 @@ class UnmaskPolicyAlgorithm(DllmAlgorithm):
 
     def prepare_inputs(self, model_runner: Any, forward_batch: Any, states: list[BlockRow]) -> None:
         """Copy the rows to the device before the forward pass occupies it."""
+        self._began = time.perf_counter()
         try:
             self._prepare(forward_batch, states)
         except ANY_FAILURE as error:
@@ -285,16 +291,23 @@ class UnmaskPolicyAlgorithm(DllmAlgorithm):
         if wanted:
             found = log_probabilities(outcome.step.confidence)
             parts.append(found.view(torch.int32).to(torch.int64))
+        counts = metrics.active()
+        if counts is not None:
+            parts.append(metrics.decided(block, outcome))
         report = torch.cat(parts, dim=-1).tolist()  # the one read of the step
         new: list[tuple[int, int]] = []
+        stepped: list[tuple[RequestState, list[int]]] = []
         for index, (row, values) in enumerate(zip(states, report, strict=True)):
             if row.masked:
                 needed = list(map(bool, values[length : 2 * length]))
-                told = _as_floats(values[2 * length :]) if row.request.top >= 0 else None
+                told = _as_floats(values[2 * length : 3 * length]) if row.request.top >= 0 else None
                 at = row.step(values[:length], needed, told)
                 new += [(index, position) for position in at if row.request.top > 0]
+                stepped.append((row.request, values[-Decided.COLUMNS :]))
         if new:
             self._find_top(new, logits, states)
+        if counts is not None:
+            self._count(counts, [each for each in stepped if each[0].counted])
 
     def _find_top(self, new: list[tuple[int, int]], logits: Tensor, states: list[BlockRow]) -> None:
         """Record the most probable tokens at these new (row, position); one more read, only for
@@ -310,6 +323,16 @@ class UnmaskPolicyAlgorithm(DllmAlgorithm):
             row = states[index]
             top = min(row.request.top, width)
             row.tops[at] = _as_floats(one[width : width + top]), one[:top]
+
+    def _count(self, counts: metrics.Sink, stepped: list[tuple[RequestState, list[int]]]) -> None:
+        """Count a step of these requests, each with its row of `metrics.decided`."""
+        for request, who in stepped:
+            request.fell_back = bool(who[Decided.FALLBACK])
+        rows = [
+            (r.label, bool(who[Decided.FORCED]), bool(who[Decided.FAILED])) for r, who in stepped
+        ]
+        with metrics.harmless():
+            metrics.count_step(counts, rows, time.perf_counter() - self._began)
 
 
 def _as_floats(bits: list[int]) -> list[float]:

@@ -18,6 +18,7 @@ GENERATE = f"{_MANAGER}.generate_request"
 _SCHEDULER = "sglang.srt.dllm.mixin.scheduler.SchedulerDllmMixin"
 FETCH_WAITING = f"{_SCHEDULER}._fetch_waiting_reqs"
 VALIDATE = f"{_SCHEDULER}.validate_dllm_request"
+EMITTED = f"{_SCHEDULER}._finish_dllm_request_if_needed"
 REMAINING_TOKENS = "sglang.srt.managers.schedule_policy.PrefillAdder._get_dllm_remain_tokens"
 """The functions that `plugin` hooks."""
 
@@ -42,6 +43,7 @@ SIGNATURES: dict[str, Signature] = {
     GENERATE: ("self", "obj", "request"),
     FETCH_WAITING: ("self",),
     VALIDATE: ("self", "req"),
+    EMITTED: ("self", "req"),
     REMAINING_TOKENS: ("self", "req"),
     _BASE: ("config",),
     f"{_BASE}.validate_request": ("req",),
@@ -105,8 +107,10 @@ NAMES: dict[str, tuple[str, ...]] = {
         "dllm_config",
         "rem_dllm_tokens",
     ),
+    "sglang.srt.constants": ("HEALTH_CHECK_RID_PREFIX",),
     "sglang.srt.managers.scheduler.Scheduler": (
         "max_total_num_tokens",
+        "metrics_reporter",
         "page_size",
         "waiting_queue",
     ),
@@ -114,14 +118,20 @@ NAMES: dict[str, tuple[str, ...]] = {
     "sglang.srt.managers.schedule_batch.Req": (
         "customized_info",
         "dllm_config",
+        "finished",
+        "finished_reason",
         "full_untruncated_fill_ids",
         "logprob",
         "origin_input_ids",
         "output_ids",
+        "output_ids_through_stop",
         "return_logprob",
         "rid",
         "sampling_params",
         "to_finish",
+    ),
+    "sglang.srt.managers.scheduler_components.metrics_reporter.SchedulerMetricsReporter": (
+        "current_scheduler_metrics_enabled",
     ),
     "sglang.srt.model_executor.forward_batch_info.ForwardBatch": (
         "batch_size",
@@ -141,7 +151,12 @@ NAMES: dict[str, tuple[str, ...]] = {
         "sampling_seed",
         "verify",
     ),
-    "sglang.srt.server_args.ServerArgs": ("dllm_algorithm", "model_path", "revision"),
+    "sglang.srt.server_args.ServerArgs": (
+        "dllm_algorithm",
+        "enable_metrics",
+        "model_path",
+        "revision",
+    ),
 }
 """SGLang modules and classes, with the names in them that are used."""
 

@@ -7,6 +7,7 @@ other models are not affected.
 
 from __future__ import annotations
 
+import logging
 import pkgutil
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
 from l2pd_adapters.sglang import memory_gate
 from l2pd_adapters.sglang.compatibility import (
+    EMITTED,
     FETCH_WAITING,
     FIND_ALGORITHM,
     GENERATE,
@@ -31,6 +33,8 @@ from l2pd_adapters.sglang.compatibility import (
 )
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.plugins import find_policy
+
+logger = logging.getLogger(__name__)
 
 
 def register() -> None:
@@ -51,7 +55,8 @@ def register() -> None:
             INIT: _read_settings,
             GENERATE: _generate,
             FETCH_WAITING: memory_gate.fetch_waiting,
-            VALIDATE: memory_gate.validate,
+            VALIDATE: _validate,
+            EMITTED: _emitted,
             REMAINING_TOKENS: memory_gate.remaining_tokens,
         }
     for target, hook in hooks.items():
@@ -96,6 +101,13 @@ def _read_settings(
     manager.l2pd = getattr(DllmConfig.from_server_args(server_args), "l2pd", None)
     if manager.l2pd is None or HTTP not in sys.modules:
         return
+    if server_args.enable_metrics:
+        from l2pd_adapters import metrics
+
+        metrics.activate()
+        logger.info("metrics of the policies: l2pd_* on /metrics, beside SGLang's")
+    else:
+        logger.info("no metrics of the policies: SGLang's --enable-metrics is off")
     problem = incompatibility_of_http()
     if problem:
         raise SystemExit(f"--dllm-algorithm {server_args.dllm_algorithm}: {problem}")
@@ -119,6 +131,18 @@ def _generate(
             raise ValueError(problem)
         admission.complete(obj)
     return original(manager, obj, *args, **kwargs)
+
+
+def _validate(original: Callable[..., str | None], scheduler: Any, request: Any) -> str | None:
+    from l2pd_adapters.sglang import metrics
+
+    return metrics.validate(original, scheduler, request)
+
+
+def _emitted(original: Callable[..., None], scheduler: Any, request: Any) -> None:
+    from l2pd_adapters.sglang import metrics
+
+    metrics.emitted(original, scheduler, request)
 
 
 def _report(

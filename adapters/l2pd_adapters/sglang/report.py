@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from l2pd_adapters.metrics import harmless
+from l2pd_adapters.serving import told_of
+
 STEP_MAP, STEP_MAPS, NFE, SEED = "step_map", "step_maps", "nfe", "seed"
 """Keys of a response's meta_info."""
 LOG_PROBABILITIES, TOP = "l2pd_log_probabilities", "l2pd_top"
@@ -48,6 +51,10 @@ def add(
         meta_info["tokens_per_forward"] = meta_info["completion_tokens"] / counts[-1]
     if seeds:
         meta_info[SEED] = seeds[-1]
+    settings = getattr(manager, "l2pd", None)
+    if finish_reason is not None and settings is not None:
+        with harmless():
+            meta_info.update(told_of(settings.admitted(state.obj.sampling_params)))
     if not getattr(state.obj, "return_logprob", False):
         return
     for logprob, token in new(LOG_PROBABILITIES):

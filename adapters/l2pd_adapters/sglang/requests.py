@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from l2pd_adapters.metrics import OTHER, label_of
 from l2pd_adapters.request_sampling import ASKED, FIELDS, sampling_of
 from l2pd_adapters.serving import generator_of
 from l2pd_adapters.sglang import report
@@ -20,6 +21,7 @@ from l2pd_adapters.sglang.settings import SglangServer
 from l2pd_plugins import UnmaskPolicy
 from l2pd_plugins.block_layout import BlockLayout
 from l2pd_plugins.blocks import BlockBatch
+from l2pd_plugins.policy_attributes import name_of
 from l2pd_plugins.sampling import Sampling
 
 
@@ -57,6 +59,14 @@ class RequestState:
     """For each token of the answer, if wanted, the log-probabilities and the ids of the most
     probable tokens at its commit, the most probable first.
     """
+    label: str = OTHER
+    """The policy's name in the metrics."""
+    counted: bool = False
+    """Whether the metrics count this request."""
+    tokens: int = 0
+    """Number of tokens of the answer that the metrics have counted."""
+    fell_back: bool = False
+    """Whether the policy's fallback decided the last step."""
 
     @classmethod
     def of(cls, request: Any, settings: SglangServer) -> RequestState:
@@ -68,6 +78,7 @@ class RequestState:
         policy = settings.choose(params.custom_params)
         return cls(
             policy=policy,
+            label=label_of(name_of(policy)),
             ignores_end=params.ignore_eos,
             seed=str(request.rid if seed is None else seed),
             sampling=sampling_of(

@@ -26,9 +26,20 @@ class SglangServer(serving.PolicyServer):
 
         Raises L2PDError, which names the choices, for an unsupported request.
         """
-        given = {} if custom_params is None else custom_params
-        if not isinstance(given, Mapping):
-            raise L2PDError(f"custom_params={shown(given)}: expected names and values")
-        # SGLang adds its own parameters here, with two leading underscores.
-        asked = {k: v for k, v in given.items() if not str(k).startswith("__")}
-        return self.for_request(asked.pop(_CHOICE, None), asked)
+        return self.for_request(*_asked(custom_params))
+
+    def admitted(self, sampling_params: Any) -> UnmaskPolicy:
+        """The policy of a request that was admitted with these sampling parameters. Nothing is
+        checked a second time, and no file or hub is read.
+        """
+        return self.policy(*_asked((sampling_params or {}).get("custom_params")))
+
+
+def _asked(custom_params: Any) -> tuple[Any, dict[str, Any]]:
+    """The name and options of the policy in a request's custom parameters."""
+    given = {} if custom_params is None else custom_params
+    if not isinstance(given, Mapping):
+        raise L2PDError(f"custom_params={shown(given)}: expected names and values")
+    # SGLang adds its own parameters here, with two leading underscores.
+    asked = {k: v for k, v in given.items() if not str(k).startswith("__")}
+    return asked.pop(_CHOICE, None), asked

@@ -12,7 +12,8 @@ from typing import Any
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import SamplingParams
 
-from l2pd_adapters.admission import ANY_FAILURE
+from l2pd_adapters import metrics
+from l2pd_adapters.admission import ANY_FAILURE, reason_of
 from l2pd_adapters.request_fields import typed_body
 from l2pd_adapters.vllm import refusals
 from l2pd_adapters.vllm.compatibility import incompatibility_of_server
@@ -62,12 +63,18 @@ def _install_in_servers() -> None:
     @functools.wraps(begin)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         begin(self, *args, **kwargs)
+        if settings_of(self.model_config) is not None:
+            from l2pd_adapters.vllm import metrics as endpoint
+
+            endpoint.install()
         # Importing it here would be too early, and unnecessary in a process without a server.
         server = sys.modules.get("vllm.v1.engine.async_llm")
         if server is not None and settings_of(self.model_config) is not None:
             problem = incompatibility_of_server()
             if problem:
                 raise L2PDError(f"{self.model_config.model} cannot be served: {problem}")
+            metrics.activate()
+            logger.info("metrics of the policies: l2pd_* on /metrics, beside vLLM's")
             _validate_when_called(server.AsyncLLM)
             _refuse_beam_search()
             _check_what_was_typed()
@@ -104,6 +111,7 @@ def _refuse_beam_search() -> None:
     @functools.wraps(search)
     def beam_search(self: Any, *args: Any, **kwargs: Any) -> Any:
         if settings_of(self.engine_client.model_config) is not None:
+            metrics.refused("parameter")
             raise VLLMValidationError(
                 "use_beam_search=True is not supported with diffusion language models"
             )
@@ -137,7 +145,12 @@ def _check_before(serving: Any, method: str, endpoint: refusals.Endpoint) -> Non
             body = await typed_body(raw_request)
             with _answered():
                 refusals.check_typed(body, endpoint, model_config.get_diff_sampling_param())
-        return await create(self, request, raw_request)
+        response = await create(self, request, raw_request)
+        if settings is not None:
+            from l2pd_adapters.vllm.metrics import tell
+
+            tell(response, request, settings)
+        return response
 
     checked._l2pd = True  # type: ignore[attr-defined]
     setattr(serving, method, checked)
@@ -158,12 +171,14 @@ def check_noise(params: SamplingParams, settings: DiffusionGemmaServer) -> None:
 
 @contextmanager
 def _answered() -> Iterator[None]:
-    """Whatever is raised in here vLLM answers with HTTP 400."""
+    """Whatever is raised in here vLLM answers with HTTP 400, and the metrics count it."""
     try:
         yield
     except L2PDError as error:
+        metrics.refused(reason_of(error))
         raise VLLMValidationError(str(error)) from error
     except ANY_FAILURE as error:  # refuse the request instead of ending the server
+        metrics.refused(reason_of(error))
         logger.exception("a request cannot be admitted")
         said = f"{type(error).__name__}: {shown(str(error))}"
         raise VLLMValidationError(f"the request cannot be admitted: {said}") from error

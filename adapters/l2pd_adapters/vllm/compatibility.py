@@ -44,6 +44,21 @@ SIGNATURES: dict[str, Signature] = {
     f"{_SCHEDULER}.update_draft_token_ids": ("self", "draft_token_ids"),
     f"{_SCHEDULER}.schedule": ("self", "throttle_prefills"),
     f"{_SCHEDULER}.update_from_output": ("self", "scheduler_output", "model_runner_output"),
+    "vllm.v1.engine.output_processor.OutputProcessor.process_outputs": (
+        "self",
+        "engine_core_outputs",
+        "...",
+    ),
+    "vllm.v1.worker.gpu.async_utils.AsyncOutput": (
+        "model_runner_output",
+        "sampler_output",
+        "num_sampled_tokens",
+        "main_stream",
+        "copy_stream",
+        "...",
+    ),
+    "vllm.v1.worker.gpu.async_utils.async_copy_to_np": ("x",),
+    "vllm.v1.worker.gpu.async_utils.stream": ("to_stream", "from_stream"),
 }
 """vLLM functions that are called or overridden, with their parameters."""
 
@@ -117,10 +132,17 @@ NAMES: dict[str, tuple[str, ...]] = {
         "num_scheduled_tokens",
         "scheduled_spec_decode_tokens",
     ),
+    "vllm.v1.core.sched.scheduler.Scheduler": ("requests", "vllm_config"),
+    "vllm.v1.engine.EngineCoreOutput": ("kv_transfer_params", "new_token_ids", "request_id"),
+    "vllm.v1.engine.EngineCoreOutputs": ("outputs",),
     "vllm.v1.engine.input_processor": ("InputProcessor",),
     _PROCESSOR: ("model_config",),
+    "vllm.v1.engine.output_processor": ("OutputProcessor",),
+    "vllm.v1.engine.output_processor.OutputProcessor": ("request_states",),
+    "vllm.v1.engine.output_processor.RequestState": ("external_req_id",),
     "vllm.v1.outputs": ("DraftTokenIds", "ModelRunnerOutput"),
     "vllm.v1.outputs.DraftTokenIds": ("req_ids",),
+    "vllm.v1.outputs.ModelRunnerOutput": ("req_ids",),
     "vllm.v1.request": ("Request",),
     "vllm.v1.request.Request": (
         "is_finished",
@@ -128,8 +150,12 @@ NAMES: dict[str, tuple[str, ...]] = {
         "num_computed_tokens",
         "num_prompt_tokens",
         "num_tokens",
+        "request_id",
+        "sampling_params",
         "spec_token_ids",
     ),
+    "vllm.v1.worker.gpu.async_utils": ("AsyncOutput", "async_copy_to_np", "stream"),
+    "vllm.v1.worker.gpu.async_utils.AsyncOutput": ("get_output",),
     "vllm.v1.worker.gpu.attn_utils": ("build_attn_metadata",),
     "vllm.v1.worker.gpu.input_batch": ("InputBatch",),
     "vllm.v1.worker.gpu.input_batch.InputBatch": (
@@ -190,6 +216,9 @@ SERVER_NAMES: dict[str, tuple[str, ...]] = {
     f"{_CHAT}.OpenAIServingChat": ("create_chat_completion",),
     _COMPLETION: ("OpenAIServingCompletion",),
     f"{_COMPLETION}.OpenAIServingCompletion": ("create_completion",),
+    "vllm.entrypoints.openai.chat_completion.protocol.ChatCompletionRequest": ("vllm_xargs",),
+    "vllm.entrypoints.openai.chat_completion.protocol.ChatCompletionResponse": ("choices", "id"),
+    "vllm.v1.worker.gpu.model_runner": ("AsyncOutput",),
 }
 """The same of a server's modules, which are looked at in the process that runs one."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from typing import Any
 
+from l2pd_adapters import metrics
 from l2pd_adapters.body_limit import App, BodyLimit, Receive, Scope, Send, answer_with
 from l2pd_plugins.shown_values import shown
 
@@ -39,6 +40,7 @@ class RequestGuard(BodyLimit):
         except Exception as error:
             if begun or not _failed_to_read(error):
                 raise
+            metrics.refused("unreadable")
             said = f"{type(error).__name__}: {shown(str(error))[1:-1]}"
             await answer_with(send, 400, f"the request cannot be read: {said}")
 

@@ -20,6 +20,7 @@ from vllm.v1.worker.gpu.model_states.interface import ModelState
 from vllm.v1.worker.gpu.states import RequestState
 
 from l2pd_adapters.serving import generator_of, guarded
+from l2pd_adapters.vllm import counting
 from l2pd_adapters.vllm.queries import hidden_rows, split_into_blocks
 from l2pd_adapters.vllm.sampler import UnmaskSampler
 from l2pd_adapters.vllm.settings import VllmServer, settings_of
@@ -58,6 +59,7 @@ class DiffusionState(ModelState):
         return ("generate",)
 
     def custom_sampler(self, sampler: Any) -> tuple[Any, Any]:
+        counting.install()
         return UnmaskSampler(self.canvases, self.settings, sampler.req_states), None
 
     def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from vllm.v1.worker.gpu.input_batch import InputBatch
-from vllm.v1.worker.gpu.sample.output import SamplerOutput
 
+from l2pd_adapters.metrics import decided
 from l2pd_adapters.serving import PolicyServer
+from l2pd_adapters.vllm.counting import COLUMNS, CountedOutput, counts_of
 from l2pd_adapters.vllm.slot_canvases import Canvases
 from l2pd_plugins.denoising import StepOutcome, denoising_step
 from l2pd_plugins.slots import SlotBatch
@@ -45,7 +46,7 @@ class UnmaskSampler:
 
     def __call__(
         self, logits: Tensor, input_batch: InputBatch, draft_logits: Tensor | None = None
-    ) -> SamplerOutput:
+    ) -> CountedOutput:
         """One step for every request with logits, (N, V). For the other requests this pass has only
         read the prompt.
 
@@ -61,35 +62,39 @@ class UnmaskSampler:
         rejected = upload(taken_back, logits.device, torch.int32)
         sampled = rejected.new_zeros(count, canvases.block_length)
         settled = rejected.new_zeros(count)
+        who = rejected.new_zeros(count, COLUMNS)
         rows = np.flatnonzero(offered)
         if len(rows):
             slots = input_batch.idx_mapping_np[rows]
             batch = canvases.take(slots)
             at = upload(rows, logits.device)
-            first, counts, back = self._step(batch, logits, offered[rows], queries[rows])
+            first, counts, back, told = self._step(batch, logits, offered[rows], queries[rows])
             sampled.index_copy_(0, at, first.to(torch.int32))
             settled.index_copy_(0, at, counts.to(torch.int32))
             rejected.index_copy_(0, at, back.to(torch.int32))
+            who.index_copy_(0, at, told)
         every = input_batch.idx_mapping[:count]
         blocks = canvases.blocks.tokens.index_select(0, every)
         self.req_states.draft_tokens.index_copy_(0, every, blocks)  # the input of the next pass
-        return SamplerOutput(
+        return CountedOutput(
             sampled_token_ids=sampled,
             logprobs_tensors=None,
             num_nans=None,
             num_sampled=settled,
             num_rejected=rejected,
+            l2pd=who,
         )
 
     def _step(
         self, batch: SlotBatch, logits: Tensor, offered: np.ndarray, queries: np.ndarray
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """For each row: the emitted tokens, at the front of (B, L); their number, (B,); and how
-        many of the row's queries must be computed again, (B,).
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """For each row: the emitted tokens, at the front of (B, L); their number, (B,); how many of
+        the row's queries must be computed again, (B,); and its counts (`counts_of`).
         """
         block, canvases = batch.block, self.canvases
         was_full = ~block.masked.any(-1)
         outcome = self._denoise(batch, logits, offered)
+        told = counts_of(~was_full, decided(block, outcome))
         is_full = ~block.masked.any(-1)
         ready = canvases.ready(batch, was_full, is_full, outcome.ended)
         tokens, counts = canvases.settled(batch)
@@ -97,7 +102,7 @@ class UnmaskSampler:
         canvases.count(batch, ~was_full, counts)
         back = canvases.taken_back(ready, upload(queries, logits.device))
         canvases.file(batch, ready, outcome.ended)
-        return tokens, counts, back
+        return tokens, counts, back, told
 
     def _denoise(self, batch: SlotBatch, logits: Tensor, offered: np.ndarray) -> StepOutcome:
         length, positions = self.canvases.block_length, None

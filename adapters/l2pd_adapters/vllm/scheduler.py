@@ -14,6 +14,8 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 from vllm.v1.request import Request
 
+from l2pd_adapters.vllm.counting import CountingScheduler
+
 
 def _cap(request: Request, max_model_len: int) -> None:
     """Reduce max_tokens so that the request's own limit ends it before the model's does."""
@@ -41,11 +43,11 @@ class _Blocks:
         super().add_request(request)  # type: ignore[misc]
 
 
-class BlockScheduler(_Blocks, DiffusionScheduler):
+class BlockScheduler(CountingScheduler, _Blocks, DiffusionScheduler):
     """Reads the result of a step before it schedules the next."""
 
 
-class BlockAsyncScheduler(_Blocks, DiffusionAsyncScheduler):
+class BlockAsyncScheduler(CountingScheduler, _Blocks, DiffusionAsyncScheduler):
     """Schedules a step while the previous one runs."""
 
 
@@ -56,7 +58,7 @@ def block_scheduler(vllm_config: VllmConfig, **kwargs: Any) -> DiffusionSchedule
     return cls(vllm_config=vllm_config, **kwargs)
 
 
-class WholeSequenceScheduler(DiffusionScheduler):
+class WholeSequenceScheduler(CountingScheduler, DiffusionScheduler):
     """For bidirectional models: every step computes the whole sequence, prompt and canvas."""
 
     def add_request(self, request: Request) -> None:

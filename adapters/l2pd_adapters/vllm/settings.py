@@ -17,13 +17,20 @@ from l2pd_adapters.families import (
     family_of,
     mask_token_of,
 )
+from l2pd_adapters.metrics import OTHER, label_of
 from l2pd_plugins import ModelContext, UnmaskPolicy
 from l2pd_plugins.block_layout import whole_blocks
 from l2pd_plugins.errors import L2PDError
+from l2pd_plugins.plugins import find_policy
 
 KEY = "decoding_plugin"
 """The key of the policy's name in `additional_config` and in a request's `vllm_xargs`. The options
 of a request's policy are ``decoding_plugin.NAME``.
+"""
+
+CARRIED = "l2pd"
+"""Our attribute of vLLM's objects, and our key in the engine's outputs, on their way to the process
+with the endpoint.
 """
 
 _ATTRIBUTE = "_l2pd_settings"
@@ -49,6 +56,14 @@ class VllmServer(serving.PolicyServer):
         file or hub is read.
         """
         return self.policy(*_asked(params))
+
+    def label(self, params: Any) -> str:
+        """The name of a request's policy in the metrics."""
+        name = _asked(params)[0]
+        try:
+            return label_of(find_policy(self.policy_name if name is None else name).name)
+        except L2PDError:  # the request would not have been admitted
+            return OTHER
 
     @property
     def _choices(self) -> int:
