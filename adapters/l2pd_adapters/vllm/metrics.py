@@ -36,9 +36,11 @@ def install() -> None:
         states = [self.request_states.get(output.request_id) for output in engine_core_outputs]
         done = process(self, engine_core_outputs, *args, **kwargs)
         for output, carried, state in zip(engine_core_outputs, told, states, strict=True):
-            there = state is None or output.request_id in self.request_states
+            ended = None
+            if state is not None and output.request_id not in self.request_states:
+                ended = state.external_req_id
             with metrics.harmless():
-                _receive(carried, None if there else state.external_req_id)
+                _receive(carried, ended)
         return done
 
     process_outputs._l2pd = True  # type: ignore[attr-defined]
