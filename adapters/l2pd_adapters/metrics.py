@@ -209,13 +209,15 @@ class PolicyMetrics:
 
 @contextmanager
 def harmless() -> Iterator[None]:
-    """Context manager: a failure to count (a full disk, ...) is logged once, and nothing else."""
+    """Context manager: a failure to count or to tell (a full disk, ...) is logged once, and the
+    server goes on.
+    """
     try:
         yield
     except Exception:
         if not _logged:
             _logged.append(True)
-            logger.exception("the metrics are incomplete")
+            logger.exception("the metrics, or what answers say of them, are incomplete")
 
 
 _logged: list[bool] = []

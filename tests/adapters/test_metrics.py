@@ -242,3 +242,16 @@ class TestRefusals:
         metrics.refused("body")
         assert metrics.active() is None
         assert "body" in REASONS
+
+
+class TestHarmless:
+    def test_a_full_disk_is_logged_once(self, active, monkeypatch, caplog):
+        monkeypatch.setattr(metrics, "_logged", [])
+
+        def fail(*_):
+            raise OSError("no space left")
+
+        monkeypatch.setattr(active, "count", fail)
+        metrics.refused("body")
+        metrics.refused("body")
+        assert [record.exc_info[0] for record in caplog.records] == [OSError]

@@ -13,7 +13,6 @@ from l2pd_adapters import metrics
 from l2pd_adapters.metrics import Carried
 from l2pd_adapters.serving import told_of
 from l2pd_adapters.vllm.settings import CARRIED, VllmServer
-from l2pd_plugins.errors import L2PDError
 
 _MOST_KEPT = 10_000
 """Greatest number of answers whose counts wait for their response."""
@@ -78,12 +77,10 @@ def tell(response: Any, request: Any, settings: VllmServer) -> None:
     choices = getattr(response, "choices", None)
     if not isinstance(choices, list):  # a stream, or an error
         return
-    policy = {}
-    try:
+    policy: dict[str, str] = {}
+    with metrics.harmless():
         params = SimpleNamespace(extra_args=getattr(request, "vllm_xargs", None))
         policy = told_of(settings.admitted(params))
-    except L2PDError:  # the request continued with the server's policy
-        pass
     for choice in choices:
         # vLLM's names of the parts of a request: of a completion, and of a chat.
         found = _answers.pop(f"{response.id}-{choice.index}", None) or _answers.pop(
