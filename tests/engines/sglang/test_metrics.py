@@ -30,7 +30,7 @@ REFUSED = {
         {"custom_params": {"threshold": 2}},
         {"custom_params": {"unmask_policy": "learn2pd", "filter": "/nowhere"}},
     ],
-    "parameter": [{"top_p": 0.5}, {"regex": "a"}, {"custom_params": [1]}, {"n": 2}],
+    "parameter": [{"frequency_penalty": 1}, {"regex": "a"}, {"custom_params": [1]}],
     "length": [{"max_new_tokens": 1_500}] * 2,
 }
 

@@ -29,7 +29,7 @@ REFUSED = {
         {"decoding_plugin": "learn2pd", "decoding_plugin.filter": "/nowhere"},
     ],
 }
-WITHOUT_EFFECT = ({"top_p": 0.5}, {"n": 2}, {"logprobs": 2}, {"use_beam_search": True})
+WITHOUT_EFFECT = ({"frequency_penalty": 1}, {"logit_bias": {"5": 1}}, {"use_beam_search": True})
 
 
 @pytest.fixture(scope="module", params=["tiny-sdar", "tiny-llada"])
