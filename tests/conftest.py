@@ -20,7 +20,10 @@ settings.load_profile("no deadline")
 
 # Modules of shared checks, whose asserts should say as much as those of the tests.
 pytest.register_assert_rewrite(
-    "tests.core.plain_statistics", "tests.engines.hostile", "tests.engines.soak.one_minute"
+    "tests.core.plain_statistics",
+    "tests.engines.hostile",
+    "tests.engines.every_path",
+    "tests.engines.soak.short_run",
 )
 
 if not torch.cuda.is_available():

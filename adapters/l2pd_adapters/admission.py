@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from l2pd_adapters.body_limit import DEFAULT_MIB
+from l2pd_adapters.body_limit import DEFAULT_MIB, DEFAULT_VALUES
 from l2pd_adapters.metrics import Reason
 from l2pd_plugins import ModelContext, PolicySpec, UnmaskPolicy, create_policy
 from l2pd_plugins.errors import (
@@ -70,6 +70,7 @@ KEYS = (
     "request_paths",
     "request_state_mib",
     "request_body_mib",
+    "request_body_values",
 )
 """Settings by which the operator restricts requests."""
 
@@ -98,6 +99,10 @@ class Admission:
     """
     request_body_mib: int = DEFAULT_MIB
     """MiB of the body of a request to a server; a larger one is not read."""
+    request_body_values: int | None = None
+    """Values in the lists and objects of a request's body, such as token ids; a body of more is not
+    parsed. None: `body_values` chooses.
+    """
 
     @classmethod
     def taken_from(cls, settings: dict[str, Any]) -> Admission:
@@ -118,12 +123,16 @@ class Admission:
             )
         if "request_options" in given:
             said["request_options"] = _options_by_policy(given["request_options"])
-        for key, least in (("request_state_mib", 0), ("request_body_mib", 1)):
+        for key, least, unit in (
+            ("request_state_mib", 0, "of MiB"),
+            ("request_body_mib", 1, "of MiB"),
+            ("request_body_values", 1, "of values"),
+        ):
             if key in given:
                 budget = said[key] = given[key]
                 if type(budget) is not int or budget < least:
                     raise L2PDError(
-                        f"{key}={shown(budget)}: expected a whole number of MiB, {least} or more"
+                        f"{key}={shown(budget)}: expected a whole number {unit}, {least} or more"
                     )
         return cls(**said)
 
@@ -174,16 +183,24 @@ class Admission:
                 "names a file, a folder or a hub id that is not among this server's request_paths",
             )
 
+    def body_values(self, longest: int) -> int:
+        """`request_body_values`, or else what leaves room for a prompt of `longest` token ids, the
+        most that the model reads.
+        """
+        return self.request_body_values or max(DEFAULT_VALUES, 2 * longest)
+
     def describe(self) -> str:
         """One line for the log at launch."""
         names = "all" if self.request_policies is None else ", ".join(self.request_policies)
         options = "; ".join(
             f"{k}: {', '.join(v) or 'none'}" for k, v in self.request_options.items()
         )
+        values = self.request_body_values or "by the length of the model"
         return (
             f"request_policies={names or 'none'}; request_options={options or 'those declared'}; "
             f"request_paths={', '.join(self.request_paths) or 'none'}; "
-            f"request_state_mib={self.request_state_mib}; request_body_mib={self.request_body_mib}"
+            f"request_state_mib={self.request_state_mib}; "
+            f"request_body_mib={self.request_body_mib}; request_body_values={values}"
         )
 
 

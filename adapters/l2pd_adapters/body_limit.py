@@ -1,7 +1,8 @@
-"""A limit on the size of a request's body, for servers that are ASGI applications.
+"""Limits on a request's body, for servers that are ASGI applications.
 
 An engine parses the JSON of a request before it asks any of this package's checks, and while it
-parses it answers nobody. A body over the limit is refused with HTTP 413 before it is read.
+parses it answers nobody. A body over the limits is refused with HTTP 413 before it is parsed: one
+of too many bytes before it is read, one of too many values after its commas are counted.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 MIB = 1 << 20
 DEFAULT_MIB = 4
-"""Half a million token ids."""
+DEFAULT_VALUES = 1 << 16
+"""Parsed in a few milliseconds."""
+_OF_OBJECT = 16
+"""Values that take as long as an object, such as a message of a chat, to be validated."""
 
 LINGER_SECONDS = 10.0
 """How long a client that is still sending a refused body is listened to: it could not read the
@@ -29,10 +33,11 @@ answer if its connection was closed at once."""
 
 
 class BodyLimit:
-    """ASGI middleware that answers a request with HTTP 413 if its body is over `mib` MiB."""
+    """ASGI middleware that answers a request with HTTP 413 if its body is over `mib` MiB, or if its
+    JSON has more than `values` values."""
 
-    def __init__(self, app: App, mib: int = DEFAULT_MIB) -> None:
-        self.app, self.mib = app, mib
+    def __init__(self, app: App, mib: int = DEFAULT_MIB, values: int = DEFAULT_VALUES) -> None:
+        self.app, self.mib, self.values = app, mib, values
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -40,27 +45,34 @@ class BodyLimit:
             return
         limit = self.mib * MIB
         declared = _declared_length(scope)
-        if declared is not None:
-            if declared > limit:
-                await self._refuse(receive, send)
-            else:  # the HTTP server reads no more than was declared
-                await self.app(scope, receive, send)
+        if declared is not None and _OF_OBJECT * declared <= self.values:
+            await self.app(scope, receive, send)  # the HTTP server reads no more than was declared
             return
-        read = await _read(receive, limit)
+        too_large = f"the body of the request is over request_body_mib={self.mib}"
+        if declared is not None and declared > limit:
+            metrics.refused("body")
+            await refuse(receive, send, 413, too_large)
+            return
+        read = await read_body(receive, limit)
         if read is None:
-            await self._refuse(receive, send)
+            metrics.refused("body")
+            await refuse(receive, send, 413, too_large)
+        elif has_more_values(b"".join(each.get("body", b"") for each in read), self.values):
+            metrics.refused("body")
+            said = f"the body of the request has over request_body_values={self.values} values"
+            await answer_with(send, 413, said)
         else:
-            await self.app(scope, _again(read, receive), send)
+            await self.app(scope, again(read, receive), send)
 
-    async def _refuse(self, receive: Receive, send: Send) -> None:
-        metrics.refused("body")
 
-        async def linger() -> None:
-            with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(_discard(receive), LINGER_SECONDS)
+async def refuse(receive: Receive, send: Send, status: int, message: str) -> None:
+    """Answer with an error, and listen to a client that is still sending its body."""
 
-        message = f"the body of the request is over request_body_mib={self.mib}"
-        await answer_with(send, 413, message, linger)
+    async def linger() -> None:
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(_discard(receive), LINGER_SECONDS)
+
+    await answer_with(send, status, message, linger)
 
 
 async def answer_with(
@@ -82,9 +94,32 @@ async def answer_with(
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
+def has_more_values(body: bytes, most: int) -> bool:
+    """Whether the lists and objects of a JSON text have more than so many values, where an object
+    counts as 16: its commas and braces, but not those in strings. It takes a fraction of the time
+    that parsing would."""
+    if _weight(body) < most:
+        return False
+    if b"\0" in body:  # not UTF-8
+        return True
+    plain = body.replace(b"\\\\", b"").replace(b'\\"', b"")
+    if plain.count(b'"') > 8 * most:  # a value has a string and a name at most, of two quotes each
+        return True
+    return sum(map(_weight, plain.split(b'"')[::2])) >= most
+
+
+def _weight(text: bytes) -> int:
+    return text.count(b",") + _OF_OBJECT * text.count(b"{")
+
+
+def headers_of(scope: Scope) -> dict[bytes, bytes]:
+    """The request's headers by their names in lower case."""
+    return {name.lower(): value for name, value in scope["headers"]}
+
+
 def _declared_length(scope: Scope) -> int | None:
     """The request's Content-Length; None without one. 0 if nothing says that there is a body."""
-    headers = {name.lower(): value for name, value in scope["headers"]}
+    headers = headers_of(scope)
     if b"transfer-encoding" in headers:
         return None
     try:
@@ -93,7 +128,7 @@ def _declared_length(scope: Scope) -> int | None:
         return 0
 
 
-async def _read(receive: Receive, limit: int) -> list[MutableMapping[str, Any]] | None:
+async def read_body(receive: Receive, limit: int) -> list[MutableMapping[str, Any]] | None:
     """The messages of a whole body; None if it is over the limit."""
     messages, size = [], 0
     while True:
@@ -106,7 +141,7 @@ async def _read(receive: Receive, limit: int) -> list[MutableMapping[str, Any]] 
             return messages
 
 
-def _again(messages: list[MutableMapping[str, Any]], receive: Receive) -> Receive:
+def again(messages: list[MutableMapping[str, Any]], receive: Receive) -> Receive:
     """A `receive` that gives these messages, and then those that follow."""
     waiting = iter(messages)
 

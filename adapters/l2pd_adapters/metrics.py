@@ -122,13 +122,14 @@ METRICS = (
     REFUSALS,
 )
 
-Reason = Literal["policy", "option", "parameter", "length", "body", "unreadable"]
+Reason = Literal["policy", "option", "parameter", "length", "body", "path", "unreadable"]
 REASONS: dict[Reason, str] = {
     "policy": "no such policy, one that requests may not choose, or one that cannot be made",
     "option": "an option of the policy that is unknown, out of bounds, or only the operator's",
     "parameter": "a field of the request that has no effect or an unsupported value",
     "length": "larger than the KV cache",
-    "body": "a body over request_body_mib",
+    "body": "a body over request_body_mib or request_body_values",
+    "path": "a path that is closed",
     "unreadable": "anything else that cannot be read",
 }
 """Why a request is refused."""

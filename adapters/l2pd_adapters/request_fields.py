@@ -51,7 +51,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "structural_tag": ("",),
     "stop_regex": ("", []),
     "tools": ([],),
-    "tool_choice": ("none", "auto"),
+    "tool_choice": ("none", "auto", {"type": "none"}, {"type": "auto"}),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "suffix": ("",),
@@ -106,6 +106,14 @@ def check_fields(
             continue
         said = (reasons or {}).get(name) or _REASONS.get(name, NO_EFFECT)
         raise L2PDError(f"{name}={shown(value)}: {said}")
+    for name in ("text", "output_config"):  # of the responses API, and of Anthropic's
+        inner = body.get(name)
+        form = inner.get("format") if isinstance(inner, Mapping) else None
+        if form is not None and form not in NEUTRAL["response_format"]:
+            raise L2PDError(f"{name}: format={shown(form)}: {NO_EFFECT}")
+    include = body.get("include")
+    if isinstance(include, list) and any("logprobs" in str(each) for each in include):
+        raise L2PDError(f"include={shown(include)}: log-probabilities are not available")
     if _has_strict_tool(body.get("tools")):
         raise L2PDError("tools: no grammar makes a function's strict true; leave strict out")
 

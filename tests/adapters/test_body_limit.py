@@ -8,9 +8,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from l2pd_adapters import body_limit
-from l2pd_adapters.body_limit import MIB, BodyLimit
+from l2pd_adapters.body_limit import DEFAULT_VALUES, MIB, BodyLimit, has_more_values
 
 LIMIT = 2
 
@@ -28,7 +30,11 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
 
 
 def ask(
-    chunks: Iterable[bytes], headers: dict[str, str], *, forever: bool = False
+    chunks: Iterable[bytes],
+    headers: dict[str, str],
+    *,
+    forever: bool = False,
+    values: int = DEFAULT_VALUES,
 ) -> tuple[int, bytes, int]:
     """(status, answer, how many chunks were read) of a request with this body. forever: the client
     never sends the rest."""
@@ -49,7 +55,7 @@ def ask(
 
     raw = [(name.encode(), value.encode()) for name, value in headers.items()]
     scope = {"type": "http", "headers": raw}
-    asyncio.run(BodyLimit(echo, mib=LIMIT)(scope, receive, send))
+    asyncio.run(BodyLimit(echo, LIMIT, values)(scope, receive, send))
     assert not sent[-1].get("more_body")
     return sent[0]["status"], b"".join(each["body"] for each in sent[1:]), read
 
@@ -97,3 +103,61 @@ def test_what_is_not_http_is_passed_on() -> None:
 
     asyncio.run(BodyLimit(app)({"type": "lifespan"}, None, None))  # type: ignore[arg-type]
     assert seen == ["lifespan"]
+
+
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text('a,"\\é')
+
+
+def nested(depth: int) -> st.SearchStrategy[Any]:
+    if depth == 0:
+        return LEAVES
+    inner = nested(depth - 1)
+    return (
+        LEAVES | st.lists(inner, max_size=5) | st.dictionaries(st.text('b,"\\'), inner, max_size=5)
+    )
+
+
+def weight_of(value: Any) -> int:
+    """How many commas separate values in its JSON, and 16 for each object."""
+    if not isinstance(value, list | dict):
+        return 0
+    inner = value.values() if isinstance(value, dict) else value
+    objects = 16 * isinstance(value, dict)
+    return objects + max(len(value) - 1, 0) + sum(map(weight_of, inner))
+
+
+@given(nested(3), st.integers(2, 80), st.booleans())
+def test_values_are_counted_without_parsing(value: Any, most: int, ascii_only: bool) -> None:
+    body = json.dumps(value, ensure_ascii=ascii_only).encode()
+    assert has_more_values(body, most) == (weight_of(value) >= most)
+
+
+def test_another_encoding_hides_no_values() -> None:
+    body = json.dumps([0] * 20).encode("utf-16")
+    assert json.loads(body) == [0] * 20
+    assert has_more_values(body, 10)
+
+
+def ask_for_values(body: bytes, declared: bool) -> tuple[int, bytes, int]:
+    headers = {"content-length": str(len(body))} if declared else {"transfer-encoding": "chunked"}
+    return ask([body[:100], body[100:]], headers, values=1000)
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_body_of_too_many_values_is_refused(declared: bool) -> None:
+    few, many = (json.dumps({"x": [7] * count}).encode() for count in (984, 985))
+    assert ask_for_values(few, declared)[:2] == (200, str(len(few)).encode())
+    status, answer, _ = ask_for_values(many, declared)
+    assert status == 413
+    assert "request_body_values=1000" in json.loads(answer)["error"]["message"]
+
+
+def test_objects_count_more() -> None:
+    few, many = (json.dumps([{} for _ in range(count)]).encode() for count in (58, 59))
+    assert ask_for_values(few, True)[0] == 200
+    assert ask_for_values(many, True)[0] == 413
+
+
+def test_a_long_text_has_one_value() -> None:
+    text = json.dumps({"prompt": 'one, "two", \\ three, ' * 1000}).encode()
+    assert ask_for_values(text, True)[0] == 200

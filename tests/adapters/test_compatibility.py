@@ -6,12 +6,15 @@ from __future__ import annotations
 
 import argparse
 import ast
+import asyncio
 import functools
 import importlib
 import inspect
+import io
 import json
 import logging
 import pkgutil
+import secrets
 import sys
 import time
 import traceback
@@ -51,6 +54,9 @@ OTHERS = {
     "l2pd": "ours, put into the engines' objects",
     "meta_info": "ours, added to vLLM's choices under SGLang's name",
     "wait_stream": "of torch.cuda.Stream",
+    "ZstdDecompressor": "of zstandard",
+    "ZstdError": "of zstandard",
+    "stream_reader": "of zstandard",
     "_l2pd": "ours, which marks what is wrapped",
 }
 """Names that neither our modules nor the engine defines, with their libraries."""
@@ -68,7 +74,8 @@ def library_names() -> set[str]:
         np,
         np.ndarray,
         *(dict, list, str, set, tuple, int, Exception, types.FunctionType),
-        *(argparse, argparse.ArgumentParser, functools, importlib, inspect, json),
+        *(argparse, argparse.ArgumentParser, functools, importlib, inspect, io, json),
+        *(asyncio, asyncio.AbstractEventLoop, secrets),
         *(logging, logging.getLogger("l2pd"), logging.Handler),
         *(pkgutil, sys, time, traceback, types, weakref, Path, HTTPStatus),
     ):

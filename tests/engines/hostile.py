@@ -242,6 +242,7 @@ class Beside(Background):
 
 def attack(url, requests, ordinary):
     """Send (path, body) one by one, beside ordinary requests, and print how much longer these take.
+    A body is JSON, as a text or not yet.
 
     Returns what was wrong: (seconds, path, body, status, answer) of those that were not answered by
     4xx, or not in time, which is two seconds or, on a busy machine, four times what an ordinary
@@ -254,18 +255,17 @@ def attack(url, requests, ordinary):
         httpx.Client(base_url=url, timeout=60) as client,
     ):
         for path, body in requests:
+            content = body if isinstance(body, str) else json.dumps(body)
             begin = time.monotonic()
             try:
                 answer = client.post(
-                    path,
-                    content=json.dumps(body),
-                    headers={"Content-Type": "application/json"},
+                    path, content=content, headers={"Content-Type": "application/json"}
                 )
                 status, text = answer.status_code, answer.text
             except httpx.HTTPError as error:
                 status, text = 0, repr(error)
             seconds = time.monotonic() - begin
-            answers.append((seconds, path, json.dumps(body)[:300], status, text))
+            answers.append((seconds, path, content[:300], status, text))
     in_time = max(2, 4 * max(beside.seconds))
     assert watch.failures == []
     assert watch.count
@@ -275,6 +275,27 @@ def attack(url, requests, ordinary):
         for seconds, path, body, status, text in answers
         if not 400 <= status < 500 or seconds > in_time or len(text) > 3000
     ]
+
+
+def attack_together(url, path, body, ordinary, clients):
+    """As `attack`, by several clients at once, each of which sends the same 20 requests. Returns
+    the statuses of the answers."""
+    content, statuses = json.dumps(body), set()
+
+    def send():
+        headers = {"Content-Type": "application/json"}
+        with httpx.Client(base_url=url, timeout=60) as client:
+            for _ in range(20):
+                statuses.add(client.post(path, content=content, headers=headers).status_code)
+
+    threads = [threading.Thread(target=send) for _ in range(clients)]
+    with Watch(url) as watch, Beside(ordinary):
+        for each in threads:
+            each.start()
+        for each in threads:
+            each.join()
+    assert watch.failures == []
+    return statuses
 
 
 def alternating(paths):

@@ -91,15 +91,23 @@ class LaunchedServer:
                 env=self.environment,
                 start_new_session=True,  # its subprocesses end with it
             )
+        try:
+            self._wait()
+        except BaseException:  # an interrupt, too, must not leave the server behind
+            self.__exit__()
+            raise
+        return self
+
+    def _wait(self):
+        """Until the server answers."""
         deadline = time.monotonic() + 400
         while True:
             try:
                 if httpx.get(f"{self.url}/health", timeout=20).status_code == 200:
-                    return self
+                    return
             except httpx.TransportError:
                 pass
             if self.process.poll() is not None or time.monotonic() > deadline:
-                self.__exit__()
                 raise RuntimeError(f"the server did not start:\n{self.log[-5000:]}")
             time.sleep(0.5)
 
@@ -122,3 +130,8 @@ class LaunchedServer:
     def remembered(self):
         """What the engine's rig says that the adapter remembers."""
         return json.loads(self.probe.read_text())
+
+    @property
+    def live_mib(self):
+        """MiB that the process with the model has allocated and not freed (rig)."""
+        return float(self.probe.with_suffix(".heap").read_text() or "nan")

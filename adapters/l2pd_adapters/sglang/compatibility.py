@@ -84,6 +84,8 @@ NAMES: dict[str, tuple[str, ...]] = {
     ),
     _SCHEDULER: ("dllm_config", "dllm_manager"),
     "sglang.srt.dllm.mixin.scheduler.DllmManager": ("add_waiting_reqs", "waiting_queue"),
+    "sglang.srt.environ": ("envs",),
+    "sglang.srt.environ.Envs": ("SGLANG_ENABLE_REQUEST_DECOMPRESSION", "SGLANG_RUST_SERVER"),
     "sglang.srt.managers.io_struct.GenerateReqInput": (
         "input_ids",
         "logprob_start_len",
@@ -94,7 +96,7 @@ NAMES: dict[str, tuple[str, ...]] = {
         "token_ids_logprob",
         "top_logprobs_num",
     ),
-    _MANAGER: ("skip_tokenizer_init",),
+    _MANAGER: ("skip_tokenizer_init", "tokenizer"),
     "sglang.srt.managers.tokenizer_manager.ReqState": (
         "obj",
         "output_token_logprobs_idx",
@@ -152,19 +154,26 @@ NAMES: dict[str, tuple[str, ...]] = {
         "verify",
     ),
     "sglang.srt.server_args.ServerArgs": (
+        "admin_api_key",
+        "api_key",
         "dllm_algorithm",
         "enable_metrics",
+        "grpc_mode",
+        "grpc_port",
         "model_path",
         "revision",
+        "smg_grpc_mode",
     ),
 }
 """SGLang modules and classes, with the names in them that are used."""
 
 _OPENAI = "sglang.srt.entrypoints.openai"
+_ANTHROPIC = "sglang.srt.entrypoints.anthropic.serving.AnthropicServing"
 HTTP_SIGNATURES: dict[str, Signature] = {
     f"{HTTP}.serve_generate_request": ("obj", "request"),
     f"{HTTP}._create_error_response": ("e",),
     f"{_OPENAI}.serving_base.OpenAIServingBase.handle_request": ("self", "request", "raw_request"),
+    f"{_ANTHROPIC}.handle_messages": ("self", "request", "raw_request"),
 }
 """The same of the HTTP server's modules, which are looked at where they run."""
 
@@ -182,6 +191,8 @@ HTTP_NAMES: dict[str, tuple[str, ...]] = {
     f"{_OPENAI}.serving_completions": ("OpenAIServingCompletion",),
     f"{_OPENAI}.serving_completions.OpenAIServingCompletion": ("template_manager",),
     "sglang.srt.parser.template_manager.TemplateManager": ("completion_template_name",),
+    "sglang.srt.entrypoints.anthropic.serving": ("AnthropicServing",),
+    _ANTHROPIC: ("_error_response", "openai_serving_chat"),
     "starlette.responses.StreamingResponse": ("body_iterator",),
 }
 

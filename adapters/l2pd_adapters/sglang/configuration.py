@@ -8,6 +8,7 @@ from typing import Any
 
 from sglang.srt.arg_groups.overrides import resolving_view
 from sglang.srt.configs.model_config import ModelConfig
+from sglang.srt.environ import envs
 
 from l2pd_adapters.families import block_length_of, end_of_text_ids, mask_token_of
 from l2pd_adapters.sglang.settings import SglangServer
@@ -35,6 +36,7 @@ def complete_config(config: Any, server_args: Any) -> Any:
     Raises L2PDError, which names the choices, if the default policy or an option is wrong.
     """
     view = resolving_view(server_args)
+    refuse_other_servers(view)
     # Not the config as key: its repr has an address, which another config may get later.
     key = repr((view.model_path, view.revision, sorted(vars(config).items())))
     if key in _completed:
@@ -70,6 +72,22 @@ def complete_config(config: Any, server_args: Any) -> Any:
     )
     _completed[key] = config.l2pd, config.block_size, config.mask_id
     return config
+
+
+def refuse_other_servers(server_args: Any) -> None:
+    """Raise L2PDError for a server whose requests would not pass the checks, which are made in
+    SGLang's own HTTP server."""
+    asked = {
+        "--grpc-mode": server_args.grpc_mode,
+        "--smg-grpc-mode": server_args.smg_grpc_mode,
+        "--grpc-port": server_args.grpc_port,
+        "SGLANG_RUST_SERVER": envs.SGLANG_RUST_SERVER.get(),
+    }
+    for name, value in asked.items():
+        if value:
+            raise L2PDError(
+                f"{name}={value}: requests are checked in SGLang's HTTP server only; leave it out"
+            )
 
 
 def _end_tokens(model_config: Any) -> tuple[int, ...]:

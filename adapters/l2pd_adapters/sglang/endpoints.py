@@ -10,43 +10,56 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-from l2pd_adapters.body_limit import BodyLimit
+from l2pd_adapters.prompt_size import check_prompt_size, longest_token
 from l2pd_adapters.request_fields import typed_body
 from l2pd_adapters.request_sampling import ASKED, FIELDS, wants_sampling
 from l2pd_adapters.sglang import admission
+from l2pd_adapters.sglang.compressed_bodies import DecompressingGuard
+from l2pd_adapters.sglang.paths import Doors
 from l2pd_adapters.sglang.refusals import Endpoint, check_typed
+from l2pd_adapters.sglang.settings import SglangServer
 
 _EVENT = b"data: "
 
 
-def install(module: ModuleType, manager: Any) -> None:
-    """Check requests to /generate, /v1/chat/completions and /v1/completions. module: SGLang's HTTP
-    server; manager: its TokenizerManager, with `l2pd`.
+def install(module: ModuleType, manager: Any, doors: Doors) -> None:
+    """Guard SGLang's HTTP server, and check requests to its paths that generate text. module: the
+    server's; manager: its TokenizerManager, with `l2pd`; doors: which paths are open.
     """
+    from sglang.srt.entrypoints.anthropic.serving import AnthropicServing
     from sglang.srt.entrypoints.openai.serving_base import OpenAIServingBase
 
-    _limit_bodies(module.app, manager.l2pd.admission.request_body_mib)
-    answer: Any = module.serve_generate_request  # type: ignore[attr-defined]
-    if not hasattr(answer, "_l2pd"):
-        ours: Any = functools.wraps(answer)(functools.partial(_generate, module, manager, answer))
-        ours._l2pd = True
-        module.serve_generate_request = ours  # type: ignore[attr-defined]
-    handle: Any = OpenAIServingBase.handle_request
-    if not hasattr(handle, "_l2pd"):
-
-        @functools.wraps(handle)
-        async def handle_request(self: Any, request: Any, raw_request: Any) -> Any:
-            return await _openai(handle, self, request, raw_request)
-
-        handle_request._l2pd = True  # type: ignore[attr-defined]
-        OpenAIServingBase.handle_request = handle_request
+    _guard(module.app, manager.l2pd, doors)
+    _wrap(module, "serve_generate_request", functools.partial(_generate, module, manager))
+    _wrap(OpenAIServingBase, "handle_request", _openai)
+    _wrap(AnthropicServing, "handle_messages", _messages)
 
 
-def _limit_bodies(app: Any, mib: int) -> None:
+def _guard(app: Any, settings: SglangServer, doors: Doors) -> None:
+    rules = settings.admission
+    options: dict[str, Any] = {
+        "mib": rules.request_body_mib,
+        "values": rules.body_values(settings.canvas),
+        "closed": doors,
+    }
     if app.middleware_stack is None:
-        app.add_middleware(BodyLimit, mib=mib)
+        app.add_middleware(DecompressingGuard, **options)
     else:  # a tokenizer's worker, whose application has started
-        app.middleware_stack = BodyLimit(app.middleware_stack, mib=mib)
+        app.middleware_stack = DecompressingGuard(app.middleware_stack, **options)
+
+
+def _wrap(owner: Any, name: str, ours: Callable[..., Any]) -> None:
+    """Have `ours` called in place of a function, with that function as its first argument."""
+    original = getattr(owner, name)
+    if hasattr(original, "_l2pd"):
+        return
+
+    @functools.wraps(original)
+    async def wrapped(*args: Any, **kwargs: Any) -> Any:
+        return await ours(original, *args, **kwargs)
+
+    wrapped._l2pd = True  # type: ignore[attr-defined]
+    setattr(owner, name, wrapped)
 
 
 async def _generate(
@@ -56,6 +69,7 @@ async def _generate(
     body, settings = await typed_body(request), manager.l2pd
 
     def check() -> None:
+        check_prompt_size(body, settings.canvas, longest_token(manager.tokenizer))
         check_typed(body, "generate", settings)
         admission.check(obj, settings)
 
@@ -82,9 +96,14 @@ async def _openai(original: Callable[..., Any], serving: Any, request: Any, raw:
             honoured = ["suffix"]  # which the template has a place for
     if settings is not None and endpoint is not None:
         body = await typed_body(raw)
-        problem = admission.problem_of(
-            functools.partial(check_typed, body, endpoint, settings, honoured=honoured)
-        )
+
+        def check() -> None:
+            check_prompt_size(
+                body, settings.canvas, longest_token(serving.tokenizer_manager.tokenizer)
+            )
+            check_typed(body, endpoint, settings, honoured=honoured)
+
+        problem = admission.problem_of(check)
         if problem is not None:
             return serving.create_error_response(problem)
         said = {name: getattr(request, name) for name in FIELDS if name in request.model_fields_set}
@@ -92,6 +111,25 @@ async def _openai(original: Callable[..., Any], serving: Any, request: Any, raw:
             request.custom_params = {**(request.custom_params or {}), ASKED: True}
         else:
             request.temperature = 0.0  # SGLang fills in 1
+    return await original(serving, request, raw)
+
+
+async def _messages(original: Callable[..., Any], serving: Any, request: Any, raw: Any) -> Any:
+    """Anthropic's API, which SGLang translates to that of OpenAI."""
+    manager = serving.openai_serving_chat.tokenizer_manager
+    settings = getattr(manager, "l2pd", None)
+    if settings is not None:
+        body = await typed_body(raw)
+
+        def check() -> None:
+            check_prompt_size(body, settings.canvas, longest_token(manager.tokenizer))
+            check_typed(body, "messages", settings)
+
+        problem = admission.problem_of(check)
+        if problem is not None:
+            return serving._error_response(
+                status_code=400, error_type="invalid_request_error", message=problem
+            )
     return await original(serving, request, raw)
 
 

@@ -112,8 +112,9 @@ def _read_settings(
     if problem:
         raise SystemExit(f"--dllm-algorithm {server_args.dllm_algorithm}: {problem}")
     from l2pd_adapters.sglang import endpoints
+    from l2pd_adapters.sglang.paths import doors_of
 
-    endpoints.install(sys.modules[HTTP], manager)
+    endpoints.install(sys.modules[HTTP], manager, doors_of(server_args))
 
 
 def _generate(

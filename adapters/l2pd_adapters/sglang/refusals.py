@@ -80,14 +80,26 @@ _MISPLACED = (
 )
 """Sampling parameters, and OpenAI's names of them, that /generate would not see beside its own."""
 
-Endpoint = Literal["chat", "completions", "generate"]
+Endpoint = Literal["chat", "completions", "generate", "messages"]
 
 _HONOURED: dict[Endpoint, frozenset[str]] = {
     "chat": frozenset({"custom_params", "tools", "logprobs", "top_logprobs"}),
     "completions": frozenset({"custom_params", "echo", "logprobs"}),
     "generate": frozenset({"return_logprob", "top_logprobs_num"}),
+    "messages": frozenset({"tools"}),
 }
 """Fields with an effect at each endpoint."""
+
+_NEUTRAL_AT: dict[Endpoint, dict[str, tuple[Any, ...]]] = {
+    "messages": {"temperature": (0, 1), "top_p": (1,), "top_k": (-1, 0, 1)},
+}
+"""Neutral values that are others at an endpoint."""
+
+_REASONS_AT: dict[Endpoint, dict[str, str]] = {
+    "messages": dict.fromkeys(
+        ("temperature", "top_p", "top_k"), "/v1/messages decodes greedily; leave it out"
+    ),
+}
 
 _ALLOWED = {
     "n": ONE_ANSWER,
@@ -123,7 +135,8 @@ def check_typed(
     check_fields(
         body,
         honoured=_HONOURED[endpoint].union(honoured),
-        reasons=_HINTS,
+        neutral=_NEUTRAL_AT.get(endpoint),
+        reasons=_HINTS | _REASONS_AT.get(endpoint, {}),
         defaults=settings.sampling_defaults,
     )
     if endpoint != "generate":
@@ -194,13 +207,18 @@ def check_input(request: Any) -> None:
     """Raise L2PDError for a field of a GenerateReqInput that a request may not set, or whose shape
     SGLang would not expect.
     """
-    batch = isinstance(request.text or request.input_ids, list) and not _is_ids(request)
+    batch = isinstance(_prompts(request), list) and not _is_ids(request)
     rid = request.rid
     if isinstance(rid, list) and not (batch and rid and all(isinstance(r, str) for r in rid)):
         raise L2PDError(f"rid={shown(rid)}: expected a text, or one for each prompt")
     check_wanted(request, batch)
-    if request.sampling_params == []:
-        raise L2PDError("sampling_params=[]: expected names and values")
+    if batch and [] in _prompts(request):
+        raise L2PDError("input_ids=[[]]: expected at least one token for each prompt")
+    params = request.sampling_params
+    if isinstance(params, list) and not (batch and len(params) == len(_prompts(request))):
+        raise L2PDError(
+            f"sampling_params={shown(params)}: expected names and values, or one for each prompt"
+        )
     for each in fields(request):
         value = getattr(request, each.name)
         if each.name in _MAY_BE_SET or value is None or value is False:
@@ -209,6 +227,10 @@ def check_input(request: Any) -> None:
             _check_neutral(each.name, value)
         elif value != each.default:  # an empty list, too, can end the scheduler
             raise L2PDError(f"{each.name}={shown(value)}: {NO_EFFECT}")
+
+
+def _prompts(request: Any) -> Any:
+    return request.text or request.input_ids
 
 
 def _is_ids(request: Any) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from vllm.exceptions import VLLMValidationError
+from vllm.exceptions import VLLMClientError, VLLMValidationError
 from vllm.sampling_params import SamplingParams
 
 from l2pd_adapters import metrics
@@ -125,11 +125,36 @@ def _check_what_was_typed() -> None:
     """Refuse fields without effect by the names that the client typed, before anything is
     rendered.
     """
+    from vllm.entrypoints.anthropic.serving import AnthropicServingMessages
+    from vllm.entrypoints.openai.chat_completion.batch_serving import OpenAIServingChatBatch
     from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
     from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
+    from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
 
     _check_before(OpenAIServingChat, "create_chat_completion", "chat")
+    _check_before(OpenAIServingChatBatch, "create_batch_chat_completion", "chat")
     _check_before(OpenAIServingCompletion, "create_completion", "completions")
+    _check_before(OpenAIServingResponses, "create_responses", "responses")
+    for method in ("create_messages", "count_tokens"):
+        _answer_instead_of_raising(AnthropicServingMessages, method)
+
+
+def _answer_instead_of_raising(serving: Any, method: str) -> None:
+    """Have a method return its errors of requests: Anthropic's endpoints log what is raised as a
+    fault of the server."""
+    create = getattr(serving, method)
+    if hasattr(create, "_l2pd"):
+        return
+
+    @functools.wraps(create)
+    async def answering(self: Any, request: Any, raw_request: Any = None) -> Any:
+        try:
+            return await create(self, request, raw_request)
+        except (ValueError, VLLMClientError) as error:
+            return self.create_error_response(error)
+
+    answering._l2pd = True  # type: ignore[attr-defined]
+    setattr(serving, method, answering)
 
 
 def _check_before(serving: Any, method: str, endpoint: refusals.Endpoint) -> None:

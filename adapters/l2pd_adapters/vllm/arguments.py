@@ -14,12 +14,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from l2pd_adapters.admission import Admission
-from l2pd_adapters.vllm.middleware import MIB_OF_BODIES
+from l2pd_adapters.vllm.middleware import RULES
 from l2pd_adapters.vllm.settings import KEY, settings_of, takes_no_policy
 from l2pd_plugins.errors import L2PDError
 
 _NAME, _OPTIONS = "decoding_plugin", "decoding_plugin_config"
-_MIDDLEWARE = "l2pd_adapters.vllm.middleware.RequestGuard"
+_MIDDLEWARE = "l2pd_adapters.vllm.middleware.VllmGuard"
 
 
 def install() -> None:
@@ -63,7 +63,7 @@ def install() -> None:
         elif options is not None:
             raise L2PDError("--decoding-plugin-config requires --decoding-plugin")
         if KEY in (made.additional_config or {}):
-            _limit_bodies(args, made.additional_config[KEY])
+            _guard(args, made.additional_config[KEY])
         return made
 
     @functools.wraps(configure)
@@ -79,14 +79,14 @@ def install() -> None:
     args._l2pd = True
 
 
-def _limit_bodies(args: argparse.Namespace, asked: Any) -> None:
-    """Have vLLM add our limit to its middleware. A server reads the arguments more than once."""
+def _guard(args: argparse.Namespace, asked: Any) -> None:
+    """Have vLLM add our guard to its middleware. A server reads the arguments more than once."""
     middleware = getattr(args, "middleware", None)
     if middleware is None or _MIDDLEWARE in middleware:
         return
     rules = Admission.taken_from(dict(asked) if isinstance(asked, Mapping) else {})
     args.middleware = [*middleware, _MIDDLEWARE]
-    setattr(args, MIB_OF_BODIES, rules.request_body_mib)
+    setattr(args, RULES, rules)
 
 
 def _json_object(text: str) -> dict[str, Any]:

@@ -104,7 +104,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     ),
     "vllm.engine.arg_utils": ("EngineArgs",),
     "vllm.engine.arg_utils.EngineArgs": ("additional_config",),
-    "vllm.exceptions": ("VLLMValidationError",),
+    "vllm.exceptions": ("VLLMClientError", "VLLMValidationError"),
     "vllm.logger": ("init_logger",),
     "vllm.model_executor.models.config": ("MODELS_CONFIG_MAP", "VerifyAndUpdateConfig"),
     "vllm.sampling_params": ("SamplingParams",),
@@ -206,12 +206,25 @@ _ENGINE = "vllm.v1.engine.async_llm.AsyncLLM"
 _BEAM_SEARCH = "vllm.entrypoints.generate.beam_search.online"
 
 _CHAT = "vllm.entrypoints.openai.chat_completion.serving"
+_MESSAGES = "vllm.entrypoints.anthropic.serving"
+_BATCH = "vllm.entrypoints.openai.chat_completion.batch_serving"
+_RESPONSES = "vllm.entrypoints.openai.responses.serving"
 _COMPLETION = "vllm.entrypoints.openai.completion.serving"
 SERVER_NAMES: dict[str, tuple[str, ...]] = {
     _ENGINE.rpartition(".")[0]: ("AsyncLLM",),
     _ENGINE: ("generate", "input_processor", "model_config"),
     _BEAM_SEARCH: ("BeamSearchOnlineMixin",),
     f"{_BEAM_SEARCH}.BeamSearchOnlineMixin": ("beam_search", "engine_client"),
+    _MESSAGES: ("AnthropicServingMessages",),
+    f"{_MESSAGES}.AnthropicServingMessages": (
+        "count_tokens",
+        "create_error_response",
+        "create_messages",
+    ),
+    _BATCH: ("OpenAIServingChatBatch",),
+    f"{_BATCH}.OpenAIServingChatBatch": ("create_batch_chat_completion",),
+    _RESPONSES: ("OpenAIServingResponses",),
+    f"{_RESPONSES}.OpenAIServingResponses": ("create_responses",),
     _CHAT: ("OpenAIServingChat",),
     f"{_CHAT}.OpenAIServingChat": ("create_chat_completion",),
     _COMPLETION: ("OpenAIServingCompletion",),

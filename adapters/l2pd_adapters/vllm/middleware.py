@@ -2,50 +2,36 @@
 
 from __future__ import annotations
 
-import traceback
-from typing import Any
+from l2pd_adapters.admission import Admission
+from l2pd_adapters.body_limit import App, Receive, Scope, Send
+from l2pd_adapters.request_guard import Refusal, RequestGuard, path_of
 
-from l2pd_adapters import metrics
-from l2pd_adapters.body_limit import App, BodyLimit, Receive, Scope, Send, answer_with
-from l2pd_plugins.shown_values import shown
-
-MIB_OF_BODIES = "l2pd_request_body_mib"
-"""The attribute of the server's arguments (argparse) that has the limit on bodies."""
-
-_READING = "solve_dependencies"
-"""FastAPI's function that reads and validates a request before vLLM's own code gets it."""
+RULES = "l2pd_rules"
+"""The attribute of the server's arguments (argparse) that has the rules for requests."""
 
 
-class RequestGuard(BodyLimit):
-    """The limit on bodies, from the server's arguments, which vLLM keeps in the application's
-    state; and HTTP 400 for a request at which vLLM's validation itself fails (it answers 500)."""
+OF_OTHER_MODELS = frozenset({"/generative_scoring", "/v1/systemone", "/scale_elastic_ep"})
+"""Paths that need probabilities of single tokens, or that rebuild the engine."""
+
+
+class VllmGuard(RequestGuard):
+    """The guard with the rules in the server's arguments, which vLLM keeps in the application's
+    state."""
 
     def __init__(self, app: App) -> None:
-        super().__init__(app)
+        super().__init__(app, closed=_closed)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        self.mib = getattr(scope["app"].state.args, MIB_OF_BODIES, self.mib)
-        begun = False
-
-        async def noting(message: Any) -> None:
-            nonlocal begun
-            begun = True
-            await send(message)
-
-        try:
-            await super().__call__(scope, receive, noting)
-        except Exception as error:
-            if begun or not _failed_to_read(error):
-                raise
-            metrics.refused("unreadable")
-            said = f"{type(error).__name__}: {shown(str(error))[1:-1]}"
-            await answer_with(send, 400, f"the request cannot be read: {said}")
+        if scope["type"] == "http":
+            state = scope["app"].state
+            rules: Admission = getattr(state.args, RULES)
+            self.mib = rules.request_body_mib
+            self.values = rules.body_values(state.engine_client.model_config.max_model_len)
+        await super().__call__(scope, receive, send)
 
 
-def _failed_to_read(error: Exception) -> bool:
-    """Whether the error was raised while the request was read and validated, so that the request is
-    its cause."""
-    return any(frame.name == _READING for frame in traceback.extract_tb(error.__traceback__))
+def _closed(scope: Scope) -> Refusal | None:
+    path = path_of(scope)
+    if path in OF_OTHER_MODELS:
+        return 400, f"{path} does not serve diffusion language models"
+    return None

@@ -34,11 +34,12 @@ _HINTS = {
     "decoding_plugin": 'its place is in vllm_xargs: {"decoding_plugin": NAME}',
 }
 
-Endpoint = Literal["chat", "completions"]
+Endpoint = Literal["chat", "completions", "responses"]
 
 _HONOURED: dict[Endpoint, frozenset[str]] = {
     "chat": frozenset({"vllm_xargs", "tools"}),
     "completions": frozenset({"vllm_xargs", "echo"}),
+    "responses": frozenset({"vllm_xargs", "tools"}),
 }
 """Fields with an effect at each endpoint."""
 

@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 
-from l2pd_adapters.vllm.middleware import MIB_OF_BODIES, RequestGuard
+from l2pd_adapters.admission import Admission
+from l2pd_adapters.vllm.middleware import RULES, VllmGuard
 
-SERVER = SimpleNamespace(state=SimpleNamespace(args=SimpleNamespace(**{MIB_OF_BODIES: 2})))
+ARGS = SimpleNamespace(**{RULES: Admission(request_body_mib=2)})
+ENGINE = SimpleNamespace(model_config=SimpleNamespace(max_model_len=512))
+SERVER = SimpleNamespace(state=SimpleNamespace(args=ARGS, engine_client=ENGINE))
 
 
 async def solve_dependencies(request: str) -> None:
@@ -32,17 +35,20 @@ async def streaming(scope: Any, receive: Any, send: Any) -> None:
     await solve_dependencies("x")
 
 
-def ask(app: Any, length: int = 0) -> list[dict[str, Any]]:
+def ask(
+    app: Any, length: int = 0, path: str = "/v1/completions", body: bytes = b""
+) -> list[dict[str, Any]]:
     sent: list[dict[str, Any]] = []
 
     async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": b"", "more_body": False}
+        return {"type": "http.request", "body": body, "more_body": False}
 
     async def send(message: Any) -> None:
         sent.append(message)
 
-    scope = {"type": "http", "app": SERVER, "headers": [(b"content-length", b"%d" % length)]}
-    asyncio.run(RequestGuard(app)(scope, receive, send))
+    headers = [(b"content-length", b"%d" % length)]
+    scope = {"type": "http", "app": SERVER, "path": path, "headers": headers}
+    asyncio.run(VllmGuard(app)(scope, receive, send))
     return sent
 
 
@@ -63,3 +69,15 @@ def test_the_limit_is_the_servers() -> None:
     sent = ask(reading, 3 << 20)
     assert sent[0]["status"] == 413
     assert b"request_body_mib=2" in sent[1]["body"]
+
+
+def test_a_path_for_other_models_is_closed() -> None:
+    sent = ask(deciding, path="/generative_scoring/")
+    assert sent[0]["status"] == 400
+    assert b"/generative_scoring does not serve" in sent[1]["body"]
+
+
+def test_many_values_for_the_length_of_the_model_are_refused() -> None:
+    sent = ask(deciding, 3 << 19, body=b"[" + b"1," * 70_000)
+    assert sent[0]["status"] == 413
+    assert b"request_body_values=65536" in sent[1]["body"]

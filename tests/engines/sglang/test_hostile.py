@@ -1,19 +1,26 @@
 """Hostile requests on a real server: each is refused, and the server keeps answering."""
 
+import json
+
 import httpx
 import pytest
+import zstandard
 
 from tests.engines import hostile
+from tests.engines.every_path import check_every_path
 from tests.engines.hostile import BAD_NAMES, DEEP, HUGE, LONG, NO_EFFECT_OPENAI, PROMPT, STRICT_TOOL
 from tests.engines.sglang.server import Server
 
 OPENAI_PATHS = ("/v1/chat/completions", "/v1/completions")
+CHAT = {"model": "default", "messages": [{"role": "user", "content": "Sort: ab"}]}
 PATHS = ("/generate", *OPENAI_PATHS)
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    with hostile.strangers_welcome(Server(tmp_path_factory.mktemp("server"))) as running:
+    launched = Server(tmp_path_factory.mktemp("server"))
+    launched.variables["SGLANG_ENABLE_REQUEST_DECOMPRESSION"] = "1"
+    with hostile.strangers_welcome(launched) as running:
         yield running
 
 
@@ -152,10 +159,16 @@ def sampling(folder):
             yield f"/v1/{path}", {**body_of(f"/v1/{path}", stream), **wrong}
 
 
-def long_list(folder):
-    """A list that is as long as SGLang's own parsing, which comes before our checks, allows."""
-    params = {"unmask_policy": "confidence_threshold", "threshold": [0.5] * 200_000}
-    yield "/generate", body_of("/generate", False, custom_params=params)
+def long_list(count):
+    params = {"unmask_policy": "confidence_threshold", "threshold": [0.5] * count}
+    return "/generate", body_of("/generate", False, custom_params=params)
+
+
+def long_lists(folder):
+    found = [long_list(200_000), ("/generate", {"text": "x" * 4_000_000})]
+    many = {"messages": [{"role": "user", "content": "a"}] * 20_000, "model": "default"}
+    found += [("/v1/chat/completions", many), ("/v1/messages", {**many, "max_tokens": 8})]
+    return 5 * [(path, json.dumps(body)) for path, body in found]
 
 
 @pytest.fixture(scope="module")
@@ -167,9 +180,14 @@ def ordinary(server):
     return hostile.same_as_before(ask)
 
 
-@pytest.mark.parametrize("requests", [policies, parameters, sampling, long_list])
+@pytest.mark.parametrize("requests", [policies, parameters, sampling, long_lists])
 def test_refused_at_once_and_the_server_goes_on(server, ordinary, requests, tmp_path):
     assert hostile.attack(server.url, requests(tmp_path), ordinary) == []
+
+
+def test_four_clients_with_long_lists(server, ordinary):
+    path, body = long_list(200_000)
+    assert hostile.attack_together(server.url, path, body, ordinary, 4) == {413}
 
 
 @pytest.mark.parametrize("name", [name for name, _ in NO_EFFECT])
@@ -195,6 +213,64 @@ def test_what_asks_for_nothing_is_served(server, path):
 @pytest.mark.parametrize(("path", "name"), [("/generate", "input_ids"), (PATHS[2], "prompt")])
 def test_a_body_over_the_limit_is_not_read(server, path, name):
     hostile.check_size_is_limited(server, path, {name: [5] * 3_000_000})
+
+
+DIALECTS = {
+    "/generate": {"text": PROMPT, "sampling_params": {"max_new_tokens": 8}},
+    "/v1/completions": {"model": "default", "prompt": PROMPT, "max_tokens": 8},
+    "/v1/chat/completions": {**CHAT, "max_tokens": 8},
+    "/invocations": {**CHAT, "max_tokens": 8},
+    "/v1/messages": {**CHAT, "max_tokens": 8},
+    "/v1/messages/count_tokens": CHAT,
+    "/v1/tokenize": {"model": "default", "prompt": "a"},
+    "/v1/detokenize": {"model": "default", "tokens": [5, 6]},
+}
+OF_MESSAGES = (
+    ("temperature", 0.5),
+    ("top_p", 0.5),
+    ("top_k", 5),
+    ("tool_choice", {"type": "any"}),
+    ("output_config", {"format": {"type": "json_schema", "schema": {"type": "object"}}}),
+)
+
+
+def test_every_path_survives_every_field(server):
+    statuses = check_every_path(server.url, DIALECTS, 400)
+    assert ("/flush_cache", 403) in statuses
+    assert ("/v1/score", 400) in statuses
+    assert {path for path, status in statuses if status == 200} <= DIALECTS.keys()
+
+
+def test_anthropics_fields_are_named_as_the_client_typed_them(server):
+    def body_for(path, stream, **fields):
+        return {**DIALECTS[path], "stream": stream, **fields}
+
+    hostile.check_named_as_typed(server, body_for, "/v1/messages", OF_MESSAGES)
+
+
+def ask_compressed(server, content, method="zstd"):
+    headers = {"content-type": "application/json", "x-body-compressed": method}
+    return httpx.post(f"{server.url}/generate", content=content, headers=headers, timeout=60)
+
+
+def test_a_compressed_body_is_served(server, ordinary):
+    body = zstandard.compress(json.dumps(body_of("/generate", False)).encode())
+    assert ask_compressed(server, body).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("content", "method", "status", "said"),
+    [
+        (zstandard.compress(b" " * (200 << 20)), "zstd", 413, "request_body_mib=4"),
+        (zstandard.compress(b"[" + b"0," * 100_000), "zstd", 413, "request_body_values="),
+        (b"{}", "zstd", 400, "cannot be decompressed"),
+        (b"{}", "gzip", 400, "x-body-compressed='gzip'"),
+    ],
+)
+def test_the_limits_hold_for_a_decompressed_body(server, content, method, status, said):
+    assert len(content) < 1 << 20
+    answer = ask_compressed(server, content, method)
+    assert (answer.status_code, said in answer.text) == (status, True)
 
 
 def test_a_path_that_is_not_there_and_one_that_is_have_the_same_answer(server):

@@ -1,8 +1,8 @@
-"""A minute of `make soak`."""
+"""Two minutes of `make soak`."""
 
 from tests.engines.soak import on_sglang
-from tests.engines.soak.one_minute import check_one_minute
+from tests.engines.soak.short_run import check_two_minutes
 
 
-def test_a_minute_of_mixed_load(tmp_path):
-    check_one_minute(on_sglang, tmp_path)
+def test_two_minutes_of_mixed_load(tmp_path):
+    check_two_minutes(on_sglang, tmp_path)

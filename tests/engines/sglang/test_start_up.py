@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import sglang
@@ -17,6 +18,7 @@ from l2pd_adapters import engines
 from l2pd_adapters.sglang import compatibility
 from l2pd_adapters.sglang.algorithm import UnmaskPolicyAlgorithm
 from l2pd_adapters.sglang.compatibility import incompatibility, incompatibility_of_http
+from l2pd_adapters.sglang.configuration import refuse_other_servers
 from l2pd_plugins.errors import L2PDError
 from tests.engines.launching import ROOT, LaunchedServer
 from tests.engines.sglang.loops import BLOCK
@@ -147,6 +149,24 @@ class TestChoices:
         )
         assert first.l2pd is second.l2pd
         assert third.l2pd is not first.l2pd
+
+    def test_a_launch_of_a_server_that_would_not_check_requests(self, checkpoint):
+        done = launch(checkpoint, grpc_port=50051)
+        said = "--grpc-port=50051: requests are checked in SGLang's HTTP server only; leave it out"
+        assert last_line(done).endswith(said)
+
+    @pytest.mark.parametrize("flag", ["grpc_mode", "smg_grpc_mode"])
+    def test_grpc(self, flag):
+        asked = {"grpc_mode": False, "smg_grpc_mode": False, "grpc_port": None, flag: True}
+        with pytest.raises(L2PDError, match=f"--{flag.replace('_', '-')}=True"):
+            refuse_other_servers(SimpleNamespace(**asked))
+
+    def test_the_server_in_rust(self, monkeypatch):
+        asked = SimpleNamespace(grpc_mode=False, smg_grpc_mode=False, grpc_port=None)
+        refuse_other_servers(asked)
+        monkeypatch.setenv("SGLANG_RUST_SERVER", "1")
+        with pytest.raises(L2PDError, match="SGLANG_RUST_SERVER=True"):
+            refuse_other_servers(asked)
 
     def test_a_launch_with_a_bad_option(self, checkpoint, tmp_path):
         config = tmp_path / "policy.yaml"

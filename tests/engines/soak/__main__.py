@@ -25,6 +25,7 @@ def main():
     parser.add_argument("--questions", type=int, default=680)
     parser.add_argument("--folder", help="keeps the server's log; must exist")
     parser.add_argument("--grown", type=float, default=100.0, help="MiB that the server may grow")
+    parser.add_argument("--live-grown", type=float, default=10.0, help="the same of what is in use")
     asked = parser.parse_args()
     engine = importlib.import_module(f"tests.engines.soak.on_{asked.engine}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the server ends with it
@@ -35,6 +36,8 @@ def main():
     summary["faults"] = faults(summary)
     if summary["memory_mib"]["grown"] > asked.grown:
         summary["faults"].append("memory")
+    if summary["live_mib"]["grown"] > asked.live_grown:
+        summary["faults"].append("live")
     print(json.dumps(summary), flush=True)
     return int(bool(summary["faults"]))
 

@@ -15,7 +15,7 @@ import httpx
 
 from tests.engines.soak import pool
 from tests.engines.soak.asking import Broken, HungUp, ask
-from tests.engines.soak.tally import Tally
+from tests.engines.soak.tally import Tally, growth
 
 CONCURRENCY = 64
 BURSTS = (1, 2, 4, 8, 16, 32, 64)
@@ -114,7 +114,7 @@ class Soak:
             self.client = client
             latency = await self.latency()
             self.tally = self.tally.with_faults_only()
-            self.tally.sample(self.server.process.pid)
+            self.tally.sample(self.server)
             reporter = asyncio.create_task(self.report())
             await self.load()
             reporter.cancel()
@@ -135,7 +135,8 @@ class Soak:
             "wrong_again_when_quiet": again,
             "minutes": round(seconds / 60, 2),
             "per_second": round(self.tally.counts["asked"] / seconds, 1),
-            "memory_mib": self.tally.growth(),
+            "memory_mib": growth(self.tally.memory),
+            "live_mib": growth(self.tally.live),
             "latency": latency,
             "right_of": dict(self.tally.right_of),
         }
@@ -153,7 +154,7 @@ class Soak:
         """Sample the memory every second or so, and print the counts each minute."""
         minutes = 0
         while self.server.process.poll() is None:
-            self.tally.sample(self.server.process.pid)
+            self.tally.sample(self.server)
             held = await self.held()
             self.most_held = {name: max(held[name], self.most_held.get(name, 0)) for name in held}
             if time.monotonic() - self.tally.began > 60 * (minutes + 1):

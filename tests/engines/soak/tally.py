@@ -18,7 +18,9 @@ class Tally:
     right_of: Counter = field(default_factory=Counter)
     """Right answers by the policy that was asked for."""
     memory: list = field(default_factory=list)
-    """(time, MiB)."""
+    """MiB of resident memory of all processes, one value for each sample."""
+    live: list = field(default_factory=list)
+    """MiB that the process with the model has allocated and not freed."""
     began: float = field(default_factory=time.monotonic)
 
     def with_faults_only(self):
@@ -33,21 +35,25 @@ class Tally:
         """The counts so far."""
         minutes = (time.monotonic() - self.began) / 60
         said = " ".join(f"{name}={self.counts[name]}" for name in COUNTED)
-        return f"{minutes:6.1f} min  {said}  memory={self.memory[-1][1]:.0f} MiB"
+        return (
+            f"{minutes:6.1f} min  {said}  memory={self.memory[-1]:.0f} MiB live={self.live[-1]:.0f}"
+        )
 
-    def sample(self, pid):
-        """Note the resident memory of the process and of those that descend from it."""
-        self.memory.append((time.monotonic(), resident(pid)))
+    def sample(self, server):
+        """Note the memory of a server."""
+        self.memory.append(resident(server.process.pid))
+        self.live.append(server.live_mib)
 
-    def growth(self):
-        """MiB after the first third of the samples, at the end, and the difference; each the median
-        of a tenth of them."""
-        values = [mib for _, mib in self.memory]
-        width = max(1, len(values) // 10)
-        third = len(values) // 3
-        before = statistics.median(values[third : third + width])
-        after = statistics.median(values[-width:])
-        return {"after_a_third": round(before), "end": round(after), "grown": round(after - before)}
+
+def growth(values):
+    """Of samples in MiB, the value after the first third, at the end, and the difference; each the
+    median of a tenth of them."""
+    values = [mib for mib in values if mib == mib]  # while the file is written it is empty
+    width = max(1, len(values) // 10)
+    third = len(values) // 3
+    before = statistics.median(values[third : third + width])
+    after = statistics.median(values[-width:])
+    return {"after_a_third": round(before), "end": round(after), "grown": round(after - before)}
 
 
 def resident(pid):

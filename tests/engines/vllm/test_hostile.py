@@ -1,10 +1,13 @@
 """Hostile requests on a real server: each is refused, and the server keeps answering."""
 
+import json
+
 import httpx
 import pytest
 
 from l2pd_adapters.tiny_models import folder_of
 from tests.engines import hostile
+from tests.engines.every_path import check_every_path
 from tests.engines.hostile import BAD_NAMES, DEEP, HUGE, LONG, NO_EFFECT_OPENAI, STRICT_TOOL
 from tests.engines.vllm.server import Server
 
@@ -112,11 +115,15 @@ def parameters(folder):
             yield "/v1/completions", body_of("/v1/completions", stream, prompt=ids)
 
 
+def long_list(count):
+    extra = asking("confidence_threshold", threshold=[0.5] * count)
+    return PATHS[0], body_of(PATHS[0], False, **{XARGS: extra})
+
+
 def long_lists(folder):
-    for count in (200_000, 500_000):
-        extra = asking("confidence_threshold", threshold=[0.5] * count)
-        yield PATHS[0], body_of(PATHS[0], False, **{XARGS: extra})
-    yield PATHS[1], body_of(PATHS[1], False, stop=["x"] * 200_000)
+    stops = PATHS[1], body_of(PATHS[1], False, stop=["x"] * 200_000)
+    found = [(path, json.dumps(body)) for path, body in (long_list(200_000), stops)]
+    return 10 * found
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +141,11 @@ def test_refused_at_once_and_the_server_goes_on(server, ordinary, requests, tmp_
     assert hostile.attack(server.url, requests(tmp_path), ordinary) == []
 
 
+def test_four_clients_with_long_lists(server, ordinary):
+    path, body = long_list(200_000)
+    assert hostile.attack_together(server.url, path, body, ordinary, 4) == {413}
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_what_has_no_effect_is_named_as_the_client_typed_it(server, path):
     hostile.check_named_as_typed(server, body_of, path, NO_EFFECT)
@@ -147,6 +159,54 @@ def test_what_asks_for_nothing_is_served(server, path):
 def test_a_body_over_the_limit_is_not_read(server):
     body = body_of(PATHS[1], False, prompt=[5] * 3_000_000)
     hostile.check_size_is_limited(server, PATHS[1], body)
+
+
+CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Sort: ab"}]}
+DIALECTS = {
+    "/v1/completions": {"model": "tiny", "prompt": "a", "max_tokens": 8},
+    "/v1/chat/completions": {**CHAT, "max_tokens": 8},
+    "/v1/chat/completions/batch": {**CHAT, "messages": [CHAT["messages"]], "max_tokens": 8},
+    "/v1/responses": {"model": "tiny", "input": "Sort: ab", "max_output_tokens": 8},
+    "/v1/messages": {**CHAT, "max_tokens": 8},
+    "/v1/messages/count_tokens": CHAT,
+    "/tokenize": {"model": "tiny", "prompt": "a"},
+    "/detokenize": {"model": "tiny", "tokens": [5, 6]},
+}
+SCHEMA = {"type": "json_schema", "name": "x", "schema": {"type": "object"}}
+OF_DIALECTS = (
+    ("/v1/messages", ("temperature", 0.5)),
+    ("/v1/messages", ("top_p", 0.5)),
+    ("/v1/messages", ("tool_choice", {"type": "any"})),
+    ("/v1/messages", ("output_config", {"format": SCHEMA})),
+    ("/v1/responses", ("temperature", 0.5)),
+    ("/v1/responses", ("top_p", 0.5)),
+    ("/v1/responses", ("text", {"format": SCHEMA})),
+    ("/v1/responses", ("text", {"format": {"type": "json_object"}})),
+    ("/v1/responses", ("include", ["message.output_text.logprobs"])),
+    ("/v1/responses", ("top_logprobs", 3)),
+    ("/v1/responses", ("tool_choice", "required")),
+    ("/v1/chat/completions/batch", ("top_p", 0.5)),
+    ("/v1/chat/completions/batch", ("response_format", {"type": "json_object"})),
+)
+
+
+def test_every_path_survives_every_field(server):
+    statuses = check_every_path(server.url, DIALECTS, 400)
+    assert {path for path, status in statuses if status == 200} <= {
+        *DIALECTS,
+        "/ping",
+        "/is_scaling_elastic_ep",
+    }
+    assert ("/generative_scoring", 400) in statuses
+
+
+@pytest.mark.parametrize(("path", "field"), OF_DIALECTS)
+def test_fields_of_other_dialects_are_named_as_the_client_typed_them(server, path, field):
+    def body_for(path, stream, **fields):
+        stream = {} if path.endswith("/batch") else {"stream": stream}
+        return {**DIALECTS[path], **stream, **fields}
+
+    hostile.check_named_as_typed(server, body_for, path, [field])
 
 
 def test_a_path_that_is_not_there_and_one_that_is_have_the_same_answer(server):

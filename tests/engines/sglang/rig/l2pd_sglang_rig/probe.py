@@ -1,12 +1,16 @@
-"""Shows a test what SGLang's scheduler process knows: how many requests the adapter remembers.
+"""Shows a test what SGLang's scheduler process knows: how many requests the adapter remembers, and
+its live memory.
 
-The file that L2PD_RIG_PROBE names is written anew several times a second.
+The file that L2PD_RIG_PROBE names is written anew several times a second, and beside it one that
+ends in .heap.
 """
 
 import os
 import threading
 import time
 from pathlib import Path
+
+from l2pd_engine_policies.heap import live_mib
 
 PROBE = "L2PD_RIG_PROBE"
 
@@ -32,4 +36,5 @@ def _report(path):
         temporary = path.with_suffix(".new")
         temporary.write_text(str(len(UnmaskPolicyAlgorithm.requests)))
         temporary.replace(path)
+        path.with_suffix(".heap").write_text(str(live_mib()))
         time.sleep(0.2)

@@ -1,6 +1,8 @@
-"""Shows a test what vLLM's worker knows: how many requests and policies the adapter remembers.
+"""Shows a test what vLLM's worker knows: how many requests and policies the adapter remembers, and
+its live memory.
 
-The file that L2PD_RIG_PROBE names is written anew several times a second.
+The file that L2PD_RIG_PROBE names is written anew several times a second, and beside it one that
+ends in .heap.
 """
 
 import functools
@@ -9,6 +11,8 @@ import os
 import threading
 import time
 from pathlib import Path
+
+from l2pd_engine_policies.heap import live_mib
 
 PROBE = "L2PD_RIG_PROBE"
 
@@ -42,4 +46,5 @@ def _report(state, path):
             )
         )
         temporary.replace(path)
+        path.with_suffix(".heap").write_text(str(live_mib()))
         time.sleep(0.2)
