@@ -280,6 +280,7 @@ def _observe(
         if given is not None:
             cube = flat.view(rows, length, flat.shape[1])
         else:
+            assert positions is not None  # otherwise all rows are given
             cube = logits.new_zeros(rows * length, flat.shape[1])
             cube = cube.index_copy_(0, positions, flat).view(rows, length, flat.shape[1])
     return DenoisingStep(
