@@ -277,7 +277,7 @@ def _observe(
     if found.margin is not None:
         margin = lay_out(found.margin, block.present.to(torch.float32))
     if "logits" in requires:
-        if given is not None:
+        if positions is None or given is not None:
             cube = flat.view(rows, length, flat.shape[1])
         else:
             assert positions is not None  # otherwise all rows are given

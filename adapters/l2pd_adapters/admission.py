@@ -169,6 +169,23 @@ class Admission:
             else:
                 option.check(value, limits)
 
+    def kinds_of(self, spec: PolicySpec, policy: UnmaskPolicy, most: int) -> int:
+        """How many policies that cannot run together requests may make of this one; `most` if there
+        may be more. Those that differ only in row options run together (`row_options.kind_of`).
+        """
+        factory = load_factory(spec)
+        declared = describe(factory)
+        if declared is None or not hasattr(factory, "__pydantic_fields__"):
+            return most
+        kinds = 1
+        for option in declared.values():
+            if not self._open(spec, option):
+                continue
+            if option.name not in policy.row_options:
+                return most
+            kinds *= len(option.kinds) + option.optional
+        return min(kinds, most)
+
     def _open(self, spec: PolicySpec, option: Option) -> bool:
         listed = self.request_options.get(_label(spec))
         if "path" in option.kinds:

@@ -160,7 +160,7 @@ class PolicyServer:
                 "answer's token ids"
             )
         if not any(policy is own for own in self._default):  # that one was counted at launch
-            self._check_state(policy, choices=self._choices)
+            self._check_state(policy, choices=self._choices(policy, name))
         return policy
 
     def check_request(self, name: Any, options: Any) -> None:
@@ -181,9 +181,8 @@ class PolicyServer:
         limits = Limits(self.model.block_length, self.canvas, self.model.vocab_size)
         self.admission.check_options(spec, options, limits)
 
-    @property
-    def _choices(self) -> int:
-        """For how many choices of a policy's options state is allocated."""
+    def _choices(self, policy: UnmaskPolicy, name: str | None) -> int:
+        """For how many choices of the options of the policy of this name state is allocated."""
         return 1
 
     def _check_state(self, policy: UnmaskPolicy, choices: int) -> None:

@@ -18,8 +18,9 @@ import torch
 from l2pd_adapters.admission import MIB, state_bytes
 from l2pd_adapters.serving import PolicyServer, guarded
 from l2pd_adapters.tiny_models import folder_of
-from l2pd_plugins import ModelContext
+from l2pd_plugins import ModelContext, create_policy
 from l2pd_plugins.errors import L2PDError
+from l2pd_plugins.plugins import find_policy
 from l2pd_plugins.policy import UnmaskPolicy
 
 MODEL = folder_of("tiny-sdar")
@@ -211,23 +212,41 @@ class TestMemory:
         with pytest.raises(L2PDError, match=r"klass.*9 MiB for each of 17 rows.*request_state_mib"):
             narrow.for_request("klass", {})
 
-    def test_the_servers_own_policy_is_counted_at_launch(self) -> None:
+    def test_only_choices_that_cannot_share_a_state_are_counted(self) -> None:
         class Slots(PolicyServer):
-            """Like vLLM's server, in which each choice of options takes memory for every row."""
+            """Like vLLM's server, in which each kind of policy has a state for every row."""
 
-            _choices = property(lambda self: self.rows)
+            def _choices(self, policy: UnmaskPolicy, name: str | None) -> int:
+                spec = find_policy(self.policy_name if name is None else name)
+                return self.admission.kinds_of(spec, policy, self.rows)
 
-        server = Slots.at_launch(
-            "klass",
-            {"request_state_mib": 129},
-            end_tokens=(38,),
-            model=ModelContext("m", BLOCK, MASK, 1 << 16, path=str(MODEL)),
-            canvas=CANVAS,
-            rows=16,
-        )
-        assert server.for_request("klass", {}) is server.for_request(None, {})
-        with pytest.raises(L2PDError, match="16 choices of options"):
-            server.for_request("klass", {"threshold": 0.5})
+        def server(**settings: object) -> Slots:
+            return Slots.at_launch(
+                "klass",
+                {"request_state_mib": 129, **settings},
+                end_tokens=(38,),
+                model=ModelContext("m", BLOCK, MASK, 1 << 16, path=str(MODEL)),
+                canvas=CANVAS,
+                rows=16,
+            )
+
+        made = server()
+        assert made.for_request("klass", {}) is made.for_request(None, {})
+        assert made.for_request("klass", {"threshold": 0.5}).name == "klass"  # a row option
+        assert made.for_request(None, {"history": 3, "kl_threshold": 0.5}).name == "klass"
+        counts = {
+            name: made.admission.kinds_of(find_policy(name), create_policy(name), 16)
+            for name in ("klass", "confidence_threshold", "fixed_schedule", "credit", "oracle")
+        }
+        assert counts == {
+            "klass": 1,
+            "confidence_threshold": 1,
+            "fixed_schedule": 4,  # with and without each of its two options
+            "credit": 16,  # alpha is no row option
+            "oracle": 16,
+        }
+        closed = server(request_options={"credit": ["threshold"]})
+        assert closed.admission.kinds_of(find_policy("credit"), create_policy("credit"), 16) == 1
 
     def test_the_limit_applies_at_launch_too(self) -> None:
         with pytest.raises(L2PDError, match="request_state_mib=129"):

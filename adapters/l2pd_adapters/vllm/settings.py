@@ -65,12 +65,12 @@ class VllmServer(serving.PolicyServer):
         except L2PDError:  # the request would not have been admitted
             return OTHER
 
-    @property
-    def _choices(self) -> int:
-        """Slots allocate the state of each choice for all rows, and each row may make a different
-        choice.
+    def _choices(self, policy: UnmaskPolicy, name: str | None) -> int:
+        """Slots allocate a state for all rows for each kind of policy, and each row may make a
+        different choice.
         """
-        return self.rows
+        spec = find_policy(self.policy_name if name is None else name)
+        return self.admission.kinds_of(spec, policy, self.rows)
 
     def ignores_end(self, params: Any) -> bool:
         """Whether a request with these sampling parameters continues after an end of text, as in
