@@ -165,7 +165,7 @@ def sample_tokens(
         raise ValueError(f"{len(places)} places for {len(logits)} rows of logits")
     kinds = np.where(places < 0, _GREEDY, sampling.kinds[places // block_length])
     drawn = torch.full((len(logits),), -1, dtype=torch.int64, device=logits.device)
-    chunk = max(1, _ELEMENTS.get(logits.device.type, _ELEMENTS_ELSEWHERE) // logits.shape[1])
+    chunk = _rows_at_once(logits)
     tokens = torch.arange(logits.shape[1], device=logits.device) * _STEP
     seeds, settings = sampling.on_device
     for kind in (_PLAIN, _NARROW, _WIDE):
@@ -195,9 +195,7 @@ def _draw(
     suppress: int | None,
 ) -> Tensor:
     """(n,) tokens drawn from the rows `at` of the logits; keys (n,), settings (n, 4)."""
-    scores = logits.index_select(0, at).to(torch.float32)  # always a copy
-    if suppress is not None:
-        scores[:, suppress].fill_(-torch.inf)
+    scores = _scores(logits, at, suppress)
     # Divided by a low temperature, large logits would become infinite: the highest is 0.
     top = scores.amax(-1, keepdim=True)
     scores.sub_(top.masked_fill_(top.isinf(), 0.0))
@@ -284,14 +282,35 @@ def top_log_probabilities(
     rows: (N,) int64. suppress: as in `row_statistics`. The logits are read in chunks; no copy of
     all of them is made.
     """
-    chunk = max(1, _ELEMENTS.get(logits.device.type, _ELEMENTS_ELSEWHERE) // logits.shape[1])
     ids, values = [], []
-    for part in torch.split(rows, chunk):
-        scores = logits.index_select(0, part).to(torch.float32)
-        if suppress is not None:
-            scores[:, suppress].fill_(-torch.inf)
+    for part in torch.split(rows, _rows_at_once(logits)):
+        scores = _scores(logits, part, suppress)
         found = scores.topk(min(count, scores.shape[1]), dim=-1)
         ids.append(found.indices)
         values.append(found.values - scores.logsumexp(-1, keepdim=True))
     least = math.log(torch.finfo(torch.float32).tiny)
     return torch.cat(ids), torch.cat(values).clamp(min=least)
+
+
+def ranks_of(logits: Tensor, rows: Tensor, tokens: Tensor, suppress: int | None = None) -> Tensor:
+    """(N,) int64: how many tokens are at least as probable as `tokens` (N,) in these rows (N,) of
+    logits (M, V).
+    """
+    ranks = []
+    parts = (torch.split(each, _rows_at_once(logits)) for each in (rows, tokens))
+    for part, chosen in zip(*parts, strict=True):
+        scores = _scores(logits, part, suppress)
+        ranks.append((scores >= scores.gather(1, chosen.unsqueeze(1))).sum(-1))
+    return torch.cat(ranks)
+
+
+def _rows_at_once(logits: Tensor) -> int:
+    return max(1, _ELEMENTS.get(logits.device.type, _ELEMENTS_ELSEWHERE) // logits.shape[1])
+
+
+def _scores(logits: Tensor, rows: Tensor, suppress: int | None) -> Tensor:
+    """A copy of these rows in float32, without the suppressed token."""
+    scores = logits.index_select(0, rows).to(torch.float32)
+    if suppress is not None:
+        scores[:, suppress].fill_(-torch.inf)
+    return scores

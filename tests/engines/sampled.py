@@ -4,13 +4,17 @@ The log-probabilities are references of their own: the logarithm of the softmax,
 logits of the step that committed a token.
 """
 
+import json
 import random
+import re
+import subprocess
 from dataclasses import dataclass
 
 import torch
 
 from l2pd_adapters.huggingface import load
 from tests.engines.cases import random_requests
+from tests.engines.launching import ROOT
 
 SETTINGS = (
     {"temperature": 1.0},
@@ -21,6 +25,7 @@ SETTINGS = (
     {"top_p": 0.8},
 )
 TOP = 3
+PAGE = ROOT / "docs" / "sampling.md"
 
 
 @dataclass(frozen=True)
@@ -142,3 +147,19 @@ def check_log_probabilities(case, values, top):
             assert abs(value - exact) < 1e-4
         if wanted[0][1] - wanted[1][1] > 1e-3:
             assert found[0][0] == wanted[0][0]
+
+
+def ask_example(page, host, url):
+    """The answers to the curl commands of a page that ask this host, here another server."""
+    blocks = re.findall(r"```sh\n(curl.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    commands = [block.replace(f"http://{host}", url) for block in blocks if host in block]
+    return [
+        json.loads(subprocess.run(["bash", "-c", command], capture_output=True, check=True).stdout)
+        for command in commands
+    ]
+
+
+def shown_in(page):
+    """The answers that a page shows."""
+    text = page.read_text(encoding="utf-8")
+    return [json.loads(block) for block in re.findall(r"```json\n(.*?)```", text, re.DOTALL)]

@@ -106,12 +106,16 @@ async def _openai(original: Callable[..., Any], serving: Any, request: Any, raw:
         problem = admission.problem_of(check)
         if problem is not None:
             return serving.create_error_response(problem)
-        said = {name: getattr(request, name) for name in FIELDS if name in request.model_fields_set}
-        if wants_sampling(said):
+        if wants_sampling(_said(request)):
             request.custom_params = {**(request.custom_params or {}), ASKED: True}
         else:
             request.temperature = 0.0  # SGLang fills in 1
     return await original(serving, request, raw)
+
+
+def _said(request: Any) -> dict[str, Any]:
+    """What a request's client has said about sampling."""
+    return {name: getattr(request, name) for name in FIELDS if name in request.model_fields_set}
 
 
 async def _messages(original: Callable[..., Any], serving: Any, request: Any, raw: Any) -> Any:
@@ -130,6 +134,8 @@ async def _messages(original: Callable[..., Any], serving: Any, request: Any, ra
             return serving._error_response(
                 status_code=400, error_type="invalid_request_error", message=problem
             )
+        if not wants_sampling(_said(request)):
+            request.temperature = 0.0
     return await original(serving, request, raw)
 
 

@@ -15,6 +15,7 @@ from vllm.sampling_params import SamplingParams
 from l2pd_adapters import metrics
 from l2pd_adapters.admission import ANY_FAILURE, reason_of
 from l2pd_adapters.request_fields import typed_body
+from l2pd_adapters.request_sampling import ASKED, FIELDS, wants_sampling
 from l2pd_adapters.vllm import refusals
 from l2pd_adapters.vllm.compatibility import incompatibility_of_server
 from l2pd_adapters.vllm.settings import DiffusionGemmaServer, VllmServer, settings_of
@@ -170,6 +171,7 @@ def _check_before(serving: Any, method: str, endpoint: refusals.Endpoint) -> Non
             body = await typed_body(raw_request)
             with _answered():
                 refusals.check_typed(body, endpoint, model_config.get_diff_sampling_param())
+            _complete(request)
         response = await create(self, request, raw_request)
         if settings is not None:
             from l2pd_adapters.vllm.metrics import tell
@@ -179,6 +181,17 @@ def _check_before(serving: Any, method: str, endpoint: refusals.Endpoint) -> Non
 
     checked._l2pd = True  # type: ignore[attr-defined]
     setattr(serving, method, checked)
+
+
+def _complete(request: Any) -> None:
+    """Let a request of OpenAI's API that says nothing about sampling decode greedily, where vLLM
+    would sample at temperature 1; mark the others for the worker.
+    """
+    said = {name: getattr(request, name) for name in FIELDS if name in request.model_fields_set}
+    if wants_sampling(said):
+        request.vllm_xargs = {**(request.vllm_xargs or {}), ASKED: 1}
+    else:
+        request.temperature = 0.0
 
 
 def check(params: SamplingParams, model_config: Any, settings: VllmServer) -> None:

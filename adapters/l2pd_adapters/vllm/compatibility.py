@@ -8,6 +8,7 @@ model classes: only a worker may import them, and the import of `models` names o
 from __future__ import annotations
 
 from l2pd_adapters.engines import VLLM, Signature
+from l2pd_adapters.request_sampling import FIELDS
 from l2pd_adapters.vllm.refusals import ASKS_FOR_NOTHING
 
 _STATE = "vllm.v1.worker.gpu.model_states.interface.ModelState"
@@ -110,14 +111,15 @@ NAMES: dict[str, tuple[str, ...]] = {
     "vllm.sampling_params": ("SamplingParams",),
     "vllm.sampling_params.SamplingParams": (
         *ASKS_FOR_NOTHING,
+        *FIELDS,
         "eos_token_id",
         "extra_args",
         "ignore_eos",
+        "logprobs",
         "max_tokens",
         "n",
         "seed",
         "stop_token_ids",
-        "temperature",
     ),
     "vllm.v1.core.sched.diffusion_scheduler": ("DiffusionAsyncScheduler", "DiffusionScheduler"),
     _SCHEDULER: ("add_request", "max_model_len", "num_spec_tokens", "requests"),
@@ -140,7 +142,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "vllm.v1.engine.output_processor": ("OutputProcessor",),
     "vllm.v1.engine.output_processor.OutputProcessor": ("request_states",),
     "vllm.v1.engine.output_processor.RequestState": ("external_req_id",),
-    "vllm.v1.outputs": ("DraftTokenIds", "ModelRunnerOutput"),
+    "vllm.v1.outputs": ("DraftTokenIds", "LogprobsTensors", "ModelRunnerOutput"),
     "vllm.v1.outputs.DraftTokenIds": ("req_ids",),
     "vllm.v1.outputs.ModelRunnerOutput": ("req_ids",),
     "vllm.v1.request": ("Request",),
@@ -211,6 +213,10 @@ _BATCH = "vllm.entrypoints.openai.chat_completion.batch_serving"
 _RESPONSES = "vllm.entrypoints.openai.responses.serving"
 _COMPLETION = "vllm.entrypoints.openai.completion.serving"
 SERVER_NAMES: dict[str, tuple[str, ...]] = {
+    "vllm.entrypoints.openai.chat_completion.protocol.ChatCompletionRequest": (
+        "model_fields_set",
+        "vllm_xargs",
+    ),
     _ENGINE.rpartition(".")[0]: ("AsyncLLM",),
     _ENGINE: ("generate", "input_processor", "model_config"),
     _BEAM_SEARCH: ("BeamSearchOnlineMixin",),
@@ -229,7 +235,6 @@ SERVER_NAMES: dict[str, tuple[str, ...]] = {
     f"{_CHAT}.OpenAIServingChat": ("create_chat_completion",),
     _COMPLETION: ("OpenAIServingCompletion",),
     f"{_COMPLETION}.OpenAIServingCompletion": ("create_completion",),
-    "vllm.entrypoints.openai.chat_completion.protocol.ChatCompletionRequest": ("vllm_xargs",),
     "vllm.entrypoints.openai.chat_completion.protocol.ChatCompletionResponse": ("choices", "id"),
     "vllm.v1.worker.gpu.model_runner": ("AsyncOutput",),
 }

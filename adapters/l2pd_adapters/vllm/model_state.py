@@ -19,6 +19,7 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.model_states.interface import ModelState
 from vllm.v1.worker.gpu.states import RequestState
 
+from l2pd_adapters.request_sampling import ASKED, FIELDS, sampling_of
 from l2pd_adapters.serving import generator_of, guarded
 from l2pd_adapters.vllm import counting
 from l2pd_adapters.vllm.queries import hidden_rows, split_into_blocks
@@ -53,6 +54,7 @@ class DiffusionState(ModelState):
             context.mask_token_id,
             device,
         )
+        self._sampling_defaults = self.model_config.get_diff_sampling_param()
         self._slots: dict[str, int] = {}
 
     def get_supported_generation_tasks(self) -> tuple[Any, ...]:
@@ -68,6 +70,14 @@ class DiffusionState(ModelState):
         self._slots[new_req_data.req_id] = req_index
         seed = new_req_data.req_id if params.seed is None else params.seed
         ignores_end = self.settings.ignores_end(params)
+        sampling = sampling_of(
+            {name: getattr(params, name) for name in FIELDS},
+            seed=params.seed,
+            request_id=new_req_data.req_id,
+            vocabulary=self.settings.model.vocab_size,
+            asked=bool((params.extra_args or {}).get(ASKED)),
+            defaults=self._sampling_defaults,
+        )
 
         def begin(policy: UnmaskPolicy) -> None:
             self.canvases.assign(
@@ -78,6 +88,8 @@ class DiffusionState(ModelState):
                 params.max_tokens or self.max_model_len,
                 ignores_end=ignores_end,
                 generator=generator_of(f"{seed}:{len(text)}", self.device),
+                sampling=sampling,
+                top=-1 if params.logprobs is None else params.logprobs,
             )
 
         guarded(

@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from l2pd_adapters.request_fields import check_fields
-from l2pd_adapters.request_sampling import FIELDS
+from l2pd_adapters.request_fields import ONE_ANSWER, check_fields
+from l2pd_adapters.request_sampling import (
+    FIELDS,
+    check_log_probabilities,
+    check_sampling,
+    check_top,
+)
 from l2pd_adapters.vllm.settings import KEY, DiffusionGemmaServer, VllmServer, takes_no_policy
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.shown_values import shown
 
 ASKS_FOR_NOTHING: dict[str, tuple[Any, ...]] = {
-    "min_p": (0, 0.0),
     "min_tokens": (0,),
     "logit_bias": (None, {}),
     "bad_words": (None, []),
     "allowed_token_ids": (None,),
-    "logprobs": (None,),
     "prompt_logprobs": (None,),
     "logprob_token_ids": (None, []),
     "presence_penalty": (0, 0.0),
@@ -37,8 +40,8 @@ _HINTS = {
 Endpoint = Literal["chat", "completions", "responses"]
 
 _HONOURED: dict[Endpoint, frozenset[str]] = {
-    "chat": frozenset({"vllm_xargs", "tools"}),
-    "completions": frozenset({"vllm_xargs", "echo"}),
+    "chat": frozenset({"vllm_xargs", "tools", "logprobs", "top_logprobs"}),
+    "completions": frozenset({"vllm_xargs", "echo", "logprobs"}),
     "responses": frozenset({"vllm_xargs", "tools"}),
 }
 """Fields with an effect at each endpoint."""
@@ -53,16 +56,11 @@ def check_typed(
     check_fields(
         body,
         honoured=_HONOURED[endpoint],
-        neutral={
-            **({"logprobs": ()} if endpoint == "completions" else {}),
-            "temperature": (0, 1),
-            "top_p": (1,),
-            "top_k": (-1, 0, 1),
-            "min_p": (0,),
-        },
-        reasons={**_HINTS, **dict.fromkeys(FIELDS, "decoding is greedy; leave it out")},
+        reasons=_HINTS,
         defaults=of_the_model,
     )
+    check_sampling(body)
+    check_log_probabilities(body, chat=endpoint == "chat")
 
 
 def check(
@@ -71,7 +69,7 @@ def check(
     """Raise L2PDError, which names the parameter and the choices, for unsupported SamplingParams of
     vLLM. of_the_model: the sampling parameters in the checkpoint's own config.
     """
-    check_sampling(params, of_the_model)
+    check_effects(params, of_the_model)
     unknown = [key for key in params.extra_args or {} if key.startswith("diffusion_")]
     if unknown:
         raise L2PDError(f"{shown(unknown[0])[1:-1]} is for DiffusionGemma, not for {model_name}")
@@ -97,18 +95,13 @@ def check_names_no_policy(params: Any, model_config: Any) -> None:
         raise L2PDError(f"{shown(named[0])[1:-1]}: {takes_no_policy(model_config)}")
 
 
-def check_sampling(params: Any, of_the_model: Mapping[str, Any]) -> None:
-    """Raise L2PDError for sampling parameters that would have no effect. Decoding is greedy; values
-    that equal the model's own defaults are not user requests."""
+def check_effects(params: Any, of_the_model: Mapping[str, Any]) -> None:
+    """Raise L2PDError for sampling parameters that would have no effect or are out of bounds.
+    Values that equal the model's own defaults are not user requests."""
     if params.n != 1:
-        raise L2PDError(
-            f"n={shown(params.n)}: decoding is greedy, so all answers are the same one; expected 1"
-        )
-    if params.temperature not in (0, 1, of_the_model.get("temperature")):
-        raise L2PDError(
-            f"temperature={shown(params.temperature)}: decoding is greedy; "
-            "temperature is 0, or left out"
-        )
+        raise L2PDError(f"n={shown(params.n)}: {ONE_ANSWER}")
+    check_sampling({name: getattr(params, name) for name in (*FIELDS, "seed")})
+    check_top("logprobs", params.logprobs)
     for name, nothing in ASKS_FOR_NOTHING.items():
         value = getattr(params, name)
         if value not in nothing and value != of_the_model.get(name):

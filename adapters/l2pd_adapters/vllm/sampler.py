@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from vllm.v1.outputs import LogprobsTensors
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
 from l2pd_adapters.metrics import decided
 from l2pd_adapters.serving import PolicyServer
 from l2pd_adapters.vllm.counting import COLUMNS, CountedOutput, counts_of
+from l2pd_adapters.vllm.log_probabilities import Told
 from l2pd_adapters.vllm.slot_canvases import Canvases
 from l2pd_plugins.denoising import StepOutcome, denoising_step
 from l2pd_plugins.slots import SlotBatch
@@ -61,6 +63,7 @@ class UnmaskSampler:
         taken_back = canvases.taken_back_after_prompt(input_batch.prefill_len_np[:count], queries)
         rejected = upload(taken_back, logits.device, torch.int32)
         sampled = rejected.new_zeros(count, canvases.block_length)
+        logprobs = None
         settled = rejected.new_zeros(count)
         who = rejected.new_zeros(count, COLUMNS)
         rows = np.flatnonzero(offered)
@@ -68,7 +71,10 @@ class UnmaskSampler:
             slots = input_batch.idx_mapping_np[rows]
             batch = canvases.take(slots)
             at = upload(rows, logits.device)
-            first, counts, back, told = self._step(batch, logits, offered[rows], queries[rows])
+            first, counts, back, told, probable = self._step(
+                slots, batch, logits, offered[rows], queries[rows]
+            )
+            logprobs = None if probable is None else _as_logprobs(probable, at, count)
             sampled.index_copy_(0, at, first.to(torch.int32))
             settled.index_copy_(0, at, counts.to(torch.int32))
             rejected.index_copy_(0, at, back.to(torch.int32))
@@ -78,7 +84,7 @@ class UnmaskSampler:
         self.req_states.draft_tokens.index_copy_(0, every, blocks)  # the input of the next pass
         return CountedOutput(
             sampled_token_ids=sampled,
-            logprobs_tensors=None,
+            logprobs_tensors=logprobs,
             num_nans=None,
             num_sampled=settled,
             num_rejected=rejected,
@@ -86,10 +92,16 @@ class UnmaskSampler:
         )
 
     def _step(
-        self, batch: SlotBatch, logits: Tensor, offered: np.ndarray, queries: np.ndarray
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        self,
+        slots: np.ndarray,
+        batch: SlotBatch,
+        logits: Tensor,
+        offered: np.ndarray,
+        queries: np.ndarray,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Told | None]:
         """For each row: the emitted tokens, at the front of (B, L); their number, (B,); how many of
-        the row's queries must be computed again, (B,); and its counts (`counts_of`).
+        the row's queries must be computed again, (B,); its counts (`counts_of`); and the
+        log-probabilities of the tokens, if a request wants them.
         """
         block, canvases = batch.block, self.canvases
         was_full = ~block.masked.any(-1)
@@ -98,21 +110,42 @@ class UnmaskSampler:
         is_full = ~block.masked.any(-1)
         ready = canvases.ready(batch, was_full, is_full, outcome.ended)
         tokens, counts = canvases.settled(batch)
+        suppress = block.mask_token_id if self.settings.suppress_mask else None
+        canvases.log_probabilities.record(slots, batch, outcome, logits, offered, suppress)
+        columns = canvases.columns_after_prompt(batch)
+        probable = canvases.log_probabilities.told(slots, batch, columns, tokens)
         counts = torch.where(ready, counts, 0)
         canvases.count(batch, ~was_full, counts)
         back = canvases.taken_back(ready, upload(queries, logits.device))
         canvases.file(batch, ready, outcome.ended)
-        return tokens, counts, back, told
+        return tokens, counts, back, told, probable
 
     def _denoise(self, batch: SlotBatch, logits: Tensor, offered: np.ndarray) -> StepOutcome:
-        length, positions = self.canvases.block_length, None
+        length, positions, places = self.canvases.block_length, None, None
         if (offered != length).any():
-            inside = np.arange(length) < offered[:, None]
-            positions = upload(np.flatnonzero(inside), logits.device)
+            places = np.flatnonzero(np.arange(length) < offered[:, None])
+            positions = upload(places, logits.device)
         return denoising_step(
             batch.block,
             logits,
             positions,
             end_of_text=self.settings.end_of_text,
             suppress_mask=self.settings.suppress_mask,
+            places=places,
         )
+
+
+def _as_logprobs(told: Told, at: Tensor, count: int) -> LogprobsTensors:
+    """In vLLM's form, for `count` requests, of which those with an entry in `told` are at `at`."""
+
+    def laid_out(values: Tensor) -> Tensor:
+        whole = values.new_zeros(count, *values.shape[1:]).index_copy(0, at, values)
+        return whole.flatten(0, 1)
+
+    length = told.ranks.shape[1]
+    return LogprobsTensors(
+        logprob_token_ids=laid_out(told.tokens),
+        logprobs=laid_out(told.log_probabilities),
+        selected_token_ranks=laid_out(told.ranks),
+        cu_num_generated_tokens=[request * length for request in range(count + 1)],
+    )

@@ -20,8 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from l2pd_adapters.vllm.log_probabilities import LogProbabilities
 from l2pd_plugins import UnmaskPolicy
 from l2pd_plugins.block_layout import Attention, BlockLayout, begun_by_prompt
+from l2pd_plugins.sampling import Sampling
 from l2pd_plugins.slots import BlockSlots, SlotBatch
 from l2pd_plugins.upload import upload
 
@@ -43,6 +45,7 @@ class Canvases(ABC):
         self.mask_token_id, self.device = mask_token_id, device
         self.blocks = BlockSlots(slots, block_length, mask_token_id=mask_token_id, device=device)
         self.columns = torch.arange(block_length, device=device)
+        self.log_probabilities = LogProbabilities(slots, block_length, device)
 
         def room(*shape: int) -> Tensor:
             return torch.zeros(slots, *shape, dtype=torch.int64, device=device)
@@ -72,9 +75,12 @@ class Canvases(ABC):
         *,
         ignores_end: bool,
         generator: torch.Generator,
+        sampling: Sampling | None = None,
+        top: int = -1,
     ) -> None:
         """Begin a request, or continue a preempted one: `text` is its prompt and the tokens emitted
-        so far.
+        so far. top: how many of the most probable tokens it wants at each position, -1 for no
+        log-probabilities.
         """
         limit = min(prompt_length + max_tokens, self.max_model_len)
         layout = BlockLayout.of(
@@ -95,7 +101,9 @@ class Canvases(ABC):
             canvas_length=layout.canvas_length,
             ignores_end=ignores_end,
             generator=generator,
+            sampling=sampling,
         )
+        self.log_probabilities.assign(slot, top)
         for buffer, value in (
             (self.start, start),
             (self.known, len(text) - start),
@@ -109,6 +117,7 @@ class Canvases(ABC):
     def release(self, slot: int) -> None:
         """Forget the slot's request."""
         self.blocks.release(slot)
+        self.log_probabilities.release(slot)
 
     def take(self, slots: np.ndarray) -> SlotBatch:
         """The blocks of these slots for one step."""
@@ -123,10 +132,15 @@ class Canvases(ABC):
         number of them that belong to the answer, (B,).
         """
         known = self._at(self.known, batch)
-        at = (known.unsqueeze(-1) + self.columns).clamp(max=self.block_length - 1)
         room = self._at(self.limit, batch) - self._at(self.start, batch) - known
         present = batch.block.present.sum(-1)
+        at = self.columns_after_prompt(batch)
         return batch.block.tokens.gather(1, at), torch.minimum(present, room)
+
+    def columns_after_prompt(self, batch: SlotBatch) -> Tensor:
+        """(B, L): the columns of each block, starting with the first after the prompt."""
+        known = self._at(self.known, batch).unsqueeze(-1)
+        return (known + self.columns).clamp(max=self.block_length - 1)
 
     def count(self, batch: SlotBatch, stepped: Tensor, given_out: Tensor) -> None:
         """Record for the log which rows took a denoising step, and how many tokens they emit."""

@@ -56,7 +56,10 @@ def params(**changes: Any) -> SimpleNamespace:
     fields = {
         "n": 1,
         "temperature": 1.0,
+        "top_p": 1.0,
+        "top_k": 0,
         "min_p": 0.0,
+        "seed": None,
         "min_tokens": 0,
         "logit_bias": None,
         "bad_words": [],
@@ -134,7 +137,9 @@ def test_the_end_of_text_is_ignored_if_vllm_does_not_stop_there() -> None:
     [
         {},
         {"temperature": 0},
-        {"temperature": 0.7},
+        {"temperature": 0.7, "top_p": 0.9, "top_k": 5, "min_p": 0.1, "seed": 3},
+        {"logprobs": 0},
+        {"logprobs": 20},
         {"logit_bias": {}},
         {"bad_words": None},
         {"extra_args": {KEY: "klass", "other": 1}},
@@ -148,13 +153,18 @@ def test_parameters_at_their_defaults_are_accepted(changes: dict[str, Any]) -> N
     ("name", "value"),
     [
         ("n", 2),
-        ("temperature", 0.5),
-        ("min_p", 0.1),
+        ("temperature", 1e-3),
+        ("temperature", float("inf")),
+        ("top_p", 0),
+        ("top_k", -5),
+        ("min_p", 1.5),
+        ("seed", 1 << 63),
         ("min_tokens", 3),
         ("logit_bias", {1: 2.0}),
         ("bad_words", ["x"]),
         ("allowed_token_ids", [1]),
-        ("logprobs", 0),
+        ("logprobs", -1),
+        ("logprobs", 21),
         ("prompt_logprobs", 1),
         ("logprob_token_ids", [1]),
         ("presence_penalty", 0.5),
@@ -163,7 +173,9 @@ def test_parameters_at_their_defaults_are_accepted(changes: dict[str, Any]) -> N
         ("structured_outputs", SimpleNamespace(regex="a")),
     ],
 )
-def test_parameters_without_effect_are_refused_by_name(name: str, value: Any) -> None:
+def test_parameters_without_effect_or_out_of_bounds_are_refused_by_name(
+    name: str, value: Any
+) -> None:
     with pytest.raises(L2PDError, match=f"^{name}="):
         check(**{name: value})
 

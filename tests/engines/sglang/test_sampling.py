@@ -5,10 +5,18 @@ import json
 import time
 
 import httpx
+import numpy as np
 import pytest
 
 from tests.engines.launching import ask_together
-from tests.engines.sampled import TOP, check_log_probabilities, sampled
+from tests.engines.sampled import (
+    PAGE,
+    TOP,
+    ask_example,
+    check_log_probabilities,
+    sampled,
+    shown_in,
+)
 from tests.engines.sglang.server import Server
 from tests.engines.sglang.test_server import POLICIES
 
@@ -240,3 +248,15 @@ class TestCancelled:
         while server.remembered and time.monotonic() < deadline:
             time.sleep(0.5)
         assert server.remembered == 0
+
+
+class TestDocs:
+    def test_the_example(self, server):
+        (answer,) = ask_example(PAGE, "localhost:30000", server.url)
+        (wanted,) = [shown for shown in shown_in(PAGE) if "meta_info" in shown]
+        assert answer["output_ids"] == wanted["output_ids"]
+        for key, values in wanted["meta_info"].items():
+            found = answer["meta_info"][key]
+            assert np.array(found, dtype=float) == pytest.approx(
+                np.array(values, dtype=float), abs=1e-4, nan_ok=True
+            )

@@ -201,8 +201,7 @@ class TestChoices:
         assert reason == "stop"
 
     def test_several_answers_are_refused(self, engine):
-        """The answers would be the same one, decoded several times."""
-        with pytest.raises(VLLMValidationError, match="n=3: decoding is greedy"):
+        with pytest.raises(VLLMValidationError, match="n=3: a request has one answer"):
             engine([engine.prompt("Sort: ekvfinbhru")], max_tokens=64, n=3)
 
     @pytest.mark.parametrize(

@@ -115,6 +115,16 @@ def parameters(folder):
             yield "/v1/completions", body_of("/v1/completions", stream, prompt=ids)
 
 
+def sampling(folder):
+    for path in PATHS:
+        for name, value in hostile.WRONG_SAMPLING:
+            for stream in (False, True):
+                yield path, body_of(path, stream, **{name: value})
+    for path, wrong in hostile.WRONG_LOGPROBS:
+        for stream in (False, True):
+            yield f"/v1/{path}", body_of(f"/v1/{path}", stream, **wrong)
+
+
 def long_list(count):
     extra = asking("confidence_threshold", threshold=[0.5] * count)
     return PATHS[0], body_of(PATHS[0], False, **{XARGS: extra})
@@ -136,7 +146,7 @@ def ordinary(server):
     return hostile.same_as_before(ask)
 
 
-@pytest.mark.parametrize("requests", [policies, parameters, long_lists])
+@pytest.mark.parametrize("requests", [policies, parameters, sampling, long_lists])
 def test_refused_at_once_and_the_server_goes_on(server, ordinary, requests, tmp_path):
     assert hostile.attack(server.url, requests(tmp_path), ordinary) == []
 
