@@ -9,7 +9,10 @@ Cases, in the order of `transfer_cases`: a small model's own filters on the task
 trained on; the other small model's filters; longer canvases than the 128 tokens of the training;
 and filters trained without some tasks, measured on just those. Such filters are trained by the
 recipe of `make filters`, on the first `--train-prompts` training prompts less those of the tasks
-left out.
+left out. With `--rounds 0` they are trained once, on states that all splits share: those of the
+starting policies and of the shipped `settled` filter's decisions, which cost one collection. The
+committed table was made so, with `--limit 300 --train-prompts 320 --rounds 0 --epochs 20`, and with
+`--limit 150` for tiny-sdar.
 
 Each row is a decode of held-out prompts with one setting. It is appended to `--out` (.jsonl) as
 soon as it is measured, with its configuration and every prompt's outcome, so that an interrupted
@@ -34,60 +37,60 @@ import torch
 from frontier_worker import CACHES, REFERENCE
 from measuring import amount, output, positive, run_script
 from transfer_cases import Case, cases, chosen_cases, slug
-from transfer_table import render
+from transfer_rows import Rows, outcome
+from transfer_table import CONTROL, UNTRAINED, render
 
 from l2pd_adapters.tiny_models import folder_of, heldout_prompts, training_prompts
 from l2pd_plugins import L2PDError
 from l2pd_plugins.trajectories import (
+    Manifest,
     load_references,
     read_manifest,
     read_trajectories,
     save_references,
+    write_manifest,
 )
 from l2pd_tools.evaluation.prompts import Prompt, read_prompts
-from l2pd_tools.evaluation.results import Evaluation
 from l2pd_tools.evaluation.run import evaluate
 from l2pd_tools.loading import load_model
 from l2pd_tools.policy_text import parse_policy
 from l2pd_tools.tiny_world import TASKS
 from l2pd_tools.training.collecting import collect
-from l2pd_tools.training.rounds import STARTING_POLICIES, train_filter
+from l2pd_tools.training.rounds import STARTING_POLICIES, recipes, train_filter
 
 RESULTS = Path(__file__).parent / "results" / "transfer.jsonl"
 SHARD = 64
 """Prompts of a shard of trajectories."""
-CONTROL = [{"threshold": t} for t in (0.9, 0.8, 0.7, 0.95, 0.85, 0.75, 0.6, 0.5)]
+THRESHOLDS = [{"threshold": t} for t in (0.9, 0.8, 0.7, 0.95, 0.6)]
+GAMMAS = [{"gamma": gamma} for gamma in (0.05, 0.1, 0.02, 0.2)]
+"""Settings of `eb_sampler`, which needs no filter."""
+ALONE = {"fallback": "none"}
+THRESHOLD = {"fallback": "confidence_threshold"}
 LEARNED: dict[str, list[dict[str, Any]]] = {
-    "settled": [{}, {"risk": 0.03}, {"risk": 0.06}, {"risk": 0.15}, {"risk": 0.01}],
-    "learn2pd": [{}, {"threshold": 0.95}, {"threshold": 0.9}, {"threshold": 0.8}],
+    "settled": [
+        {},
+        ALONE,
+        {"risk": 0.06, **ALONE},
+        {"risk": 0.15, **ALONE},
+        {"risk": 0.03, **ALONE},
+        THRESHOLD,
+        {"risk": 0.06},
+        {"risk": 0.15},
+        {"fallback_gamma": 0.05},
+    ],
+    "learn2pd": [{}, {"threshold": 0.95}],
 }
 """The settings of each policy, the default first."""
+FEW = {"settled": 3, "learn2pd": 1}
+"""How many of them are decoded with canvases longer than 128 tokens."""
 
 
-class Rows:
-    """The file of rows: one JSON object a line, each decode once."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.rows: list[dict[str, Any]] = []
-        if path.is_file():
-            lines = path.read_text(encoding="utf-8").splitlines()
-            self.rows = [json.loads(line) for line in lines]
-
-    def has(self, wanted: dict[str, Any]) -> bool:
-        """Whether there is a row with these values, of at least as many prompts."""
-        return any(
-            row["limit"] >= wanted["limit"]
-            and all(row[name] == value for name, value in wanted.items() if name != "limit")
-            for row in self.rows
-        )
-
-    def append(self, row: dict[str, Any]) -> None:
-        """Add a row, to the file too."""
-        self.rows.append(row)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+def settings_of(case: Case) -> dict[str, list[dict[str, Any]]]:
+    """The settings of the learned policies that a case needs."""
+    return {
+        policy: sweep[: FEW[policy] if case.gen > 128 else None]
+        for policy, sweep in LEARNED.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,7 @@ class Bench:
     """Held-out prompts of all tasks; a case uses those of its tasks."""
     train_prompts: int
     rounds: int
+    """Rounds of each split's own; 0 trains it once, on states that all splits share."""
     batch_size: int
     gen: int | None
     """The canvas length of every case in a quick run; otherwise each case has its own."""
@@ -118,7 +122,9 @@ class Bench:
         whole = read_prompts(heldout_prompts(), self.limit, tasks=TASKS)
         self._decode(alike, whole, REFERENCE, {}, None, "")
         for options in controls:
-            self._decode(alike, whole, "confidence_threshold", options, None, "")
+            self._decode(alike, whole, CONTROL, options, None, "")
+        for options in GAMMAS[: len(controls)]:
+            self._decode(alike, whole, UNTRAINED, options, None, "")
         for policy, settings in learned.items():
             if case.filters is None:
                 folder, label = self.filter_without(case, policy)
@@ -135,9 +141,12 @@ class Bench:
     def filter_without(self, case: Case, policy: str) -> tuple[Path, str]:
         """A filter trained without a case's tasks, and what rows call it; trained unless it is
         there. Raises TimeOver."""
+        rounds = f"{self.rounds} rounds" if self.rounds else "shared states"
+        # The paper's filter has updates of all its states at once, and needs thousands of them.
+        epochs = self.epochs if self.rounds or policy == "settled" else None
         label = (
             f"trained without {', '.join(case.tasks)}: {self.train_prompts} prompts less "
-            f"theirs, {self.rounds} rounds"
+            f"theirs, {rounds}" + (f", {epochs} epochs" if epochs else "")
         )
         place = self.work / f"{case.model}-{self.train_prompts}-{self.rounds}" / slug(case)
         folder = place / policy
@@ -151,11 +160,16 @@ class Bench:
         place.mkdir(parents=True, exist_ok=True)
         prompts.write_text("\n".join(lines[i] for i in kept) + "\n", encoding="utf-8")
         common: dict[str, Any] = {"model": case.model, "device": "cpu", "prompts": prompts}
-        if policy == "settled":
+        if not self.rounds:
+            states = place / f"states-{policy}"
+            mine = part(data, states, kept, oracle_alone=policy == "learn2pd")
+            write_manifest(states, mine)
+            train_filter(folder, states, policy=policy, epochs=epochs)
+        elif policy == "settled":
             part(data, place / "data" / "round-0", kept)
             train_filter(
                 folder, place / "data", policy=policy, rounds=self.rounds, labels="consistent",
-                max_new_tokens=self.gen or 128, epochs=self.epochs, **common,
+                max_new_tokens=self.gen or 128, epochs=epochs, **common,
             )  # fmt: skip
         else:
             part(data, place / "oracle", kept, references_alone=True)
@@ -164,16 +178,21 @@ class Bench:
                 policies=["oracle"],
                 max_new_tokens=self.gen or 128, prompts_per_shard=SHARD, source=prompts.name,
             )  # fmt: skip
-            train_filter(folder, place / "oracle", policy=policy, epochs=self.epochs)
+            train_filter(folder, place / "oracle", policy=policy, epochs=epochs)
         return folder, label
 
     def everything(self, case: Case) -> Path:
-        """The first round's trajectories of all training prompts; each split has a part."""
+        """The first round's trajectories of all training prompts; each split has a part. Without
+        further rounds, they include states that the shipped filter's decisions reach."""
         folder = self.work / f"{case.model}-{self.train_prompts}-round-0"
+        policies: list[Any] = [parse_policy(text) for text in STARTING_POLICIES]
+        if not self.rounds:
+            folder = folder.with_name(f"{case.model}-{self.train_prompts}-shared")
+            policies += [{"name": "settled", **options} for options in recipes()["settled"][2]]
         prompts = read_prompts(training_prompts(), self.train_prompts, tasks=TASKS)
         collect(
             *loaded(case.model), prompts, folder,
-            policies=[parse_policy(text) for text in STARTING_POLICIES],
+            policies=policies,
             source=training_prompts().name, max_new_tokens=self.gen or 128,
             prompts_per_shard=SHARD, labels="consistent",
         )  # fmt: skip
@@ -214,27 +233,21 @@ class Bench:
         self.rows.append({**what, **outcome(found, label, folder)})
 
 
-def outcome(found: Evaluation, label: str, folder: Path | None) -> dict[str, Any]:
-    """The figures of a decode, and of each of its prompts."""
-    configuration = found.configuration
-    if folder is not None:  # its path depends on the machine
-        configuration = configuration.replace(str(folder), f"<{label}>")
-    return {
-        "prompts": len(found.answers),
-        "validity": found.validity,
-        "tokens_per_forward": found.tokens_per_forward,
-        "seconds": round(found.seconds, 1),
-        "family_of": [a.prompt.task.name for a in found.answers],
-        "valid": "".join("01"[bool(a.valid)] for a in found.answers),
-        "lengths": [a.length for a in found.answers],
-        "nfe": [a.nfe for a in found.answers],
-        "configuration": configuration,
-    }
-
-
-def part(data: Path, folder: Path, kept: list[int], *, references_alone: bool = False) -> None:
+def part(
+    data: Path,
+    folder: Path,
+    kept: list[int],
+    *,
+    references_alone: bool = False,
+    oracle_alone: bool = False,
+) -> Manifest:
     """Write the shards of some prompts of a folder of trajectories, as if only these had been
-    collected; existing shards are kept. `kept` are the prompts, in order."""
+    collected; existing shards are kept. `kept` are the prompts, in order. Returns the manifest,
+    which is not written.
+
+    oracle_alone: only the first policy's states, which is the oracle, labelled by the reference.
+    The blocks have to begin where the prompt ends.
+    """
     manifest = read_manifest(data)
     stored = [
         load_references(manifest.reference_path_of(data, shard), manifest, shard)
@@ -243,6 +256,8 @@ def part(data: Path, folder: Path, kept: list[int], *, references_alone: bool = 
     tokens = torch.cat([tokens for tokens, _ in stored])[kept]
     several = torch.cat([several for _, several in stored if several is not None])[kept]
     mine = dataclasses.replace(manifest, prompt_count=len(kept))
+    if oracle_alone:
+        mine = dataclasses.replace(mine, policies=mine.policies[:1], labels="reference")
     folder.mkdir(parents=True, exist_ok=True)
     shards = [s for s in range(mine.shards) if not mine.reference_path_of(folder, s).is_file()]
     for shard in shards:
@@ -250,14 +265,24 @@ def part(data: Path, folder: Path, kept: list[int], *, references_alone: bool = 
         of_labels = None if references_alone else several[rows]
         save_references(mine.reference_path_of(folder, shard), tokens[rows], of_labels)
     if references_alone or not mine.missing(folder):
-        return
+        return mine
     _, steps = read_trajectories(data)
     new = torch.full((manifest.prompt_count,), -1)
     new[kept] = torch.arange(len(kept))
+    if oracle_alone:
+        steps = steps.take((steps.policy == 0).nonzero().flatten())
     steps = dataclasses.replace(steps, prompt=new[steps.prompt])
+    if oracle_alone:
+        steps = steps.take((steps.prompt >= 0).nonzero().flatten())
+        length = manifest.block_length
+        columns = steps.block.unsqueeze(-1) * length + torch.arange(length)
+        wanted = torch.nn.functional.pad(tokens, (0, length), value=-1)
+        correct = steps.x0 == wanted[steps.prompt.unsqueeze(-1), columns]
+        steps = dataclasses.replace(steps, correct=correct)
     for shard in mine.missing(folder):
         within = (steps.prompt >= shard * SHARD) & (steps.prompt < (shard + 1) * SHARD)
         steps.take(within).save(mine.path_of(folder, shard))
+    return mine
 
 
 @functools.cache
@@ -268,11 +293,14 @@ def loaded(model: str) -> tuple[Any, Any]:
 
 def unmeasured(rows: Rows) -> list[str]:
     """The names of the cases that lack a learned policy's row, in their order."""
-    settings = [(policy, options) for policy, sweep in LEARNED.items() for options in sweep]
     return [
         case.name
         for case in cases()
-        if not all(any(_is_of(row, case, *one) for row in rows.rows) for one in settings)
+        if not all(
+            any(_is_of(row, case, policy, options) for row in rows.rows)
+            for policy, sweep in settings_of(case).items()
+            for options in sweep
+        )
     ]
 
 
@@ -302,7 +330,15 @@ def main() -> None:
     parser.add_argument("--only", action="append", default=[], help="cases with this in the name")
     parser.add_argument("--limit", type=positive, default=600, help="held-out prompts of all tasks")
     parser.add_argument("--train-prompts", type=positive, default=1000)
-    parser.add_argument("--rounds", type=positive, default=3)
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=3,
+        choices=range(10),
+        metavar="N",
+        help="of each split; 0: train once, on states that all splits share",
+    )
+    parser.add_argument("--epochs", type=positive, help="of each training (default: the recipe's)")
     parser.add_argument("--batch-size", type=positive, default=32)
     parser.add_argument(
         "--minutes", type=amount, default=600.0, help="start nothing new after these"
@@ -317,22 +353,21 @@ def main() -> None:
         return
     if arguments.work is None:
         raise L2PDError("--work: missing; expected the folder of filters and trajectories")
-    if arguments.limit < 1 or arguments.train_prompts < 2 or arguments.rounds < 1:
-        raise L2PDError(
-            "--limit, --train-prompts, --rounds: expected whole numbers from 1, 2 and 1"
-        )
+    if arguments.limit < 1 or arguments.train_prompts < 2:
+        raise L2PDError("--limit, --train-prompts: expected whole numbers from 1 and 2")
     chosen = list(chosen_cases(arguments.only))
     torch.set_num_threads(1)
     quick = arguments.quick
     bench = Bench(
         rows, arguments.work, arguments.limit, arguments.train_prompts, arguments.rounds,
         arguments.batch_size, 32 if quick else None, time.time() + 60 * arguments.minutes,
-        3 if quick else None,
+        3 if quick else arguments.epochs,
     )  # fmt: skip
-    learned = {name: sweep[: 1 if quick else None] for name, sweep in LEARNED.items()}
+    most = 1 if quick else None
     with contextlib.suppress(TimeOver):
         for case in chosen:
-            bench.measure(case, CONTROL[: 1 if quick else None], learned)
+            learned = {name: sweep[:most] for name, sweep in settings_of(case).items()}
+            bench.measure(case, THRESHOLDS[: 2 if case.gen > 128 else None][:most], learned)
             table.write_text(render(rows.rows, unmeasured(rows)), encoding="utf-8")
     table.write_text(render(rows.rows, unmeasured(rows)), encoding="utf-8")
     print(table.read_text(encoding="utf-8"))

@@ -78,7 +78,7 @@ def test_a_split_is_trained_without_its_tasks_and_measured_on_them(
     trained_on = {prompt.task.name for prompt in read_prompts(prompts)}
     assert trained_on and not trained_on & out
     page = capsys.readouterr().out
-    assert page.count("| never saw them (9 prompts less theirs, 1 rounds) |") >= 2
+    assert page.count("| never saw them (9 prompts less theirs, 1 rounds, 3 epochs) |") >= 2
     assert all(row["configuration"] in page for row in own)
 
     # A second run finds everything done, and decodes nothing.
@@ -95,7 +95,8 @@ def test_a_part_of_the_trajectories_equals_collecting_it_alone(scripts, tmp_path
     model, tokenizer = load("tiny-llada")
     prompts = read_prompts(training_prompts(), 7)
     kept = [0, 2, 3, 6]
-    settings = {"policies": ["oracle"], "max_new_tokens": 32, "labels": "consistent",
+    settings = {"policies": ["oracle", "confidence_threshold"], "max_new_tokens": 32,
+                "labels": "consistent",
                 "prompts_per_shard": 2, "source": "train"}  # fmt: skip
     transfer_shard, transfer.SHARD = transfer.SHARD, 2
     try:
@@ -117,11 +118,96 @@ def test_a_part_of_the_trajectories_equals_collecting_it_alone(scripts, tmp_path
     def by_step(data):
         """Every step, in an order that does not depend on batches."""
         return {
-            (int(p), int(b), int(s)): (data.x0[i].tolist(), data.correct[i].tolist())
-            for i, (p, b, s) in enumerate(zip(data.prompt, data.block, data.step, strict=True))
+            tuple(map(int, at)): (data.x0[i].tolist(), data.correct[i].tolist())
+            for i, at in enumerate(
+                zip(data.policy, data.prompt, data.block, data.step, strict=True)
+            )
         }
 
     assert by_step(found) == by_step(wanted)
+
+    # The paper's filter learns from the oracle's states alone, labelled by the reference.
+    transfer_shard, transfer.SHARD = transfer.SHARD, 2
+    try:
+        mine = transfer.part(tmp_path / "all", tmp_path / "oracle", kept, oracle_alone=True)
+    finally:
+        transfer.SHARD = transfer_shard
+    transfer.write_manifest(tmp_path / "oracle", mine)
+    settings |= {"policies": ["oracle"], "labels": "reference"}
+    alone = collect(model, tokenizer, few, tmp_path / "paper", **settings)
+    manifest, found = read_trajectories(tmp_path / "oracle")
+    _, wanted = read_trajectories(tmp_path / "paper")
+    assert (manifest.policies, manifest.labels) == (alone.policies, "reference")
+    assert by_step(found) == by_step(wanted)
+
+
+def test_splits_can_share_their_states(scripts, monkeypatch, tmp_path, capsys):
+    transfer, _ = scripts
+    name = "trained without permutation"
+    rows = quick(transfer, monkeypatch, tmp_path, "--only", name, "--rounds", "0")
+    own = [row for row in rows if row["filter"].startswith("trained without")]
+    assert {row["policy"] for row in own} == {"settled", "learn2pd"}
+    assert "| never saw them (9 prompts less theirs, shared states, 3 epochs) |" in (
+        capsys.readouterr().out
+    )
+    (shared,) = (tmp_path / "work").glob("*-shared")
+    policies = read_trajectories(shared)[0].policies
+    assert [text.partition("(")[0] for text in policies] == [
+        "oracle", "confidence_threshold", "confidence_threshold", "settled", "settled",
+    ]  # fmt: skip
+    manifests = {path.parent.name: json.loads(path.read_text())
+                 for path in (tmp_path / "work").rglob("states-*/manifest.json")}  # fmt: skip
+    assert manifests["states-settled"]["policies"] == policies
+    assert manifests["states-learn2pd"]["policies"] == policies[:1]
+    out = {"permutation", "story", "sort"}
+    lines = training_prompts().read_text().splitlines()[:9]
+    kept = [line for line in lines if json.loads(line)["task"] not in out]
+    assert {made["prompt_count"] for made in manifests.values()} == {len(kept)}
+
+
+def row_of(policy, valid, nfe, tasks, *, label="", **options):
+    """A row of the file, with one prompt of every task in `tasks`."""
+    return {
+        "model": "m", "gen": 128, "policy": policy, "options": options, "filter": label,
+        "families": sorted(tasks), "limit": 15, "configuration": f"{policy} {options}",
+        "family_of": sorted(tasks), "valid": valid * len(tasks),
+        "lengths": [8] * len(tasks), "nfe": [nfe] * len(tasks),
+    }  # fmt: skip
+
+
+def test_splits_are_pooled_and_the_fallback_makes_another_comparison(scripts):
+    _, table = scripts
+    every = sorted(TASKS)
+    kind = [name for name, task in TASKS.items() if task.kind == "mixed"]
+    rows = [
+        row_of("fixed_schedule", "1", 8, every),
+        row_of("confidence_threshold", "1", 4, every, threshold=0.9),
+        row_of("eb_sampler", "1", 1, every, gamma=0.1),
+    ]
+    for tasks, nfe in ((every[:3], 2), (every[3:6], 1), (kind, 4)):
+        label = f"trained without {', '.join(tasks)}: 9 prompts"
+        rows.append(row_of("settled", "1", nfe, tasks, label=label))
+        rows.append(row_of("settled", "0", 1, tasks, label=label, fallback="none"))
+    found = table.groups(rows)
+    learned = [group for group in found if group.policy == "settled"]
+    assert [(group.fallback, len(group.settings)) for group in learned] == [
+        ("", 1),
+        ("none", 1),
+    ] * 3
+    pooled = {(group.tasks, group.fallback): group for group in table.pooled(found)}
+    triples, mixed = tuple(every[:6]), tuple(sorted(kind))
+    assert set(pooled) == {
+        (tasks, fallback) for tasks in (triples, mixed) for fallback in ("", "none")
+    }
+    both = pooled[triples, ""]
+    assert len(both.slow.valid) == 6
+    # Two filters with 2 and 1 passes for 8 tokens: 16 / 3 tokens per forward, the threshold has 2.
+    assert table.ratio_at(0.5, both.settings, both.control, both.slow).value == pytest.approx(8 / 3)
+    page = table.render(rows)
+    assert "| `settled`, fallback none | 3 | 0.50, 0.50 | 0.50, 0.50 | 100.0 |" in page
+    # Ratios 2, 4 and 1.
+    assert "| `settled` | 3 | 2.00, 1.00 | 2.00, 1.00 | 0.0 |" in page
+    assert "| `eb_sampler` | needs none | 100.0 |  | 100.0, 2.00 | 4.00 [4.00, 4.00] |" in page
 
 
 def outcomes(table, setting, valid, lengths, nfe):

@@ -29,8 +29,10 @@ class EBSampler(UnmaskPolicy):
     gamma: Annotated[float, Field(ge=0)] = 0.1
 
     def select(self, step: DenoisingStep, state: dict[str, Tensor]) -> Tensor:
-        # Sorted from low to high entropy: the last is the largest, and only those before it are
-        # summed.
-        return longest_prefix(
-            -step.entropy, step.masked, lambda h, _: (h - h.cumsum(-1)) <= self.gamma
-        )
+        return entropy_bounded(step.entropy, step.masked, self.gamma)
+
+
+def entropy_bounded(entropy: Tensor, masked: Tensor, gamma: float) -> Tensor:
+    """bool (B, L): the rule of `EBSampler`; entropy (B, L) in nats, masked (B, L) bool."""
+    # Sorted from low to high entropy: the last is the largest, and only those before it are summed.
+    return longest_prefix(-entropy, masked, lambda h, _: (h - h.cumsum(-1)) <= gamma)

@@ -1,4 +1,4 @@
-"""Blocks unlike a filter's training are noticed, and the confidence threshold decides them."""
+"""Blocks unlike a filter's training are noticed, and a rule without training decides them."""
 
 from __future__ import annotations
 
@@ -278,6 +278,34 @@ def test_a_confidence_at_the_fallback_threshold_is_enough():
         assert not tokens_of([policy], logits).masked.any()
 
 
+@pytest.mark.parametrize("name", list(KINDS))
+@pytest.mark.parametrize("gamma", [None, 0.2, 0.8])
+def test_the_entropy_bound_decides_unlike_blocks_as_its_policy_does(name, gamma):
+    logits = torch.cat([logits_of("known"), logits_of("new")])
+    logits[1] *= torch.linspace(1, 0.9, LENGTH).unsqueeze(-1)  # no two entropies are equal
+    given = {} if gamma is None else {"fallback_gamma": gamma}
+    batch = tokens_of([policy_of(name, fallback="eb_sampler", **given)] * 2, logits)
+    assert batch.fallback.tolist() == [False, True] and not batch.masked[0].any()
+    probability = logits[1, :, :MASK].softmax(-1).double()
+    entropy = -(probability * probability.log()).sum(-1)
+    bound = 0.02 if gamma is None else gamma
+    order = sorted(range(LENGTH), key=lambda at: (float(entropy[at]), at))
+    spent, wanted = 0.0, set()
+    for at in order:  # what is spent before a position, which is itself free
+        if spent > bound:
+            break
+        wanted.add(at)
+        spent += float(entropy[at])
+    assert {at for at in range(LENGTH) if batch.tokens[1, at] != MASK} == wanted
+    assert 0 < len(wanted) < LENGTH
+
+
+def test_only_the_entropy_bound_needs_the_entropy():
+    assert "entropy" in create_policy("learn2pd", fallback="eb_sampler").requires
+    for fallback in ("confidence_threshold", "none"):
+        assert "entropy" not in create_policy("learn2pd", fallback=fallback).requires
+
+
 def test_a_block_is_compared_before_anything_is_committed_in_it_and_not_later():
     careful = policy_of(threshold=0.999999, risk=0.0)  # commits one position per step
     batch = tokens_of([careful], logits_of("known"))
@@ -321,9 +349,10 @@ def test_a_slot_s_next_request_is_compared_anew():
     assert step("known") == [False]
 
 
+@pytest.mark.parametrize("fallback", ["eb_sampler", "confidence_threshold"])
 @pytest.mark.parametrize("name", list(KINDS))
-def test_a_policy_with_a_fallback_passes_the_kit(name):
-    check_policy(lambda: policy_of(name), block_lengths=(LENGTH,), verbose=False)
+def test_a_policy_with_a_fallback_passes_the_kit(name, fallback):
+    check_policy(lambda: policy_of(name, fallback=fallback), block_lengths=(LENGTH,), verbose=False)
 
 
 def test_rows_of_policies_without_a_fallback_have_none():
@@ -334,10 +363,13 @@ def test_rows_of_policies_without_a_fallback_have_none():
 
 def test_the_paper_s_policy_has_no_fallback_unless_asked():
     assert create_policy("learn2pd").fallback == "none"
-    assert create_policy("settled").fallback == "confidence_threshold"
+    assert create_policy("settled").fallback == "eb_sampler"
 
 
-@pytest.mark.parametrize(("option", "value"), [("fallback", "klass"), ("fallback_threshold", 1.5)])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("fallback", "klass"), ("fallback_threshold", 1.5), ("fallback_gamma", -0.1)],
+)
 def test_options_are_bounded(option, value):
     with pytest.raises(PolicyOptionError, match=option):
         create_policy("settled", **{option: value})

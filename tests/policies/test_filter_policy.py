@@ -68,7 +68,10 @@ def test_the_loaded_filter_is_no_option_and_is_not_shown():
     with pytest.raises(PolicyOptionError, match="_loaded"):
         create_policy("learn2pd", _loaded=filter_of("learn2pd"))
     shown = repr(create_policy("learn2pd").use(filter_of("learn2pd")))
-    options = r"filter=None, threshold=0\.\d+, fallback='none', fallback_threshold=None"
+    options = (
+        r"filter=None, threshold=0\.\d+, fallback='none', fallback_threshold=None, "
+        r"fallback_gamma=None"
+    )
     assert re.fullmatch(rf"\w+\({options}\)", shown)
 
 

@@ -51,8 +51,8 @@ ROW_OPTIONS = {
     "saber": {"n", "mu"},
     "llada2_edit": {"threshold", "edit_threshold"},
     "leftmost_threshold": {"threshold"},
-    "learn2pd": {"threshold", "fallback_threshold"},
-    "settled": {"threshold", "risk", "fallback_threshold"},
+    "learn2pd": {"threshold", "fallback_threshold", "fallback_gamma"},
+    "settled": {"threshold", "risk", "fallback_threshold", "fallback_gamma"},
     "transformer_sampler": {"threshold"},
     "oracle": set(),
 }

@@ -18,9 +18,10 @@ class Learn2PD(FallbackPolicy):
     the probability that the filter has to exceed; the default is the filter's calibrated threshold.
 
     Use a filter on prompts like those it was trained on. On other kinds of text it can ruin
-    answers without a warning (docs/learned_policies.md). With ``fallback="confidence_threshold"``,
-    which the paper does not have, blocks that look unlike all blocks of the training, and the rest
-    of their answers, are decided by the plain confidence threshold `fallback_threshold` (0.9).
+    answers without a warning (docs/learned_policies.md). With ``fallback="eb_sampler"`` or
+    ``fallback="confidence_threshold"``, which the paper does not have, blocks that look unlike all
+    blocks of the training, and the rest of their answers, are decided by the rule of that policy,
+    with `fallback_gamma` (0.02) or `fallback_threshold` (0.9).
 
     Source: Learn2PD, arXiv 2509.25188 (threshold 0.96 for LLaDA, 0.9 for Dream). The authors' code
     also commits the most confident position at every step (``progress="always_top1"``); the

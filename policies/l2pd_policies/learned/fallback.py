@@ -1,4 +1,4 @@
-"""Blocks unlike a filter's training are decided by the plain confidence threshold."""
+"""Blocks unlike a filter's training are decided by a rule that needs no training."""
 
 from __future__ import annotations
 
@@ -14,9 +14,14 @@ from l2pd_plugins.once import Once
 from l2pd_plugins.options import policy_options
 from l2pd_plugins.policy import DenoisingStep, ModelContext
 from l2pd_policies.confidence_threshold import ConfidenceThreshold
+from l2pd_policies.eb_sampler import entropy_bounded
 from l2pd_policies.learned.familiar import FILE
 from l2pd_policies.learned.filter import LearnedFilter
 from l2pd_policies.learned.policy import FilterPolicy
+
+FALLBACK_GAMMA = 0.02
+"""Default of the option `fallback_gamma`, in nats. It is less than that of `eb_sampler`: with 0.05
+and 0.1 the weaker small model loses validity against the threshold (benchmarks/trials.md)."""
 
 logger = logging.getLogger(__name__)
 _first = Once()
@@ -26,21 +31,29 @@ _first = Once()
 class FallbackPolicy(FilterPolicy):
     """A filter that decides only about blocks like those of its training.
 
-    With ``fallback="confidence_threshold"`` a block is compared with those of the training before
-    anything is committed in it (`Familiar`). If it is unlike all of them, every position with at
-    least `fallback_threshold` confidence (default: that of `confidence_threshold`) is unmasked, in
-    this block and in the later blocks of the same answer, and the filter decides nothing there:
-    some later blocks of an unlike text are like those of the training.
+    Unless `fallback` is "none", a block is compared with those of the training before anything is
+    committed in it (`Familiar`). If it is unlike all of them, the rule named by `fallback` decides
+    in this block and in the later blocks of the same answer, and the filter decides nothing there:
+    some later blocks of an unlike text are like those of the training. "eb_sampler" bounds the
+    entropies of what is unmasked by `fallback_gamma` nats (default 0.02); "confidence_threshold"
+    unmasks every position with at least `fallback_threshold` confidence (default: that of the
+    policy of this name).
     """
 
-    row_options = FilterPolicy.row_options | {"fallback_threshold"}
+    row_options = FilterPolicy.row_options | {"fallback_threshold", "fallback_gamma"}
 
-    fallback: Literal["confidence_threshold", "none"] = "none"
+    fallback: Literal["eb_sampler", "confidence_threshold", "none"] = "none"
     fallback_threshold: Annotated[float, Field(ge=0, le=1)] | None = None
+    fallback_gamma: Annotated[float, Field(ge=0)] | None = None
 
     def __post_init__(self) -> None:
-        if self.fallback != "none" and self.fallback_threshold is None:
+        if self.fallback == "confidence_threshold" and self.fallback_threshold is None:
             self.fallback_threshold = ConfidenceThreshold.threshold
+        if self.fallback == "eb_sampler":
+            if self.fallback_gamma is None:
+                self.fallback_gamma = FALLBACK_GAMMA
+            # A class variable in other policies; here only this rule needs the entropy.
+            vars(self)["requires"] = self.requires | {"entropy"}
         super().__post_init__()
 
     def _use(self, loaded: LearnedFilter, on_device: dict[torch.device, LearnedFilter]) -> None:
@@ -81,9 +94,15 @@ class FallbackPolicy(FilterPolicy):
         own = super().select(step, state)
         if "fallback" not in state:
             return own
-        assert self.fallback_threshold is not None  # set with the option `fallback`
-        plain = step.masked & (step.confidence >= self.fallback_threshold)
-        return torch.where(state["fallback"].unsqueeze(-1), plain, own)
+        return torch.where(state["fallback"].unsqueeze(-1), self._untrained(step), own)
+
+    def _untrained(self, step: DenoisingStep) -> Tensor:
+        """bool (B, L): what the rule of the option `fallback` unmasks."""
+        if self.fallback == "eb_sampler":
+            assert self.fallback_gamma is not None  # set with the option `fallback`
+            return entropy_bounded(step.entropy, step.masked, self.fallback_gamma)
+        assert self.fallback_threshold is not None
+        return step.masked & (step.confidence >= self.fallback_threshold)
 
 
 def _unlike(decider: LearnedFilter, inputs: Tensor, step: DenoisingStep, before: Tensor) -> Tensor:

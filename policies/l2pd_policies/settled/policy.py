@@ -42,8 +42,9 @@ class Settled(FallbackPolicy):
     ruins answers: trained without three tasks of tiny-llada's world, it has 72 % valid answers on
     these at a risk of 0.03, while one token per step has 98 % (docs/learned_policies.md). So a
     block that looks unlike all blocks of the training, before anything is committed in it, is
-    decided by the plain confidence threshold `fallback_threshold` (0.9), and so is the rest of the
-    answer, unless `fallback` is "none".
+    decided by the rule of `eb_sampler` with `fallback_gamma` (0.02), which needs no training, and
+    so is the rest of the answer. With ``fallback="confidence_threshold"`` it is decided by the
+    plain threshold `fallback_threshold` (0.9), with "none" by the filter.
 
     Source: this project; the setting is that of Learn2PD, arXiv 2509.25188, persistence is the
     signal of CORA-Diff, arXiv 2608.11235.
@@ -55,7 +56,7 @@ class Settled(FallbackPolicy):
     row_options = FallbackPolicy.row_options | {"risk", "bound"}
 
     risk: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    fallback: Literal["confidence_threshold", "none"] = "confidence_threshold"
+    fallback: Literal["eb_sampler", "confidence_threshold", "none"] = "eb_sampler"
 
     def init_state(
         self, batch_size: int, block_length: int, device: torch.device

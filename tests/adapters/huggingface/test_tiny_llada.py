@@ -189,7 +189,7 @@ def test_a_cache_changes_no_answer(tiny_llada, policy):
         assert sum(plain.tokens == cached.tokens for plain, cached in pairs) >= 59
 
 
-def test_prompts_unlike_those_trained_on_are_left_to_the_threshold(tiny_llada, caplog):
+def test_prompts_unlike_those_trained_on_are_left_to_the_fallback(tiny_llada, caplog):
     """One batch: a task of the training, and texts of which the filters have seen nothing."""
     model, tokenizer = tiny_llada
     texts = ["Plan: Eva, Leo, Max, Ben, Ann; 1 3 4 5 8", "Why?", "abc 123 xyz"]
@@ -206,12 +206,15 @@ def test_prompts_unlike_those_trained_on_are_left_to_the_threshold(tiny_llada, c
         )  # fmt: skip
 
     careful, bold = decoded("settled"), decoded("settled", fallback="none")
+    bound = decoded("eb_sampler", gamma=0.02)
     threshold = decoded("confidence_threshold")
+    plain = decoded("settled", fallback="confidence_threshold")
     assert careful.trace.fallback_share.tolist() == [0.0, 1.0, 1.0]
     assert bold.trace.fallback is None and threshold.trace.fallback is None
     assert careful.trace.committed_at[0].equal(bold.trace.committed_at[0])
     for row in (1, 2):
-        assert careful.trace.committed_at[row].equal(threshold.trace.committed_at[row])
+        assert careful.trace.committed_at[row].equal(bound.trace.committed_at[row])
+        assert plain.trace.committed_at[row].equal(threshold.trace.committed_at[row])
         assert careful.nfe[row] > bold.nfe[row]
     decoded("settled")
     warnings = [each for each in caplog.records if "its fallback decided" in each.message]

@@ -26,7 +26,7 @@ ROWS = [
     "confidence_threshold(threshold=0.9)",
     "confidence_threshold(threshold=0.7)",
     "learn2pd(fallback=none)",
-    "settled(fallback=confidence_threshold, fallback_threshold=0.9, risk=0.1)",
+    "settled(fallback=eb_sampler, fallback_gamma=0.02, risk=0.1)",
     "oracle()",
 ]
 

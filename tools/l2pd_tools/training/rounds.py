@@ -183,7 +183,7 @@ def add_familiar(folder: Path, data: Path, *, policy: str) -> int:
 
 def compared_policy(manifest: Manifest) -> int | None:
     """The recorded policy whose blocks a filter's `Familiar` is made of: confidence_threshold at
-    its default, if it was recorded, since it is also the fallback; None for all policies.
+    its default, if it was recorded, since it needs no filter; None for all policies.
     """
     default = description_of(create_policy("confidence_threshold"))
     return manifest.policies.index(default) if default in manifest.policies else None
