@@ -163,6 +163,7 @@ NAMES: dict[str, tuple[str, ...]] = {
         "model_path",
         "revision",
         "smg_grpc_mode",
+        "tokenizer_worker_num",
     ),
 }
 """SGLang modules and classes, with the names in them that are used."""

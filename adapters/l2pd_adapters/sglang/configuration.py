@@ -76,8 +76,10 @@ def complete_config(config: Any, server_args: Any) -> Any:
 
 def refuse_other_servers(server_args: Any) -> None:
     """Raise L2PDError for a server whose requests would not pass the checks, which are made in
-    SGLang's own HTTP server."""
+    SGLang's own HTTP server, or are not tested to pass them."""
+    workers = server_args.tokenizer_worker_num
     asked = {
+        "--tokenizer-worker-num": workers if workers > 1 else None,
         "--grpc-mode": server_args.grpc_mode,
         "--smg-grpc-mode": server_args.smg_grpc_mode,
         "--grpc-port": server_args.grpc_port,
@@ -86,7 +88,7 @@ def refuse_other_servers(server_args: Any) -> None:
     for name, value in asked.items():
         if value:
             raise L2PDError(
-                f"{name}={value}: requests are checked in SGLang's HTTP server only; leave it out"
+                f"{name}={value}: requests are checked in SGLang's single HTTP server; leave it out"
             )
 
 

@@ -24,6 +24,12 @@ from tests.engines.launching import ROOT, LaunchedServer
 from tests.engines.sglang.loops import BLOCK
 from tests.engines.sglang.server import Server
 
+ONE_HTTP_SERVER = {
+    "tokenizer_worker_num": 1,
+    "grpc_mode": False,
+    "smg_grpc_mode": False,
+    "grpc_port": None,
+}
 PRETEND = """
 import importlib.metadata as metadata
 real = metadata.version
@@ -152,17 +158,21 @@ class TestChoices:
 
     def test_a_launch_of_a_server_that_would_not_check_requests(self, checkpoint):
         done = launch(checkpoint, grpc_port=50051)
-        said = "--grpc-port=50051: requests are checked in SGLang's HTTP server only; leave it out"
+        said = (
+            "--grpc-port=50051: requests are checked in SGLang's single HTTP server; leave it out"
+        )
         assert last_line(done).endswith(said)
 
-    @pytest.mark.parametrize("flag", ["grpc_mode", "smg_grpc_mode"])
-    def test_grpc(self, flag):
-        asked = {"grpc_mode": False, "smg_grpc_mode": False, "grpc_port": None, flag: True}
-        with pytest.raises(L2PDError, match=f"--{flag.replace('_', '-')}=True"):
-            refuse_other_servers(SimpleNamespace(**asked))
+    @pytest.mark.parametrize(
+        ("flag", "value"),
+        [("grpc_mode", True), ("smg_grpc_mode", True), ("tokenizer_worker_num", 2)],
+    )
+    def test_other_servers(self, flag, value):
+        with pytest.raises(L2PDError, match=f"--{flag.replace('_', '-')}={value}: "):
+            refuse_other_servers(SimpleNamespace(**ONE_HTTP_SERVER | {flag: value}))
 
     def test_the_server_in_rust(self, monkeypatch):
-        asked = SimpleNamespace(grpc_mode=False, smg_grpc_mode=False, grpc_port=None)
+        asked = SimpleNamespace(**ONE_HTTP_SERVER)
         refuse_other_servers(asked)
         monkeypatch.setenv("SGLANG_RUST_SERVER", "1")
         with pytest.raises(L2PDError, match="SGLANG_RUST_SERVER=True"):
