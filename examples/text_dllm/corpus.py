@@ -1,12 +1,13 @@
-"""Gather the text of a Debian machine: Python's library, documentation, licences, manuals.
+"""Gather the text of a Debian machine: Python code, documentation, licences, manuals.
 
     apt-get install python3-doc
     python examples/text_dllm/corpus.py --out runs/text
 
 A unit is a prompt and its answer: the header of a function and its body, or the first words of a
-piece of prose and the rest. `--out` gets `tokenizer.json` (byte-level BPE), `units.npz` (token ids
-of the training units), and the prompts `train.jsonl` and `heldout.jsonl`. One file in twenty is
-held out, by the hash of its path; units whose answer is also a training answer are not held out.
+piece of prose and the rest. `--out` gets `tokenizer.json` (byte-level BPE), `units.npz` and
+`heldout.npz` (token ids of the units), and the prompts `train.jsonl` and `heldout.jsonl`. One file
+in twenty is held out, by the hash of its path; units whose answer is also a training answer are not
+held out.
 """
 
 from __future__ import annotations
@@ -30,11 +31,16 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 
 SPECIALS = ("<|endoftext|>", "<|mask|>", "<|user|>", "<|assistant|>", "<|unknown|>")
 END_OF_TEXT_ID, MASK_ID, USER_ID, ASSISTANT_ID, UNKNOWN_ID = range(len(SPECIALS))
-LENGTH = 256
+LENGTH = 128
 """The most tokens of a unit, including its role tokens and its end-of-text token."""
-ANSWER = 127
-"""The most tokens of an answer; with its end-of-text token it fits a canvas of 128."""
+ANSWER = 63
+"""The most tokens of an answer; with its end-of-text token it fits a canvas of 64."""
+PIECE = 48
+"""The most words of a unit of prose."""
 CODE = (sysconfig.get_path("stdlib"), "/usr/lib/python3/dist-packages")
+PACKAGES = sysconfig.get_path("purelib")
+OF_A_PACKAGE = 4000
+"""The most functions of one installed package; large packages would dominate the code."""
 NOT_CODE = {"encodings", "idlelib", "lib2to3", "pydoc_data", "site-packages", "test", "tests"}
 """Folders that are skipped: tables, and folders that would dominate the code."""
 PROSE = (
@@ -66,7 +72,8 @@ def files(folders: tuple[str, ...], wanted: re.Pattern[str]) -> Iterator[tuple[s
     seen = set()
     for folder in folders:
         for path in sorted(Path(folder).rglob("*")):
-            if not wanted.fullmatch(path.name) or NOT_CODE & set(path.parts):
+            inside = path.relative_to(folder).parts
+            if not wanted.fullmatch(path.name) or NOT_CODE & set(inside):
                 continue
             if "/share/man/" in folder and hashed(str(path), MANUALS):
                 continue
@@ -83,6 +90,20 @@ def files(folders: tuple[str, ...], wanted: re.Pattern[str]) -> Iterator[tuple[s
                 yield str(path), data.decode("utf-8")
             except UnicodeDecodeError:
                 continue
+
+
+def package_files() -> Iterator[tuple[str, str]]:
+    """The path and text of Python files of installed packages, up to `OF_A_PACKAGE` functions of
+    each.
+    """
+    for package in sorted(Path(PACKAGES).iterdir()):
+        found = 0
+        texts = files((str(package),), re.compile(r".*\.py")) if package.is_dir() else ()
+        for path, text in sorted(texts, key=lambda file: hashed(file[0], 1 << 32)):
+            if found >= OF_A_PACKAGE:
+                break
+            found += len(re.findall(r"^ *def ", text, re.MULTILINE))
+            yield path, text
 
 
 def code_units(source: str) -> Iterator[Unit]:
@@ -112,15 +133,15 @@ def code_units(source: str) -> Iterator[Unit]:
 def prose_units(text: str, manual: bool) -> Iterator[Unit]:
     """Units of prose: the first words of a paragraph are the prompt, the rest is the answer.
 
-    A paragraph of more than 70 words is cut into pieces.
+    A paragraph of more than `PIECE` words is cut into pieces.
     """
     if manual:
         text = plain(text)
     for paragraph in re.split(r"\n\s*\n", text):
         paragraph = paragraph.strip("\n")
         words = [m.end() for m in re.finditer(r"\S+", paragraph)]
-        for start in range(0, len(words), 70):
-            piece = words[start : start + 70]
+        for start in range(0, len(words), PIECE):
+            piece = words[start : start + PIECE]
             if len(piece) < 12:
                 break
             begin = words[start - 1] if start else 0
@@ -150,7 +171,7 @@ def hashed(path: str, into: int) -> int:
 def gather() -> tuple[list[Unit], list[Unit]]:
     """The units for training and the held-out units, without duplicates."""
     parts: tuple[dict[Unit, None], dict[Unit, None]] = ({}, {})
-    for path, text in files(CODE, re.compile(r".*\.py")):
+    for path, text in (*files(CODE, re.compile(r".*\.py")), *package_files()):
         parts[hashed(path, 20) == 0].update(dict.fromkeys(code_units(text)))
     for path, text in files(PROSE, PROSE_NAMES):
         units = prose_units(text, manual="/share/man/" in path)
@@ -203,22 +224,27 @@ def main() -> None:
                 if a.ids and 8 <= len(b.ids) <= ANSWER and len(a.ids) + len(b.ids) + 3 <= LENGTH:
                     yield unit, a.ids, b.ids
 
-    ids: list[int] = []
-    starts, answers, kinds, kept = [0], [], [], []
-    for unit, prompt, answer in encoded(train):
-        ids += [USER_ID, *prompt, ASSISTANT_ID, *answer, END_OF_TEXT_ID]
-        answers.append(len(prompt) + 2)
-        starts.append(len(ids))
-        kinds.append(unit.kind == "code")
-        kept.append(unit)
-    np.savez(
-        args.out / "units.npz",
-        ids=np.array(ids, dtype=np.uint16),
-        starts=np.array(starts),
-        answers=np.array(answers),
-        code=np.array(kinds),
-    )
-    for name, units in (("train", kept), ("heldout", [u for u, _, _ in encoded(held)])):
+    def written(name: str, units: list[Unit]) -> list[Unit]:
+        """Write token ids as an .npz file; returns the units that are not too long."""
+        ids: list[int] = []
+        starts, answers, kept = [0], [], []
+        for unit, prompt, answer in encoded(units):
+            ids += [USER_ID, *prompt, ASSISTANT_ID, *answer, END_OF_TEXT_ID]
+            answers.append(len(prompt) + 2)
+            starts.append(len(ids))
+            kept.append(unit)
+        np.savez(
+            args.out / f"{name}.npz",
+            ids=np.array(ids, dtype=np.uint16),
+            starts=np.array(starts),
+            answers=np.array(answers),
+            code=np.array([unit.kind == "code" for unit in kept]),
+        )
+        code = sum(unit.kind == "code" for unit in kept)
+        print(f"{name}: {len(kept)} units, {code} of code, {len(ids)} tokens", flush=True)
+        return kept
+
+    for name, units in (("train", written("units", train)), ("heldout", written("heldout", held))):
         # Code and prose alternate, so that any prefix of the file contains both equally.
         of_kind = [[u for u in units if u.kind == kind][:1500] for kind in ("code", "prose")]
         mixed = [unit for pair in zip(*of_kind, strict=False) for unit in pair]
@@ -226,7 +252,6 @@ def main() -> None:
             for number, unit in enumerate(mixed):
                 row = {"id": f"{name}-{number:04}", "kind": unit.kind, "prompt": unit.prompt}
                 file.write(json.dumps(row) + "\n")
-    print(f"{len(kept)} units, {sum(kinds)} of code, {len(ids)} tokens; {len(held)} held out")
 
 
 if __name__ == "__main__":

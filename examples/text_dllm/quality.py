@@ -3,9 +3,12 @@
     python examples/text_dllm/quality.py runs/text-dllm/model --prompts runs/text/heldout.jsonl \
         --policy fixed_schedule --policy confidence_threshold,threshold=0.9
 
-`nats_per_token` is the negative log-likelihood that the model itself assigns to the answers, with
-the tokens in the order in which one token per step would commit them. `parses` is the share of
-functions whose header and body together are valid Python.
+It prints a table. "Nats" is the negative log-likelihood that the model itself assigns to the
+answers, per token, with the tokens in the order in which one token per step would commit them.
+"Lost" is the difference to the answers of one token per step, with the paired 95 % interval over
+the prompts. "Parses" is the percentage of functions whose header and body together are valid
+Python, "agreement" that of answers equal to those of one token per step, and "fallback" that of the
+tokens that a policy's fallback decided.
 """
 
 from __future__ import annotations
@@ -22,9 +25,16 @@ import torch
 from torch import Tensor
 
 from l2pd_tools.evaluation.prompts import read_prompts
+from l2pd_tools.evaluation.results import Answer, Evaluation
 from l2pd_tools.evaluation.run import encode_prompts, evaluate, left_padded
 from l2pd_tools.loading import load_model
 from l2pd_tools.policy_text import parse_policy
+
+REFERENCE = "fixed_schedule"
+"""One token per step."""
+DRAWS = 2000
+HEADER = """| policy | TPF | nats | lost | parses | agreement | fallback |
+|---|---:|---:|---|---:|---:|---:|"""
 
 
 @torch.inference_mode()
@@ -79,22 +89,40 @@ def parses(header: str, body: str) -> bool:
     return True
 
 
+def lost_of(nats: Sequence[float], answers: Sequence[Answer], best: Sequence[Answer],
+            best_nats: Sequence[float]) -> tuple[float, float, float]:  # fmt: skip
+    """Nats per token that answers lose against the reference's, and the paired 95 % interval."""
+    values = [nats, best_nats, [a.length for a in answers], [a.length for a in best]]
+    table = torch.tensor(values, dtype=torch.float64)
+
+    def lost(sums: Tensor) -> Tensor:
+        return sums[0] / sums[2] - sums[1] / sums[3]
+
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(len(nats), (DRAWS, len(nats)), generator=generator)
+    low, high = lost(table[:, drawn].sum(-1)).quantile(torch.tensor([0.025, 0.975]).double())
+    return float(lost(table.sum(-1))), float(low), float(high)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("model")
     parser.add_argument("--prompts", type=Path, required=True)
     parser.add_argument("--limit", type=int, default=100)
-    parser.add_argument("--max-new-tokens", type=int, default=128)
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--kind", choices=("code", "prose"), help="only prompts of this kind")
+    parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--policy", action="append", required=True)
+    parser.add_argument("--out", type=Path, help="append every policy's row, with its answers")
     args = parser.parse_args()
     torch.set_num_threads(1)
     model, tokenizer = load_model(args.model, "cpu")
-    prompts = read_prompts(args.prompts, args.limit)
+    prompts = [p for p in read_prompts(args.prompts) if args.kind in (None, p.kind)][: args.limit]
     encoded = encode_prompts(tokenizer, prompts)
-    for text in args.policy:
+
+    def measured(policy: str, reference: Sequence[Answer] | None) -> tuple[Evaluation, list[float]]:
         found = evaluate(
-            model, tokenizer, prompts, policy=parse_policy(text),
+            model, tokenizer, prompts, policy=parse_policy(policy), reference_answers=reference,
             max_new_tokens=args.max_new_tokens, batch_size=args.batch_size,
         )  # fmt: skip
         total: list[float] = []
@@ -102,20 +130,36 @@ def main() -> None:
             part = slice(start, start + args.batch_size)
             spoken = [answer.tokens for answer in found.answers[part]]
             total += nats(model, encoded[part], spoken, canvas=args.max_new_tokens)
-        lengths = [answer.length for answer in found.answers]
+        return found, total
+
+    best, best_nats = measured(REFERENCE, None)
+    print(HEADER)
+    for policy in args.policy:
+        found, total = measured(policy, best.answers) if policy != REFERENCE else (best, best_nats)
+        lost, low, high = lost_of(total, found.answers, best.answers, best_nats)
         code = [a for a in found.answers if a.prompt.kind == "code"]
-        line = {
-            "policy": text,
-            "nats_per_token": sum(total) / sum(lengths),
-            "parses": sum(parses(a.prompt.text, a.text) for a in code) / max(1, len(code)),
+        parsed = [parses(a.prompt.text, a.text) for a in code]
+        row = {
+            "policy": policy,
+            "nats_per_token": sum(total) / sum(a.length for a in found.answers),
+            "lost": [lost, low, high],
+            "parses": sum(parsed) / len(parsed) if parsed else None,
+            "agreement": 1.0 if found is best else found.agreement,
             "tokens_per_forward": found.tokens_per_forward,
+            "fallback_share": found.fallback_share,
             "configuration": found.configuration,
-            "nats": [round(x, 4) for x in total],
-            "lengths": lengths,
-            "nfe": [a.nfe for a in found.answers],
-            "parsed": [parses(a.prompt.text, a.text) for a in code],
         }
-        print(json.dumps(line), flush=True)
+        shown = ["-" if row[name] is None else f"{100 * row[name]:.1f}"  # type: ignore[operator]
+                 for name in ("parses", "agreement", "fallback_share")]  # fmt: skip
+        cells = [f"`{policy}`", f"{found.tokens_per_forward:.2f}", f"{row['nats_per_token']:.3f}",
+                 f"{lost:+.3f} [{low:+.3f}, {high:+.3f}]", *shown]  # fmt: skip
+        print(f"| {' | '.join(cells)} |", flush=True)
+        if args.out is not None:
+            row |= {"texts": [a.text for a in found.answers], "nats": [round(x, 3) for x in total],
+                    "lengths": [a.length for a in found.answers],
+                    "nfe": [a.nfe for a in found.answers], "parsed": parsed}  # fmt: skip
+            with args.out.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Train a small bidirectional dLLM on the units that corpus.py gathers.
 
-    python examples/text_dllm/train_text.py --corpus runs/text --out runs/text-dllm --steps 20000
+    python examples/text_dllm/train_text.py --corpus runs/text --out runs/text-dllm --minutes 80
 
 It uses one process and one thread. `--out` gets `checkpoint.pt`, from which the same command
 continues, `model/` (the native transformers checkpoint of the averaged weights) and
-`training_log.jsonl`. The model, its initialisation and the optimisers are those of ../tiny_dllm.
+`training_log.jsonl`. The learning rates follow the clock, so that the training ends on time on a
+busy machine too. The model, its initialisation and the optimisers are those of ../tiny_dllm.
 """
 
 from __future__ import annotations
@@ -32,18 +33,20 @@ from corpus import END_OF_TEXT_ID, MASK_ID
 from model import BLOCK_LENGTH, Shape, TinyModel, export
 from tokenizer import with_chat
 
-ROWS = 96
+ROWS = 128
 """Batch rows of a training step."""
 MICRO_TOKENS = 4096
-LENGTHS = (64, 96, 128, 192, 256)  # few, since the model is compiled for each
-CANVAS = 128
+LENGTHS = (64, 96, 128)  # few, since the model is compiled for each
+CANVAS = 64
 PADDING_WEIGHT = 0.1  # end-of-text tokens after the first one
 FUTURE_WEIGHT = 0.2  # blocks that decoding has not reached
 EVERYWHERE = 0.4  # share of rows masked as in LLaDA's pre-training, prompt included
 CODE_SHARE = 0.5
 PEAKS = (0.02, 3e-3)  # Muon's and AdamW's learning rates
-WARM_UP, STABLE = 50, 0.7
-EMA = 0.998
+WARM_UP, STABLE = 50, 0.6
+EMA = 0.995
+HELDOUT = 192
+"""Held-out units of each kind in the loss of the log."""
 
 
 @dataclass
@@ -56,8 +59,8 @@ class Units:
     of_kind: tuple[np.ndarray, np.ndarray]
 
     @classmethod
-    def read(cls, folder: Path) -> Units:
-        found = np.load(folder / "units.npz")
+    def read(cls, path: Path) -> Units:
+        found = np.load(path)
         code = found["code"]
         return cls(
             found["ids"], found["starts"], found["answers"],
@@ -125,6 +128,32 @@ def masked(
     )  # fmt: skip
 
 
+def heldout_rows(units: Units) -> dict[str, tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Held-out rows of prose and of code, masked once and for all."""
+    found = {}
+    for name, rows in zip(("prose", "code"), units.of_kind, strict=True):
+        placed = []
+        for unit in rows[:HELDOUT]:
+            ids = units.ids[units.starts[unit] : units.starts[unit + 1]]
+            placed.append((ids, int(units.answers[unit]), len(ids)))
+        found[name] = masked(placed, LENGTHS[-1], Random(1))
+    return found
+
+
+@torch.no_grad()
+def heldout_loss(
+    model: TinyModel, rows: dict[str, tuple[Tensor, Tensor, Tensor, Tensor]]
+) -> dict[str, float]:
+    """The mean loss of the masked text tokens, in nats, of each kind."""
+    found = {}
+    for name, (tokens, targets, weights, valid) in rows.items():
+        parts = zip(tokens.split(32), valid.split(32), strict=True)
+        hidden = torch.cat([model(*part) for part in parts])
+        logits = model.lm_head(hidden[weights > 0])
+        found[f"heldout_{name}"] = round(float(F.cross_entropy(logits, targets[weights > 0])), 4)
+    return found
+
+
 def optimizers_of(model: TinyModel) -> list[torch.optim.Optimizer]:
     matrices = [p for n, p in model.named_parameters() if "layers" in n and p.dim() == 2]
     others = [p for n, p in model.named_parameters() if "layers" not in n or p.dim() != 2]
@@ -134,9 +163,8 @@ def optimizers_of(model: TinyModel) -> list[torch.optim.Optimizer]:
     ]
 
 
-def rate(step: int, steps: int) -> float:
-    """Warm up, constant to `STABLE`, then linear to 2 %."""
-    done = step / steps
+def rate(step: int, done: float) -> float:
+    """Warm up, constant until a share `STABLE` is done, then linear to 2 %."""
     return min(1.0, (step + 1) / WARM_UP) * (1 - 0.98 * max(0.0, done - STABLE) / (1 - STABLE))
 
 
@@ -144,8 +172,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--corpus", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, required=True)
-    parser.add_argument("--hidden", type=int, default=192)
+    parser.add_argument("--minutes", type=float, required=True)
+    parser.add_argument("--hidden", type=int, default=160)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--save-every", type=float, default=240, metavar="SECONDS")
     parser.add_argument("--no-compile", action="store_true")
@@ -154,7 +182,8 @@ def main() -> None:
     torch.set_num_threads(1)
     torch._dynamo.config.recompile_limit = 64
     torch.manual_seed(0)
-    units = Units.read(args.corpus)
+    units = Units.read(args.corpus / "units.npz")
+    heldout = heldout_rows(Units.read(args.corpus / "heldout.npz"))
     bpe = Tokenizer.from_file(str(args.corpus / "tokenizer.json"))
     shape = Shape(
         hidden=args.hidden, layers=args.layers, heads=args.hidden // 32,
@@ -186,7 +215,14 @@ def main() -> None:
         os.replace(args.out / "checkpoint.new", checkpoint)
         export(average, args.out / "model", tokenizer)
 
-    while step < args.steps:
+    done = seconds / 60 / args.minutes
+
+    def log(**values: float) -> None:
+        line = {"step": step, "seconds": round(time.perf_counter() - began, 1), **values}
+        with (args.out / "training_log.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    while done < 1:
         batches = list(micro_batches(units, Random(f"0/{step}")))
         rows = sum(len(batch[0]) for batch in batches)
         for tokens, targets, weights, valid in batches:
@@ -201,7 +237,7 @@ def main() -> None:
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         for optimizer, peak in zip(optimizers, PEAKS, strict=True):
             for group in optimizer.param_groups:
-                group["lr"] = peak * rate(step, args.steps)
+                group["lr"] = peak * rate(step, done)
             optimizer.step()
             optimizer.zero_grad()
         with torch.no_grad():
@@ -209,13 +245,12 @@ def main() -> None:
             torch._foreach_lerp_(list(average.parameters()), parameters, 1 - keep)
         step += 1
         now = time.perf_counter()
+        done = (now - began) / 60 / args.minutes
         if step % 20 == 0:
-            line = {"step": step, "seconds": round(now - began, 1), "loss": round(loss_sum / 20, 4),
-                    "tokens": seen}  # fmt: skip
-            with (args.out / "training_log.jsonl").open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            log(loss=round(loss_sum / 20, 4), tokens=seen)
             loss_sum, seen = 0.0, 0
-        if now - saved_at >= args.save_every or step == args.steps:
+        if now - saved_at >= args.save_every or done >= 1:
+            log(**heldout_loss(average, heldout))
             save()
             saved_at = time.perf_counter()
 

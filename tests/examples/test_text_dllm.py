@@ -72,11 +72,56 @@ def test_a_unit_of_prose_is_a_piece_of_a_paragraph(source):
     words = [f"w{i}" for i in range(100)]
     text = "A short one.\n\n" + " ".join(words)
     one, two = source.corpus.prose_units(text, manual=False)
-    assert (one.prompt + one.answer).split() == words[:70]
-    assert (two.prompt + two.answer).split() == words[70:]
-    assert one.prompt.split() == words[:18]
+    assert (one.prompt + one.answer).split() == words[:48]
+    assert (two.prompt + two.answer).split() == words[48:96]
+    assert one.prompt.split() == words[:13]
     manual = ".TH X 1\n.SH NAME\nx \\- a tool\n.B bold\nword \\fIslanted\\fP"
     assert source.corpus.plain(manual).split() == "NAME x - a tool bold word slanted".split()
+
+
+def test_an_installed_package_gives_a_bounded_share_of_the_code(source, monkeypatch, tmp_path):
+    for name, count in (("large", 30), ("small", 2)):
+        (tmp_path / name / "tests").mkdir(parents=True)
+        (tmp_path / name / "tests" / "test.py").write_text("def left_out():\n    pass\n")
+        for number in range(count):
+            text = "def f(x):\n    return x\n" * 5
+            (tmp_path / name / f"m{number}.py").write_text(text)
+    monkeypatch.setattr(source.corpus, "PACKAGES", str(tmp_path))
+    monkeypatch.setattr(source.corpus, "OF_A_PACKAGE", 40)
+    paths = [Path(path) for path, text in source.corpus.package_files() if "left_out" not in text]
+    assert [path.parent.name for path in paths] == ["large"] * 8 + ["small"] * 2
+    assert len(set(paths)) == 10
+
+
+def test_the_heldout_loss_is_the_mean_over_masked_tokens_of_each_kind(source):
+    text = source.train_text
+    ids = np.arange(5, 75, dtype=np.uint16)
+    units = text.Units(
+        np.tile(ids, 4), np.arange(5) * 70, np.full(4, 10), (np.arange(3), np.array([3]))
+    )
+    rows = text.heldout_rows(units)
+    assert [len(part[0]) for part in rows.values()] == [3, 1]
+    model = source.model.TinyModel(source.model.Shape(hidden=32, layers=1, heads=1, mlp=32))
+    found = text.heldout_loss(model, rows)
+    assert list(found) == ["heldout_prose", "heldout_code"]
+    tokens, targets, weights, valid = rows["prose"]
+    with torch.no_grad():
+        scores = model.lm_head(model(tokens, valid)).log_softmax(-1)
+    losses = [
+        -float(scores[row, at, targets[row, at]]) for row, at in (weights > 0).nonzero().tolist()
+    ]
+    assert found["heldout_prose"] == pytest.approx(np.mean(losses), abs=1e-3)
+
+
+def test_what_answers_lose_is_the_difference_of_their_nats_per_token(source):
+    def answers(*lengths):
+        return [SimpleNamespace(length=n) for n in lengths]
+
+    alike = source.quality.lost_of([3.0, 5.0], answers(3, 5), answers(2, 2), [2.0, 2.0])
+    assert alike == (0.0, 0.0, 0.0)
+    lost, low, high = source.quality.lost_of([2.0, 8.0], answers(4, 4), answers(4, 4), [2.0, 4.0])
+    assert lost == pytest.approx(10 / 8 - 6 / 8)
+    assert (low, high) == pytest.approx((0.0, 1.0))
 
 
 def test_rows_are_masked_as_during_decoding(source):
