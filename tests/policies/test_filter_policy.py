@@ -70,7 +70,7 @@ def test_the_loaded_filter_is_no_option_and_is_not_shown():
     shown = repr(create_policy("learn2pd").use(filter_of("learn2pd")))
     options = (
         r"filter=None, threshold=0\.\d+, fallback='none', fallback_threshold=None, "
-        r"fallback_gamma=None"
+        r"fallback_gamma=None, variant=None"
     )
     assert re.fullmatch(rf"\w+\({options}\)", shown)
 

@@ -7,7 +7,7 @@ import pytest
 FILE = "familiar.safetensors"
 
 
-@pytest.mark.parametrize("policy", ["learn2pd", "settled"])
+@pytest.mark.parametrize("policy", ["learn2pd", "learn2pd,variant=monotone", "settled"])
 @pytest.mark.parametrize("states", ["oracle", "confidence_threshold"])
 def test_a_trained_filter_gets_the_same_file_later(l2pd, small_model, tmp_path, policy, states):
     (tmp_path / "prompts.txt").write_text("\n".join(f"Say {'x' * i} twice." for i in range(6)))

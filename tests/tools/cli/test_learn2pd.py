@@ -21,6 +21,7 @@ from l2pd_adapters.tiny_models import heldout_prompts
 from l2pd_plugins import L2PDError, create_policy
 from l2pd_plugins.trajectories import read_trajectories
 from l2pd_tools.evaluation.prompts import parse_prompts, read_prompts
+from l2pd_tools.policy_text import parse_policy
 from l2pd_tools.training.collecting import collect, share_of_prompts
 
 START = "from l2pd_tools.cli import main; main()"
@@ -224,7 +225,7 @@ def test_training_refuses_what_it_would_not_follow(l2pd, collected, tmp_path, mo
     assert not out.exists()
 
 
-@pytest.mark.parametrize("policy", ["learn2pd", "settled"])
+@pytest.mark.parametrize("policy", ["learn2pd", "learn2pd,variant=monotone", "settled"])
 def test_training_twice_gives_the_same_weights(l2pd, collected, tmp_path, policy):
     for name in ("a", "b"):
         done = l2pd(
@@ -234,7 +235,7 @@ def test_training_twice_gives_the_same_weights(l2pd, collected, tmp_path, policy
         assert done.returncode == 0, done.stderr
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("a", "b"))
     assert all(torch.equal(one[name], two[name]) for name in one)
-    made = create_policy(policy, filter=str(tmp_path / "a"))
+    made = create_policy({**parse_policy(policy), "filter": str(tmp_path / "a")})
     config = json.loads((tmp_path / "a" / "config.json").read_text())
     assert made.threshold == config["threshold"]
     assert config["false_positive_rate"] == 0.05
@@ -309,9 +310,19 @@ def test_a_full_disk_at_the_end_keeps_the_trained_filter(l2pd, collected, tmp_pa
     assert sorted(path.name for path in tmp_path.glob(".*")) == []
 
 
-def test_rounds(l2pd, small_model, prompt_file, tmp_path):
+@pytest.mark.parametrize(
+    ("policy", "settings"),
+    [
+        ("settled", ["0.98, fallback=none, risk=0.05", "0.9, fallback=none, risk=0.2"]),
+        (
+            "learn2pd,variant=monotone",
+            ["0.95, fallback=none, variant=monotone", "0.85, fallback=none, variant=monotone"],
+        ),
+    ],
+)
+def test_rounds(l2pd, small_model, prompt_file, tmp_path, policy, settings):
     done = l2pd(
-        *("learn2pd", "train", "--policy", "settled", "--rounds", "1", "--epochs", "3"),
+        *("learn2pd", "train", "--policy", policy, "--rounds", "1", "--epochs", "3"),
         *("--model", small_model, "--prompts", prompt_file, "--limit", "6"),
         *("--max-new-tokens", "16", "--data", tmp_path / "d", "--out", tmp_path / "f"),
     )
@@ -319,18 +330,16 @@ def test_rounds(l2pd, small_model, prompt_file, tmp_path):
     manifest, data = read_trajectories(tmp_path / "d" / "round-1")
     assert ((data.confidence > 0) == data.present).all()
     assert data.block.max() == 1
-    assert [p.split("threshold=", 1)[1].split(")")[0] for p in manifest.policies] == [
-        "0.98, fallback=none, risk=0.05",
-        "0.9, fallback=none, risk=0.2",
-    ]
+    assert [p.split("threshold=", 1)[1].split(")")[0] for p in manifest.policies] == settings
     assert not list((tmp_path / "d" / "round-1").glob("reference-*"))
-    assert create_policy("settled", filter=str(tmp_path / "f")).threshold > 0
+    made = {**parse_policy(policy), "filter": str(tmp_path / "f")}
+    assert create_policy(made).threshold > 0
 
 
 def test_the_policy_that_cannot_be_trained_is_named(l2pd, collected, tmp_path):
     done = l2pd("learn2pd", "train", "--data", collected, "--out", tmp_path, "--policy", "oracle")
     assert done.returncode == 2
-    assert "learn2pd, settled" in done.stderr
+    assert "learn2pd, learn2pd,variant=monotone, settled" in done.stderr.replace("\n", " ")
 
 
 def released(length=32, **changes):

@@ -59,7 +59,7 @@ LABELS = ("reference", "consistent")
 """`l2pd_plugins.trajectories.LABELS`, spelled out here because that module imports torch."""
 PROGRESS = ("argmax_if_empty", "always_top1", "leftmost_if_empty")
 """`l2pd_plugins.policy.PROGRESS_RULES`, likewise."""
-TRAINABLE = ("learn2pd", "settled")
+TRAINABLE = ("learn2pd", "learn2pd,variant=monotone", "settled")
 """The policies that have a filter, see `l2pd_tools.training.rounds.recipes`."""
 MOST_EPOCHS = 10**6
 MOST_ROUNDS = 1000
@@ -142,7 +142,7 @@ def train(
         ),
     ],
     policy: Annotated[
-        str, typer.Option(parser=OneOf(TRAINABLE, loosely=True), help="learn2pd or settled.")
+        str, typer.Option(parser=OneOf(TRAINABLE, loosely=True), help=f"{', '.join(TRAINABLE)}.")
     ] = "learn2pd",
     rounds: Annotated[
         int, option(Whole(0, MOST_ROUNDS), "Rounds of decoding with the filter and training again.")
@@ -208,7 +208,7 @@ def familiar(
     ],
     policy: Annotated[
         str,
-        typer.Option(parser=OneOf(TRAINABLE, loosely=True), help="learn2pd or settled."),
+        typer.Option(parser=OneOf(TRAINABLE, loosely=True), help=f"{', '.join(TRAINABLE)}."),
     ] = "settled",
 ) -> None:
     """Record in a filter's folder what blocks looked like in its training.

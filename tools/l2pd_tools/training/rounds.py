@@ -17,7 +17,7 @@ from l2pd_plugins.trajectories import (
     read_trajectories,
 )
 from l2pd_plugins.writing import require_writable, require_writable_folder, write_folder
-from l2pd_policies.learn2pd import UnmaskFilter
+from l2pd_policies.learn2pd import MonotoneFilter, UnmaskFilter
 from l2pd_policies.learned.familiar import FILE as FAMILIAR
 from l2pd_policies.learned.load_filter import load_filter
 from l2pd_policies.learned.training import (
@@ -140,7 +140,7 @@ def train_filter(
             step = data / f"filter-{number - 1}"
             write_folder(step, trained.filter.save_pretrained)
             policies = [
-                {"name": policy, "filter": str(step), **round_options}
+                {**parse_policy(policy), "filter": str(step), **round_options}
                 for round_options in own_decisions
             ]
             manifest, trained = one_round(number)
@@ -163,7 +163,7 @@ def add_familiar(folder: Path, data: Path, *, policy: str) -> int:
     """Write into a filter's folder what blocks looked like in recorded trajectories, which should
     be of the prompts that it was trained on; the weights stay as they are.
 
-    policy: "learn2pd" or "settled". Returns the number of examples that were kept. Raises L2PDError
+    policy: one of `recipes`. Returns the number of examples that were kept. Raises L2PDError
     if the filter or the trajectories cannot be read, or the file cannot be written.
     """
     kind = recipes()[policy][0]
@@ -195,6 +195,18 @@ def recipes() -> dict[str, tuple[Any, Any, tuple[dict[str, Any], ...]]]:
     """
     return {
         "learn2pd": (UnmaskFilter, Recipe(epochs=4000), ({"threshold": 0.9}, {"threshold": 0.7})),
+        "learn2pd,variant=monotone": (
+            MonotoneFilter,
+            Recipe(
+                epochs=20,
+                batch_size=512,
+                learning_rate=5e-3,
+                decay=True,
+                masked_only=True,
+                check_every=5,
+            ),
+            ({"threshold": 0.95}, {"threshold": 0.85}),
+        ),
         "settled": (
             SignalFilter,
             Recipe(epochs=60, batch_size=512, decay=True, masked_only=True, check_every=5),
