@@ -29,8 +29,8 @@ class Learn2PD(FallbackPolicy):
 
     ``variant="monotone"``, which the paper does not have, is a filter for any block length that has
     the same confidences as inputs, but accepts a position the sooner the higher its own confidence
-    and the smaller the summed doubts (1 - confidence) of the surer positions, and that is also
-    trained on the states of its own decisions. A filter is of one variant.
+    and the smaller the summed doubts (1 - confidence) of the surer positions. A filter is of one
+    variant.
 
     Use a filter on prompts like those it was trained on. On other kinds of text it can ruin
     answers without a warning (docs/learned_policies.md). With ``fallback="eb_sampler"`` or

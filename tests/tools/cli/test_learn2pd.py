@@ -25,6 +25,11 @@ from l2pd_tools.policy_text import parse_policy
 from l2pd_tools.training.collecting import collect, share_of_prompts
 
 START = "from l2pd_tools.cli import main; main()"
+ROUNDS = {
+    "settled": ["0.98, fallback=none, risk=0.05", "0.9, fallback=none, risk=0.2"],
+    "learn2pd,variant=monotone": [f"{t}, fallback=none, variant=monotone" for t in (0.95, 0.85)],
+}
+"""The states that the rounds of each policy are trained on."""
 # Sums over another number of threads may differ in their last bits; torchrun sets 1 by itself.
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -225,7 +230,7 @@ def test_training_refuses_what_it_would_not_follow(l2pd, collected, tmp_path, mo
     assert not out.exists()
 
 
-@pytest.mark.parametrize("policy", ["learn2pd", "learn2pd,variant=monotone", "settled"])
+@pytest.mark.parametrize("policy", ["learn2pd", *ROUNDS])
 def test_training_twice_gives_the_same_weights(l2pd, collected, tmp_path, policy):
     for name in ("a", "b"):
         done = l2pd(
@@ -249,17 +254,8 @@ def test_training_twice_gives_the_same_weights(l2pd, collected, tmp_path, policy
 
 
 def training(collected, out, *more):
-    return [
-        "learn2pd",
-        "train",
-        "--data",
-        str(collected),
-        "--out",
-        str(out),
-        "--epochs",
-        "3",
-        *more,
-    ]
+    places = ["--data", str(collected), "--out", str(out)]
+    return ["learn2pd", "train", *places, "--epochs", "3", *more]
 
 
 @pytest.mark.parametrize("out", ["/proc/filter", "file/filter", "file", "full"])
@@ -310,17 +306,8 @@ def test_a_full_disk_at_the_end_keeps_the_trained_filter(l2pd, collected, tmp_pa
     assert sorted(path.name for path in tmp_path.glob(".*")) == []
 
 
-@pytest.mark.parametrize(
-    ("policy", "settings"),
-    [
-        ("settled", ["0.98, fallback=none, risk=0.05", "0.9, fallback=none, risk=0.2"]),
-        (
-            "learn2pd,variant=monotone",
-            ["0.95, fallback=none, variant=monotone", "0.85, fallback=none, variant=monotone"],
-        ),
-    ],
-)
-def test_rounds(l2pd, small_model, prompt_file, tmp_path, policy, settings):
+@pytest.mark.parametrize("policy", ROUNDS)
+def test_rounds(l2pd, small_model, prompt_file, tmp_path, policy):
     done = l2pd(
         *("learn2pd", "train", "--policy", policy, "--rounds", "1", "--epochs", "3"),
         *("--model", small_model, "--prompts", prompt_file, "--limit", "6"),
@@ -330,7 +317,7 @@ def test_rounds(l2pd, small_model, prompt_file, tmp_path, policy, settings):
     manifest, data = read_trajectories(tmp_path / "d" / "round-1")
     assert ((data.confidence > 0) == data.present).all()
     assert data.block.max() == 1
-    assert [p.split("threshold=", 1)[1].split(")")[0] for p in manifest.policies] == settings
+    assert [p.split("threshold=", 1)[1].split(")")[0] for p in manifest.policies] == ROUNDS[policy]
     assert not list((tmp_path / "d" / "round-1").glob("reference-*"))
     made = {**parse_policy(policy), "filter": str(tmp_path / "f")}
     assert create_policy(made).threshold > 0
