@@ -66,8 +66,12 @@ SIGNATURES: dict[str, Signature] = {
 NAMES: dict[str, tuple[str, ...]] = {
     "vllm": ("ModelRegistry",),
     "vllm.ModelRegistry": ("inspect_model_cls", "register_model"),
-    "vllm.config": ("ModelConfig", "VllmConfig"),
-    "vllm.config.CacheConfig": ("block_size", "enable_prefix_caching"),
+    "vllm.config": ("CacheConfig", "ModelConfig", "VllmConfig"),
+    "vllm.config.CacheConfig": (
+        "block_size",
+        "enable_prefix_caching",
+        "user_specified_block_size",
+    ),
     "vllm.config.CompilationConfig": ("cudagraph_mode",),
     "vllm.config.ModelConfig": (
         "_architecture",

@@ -7,11 +7,12 @@ calls `verify_and_update_model_config` as soon as a checkpoint's config is read,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
-from vllm.config import ModelConfig, VllmConfig
+from vllm.config import CacheConfig, ModelConfig, VllmConfig
 from vllm.config.compilation import CUDAGraphMode
 from vllm.config.diffusion import DiffusionConfig
 from vllm.config.scheduler import SchedulerConfig
@@ -102,16 +103,32 @@ class BlockCausal(DiffusionModel):
                 *(whole, model.max_model_len, block_length),
             )
             model.max_model_len = whole
-        if cache.enable_prefix_caching and (cache.block_size or 16) % block_length:
-            logger.info(
-                "no prefix caching: blocks of %d positions do not fit into pages of %d",
-                *(block_length, cache.block_size or 16),
-            )
-            cache.enable_prefix_caching = False
+        if cache.enable_prefix_caching:
+            BlockCausal._fit_pages(cache, block_length)
         DiffusionModel._batch(
             scheduler, max(model.max_model_len, scheduler.max_num_seqs * block_length)
         )
         scheduler.scheduler_cls = f"{_SCHEDULERS}.block_scheduler"
+
+    @staticmethod
+    def _fit_pages(cache: CacheConfig, block_length: int) -> None:
+        """Let a page hold whole blocks, so that it can be reused; no prefix caching if the operator
+        has named another page size.
+        """
+        if cache.block_size % block_length == 0:
+            return
+        if cache.user_specified_block_size:
+            logger.info(
+                "no prefix caching: blocks of %d positions do not fit into pages of %d",
+                *(block_length, cache.block_size),
+            )
+            cache.enable_prefix_caching = False
+            return
+        # A multiple of vLLM's default, as its attention kernels require.
+        cache.block_size = math.lcm(cache.block_size, block_length)
+        # So that vLLM does not choose another one for its attention backend.
+        cache.user_specified_block_size = True
+        logger.info("block_size=%d, so that a page holds whole blocks", cache.block_size)
 
 
 class Bidirectional(DiffusionModel):

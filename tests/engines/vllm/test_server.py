@@ -155,6 +155,20 @@ class TestSameAsTransformers:
         assert server.metric(tokens) == sum(len(case.tokens) for case in cases)
         assert server.metric(steps) >= sum(1 + max(case.committed_at) for case in cases)
 
+    def test_blocks_of_a_known_prompt_are_not_computed_again(self, model, server, cases):
+        """Only block-causal models can reuse them; the block in which the answer begins is new."""
+        case = max(cases, key=lambda case: len(case.templated))
+        (first,) = ask(server, lambda client: client.ask(case, chat=False))
+        check(case, first)
+        asked = {"prompt": case.templated, "model": "tiny"}
+        tokens = httpx.post(f"{server.url}/tokenize", json=asked, timeout=60).json()["count"]
+        before = server.metric("vllm:prefix_cache_hits_total")
+        (second,) = ask(server, lambda client: client.ask(case, chat=False))
+        check(case, second)
+        known = (tokens - 1) // 32 * 32 if model == "tiny-sdar" else 0
+        assert (known > 0) == (model == "tiny-sdar")
+        assert server.metric("vllm:prefix_cache_hits_total") - before == known
+
     def test_compiled_and_preempted(self, model, cases, tmp_path):
         """Without --enforce-eager, and with a KV cache too small for all admitted requests."""
         with Server(
