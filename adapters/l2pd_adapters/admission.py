@@ -314,6 +314,9 @@ def load_for_requests(admission: Admission, model: ModelContext) -> None:
         paths = [option.name for option in declared.values() if "path" in option.kinds]
         if paths and not any(declared[name].required for name in paths):
             _try(spec, {}, model)
+            for name, option in declared.items():  # a variant may have a filter of its own
+                for choice in option.choices:
+                    _try(spec, {name: choice}, model)
         for name in paths:
             for path in admission.request_paths:
                 problem = _try(spec, {name: path}, model)

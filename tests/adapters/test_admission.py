@@ -129,9 +129,9 @@ class TestPaths:
         with pytest.raises(L2PDError, match="'filter' is not for requests to set"):
             settings.for_request("learn2pd", {"filter": str(FILTER)})
 
-    def test_a_models_own_filter_is_read_at_launch(self, tmp_path: Path) -> None:
+    def test_a_models_own_filters_are_read_at_launch(self, tmp_path: Path) -> None:
         model = tmp_path / "model"
-        shutil.copytree(MODEL / "policies", model / "policies")
+        shutil.copytree(folder_of("tiny-llada") / "policies", model / "policies")
         settings = PolicyServer.at_launch(
             "confidence_threshold",
             {},
@@ -139,7 +139,11 @@ class TestPaths:
             model=ModelContext("m", BLOCK, MASK, VOCABULARY, path=str(model)),
         )
         shutil.rmtree(model)
-        assert settings.for_request("learn2pd", {"threshold": 0.5}).fingerprint()
+        weights = {
+            settings.for_request("learn2pd", options).fingerprint()
+            for options in ({"threshold": 0.5}, {"variant": "monotone"})
+        }
+        assert len(weights - {""}) == 2
 
     def test_a_path_that_no_policy_can_use_is_refused_at_launch(self, tmp_path: Path) -> None:
         with pytest.raises(L2PDError, match=r"request_paths: .*neither an existing folder"):

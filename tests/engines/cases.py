@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from l2pd_adapters.huggingface import load
-from l2pd_adapters.tiny_models import heldout_prompts
+from l2pd_adapters.tiny_models import folder_of, heldout_prompts
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,19 @@ class Case:
     @property
     def options(self):
         return {name: value for name, value in self.policy.items() if name != "name"}
+
+
+LEARNED = {
+    "learn2pd": {"name": "learn2pd"},
+    "learn2pd_monotone": {"name": "learn2pd", "variant": "monotone"},
+    "settled": {"name": "settled"},
+}
+"""The policy of each folder of filters."""
+
+
+def learned_policies(model):
+    """The policies for which the model has a filter."""
+    return [LEARNED[folder.name] for folder in sorted(folder_of(model).glob("policies/*"))]
 
 
 def random_requests(policies, count, seed=0):

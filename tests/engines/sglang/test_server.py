@@ -11,8 +11,13 @@ import httpx
 import pytest
 from openai import AsyncOpenAI
 
-from l2pd_adapters.tiny_models import folder_of
-from tests.engines.cases import Case, decoded, random_requests, some_cancelled
+from tests.engines.cases import (
+    Case,
+    decoded,
+    learned_policies,
+    random_requests,
+    some_cancelled,
+)
 from tests.engines.golden import MAX_NEW_TOKENS as GOLDEN_LENGTH
 from tests.engines.golden import golden
 from tests.engines.ignored_end import MAX_NEW_TOKENS as IGNORING_LENGTH
@@ -23,13 +28,12 @@ from tests.engines.sglang.server import DOCS, Server
 
 MODEL = "tiny-sdar"
 PROMPTS, CONCURRENCY, MAX_NEW_TOKENS = 200, 16, 128
-LEARNED = sorted(folder.name for folder in folder_of(MODEL).glob("policies/*"))
 POLICIES = (
     {"name": "confidence_threshold", "threshold": 0.8},
     {"name": "fixed_schedule"},
     {"name": "fixed_schedule", "steps": 48},
     {"name": "persistent"},
-    *({"name": name} for name in LEARNED),
+    *learned_policies(MODEL),
 )
 
 

@@ -13,7 +13,7 @@ import pytest
 from openai import AsyncOpenAI
 
 from l2pd_adapters.tiny_models import folder_of
-from tests.engines.cases import decoded, random_requests, some_cancelled
+from tests.engines.cases import decoded, learned_policies, random_requests, some_cancelled
 from tests.engines.launching import ask_together, run_example
 from tests.engines.vllm.server import DOCS, Server
 
@@ -23,13 +23,12 @@ SMALL_CACHE = {"block_size": 32, "num_gpu_blocks_override": 24}
 
 
 def policies_of(model):
-    learned = sorted(folder.name for folder in folder_of(model).glob("policies/*"))
     return (
         {"name": "confidence_threshold", "threshold": 0.8},
         {"name": "fixed_schedule"},
         {"name": "fixed_schedule", "steps": 48},
         {"name": "persistent"},
-        *({"name": name} for name in learned),
+        *learned_policies(model),
     )
 
 
