@@ -105,6 +105,11 @@ def positive(text: str) -> int:
     return int(_taken(Whole(1, 10**9), text))
 
 
+def count(text: str) -> int:
+    """An argument that is a whole number from 0."""
+    return int(_taken(Whole(0, 10**9), text))
+
+
 def amount(text: str) -> float:
     """An argument that is a number from 0."""
     return float(_taken(Number(0, 1e6), text))

@@ -35,7 +35,7 @@ from typing import Any
 
 import torch
 from frontier_worker import CACHES, REFERENCE
-from measuring import amount, output, positive, run_script
+from measuring import amount, count, output, positive, run_script
 from transfer_cases import Case, cases, chosen_cases, slug
 from transfer_rows import Rows, outcome
 from transfer_table import CONTROL, UNTRAINED, render
@@ -332,10 +332,8 @@ def main() -> None:
     parser.add_argument("--train-prompts", type=positive, default=1000)
     parser.add_argument(
         "--rounds",
-        type=int,
+        type=count,
         default=3,
-        choices=range(10),
-        metavar="N",
         help="of each split; 0: train once, on states that all splits share",
     )
     parser.add_argument("--epochs", type=positive, help="of each training (default: the recipe's)")

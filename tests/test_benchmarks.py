@@ -306,6 +306,7 @@ def test_measurements_survive_a_failure_at_the_end(script, monkeypatch, tmp_path
 def test_an_invalid_count_is_refused(script, text):
     with pytest.raises(argparse.ArgumentTypeError, match="expected a whole number from 1"):
         script("measuring").positive(text)
+    assert script("measuring").count("0") == 0
 
 
 @pytest.mark.parametrize("text", ["", "FOLDER", "FILE/below", "/proc/there", "a" * 5000])

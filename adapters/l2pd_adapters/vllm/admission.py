@@ -189,7 +189,8 @@ def _complete(request: Any) -> None:
     """
     said = {name: getattr(request, name) for name in FIELDS if name in request.model_fields_set}
     if wants_sampling(said):
-        request.vllm_xargs = {**(request.vllm_xargs or {}), ASKED: 1}
+        # A batch declares no such field, but hands on what it does not know.
+        request.vllm_xargs = {**(getattr(request, "vllm_xargs", None) or {}), ASKED: 1}
     else:
         request.temperature = 0.0
 

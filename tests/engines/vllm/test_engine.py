@@ -142,7 +142,7 @@ class TestAsynchronousScheduling:
             vllm_config.scheduler_config.async_scheduling = True
 
         monkeypatch.setattr(CpuPlatform, "check_and_update_config", staticmethod(force))
-        engine = Engine("tiny-sdar", num_gpu_blocks_override=6)
+        engine = Engine("tiny-sdar", num_gpu_blocks_override=24)
         scheduler = engine.llm.llm_engine.engine_core.engine_core.scheduler
         assert type(scheduler) is BlockAsyncScheduler
         preempted = []

@@ -184,18 +184,18 @@ DIALECTS = {
 }
 SCHEMA = {"type": "json_schema", "name": "x", "schema": {"type": "object"}}
 OF_DIALECTS = (
-    ("/v1/messages", ("temperature", 0.5)),
-    ("/v1/messages", ("top_p", 0.5)),
+    ("/v1/messages", ("temperature", 101)),
+    ("/v1/messages", ("top_p", 0)),
     ("/v1/messages", ("tool_choice", {"type": "any"})),
     ("/v1/messages", ("output_config", {"format": SCHEMA})),
-    ("/v1/responses", ("temperature", 0.5)),
-    ("/v1/responses", ("top_p", 0.5)),
+    ("/v1/responses", ("temperature", 101)),
+    ("/v1/responses", ("top_p", 0)),
     ("/v1/responses", ("text", {"format": SCHEMA})),
     ("/v1/responses", ("text", {"format": {"type": "json_object"}})),
     ("/v1/responses", ("include", ["message.output_text.logprobs"])),
     ("/v1/responses", ("top_logprobs", 3)),
     ("/v1/responses", ("tool_choice", "required")),
-    ("/v1/chat/completions/batch", ("top_p", 0.5)),
+    ("/v1/chat/completions/batch", ("top_p", 0)),
     ("/v1/chat/completions/batch", ("response_format", {"type": "json_object"})),
 )
 
@@ -217,6 +217,30 @@ def test_fields_of_other_dialects_are_named_as_the_client_typed_them(server, pat
         return {**DIALECTS[path], **stream, **fields}
 
     hostile.check_named_as_typed(server, body_for, path, [field])
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions/batch", "/v1/messages", "/v1/responses"])
+def test_other_dialects_sample_too(server, path):
+    """At temperature 2 one of fifty answers to this prompt is the greedy one."""
+
+    def answer(**asked):
+        got = httpx.post(f"{server.url}{path}", json={**DIALECTS[path], **asked}, timeout=60)
+        assert got.status_code == 200, got.text
+        found = got.json()
+        for key in ("choices", "content", "output"):
+            if key in found:
+                return found[key]
+        raise AssertionError(found)
+
+    def text(part):
+        return json.dumps({k: v for k, v in part.items() if k != "id"})
+
+    def texts(**asked):
+        return [text(part) for part in answer(**asked)]
+
+    greedy = texts()
+    assert greedy == texts(temperature=0)
+    assert any(texts(temperature=2) != greedy for _ in range(5))
 
 
 def test_a_path_that_is_not_there_and_one_that_is_have_the_same_answer(server):
