@@ -177,7 +177,10 @@ def denoising_step(
             group = waiting.popleft()
             if group.runner.traits.remasks:
                 seen = seen_by(step, group, block, on_error)
-                after = seen.changed(tokens=of_group(tokens, group), masked=of_group(masked, group))
+                # Copies: a policy may write to them, and the step goes on with its own.
+                after = seen.changed(
+                    tokens=of_group(tokens, group).clone(), masked=of_group(masked, group).clone()
+                )
                 answer = ask(group, "remask", after, block, on_error)
                 if answer is None:
                     parts = block._groups.split(group)

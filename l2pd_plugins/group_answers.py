@@ -53,10 +53,10 @@ def seen_by(
     if on_error == "raise":  # a policy that writes to its input ends the decode
         return seen
     # The group has all rows: copy the block's own tensors, so that a write does not reach the
-    # block. If the policy may write to the logits, copy everything that was computed from them,
-    # too.
+    # block. Copy what was computed from the logits, too, if the policy may write to these, if the
+    # group may have to be asked again in parts, or if it remasks: nothing is computed again then.
     names = [*OF_THE_BLOCK]
-    if seen.has("logits") or group.columns:  # the group may have to be asked again in parts
+    if seen.has("logits") or group.columns or group.runner.traits.remasks:
         names += [name for name in _OF_LOGITS if seen.has(name)]
     return seen.changed(**{name: getattr(seen, name).clone() for name in names})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from l2pd_plugins.denoising import denoising_step
 from l2pd_plugins.end_of_text import EndOfText
 from l2pd_plugins.errors import PolicyRuntimeError
 from l2pd_plugins.once import Once
+from l2pd_plugins.policy import RemaskingPolicy
 from l2pd_plugins.slots import BlockSlots
 from tests.core.misbehaviour import ATTRIBUTES, FAULTS, Misbehaving, Steady, with_attribute
 
@@ -311,3 +313,33 @@ def test_a_write_to_the_logits_is_detected_and_changes_no_answer(rows):
     assert decoded(WritesToLogits()) == wanted
     with torch.inference_mode():  # in which torch counts no writes
         assert decoded(WritesToLogits()) == wanted
+
+
+class WritesInRemask(RemaskingPolicy):
+    """Writes to these tensors of its input in `remask`, and remasks nothing."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    def select(self, step, state):
+        return torch.zeros_like(step.masked)
+
+    def remask(self, step, state):
+        for name in self.names:
+            getattr(step, name).fill_(1)
+        return torch.zeros_like(step.masked)
+
+
+@pytest.mark.parametrize("count", [True, False], ids=["counted", "in inference mode"])
+@pytest.mark.parametrize("name", ["tokens", "masked", "x0", "confidence"])
+def test_a_write_in_remask_changes_no_answer(name, count):
+    def decoded(*names):
+        batch, seen = start([WritesInRemask(*names)] * 2), []
+        for time in range(LENGTH):
+            logits = torch.stack([logits_of(row, time) for row in (0, 1)])
+            outcome = denoising_step(batch, logits, end_of_text=END)
+            seen.append((batch.tokens.tolist(), outcome.step.x0.tolist()))
+        return seen, batch.masked.any().item()
+
+    with nullcontext() if count else torch.inference_mode():
+        assert decoded(name) == decoded()
