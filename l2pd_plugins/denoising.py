@@ -30,7 +30,7 @@ _COMPUTED = frozenset({"confidence", "entropy", "margin"})
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """The result of a denoising step; all fields except `ended` and `step` are (B, L) bool."""
+    """The result of a denoising step; tensors are (B, L) bool unless their description differs."""
 
     step: DenoisingStep
     """The step before the commits, with all computed statistics; a policy saw only what it
@@ -116,7 +116,8 @@ def denoising_step(
                     "places=None: rows that draw need their positions on the host, too"
                 )
             drawn = np.full(len(flat), -1)
-            read = np.asarray([at for at in places if at >= 0], dtype=np.int64)
+            read = np.asarray(places, dtype=np.int64)
+            read = read[read >= 0]
             drawn[read] = read
             x0 = sample_tokens(flat, None, drawn, block.sampling, block.masked, when, mask)
             x0 = x0.index_select(0, positions)
