@@ -28,9 +28,8 @@ class Learn2PD(FallbackPolicy):
     the probability that the filter has to exceed; the default is the filter's calibrated threshold.
 
     ``variant="monotone"``, which the paper does not have, is a filter for any block length that has
-    the same confidences as inputs, but accepts a position the sooner the higher its own confidence
-    and the smaller the summed doubts (1 - confidence) of the surer positions. A filter is of one
-    variant.
+    the same confidences as inputs, but accepts a position the sooner the higher its own confidence,
+    the others being the same. A filter is of one variant.
 
     Use a filter on prompts like those it was trained on. On other kinds of text it can ruin
     answers without a warning (docs/learned_policies.md). With ``fallback="eb_sampler"`` or
