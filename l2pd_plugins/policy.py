@@ -188,8 +188,9 @@ class UnmaskPolicy(ABC):
     Both forms must give the same result to the bit. A number that meets a float32 tensor is rounded
     to float32, as in the column; but ``risk**0.7`` on a number is computed in float64. Such a value
     belongs into an attribute of its own (a `functools.cached_property`), which is named here beside
-    its option. `init_state` is called on one of the policies and must not depend on these options,
-    and no other attribute may differ with them. The conformance kit checks all this.
+    its option. `init_state` is called on one of the policies and must not depend on these options.
+    The conformance kit checks this. If another attribute differs with them, such as one computed in
+    `__post_init__`, which the kit does not see, rows are decided apart, with the same result.
     """
 
     def for_model(self, model: ModelContext) -> UnmaskPolicy:
