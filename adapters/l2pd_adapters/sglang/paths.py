@@ -27,10 +27,11 @@ OPEN = frozenset(
         "/v1/messages/count_tokens",
         *("/tokenize", "/v1/tokenize", "/detokenize", "/v1/detokenize"),
         *("/", "/health", "/health_generate", "/ready", "/ping", "/metrics"),
-        *("/v1/models", "/model_info", "/get_model_info", "/server_info", "/get_server_info"),
+        *("/v1/models", "/model_info", "/get_model_info"),
         *("/v1/loads", "/docs", "/openapi.json"),
     }
 )
+"""Not /server_info, whose answer has the keys of the server."""
 
 OF_OTHER_MODELS = frozenset(
     {

@@ -53,7 +53,13 @@ def test_what_serves_other_models_says_what_serves_these(path: str) -> None:
     assert said.startswith(f"{path} does not serve diffusion language models; /generate, ")
 
 
-@pytest.mark.parametrize("path", ["/flush_cache", "/release_memory_occupation", "/no/such/path"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/flush_cache", "/release_memory_occupation", "/no/such/path"),
+        *("/server_info", "/get_server_info"),  # their answer has the operator's key
+    ],
+)
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE"])
 def test_everything_else_is_for_the_operator(path: str, method: str) -> None:
     status, said = ask(path, method=method)
