@@ -20,10 +20,13 @@ def longest_token(tokenizer: Any) -> int | None:
     return None if tokenizer is None else max(map(len, tokenizer.get_vocab()))
 
 
-def check_prompt_size(body: Mapping[str, Any], positions: int, longest: int | None) -> None:
+def check_prompt_size(
+    body: Mapping[str, Any], positions: int, longest: int | None, *, at_once: bool = False
+) -> None:
     """Raise L2PDError for a request whose prompt has more tokens than the model has positions.
 
-    body: the JSON of the request. longest: as from `longest_token`.
+    body: the JSON of the request. longest: as from `longest_token`. at_once: whether the server
+    tokenises a list of prompts without a pause, so that they count as one.
     """
     messages = body.get("messages")
     if isinstance(messages, list) and len(messages) > positions:
@@ -32,7 +35,8 @@ def check_prompt_size(body: Mapping[str, Any], positions: int, longest: int | No
         return
     for name in ("text", "prompt", "system", "messages"):
         value = body.get(name)
-        each = value if isinstance(value, list) and name != "messages" else [value]
+        one = at_once or name == "messages"
+        each = value if isinstance(value, list) and not one else [value]
         size = max(map(_characters, each), default=0)
         if size > positions * longest:
             raise L2PDError(

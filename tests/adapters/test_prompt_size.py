@@ -50,6 +50,13 @@ def test_what_cannot_fit_is_refused(body: dict[str, Any], said: str) -> None:
         check_prompt_size(body, POSITIONS, LONGEST)
 
 
+def test_prompts_that_are_tokenised_at_once_count_as_one() -> None:
+    body = {"prompt": ["x" * 16] * 2}
+    check_prompt_size(body, POSITIONS, LONGEST)
+    with pytest.raises(L2PDError, match="prompt: 32 characters"):
+        check_prompt_size(body, POSITIONS, LONGEST, at_once=True)
+
+
 def test_the_longest_token_of_a_tokenizer() -> None:
     transformers = pytest.importorskip("transformers")
     folder = folder_of("tiny-sdar")

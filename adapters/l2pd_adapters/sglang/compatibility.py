@@ -175,6 +175,7 @@ HTTP_SIGNATURES: dict[str, Signature] = {
     f"{HTTP}._create_error_response": ("e",),
     f"{_OPENAI}.serving_base.OpenAIServingBase.handle_request": ("self", "request", "raw_request"),
     f"{_ANTHROPIC}.handle_messages": ("self", "request", "raw_request"),
+    f"{_ANTHROPIC}.handle_count_tokens": ("self", "request", "raw_request"),
 }
 """The same of the HTTP server's modules, which are looked at where they run."""
 

@@ -32,7 +32,8 @@ def install(module: ModuleType, manager: Any, doors: Doors) -> None:
     _guard(module.app, manager.l2pd, doors)
     _wrap(module, "serve_generate_request", functools.partial(_generate, module, manager))
     _wrap(OpenAIServingBase, "handle_request", _openai)
-    _wrap(AnthropicServing, "handle_messages", _messages)
+    _wrap(AnthropicServing, "handle_messages", functools.partial(_anthropic, True))
+    _wrap(AnthropicServing, "handle_count_tokens", functools.partial(_anthropic, False))
 
 
 def _guard(app: Any, settings: SglangServer, doors: Doors) -> None:
@@ -81,7 +82,7 @@ async def _generate(
 
 
 async def _openai(original: Callable[..., Any], serving: Any, request: Any, raw: Any) -> Any:
-    """The endpoints of OpenAI's API; those that generate no text are not checked."""
+    """The endpoints of OpenAI's API; of those that generate no text only the size is checked."""
     from sglang.srt.entrypoints.openai.serving_chat import OpenAIServingChat
     from sglang.srt.entrypoints.openai.serving_completions import OpenAIServingCompletion
 
@@ -94,18 +95,20 @@ async def _openai(original: Callable[..., Any], serving: Any, request: Any, raw:
         endpoint = "completions"
         if serving.template_manager.completion_template_name is not None:
             honoured = ["suffix"]  # which the template has a place for
-    if settings is not None and endpoint is not None:
+    if settings is not None:
         body = await typed_body(raw)
 
         def check() -> None:
-            check_prompt_size(
-                body, settings.canvas, longest_token(serving.tokenizer_manager.tokenizer)
-            )
-            check_typed(body, endpoint, settings, honoured=honoured)
+            longest = longest_token(serving.tokenizer_manager.tokenizer)
+            # SGLang tokenises a list of texts at once where it does nothing else.
+            check_prompt_size(body, settings.canvas, longest, at_once=endpoint is None)
+            if endpoint is not None:
+                check_typed(body, endpoint, settings, honoured=honoured)
 
         problem = admission.problem_of(check)
         if problem is not None:
             return serving.create_error_response(problem)
+    if settings is not None and endpoint is not None:
         if wants_sampling(_said(request)):
             request.custom_params = {**(request.custom_params or {}), ASKED: True}
         else:
@@ -118,8 +121,11 @@ def _said(request: Any) -> dict[str, Any]:
     return {name: getattr(request, name) for name in FIELDS if name in request.model_fields_set}
 
 
-async def _messages(original: Callable[..., Any], serving: Any, request: Any, raw: Any) -> Any:
-    """Anthropic's API, which SGLang translates to that of OpenAI."""
+async def _anthropic(
+    generates: bool, original: Callable[..., Any], serving: Any, request: Any, raw: Any
+) -> Any:
+    """Anthropic's API, which SGLang translates to that of OpenAI. generates: whether the answer is
+    a text, and not a number of tokens."""
     manager = serving.openai_serving_chat.tokenizer_manager
     settings = getattr(manager, "l2pd", None)
     if settings is not None:
@@ -127,15 +133,16 @@ async def _messages(original: Callable[..., Any], serving: Any, request: Any, ra
 
         def check() -> None:
             check_prompt_size(body, settings.canvas, longest_token(manager.tokenizer))
-            check_typed(body, "messages", settings)
+            if generates:
+                check_typed(body, "messages", settings)
 
         problem = admission.problem_of(check)
         if problem is not None:
             return serving._error_response(
                 status_code=400, error_type="invalid_request_error", message=problem
             )
-        if not wants_sampling(_said(request)):
-            request.temperature = 0.0
+        if generates:
+            request.temperature = 0.0  # a client may have said 1, Anthropic's default
     return await original(serving, request, raw)
 
 

@@ -166,8 +166,11 @@ def long_list(count):
 
 def long_lists(folder):
     found = [long_list(200_000), ("/generate", {"text": "x" * 4_000_000})]
+    found += [("/v1/tokenize", {"prompt": "x" * 4_000_000})]
+    found += [("/tokenize", {"prompt": ["x" * 1_000] * 4_000})]
     many = {"messages": [{"role": "user", "content": "a"}] * 20_000, "model": "default"}
     found += [("/v1/chat/completions", many), ("/v1/messages", {**many, "max_tokens": 8})]
+    found += [("/v1/messages/count_tokens", many)]
     return 5 * [(path, json.dumps(body)) for path, body in found]
 
 
