@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from l2pd_adapters.families import family_of
 from l2pd_adapters.huggingface import load
 from tests.engines.cases import random_requests
 from tests.engines.launching import ROOT
@@ -74,7 +75,7 @@ class Reference:
 def sampled(model_name, policies, count, max_new_tokens, *, seed=0, **more):
     """The requests and answers; a tenth of them is greedy. more: keywords of `generate`."""
     model, tokenizer = load(model_name)
-    block_causal = model.config.model_type != "llama"
+    block_causal = family_of(model.config).attention == "block_causal"
     length = model.config.block_length
     rng, made = random.Random(seed), []
     requests = random_requests(policies, count, seed=seed)

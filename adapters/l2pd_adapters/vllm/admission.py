@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -188,11 +188,13 @@ def _complete(request: Any) -> None:
     would sample at temperature 1; mark the others for the worker.
     """
     said = {name: getattr(request, name) for name in FIELDS if name in request.model_fields_set}
-    if wants_sampling(said):
-        # A batch declares no such field, but hands on what it does not know.
-        request.vllm_xargs = {**(getattr(request, "vllm_xargs", None) or {}), ASKED: 1}
-    else:
+    if not wants_sampling(said):
         request.temperature = 0.0
+        return
+    # A batch of chats does not declare this field: it hands on any value.
+    given = getattr(request, "vllm_xargs", None) or {}
+    if isinstance(given, Mapping):
+        request.vllm_xargs = {**given, ASKED: 1}
 
 
 def check(params: SamplingParams, model_config: Any, settings: VllmServer) -> None:
