@@ -43,7 +43,8 @@ def page(found: dict[str, Any]) -> str:
         "",
         *(answer(model, part) for model, part in found["models"].items()),
         "",
-        "The filters of `settled` and `learn2pd` were trained on prompts of the same tasks. On "
+        "The filters of `settled` and `learn2pd` decide everything here (`fallback=none`), and "
+        "were trained on prompts of the same tasks. On "
         "other kinds of text a filter can ruin answers. Train one on prompts "
         "like those that you serve, or use another policy "
         "([with figures](learned_policies.md#prompts-unlike-those-trained-on)).",

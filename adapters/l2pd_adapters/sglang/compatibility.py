@@ -181,7 +181,7 @@ HTTP_SIGNATURES: dict[str, Signature] = {
 
 HTTP_NAMES: dict[str, tuple[str, ...]] = {
     HTTP: ("ORJSONResponse", "app"),
-    "starlette.applications.Starlette": ("add_middleware", "middleware_stack"),
+    "starlette.applications.Starlette": ("add_middleware",),
     f"{_OPENAI}.protocol.ChatCompletionRequest": (
         "custom_params",
         "model_fields_set",

@@ -38,15 +38,12 @@ def install(module: ModuleType, manager: Any, doors: Doors) -> None:
 
 def _guard(app: Any, settings: SglangServer, doors: Doors) -> None:
     rules = settings.admission
-    options: dict[str, Any] = {
-        "mib": rules.request_body_mib,
-        "values": rules.body_values(settings.canvas),
-        "closed": doors,
-    }
-    if app.middleware_stack is None:
-        app.add_middleware(DecompressingGuard, **options)
-    else:  # a tokenizer's worker, whose application has started
-        app.middleware_stack = DecompressingGuard(app.middleware_stack, **options)
+    app.add_middleware(
+        DecompressingGuard,
+        mib=rules.request_body_mib,
+        values=rules.body_values(settings.canvas),
+        closed=doors,
+    )
 
 
 def _wrap(owner: Any, name: str, ours: Callable[..., Any]) -> None:

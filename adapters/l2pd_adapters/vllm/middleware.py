@@ -26,7 +26,8 @@ class VllmGuard(RequestGuard):
             state = scope["app"].state
             rules: Admission = getattr(state.args, RULES)
             self.mib = rules.request_body_mib
-            self.values = rules.body_values(state.engine_client.model_config.max_model_len)
+            # `vllm launch render` has no engine.
+            self.values = rules.body_values(state.vllm_config.model_config.max_model_len)
         await super().__call__(scope, receive, send)
 
 

@@ -13,8 +13,8 @@ from l2pd_adapters.admission import Admission
 from l2pd_adapters.vllm.middleware import RULES, VllmGuard
 
 ARGS = SimpleNamespace(**{RULES: Admission(request_body_mib=2)})
-ENGINE = SimpleNamespace(model_config=SimpleNamespace(max_model_len=512))
-SERVER = SimpleNamespace(state=SimpleNamespace(args=ARGS, engine_client=ENGINE))
+CONFIG = SimpleNamespace(model_config=SimpleNamespace(max_model_len=512))
+SERVER = SimpleNamespace(state=SimpleNamespace(args=ARGS, engine_client=None, vllm_config=CONFIG))
 
 
 async def solve_dependencies(request: str) -> None:
