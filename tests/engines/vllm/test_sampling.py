@@ -18,7 +18,11 @@ from tests.engines.sampled import (
     shown_in,
 )
 from tests.engines.vllm.server import Server
-from tests.engines.vllm.test_server import SMALL_CACHE, policies_of
+from tests.engines.vllm.test_server import (
+    SMALL_CACHE,
+    check_only_the_last_is_remembered,
+    policies_of,
+)
 
 CONCURRENCY, MAX_NEW_TOKENS = 16, 128
 COUNTS = {"tiny-sdar": 100, "tiny-llada": 40}
@@ -196,6 +200,7 @@ class TestCancelled:
             timeout=60,
         )
         assert greedy.json()["choices"][0]["logprobs"] is None
+        check_only_the_last_is_remembered(server)
 
 
 class TestDocs:
