@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 import sglang
-import tomllib
 from sglang.srt.dllm import algorithm as algorithms
 from sglang.srt.dllm.algorithm.base import DllmAlgorithm
 from sglang.srt.dllm.config import DllmConfig
@@ -128,11 +127,6 @@ class TestVersions:
         assert incompatibility_of_http() == ""
         monkeypatch.delattr(http_server, "serve_generate_request")
         assert "http_server.serve_generate_request is missing" in incompatibility_of_http()
-
-    def test_the_package_asks_for_the_same_range(self):
-        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-        asked = f"sglang{engines.SGLANG.supported_range}"
-        assert asked in project["optional-dependencies"]["sglang"]
 
 
 def read_config(checkpoint, algorithm="confidence_threshold", options=None):

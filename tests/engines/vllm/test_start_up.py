@@ -6,16 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
-import tomllib
 from vllm import SamplingParams
 from vllm.config import ModelConfig
 from vllm.exceptions import VLLMValidationError
 from vllm.plugins import load_general_plugins
 
-from l2pd_adapters.engines import VLLM
 from l2pd_adapters.tiny_models import folder_of
 from tests.engines.checkpoints import causal_qwen3
-from tests.engines.launching import ROOT
 from tests.engines.vllm.processes import alone, last_line, tokens_of
 
 ANOTHER_VERSION = "import l2pd_adapters.engines as e; e.version = lambda name: '0.31.0'"
@@ -90,10 +87,6 @@ class TestStartUp:
             additional_config={"decoding_plugin": asked} if asked else {},
         )
         assert said in last_line(ended)
-
-    def test_the_package_asks_for_the_same_range(self):
-        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-        assert project["optional-dependencies"]["vllm"] == [f"vllm{VLLM.supported_range}"]
 
     def test_the_flags_are_in_the_help(self):
         command = [str(Path(sys.executable).parent / "vllm"), "serve", "--help=all"]
