@@ -28,7 +28,7 @@ from l2pd_plugins.shown_values import LONGEST, shown
 
 T = TypeVar("T")
 
-_LARGEST = (2 - 2**-23) * 2.0**127
+LARGEST = (2 - 2**-23) * 2.0**127
 """The largest float32: policies compare their options with float32 statistics."""
 
 Bound = int | float | Literal["block", "canvas", "vocabulary"]
@@ -167,8 +167,8 @@ class Option:
             return
         if isinstance(value, float) and not math.isfinite(value):
             raise self.error(value, "expected a finite number")
-        if isinstance(value, float) and abs(value) > _LARGEST:
-            raise self.error(value, f"expected at most {_LARGEST:.3g}, the largest float32")
+        if isinstance(value, float) and abs(value) > LARGEST:
+            raise self.error(value, f"expected at most {LARGEST:.3g}, the largest float32")
         if not isinstance(value, bool):
             self._check_bounds(value, limits)
 

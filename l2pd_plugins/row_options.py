@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from l2pd_plugins.errors import ANY_FAILURE
+from l2pd_plugins.options import LARGEST
 from l2pd_plugins.policy import UnmaskPolicy
 from l2pd_plugins.policy_attributes import read_traits
 from l2pd_plugins.upload import upload
@@ -23,7 +24,6 @@ from l2pd_plugins.upload import upload
 Values = tuple[Any, ...]
 """The values of a policy's row options, in the order of their sorted names."""
 
-_LARGEST = torch.finfo(torch.float32).max
 _DTYPES = {bool: torch.bool, int: torch.int64, float: torch.float32}
 _PLAIN = (type(None), bool, int, str, bytes)
 
@@ -137,7 +137,7 @@ def _type_of(value: object) -> type | None:
     """The type of a row option's value; None if a column cannot hold it exactly."""
     if type(value) is int and not -(2**63) <= value < 2**63:
         return None
-    if type(value) is float and not abs(value) <= _LARGEST:
+    if type(value) is float and not abs(value) <= LARGEST:
         return None
     return type(value) if type(value) in _DTYPES or value is None else None
 

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from l2pd_plugins.blocks import BlockBatch
 from l2pd_plugins.errors import ANY_FAILURE, describe_error
 from l2pd_plugins.policy import DenoisingStep, RemaskingPolicy, UnmaskPolicy
 from l2pd_plugins.policy_attributes import TraitError, read_traits
@@ -121,13 +122,20 @@ def keeps_rows_apart(bench: Bench) -> None:
         single.masked = batch.masked.clone()
         single.keep([row])
         singles.append(single)
+    _decode_as_alone(bench, batch, singles, "beside other rows")
+
+
+def _decode_as_alone(
+    bench: Bench, batch: BlockBatch, singles: list[BlockBatch], where: str, advice: str = ""
+) -> None:
+    """Each row of the batch decodes as its own batch in `singles` does."""
     for step in range(bench.length):
-        logits = bench.logits(4, step)
+        logits = bench.logits(len(singles), step)
         take_step(batch, logits)
         for row, single in enumerate(singles):
             take_step(single, logits[row : row + 1])
             assert torch.equal(batch.tokens[row], single.tokens[0]), (
-                f"row {row} decodes differently beside other rows (step {step})"
+                f"row {row} decodes differently {where} (step {step}){advice}"
             )
 
 
@@ -161,15 +169,13 @@ def takes_row_options(bench: Bench) -> None:
         single = bench.start(policies[row], 4)
         single.keep([row])
         singles.append(single)
-    for step in range(bench.length):
-        logits = bench.logits(4, step)
-        take_step(batch, logits)
-        for row, single in enumerate(singles):
-            take_step(single, logits[row : row + 1])
-            assert torch.equal(batch.tokens[row], single.tokens[0]), (
-                f"row {row} decodes differently where {names} has one value per row (step {step}); "
-                "use these options only in select and remask, as numbers or as tensors (rows, 1)"
-            )
+    _decode_as_alone(
+        bench,
+        batch,
+        singles,
+        f"where {names} has one value per row",
+        "; use these options only in select and remask, as numbers or as tensors (rows, 1)",
+    )
 
 
 def _varied(policy: UnmaskPolicy, times: int) -> UnmaskPolicy:

@@ -186,3 +186,27 @@ def steps_timed(samples):
     assert counts.keys() == sums.keys()
     assert all(value > 0 for value in sums.values())
     return counts
+
+
+def check_steps_timed(found, asked, *, together):
+    """A step of a batch is timed once for each policy in it: fewer times than the requests have
+    steps if these are decoded together."""
+    steps = Counter()
+    for case in asked:
+        steps[case.name] += case.steps
+    timed = steps_timed(found)
+    assert timed.keys() == steps.keys()
+    if together:
+        assert all(timed[name] < steps[name] for name in ("confidence_threshold", "settled"))
+    else:
+        assert timed == steps
+
+
+def check_one_of_two_was_cancelled(found, case):
+    """Of two requests for the case, with confidence_threshold, one has an answer. The steps and
+    tokens of both are counted."""
+    label = ("policy", "confidence_threshold")
+    assert found["l2pd_requests_total", label] == 2
+    assert found["l2pd_request_forwards_count", label] == 1
+    assert found["l2pd_denoising_steps_total", label] > case.steps
+    assert found["l2pd_committed_tokens_total", label] > len(case.tokens)
