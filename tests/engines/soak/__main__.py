@@ -23,7 +23,7 @@ def main():
     parser.add_argument("--requests", type=int, default=100_000, help="after which it ends")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--questions", type=int, default=680)
-    parser.add_argument("--folder", help="keeps the server's log; must exist")
+    parser.add_argument("--folder", help="keeps the server's log")
     parser.add_argument("--grown", type=float, default=100.0, help="MiB that the server may grow")
     parser.add_argument("--live-grown", type=float, default=10.0, help="the same of what is in use")
     asked = parser.parse_args()
@@ -32,6 +32,7 @@ def main():
     options = Options(asked.minutes, asked.requests, asked.seed, asked.questions)
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(asked.folder or folder)
+        folder.mkdir(parents=True, exist_ok=True)
         summary = run(engine, options, folder, out=lambda line: print(line, flush=True))
     summary["faults"] = faults(summary)
     if summary["memory_mib"]["grown"] > asked.grown:
