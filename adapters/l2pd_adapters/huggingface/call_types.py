@@ -13,12 +13,13 @@ from l2pd_adapters.huggingface.settings import PolicyChoice, StepObserver
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from l2pd_adapters.huggingface import api
+    from l2pd_adapters.huggingface import api, likelihood
 
     class DiffusionModel(PreTrainedModel):
         """A transformers model whose `generate` decodes by diffusion."""
 
         generate = api.generate  # a method: its overloads, without the model
+        log_likelihood = likelihood.log_likelihood
 
     class Tokenizer(PreTrainedTokenizerBase):
         """A tokenizer of transformers. What its templates return depends on the arguments, which

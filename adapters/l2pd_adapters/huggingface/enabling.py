@@ -24,6 +24,7 @@ from l2pd_adapters.huggingface.api import generate
 from l2pd_adapters.huggingface.call_types import DiffusionModel
 from l2pd_adapters.huggingface.checking import short
 from l2pd_adapters.huggingface.keywords import merged_config
+from l2pd_adapters.huggingface.likelihood import LogLikelihood, log_likelihood
 from l2pd_adapters.huggingface.models.attention_check import check_attention
 from l2pd_adapters.huggingface.models.model_info import (
     FAMILY,
@@ -56,10 +57,21 @@ class BoundGenerate:
         return generate(self.model, inputs, **kwargs)
 
 
+class BoundLogLikelihood:
+    """`log_likelihood` of one enabled model; an object for the same reason."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def __call__(self, prompt_ids: Any, answer_ids: Any, **settings: Any) -> LogLikelihood:
+        return log_likelihood(self.model, prompt_ids, answer_ids, **settings)
+
+
 def enable(
     model: Any, *, name: str | None = None, family: ModelFamily | None = None
 ) -> DiffusionModel:
-    """Bind diffusion decoding to `model.generate`; returns the model.
+    """Bind diffusion decoding to `model.generate`, and `log_likelihood` to the model; returns the
+    model.
 
     The end-of-text tokens of the family are added to `model.generation_config`.
 
@@ -80,6 +92,7 @@ def enable(
         diffusion_gemma.refuse_family(family)
         own = model.generation_config
         model.generate = BoundGenerate(model, name or name_of(model), own, own)
+        model.log_likelihood = BoundLogLikelihood(model)
         return cast(DiffusionModel, model)
     family = family or family_of(model)
     _check_readable(model, family)
@@ -91,6 +104,7 @@ def enable(
     model.generation_config = completed
     setattr(model, FAMILY, family)
     model.generate = BoundGenerate(model, name or name_of(model), own, completed)
+    model.log_likelihood = BoundLogLikelihood(model)
     return cast(DiffusionModel, model)
 
 
@@ -118,7 +132,7 @@ def disable(model: Any) -> Any:
     elif model.generation_config is bound.completed:
         model.generation_config = bound.own
     model.__dict__.pop(FAMILY, None)
-    del model.generate
+    del model.generate, model.log_likelihood
     return model
 
 
