@@ -7,7 +7,7 @@ from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import Cache, GenerationConfig
 from transformers.generation.logits_process import (
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -133,7 +133,7 @@ def generate(
     ):
         check(GENERATE, keyword, value)
     if diffusion_gemma.decodes(model):
-        if kwargs.get("past_key_values") is None:
+        if diffusion_gemma.cache_of(kwargs) is None:
             if attention_mask is not None:
                 attention_mask = left_padded_mask(prompts, attention_mask)
             check_prompts(
@@ -181,7 +181,7 @@ def custom_generate(
     unmask_policy: PolicyChoice | list[PolicyChoice] | None = None,
     unmask_options: dict[str, Any] | None = None,
     block_length: int | None = None,
-    cache: str | None = None,
+    cache: str | Cache | None = None,
     end_of_text: str | None = None,
     seed: int | list[int] | None = None,
     suppress_mask: bool | None = None,
@@ -195,7 +195,9 @@ def custom_generate(
         model.generate(**inputs, custom_generate=custom_generate, unmask_policy="learn2pd")
 
     transformers prepares and expands the inputs. It passes no streamer to a custom generate; bind
-    one with ``functools.partial(custom_generate, streamer=streamer)``.
+    one with ``functools.partial(custom_generate, streamer=streamer)``. Since 5.24 it uses the
+    keyword `cache` for a cache of its own: to choose one of `CACHES`, pass use_cache=False as well,
+    or make it an attribute of the generation config.
     """
     harmless = (
         TemperatureLogitsWarper,
@@ -215,6 +217,8 @@ def custom_generate(
     # Arguments that transformers has prepared for autoregressive decoding.
     for prepared in ("position_ids", "past_key_values", "use_cache"):
         model_kwargs.pop(prepared, None)
+    if isinstance(cache, Cache):  # transformers' own, by its name since 5.24
+        cache = None
     refuse_unknown(model_kwargs)
     given = (
         unmask_policy,

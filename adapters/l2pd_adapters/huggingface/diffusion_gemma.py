@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DiffusionGemmaForBlockDiffusion, GenerationConfig
+from transformers import Cache, DiffusionGemmaForBlockDiffusion, GenerationConfig
 from transformers.models.diffusion_gemma.generation_diffusion_gemma import (
     DiffusionGemmaGenerationConfig,
     EntropyBoundSampler,
@@ -25,6 +25,7 @@ from transformers.models.diffusion_gemma.generation_diffusion_gemma import (
 
 from l2pd_adapters.diffusion_gemma import refuse_unsuitable_policy
 from l2pd_adapters.families import NO_MASK_TOKEN, ModelFamily, end_of_text_ids
+from l2pd_adapters.huggingface.cache_names import CACHE, CACHE_NAMES
 from l2pd_adapters.huggingface.checking import GENERATE, checked, close_to, short
 from l2pd_adapters.huggingface.keywords import OUR_KEYWORDS
 from l2pd_adapters.huggingface.models.model_info import local_folder
@@ -39,7 +40,6 @@ from l2pd_plugins.policy_attributes import description_of
 
 _POLICY = ("unmask_policy", "unmask_options")
 _INPUTS = (
-    "past_key_values",
     "logits_processor",
     "stopping_criteria",
     "pixel_values",
@@ -48,7 +48,7 @@ _INPUTS = (
     "decoder_input_ids",
     "self_conditioning_logits",
 )
-"""Arguments of transformers' loop in addition to prompts, streamer and settings."""
+"""Arguments of transformers' loop in addition to prompts, streamer, cache and settings."""
 
 _CHECKED = {
     name: GENERATE[name]
@@ -79,8 +79,13 @@ class DiffusionGemmaOutput(DiffusionGenerateOutput):
     pass for each canvas; `trace` is None.
     """
 
-    past_key_values: Any = None
-    """The cache, from which decoding can continue."""
+    cache: Any = None
+    """The cache of keys and values, from which decoding can continue."""
+
+    @property
+    def past_key_values(self) -> Any:
+        """`cache` under the name that it has in transformers before 5.24."""
+        return self.cache
 
 
 class PolicySampler(EntropyBoundSampler):
@@ -134,6 +139,19 @@ def decodes(model: Any) -> bool:
     return isinstance(model, DiffusionGemmaForBlockDiffusion)
 
 
+def cache_of(keywords: Mapping[str, Any]) -> Cache | None:
+    """The cache that decoding continues from, under either of transformers' names; None if none.
+
+    `cache` with any other value is a setting of other models. Raises L2PDError if
+    `past_key_values` has another value.
+    """
+    old = keywords.get("past_key_values")
+    if not isinstance(old, Cache | None):
+        raise L2PDError(f"past_key_values={short(old)}: expected a Cache of transformers")
+    new = keywords.get("cache")
+    return new if isinstance(new, Cache) else old
+
+
 def refuse_family(family: ModelFamily | None) -> None:
     """Raise L2PDError if a family is given: transformers decodes this model itself."""
     if family is not None:
@@ -165,6 +183,8 @@ def generate(
             f"generation_config is a {type(given).__name__}; expected "
             "DiffusionGemmaGenerationConfig"
         )
+    cache = cache_of(keywords)
+    keywords = {k: v for k, v in keywords.items() if k not in CACHE_NAMES or v is not cache}
     _refuse_unknown(keywords)
     keywords = {
         **keywords,
@@ -173,6 +193,8 @@ def generate(
     wanted, theirs = _split(model, given, keywords)
     if mask is not None:
         theirs["attention_mask"] = mask
+    if cache is not None:
+        theirs[CACHE] = cache
     context = ModelContext(
         name=name,
         block_length=model.config.canvas_length,
@@ -202,16 +224,16 @@ def generate(
         nfe=nfe,
         tokens_per_forward=length / nfe.clamp(min=1),
         configuration=_describe(model, name, policies, settings),
-        past_key_values=out.past_key_values,
+        cache=out[CACHE],
     )
 
 
 def _refuse_unknown(keywords: Mapping[str, Any]) -> None:
     """Raise L2PDError for keywords that this model does not support."""
     settings = [name for name in vars(DiffusionGemmaGenerationConfig()) if name[0] != "_"]
-    known = [*_POLICY, *_INPUTS, *settings]
+    known = [*_POLICY, *_INPUTS, CACHE, *settings]
     for keyword, value in keywords.items():
-        if keyword in known or value is None:
+        if (keyword in known and keyword not in CACHE_NAMES) or value is None:
             continue
         told = f"{keyword}={short(value)} is not supported by DiffusionGemma"
         if keyword in OUR_KEYWORDS:

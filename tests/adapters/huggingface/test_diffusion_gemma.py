@@ -17,8 +17,10 @@ from transformers.models.diffusion_gemma.generation_diffusion_gemma import (
 )
 
 from l2pd_adapters.huggingface import disable, enable, load
+from l2pd_adapters.huggingface.cache_names import CACHE, CACHE_NAMES
 from l2pd_plugins import L2PDError, UnmaskPolicy
 from tests.adapters.huggingface.dense_diffusion_gemma import DenseDiffusionGemma
+from tests.adapters.huggingface.silence import no_warnings
 
 CANVAS, VOCABULARY, END, STEPS = 8, 101, 96, 6
 T_MIN, T_MAX = 0.4, 0.8
@@ -152,9 +154,8 @@ def test_without_a_policy_it_decodes_as_transformers(stock, model, prompts):
         wanted = run(stock, prompts, seed)
         found = run(model, prompts, seed)
         assert torch.equal(found.sequences, wanted.sequences)
-        torch.testing.assert_close(
-            found.past_key_values.layers[0].keys, wanted.past_key_values.layers[0].keys
-        )
+        torch.testing.assert_close(found.cache.layers[0].keys, wanted[CACHE].layers[0].keys)
+        assert found.past_key_values is found.cache
     plain = run(model, prompts, return_dict_in_generate=False)
     assert torch.equal(plain, run(stock, prompts).sequences)
     assert wanted.sequences.shape == (2, 7 + 2 * CANVAS)
@@ -209,7 +210,7 @@ def by_hand(model, ids, mask, decide, canvases=2):
         seen = torch.cat([mask, torch.ones(len(ids), ids.shape[1] - prompt, dtype=mask.dtype)], 1)
         at = torch.arange(ids.shape[1], dtype=torch.int32)[None]
         model.model.encoder(
-            input_ids=ids, attention_mask=seen.bool(), past_key_values=cache, position_ids=at
+            input_ids=ids, attention_mask=seen.bool(), position_ids=at, **{CACHE: cache}
         )
         done = torch.zeros(len(ids), dtype=torch.bool)
         best = canvas
@@ -218,7 +219,7 @@ def by_hand(model, ids, mask, decide, canvases=2):
             logits = model(
                 decoder_input_ids=canvas,
                 self_conditioning_logits=before,
-                past_key_values=cache,
+                **{CACHE: cache},
                 decoder_attention_mask=torch.cat(
                     [seen.bool(), torch.ones(len(ids), CANVAS, dtype=torch.bool)], 1
                 ),
@@ -377,6 +378,7 @@ def test_a_failing_policy_leaves_the_model_as_it_was(stock, model, prompts):
         ({"num_beams": 4}, r"num_beams=4 is not supported by DiffusionGemma"),
         ({"block_length": 4}, "canvas_length"),
         ({"cache": "block"}, "cache_implementation"),
+        ({"past_key_values": "block"}, "past_key_values='block': expected a Cache"),
         ({"seed": 1}, "torch.manual_seed"),
         ({"max_denoising_steps": 0}, "max_denoising_steps"),
     ],
@@ -386,6 +388,20 @@ def test_unsupported_arguments_are_refused_before_any_forward(model, prompts, gi
     model.model.encoder.register_forward_pre_hook(lambda *_: pytest.fail("a forward pass"))
     with pytest.raises(L2PDError, match=words):
         model.generate(**prompts, **given)
+
+
+@pytest.mark.parametrize("name", CACHE_NAMES)
+def test_decoding_continues_from_a_cache(stock, model, prompts, name):
+    """Under either name, and without a warning."""
+    ids = prompts["input_ids"]
+    answers = []
+    for each, keyword in ((stock, CACHE), (model, name)):
+        with no_warnings(about="past_key_values"):
+            first = run(each, {"input_ids": ids}, max_new_tokens=CANVAS)
+            cached = {keyword: getattr(first, CACHE)}
+            answers.append(run(each, {"input_ids": first.sequences}, **cached).sequences)
+    assert torch.equal(*answers)
+    assert answers[0].shape[1] > ids.shape[1] + CANVAS
 
 
 def test_padding_on_the_right_is_refused(model, prompts):

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaModel, Qwen2Config, Qwen2Model, Qwen3Config, Qwen3Model
 
 from l2pd_adapters.huggingface import load
+from l2pd_adapters.huggingface.cache_names import CACHE
 from l2pd_adapters.huggingface.forward.bidirectional import BidirectionalForward
 from l2pd_adapters.huggingface.forward.kv_cache import CanvasCache
 from l2pd_adapters.huggingface.forward.layers import Layers
@@ -78,13 +79,13 @@ def test_the_cache_gets_the_same_as_from_the_decoder(kind, inputs):
         cache.write_all((0, COLUMNS), None)
     layers = Layers.of(decoder)
     layers(tokens, position_ids, slice(0, 2), caches[0])
-    decoder(input_ids=tokens, position_ids=position_ids, use_cache=True, past_key_values=caches[1])
+    decoder(input_ids=tokens, position_ids=position_ids, use_cache=True, **{CACHE: caches[1]})
     some, where = tokens.gather(1, columns) ^ 1, position_ids.gather(1, columns)
     for cache in caches:
         cache.write_some((0, COLUMNS), columns)
     found = layers(some, where, slice(0, 4), caches[0])
     wanted = decoder(
-        input_ids=some, position_ids=where, use_cache=True, past_key_values=caches[1]
+        input_ids=some, position_ids=where, use_cache=True, **{CACHE: caches[1]}
     ).last_hidden_state
     torch.testing.assert_close(found, wanted)
     for one, other in zip(caches[0].layers, caches[1].layers, strict=True):

@@ -14,8 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import linear, silu
 
 from l2pd_adapters.huggingface import load
+from l2pd_adapters.huggingface.cache_names import CACHE, CACHE_NAMES
 from l2pd_adapters.huggingface.models.llada2 import LLaDA2MoeConfig
 from l2pd_plugins import L2PDError
+from tests.adapters.huggingface.silence import no_warnings
 
 BLOCK = 4
 EXPERTS, GROUPS, BEST_GROUPS, CHOSEN = 8, 4, 2, 3
@@ -317,10 +319,13 @@ def test_logits_to_keep(model, prompts):
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
 
 
-def test_a_cache_of_finished_blocks_changes_nothing(model, prompts):
+@pytest.mark.parametrize("name", CACHE_NAMES)
+def test_a_cache_of_finished_blocks_changes_nothing(model, prompts, name):
     ids = left_padded(prompts[:1], 5)["input_ids"]
-    first = model(ids[:, : 2 * BLOCK], use_cache=True)
-    then = model(ids[:, 2 * BLOCK :], past_key_values=first.past_key_values)
+    with no_warnings():
+        first = model(ids[:, : 2 * BLOCK], use_cache=True)
+        then = model(ids[:, 2 * BLOCK :], **{name: first[CACHE]})
+    assert CACHE not in model(ids, use_cache=False)
     wanted = model(ids).logits[:, 2 * BLOCK :]
     torch.testing.assert_close(then.logits, wanted, rtol=0, atol=1e-5)
 

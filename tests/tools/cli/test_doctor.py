@@ -14,6 +14,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from l2pd_adapters.engines import ENGINES, SGLANG, VLLM
+from l2pd_adapters.huggingface.cache_names import CACHE
 from l2pd_adapters.tiny_models import folder_of
 
 LLADA: dict[str, Any] = {  # the fields of LLaDA-8B's config.json, with small numbers
@@ -104,8 +105,8 @@ def test_a_shipped_model(l2pd) -> None:
     assert report["mask_token"] == {"id": tokenizer.mask_token_id, "text": tokenizer.mask_token}
     assert report["end_of_text"] == [{"id": tokenizer.eos_token_id, "text": tokenizer.eos_token}]
     cache = model.model(input_ids=model.dummy_inputs["input_ids"][:1, :1], use_cache=True)
-    keys = cache.past_key_values.layers[0].keys
-    whole = 2 * len(cache.past_key_values.layers) * keys.numel() * keys.element_size() * 1000
+    keys = cache[CACHE].layers[0].keys
+    whole = 2 * len(cache[CACHE].layers) * keys.numel() * keys.element_size() * 1000
     assert report["cache_bytes_per_1000_tokens"]["float32"] == whole
 
 

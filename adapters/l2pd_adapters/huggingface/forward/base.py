@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from l2pd_adapters.families import ModelFamily
+from l2pd_adapters.huggingface.cache_names import cache_argument
 from l2pd_adapters.huggingface.forward.kv_cache import CanvasCache
 from l2pd_adapters.huggingface.forward.model_parts import parts_of
 from l2pd_plugins.block_layout import Attention
@@ -90,6 +91,7 @@ class Forward(ABC):
         self.model, self.family, self.kind = model, family, cache
         self.decoder, self.head = parts_of(model, family)
         self.cache: CanvasCache | None = None
+        self._cache_argument = cache_argument(type(self.decoder))
 
     @abstractmethod
     def hidden(self, view: CanvasView) -> Tensor:
@@ -108,7 +110,7 @@ class Forward(ABC):
 
     def _whole_decoder(self, tokens: Tensor, mask: Tensor | None, position_ids: Tensor) -> Tensor:
         """Hidden states of every column of a pass, by the model's own forward."""
-        cache = {} if self.cache is None else {"past_key_values": self.cache}
+        cache = {} if self.cache is None else {self._cache_argument: self.cache}
         out = self.decoder(
             input_ids=tokens,
             attention_mask=mask,

@@ -32,6 +32,8 @@ from transformers.models.glm4_moe.modeling_glm4_moe import (
     eager_attention_forward,
 )
 
+from l2pd_adapters.huggingface.cache_names import CACHE, CACHE_NAMES
+
 
 class LLaDA2MoeConfig(PreTrainedConfig):
     """The config of the hub's checkpoints; the defaults are those of LLaDA2.0-mini.
@@ -40,7 +42,7 @@ class LLaDA2MoeConfig(PreTrainedConfig):
     """
 
     model_type = "llada2_moe"
-    keys_to_ignore_at_inference = ("past_key_values",)
+    keys_to_ignore_at_inference = CACHE_NAMES
     attribute_map = {  # noqa: RUF012  (as transformers has it)
         "n_routed_experts": "num_experts",
         "num_local_experts": "num_experts",
@@ -131,18 +133,18 @@ class LLaDA2MoeAttention(nn.Module):
         hidden_states: Tensor,
         position_embeddings: tuple[Tensor, Tensor],
         attention_mask: Tensor | None,
-        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> Tensor:
         """hidden_states (B, T, D) -> (B, T, D)."""
+        cache: Cache | None = kwargs.pop(CACHE, None)
         shape = hidden_states.shape[:-1]
         projected = self.query_key_value(hidden_states).view(*shape, -1, self.head_dim)
         query, key, value = (part.transpose(1, 2) for part in projected.split(self.heads, dim=-2))
         query, key = apply_rotary_pos_emb(
             self.query_layernorm(query), self.key_layernorm(key), *position_embeddings
         )
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation or "eager", eager_attention_forward
         )
@@ -241,7 +243,7 @@ class LLaDA2MoePreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["LLaDA2MoeDecoderLayer"]  # noqa: RUF012  (as transformers has it)
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = list(CACHE_NAMES)  # noqa: RUF012
     _supports_sdpa = True
     _supports_attention_backend = True
     _keep_in_fp32_modules_strict = ["expert_bias"]  # noqa: RUF012
@@ -288,33 +290,37 @@ class LLaDA2MoeModel(LLaDA2MoePreTrainedModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
+        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> MoeModelOutputWithPast:
         """Hidden states (B, T, D) of input_ids (B, T).
 
         attention_mask is (B, S) with zeros on padding, from which the block-causal mask is made, or
         a mask (B, 1, T, S) that is used as it is. Positions, and with them the borders of the
-        blocks, are counted from a row's first token that is not padding.
+        blocks, are counted from a row's first token that is not padding. `past_key_values` is
+        another name of `cache`.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = self.word_embeddings(input_ids)
         assert inputs_embeds is not None
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-        of_keys = self._positions(inputs_embeds, attention_mask, past_key_values)
+        cache = past_key_values if cache is None else cache
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
+        named: dict[str, Any] = {CACHE: cache}
+        of_keys = self._positions(inputs_embeds, attention_mask, cache)
         if position_ids is None:
             position_ids = of_keys[:, -inputs_embeds.shape[1] :]
         mask = create_causal_mask(
             config=self.config,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
             block_sequence_ids=of_keys // self.config.block_length,
+            **named,
         )
         rotation = self.rotary_emb(inputs_embeds, position_ids)
         hidden_states = inputs_embeds
@@ -323,12 +329,10 @@ class LLaDA2MoeModel(LLaDA2MoePreTrainedModel):
                 hidden_states,
                 position_embeddings=rotation,
                 attention_mask=mask,
-                past_key_values=past_key_values,
+                **named,
                 **kwargs,
             )
-        return MoeModelOutputWithPast(
-            last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values
-        )
+        return MoeModelOutputWithPast(last_hidden_state=self.norm(hidden_states), **named)
 
     @staticmethod
     def _positions(embedded: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
@@ -356,7 +360,7 @@ class LLaDA2MoeModelLM(LLaDA2MoePreTrainedModel, GenerationMixin):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
@@ -368,14 +372,15 @@ class LLaDA2MoeModelLM(LLaDA2MoePreTrainedModel, GenerationMixin):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        named: dict[str, Any] = {CACHE: out[CACHE]} if CACHE in out else {}
         return MoeCausalLMOutputWithPast(
-            logits=self.lm_head(out.last_hidden_state[:, kept]), past_key_values=out.past_key_values
+            logits=self.lm_head(out.last_hidden_state[:, kept]), **named
         )
 
 
