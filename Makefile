@@ -14,7 +14,8 @@ STAMP := $(VENV)/.installed
 EXAMPLES := $(wildcard examples/*/pyproject.toml)
 EDITABLE_EXAMPLES := $(foreach example,$(EXAMPLES),-e ./$(dir $(example)))
 
-.PHONY: demo test lint docs browser frontier fuzz mutants sglang vllm soak filters clean
+.PHONY: demo test lint newest docs browser frontier fuzz mutants sglang vllm vllm-next interface soak \
+	filters clean
 .DEFAULT_GOAL := test
 
 demo: $(STAMP)
@@ -28,6 +29,17 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# Test the transformers adapter on the newest release in the declared range. Only what is newer is
+# installed, into a small environment on top of .venv: make newest NEWEST_TESTS=tests/FILE.py
+NEWEST_VENV := .venv-newest
+NEWEST_TESTS ?= tests/adapters/huggingface tests/tools/cli/test_export_generate.py
+newest: $(STAMP)
+	$(BIN)/python -m tests.engines.overlay $(NEWEST_VENV)
+	$(NEWEST_VENV)/bin/python -m pip install --disable-pip-version-check $(PIP_ARGS) --upgrade \
+		"$$($(BIN)/python -c 'from l2pd_adapters.engines import TRANSFORMERS as t; \
+			print(t.name + t.supported_range)')"
+	$(NEWEST_VENV)/bin/python -m pytest $(NEWEST_TESTS)
 
 # Build the site of docs/ in site/; a broken link or a docstring that cannot be parsed is an error.
 DOCS_STAMP := $(VENV)/.docs-installed
@@ -70,6 +82,30 @@ VLLM_VENV := .venv-vllm
 VLLM_STAMP := $(VLLM_VENV)/.installed
 vllm: $(VLLM_STAMP)
 	$(VLLM_VENV)/bin/python -m pytest $(RIGS)/vllm
+
+# The same suite on the Python files of another release, by default the newest, and the compiled
+# operators of .venv-vllm: make vllm-next VERSION=0.33.0 NEXT_TESTS=tests/engines/vllm/test_engine.py
+VLLM_NEXT_VENV := .venv-vllm-next
+VERSION :=
+NEXT_TESTS := $(RIGS)/vllm
+vllm-next: $(VLLM_STAMP)
+	rm -rf build/vllm-next
+	$(VLLM_VENV)/bin/python -m pip download --disable-pip-version-check $(PIP_ARGS) --no-deps \
+		--only-binary :all: --dest build/vllm-next "vllm$(addprefix ==,$(VERSION))"
+	$(VLLM_VENV)/bin/python -m tests.engines.vllm.next_release build/vllm-next/vllm-*.whl \
+		$(VLLM_NEXT_VENV)
+	rm -r build/vllm-next
+	$(VLLM_NEXT_VENV)/bin/python -m pip install --disable-pip-version-check $(PIP_ARGS) \
+		-r $(RIGS)/vllm/requirements-next.txt
+	L2PD_ANY_VLLM=1 $(VLLM_NEXT_VENV)/bin/python -m pytest $(NEXT_TESTS)
+
+# Whether a release has what an adapter uses, without installing it, by default the newest:
+# make interface ENGINE=vllm VERSION=0.33.0
+interface: $(STAMP)
+	@failed=0; for engine in $(ENGINE); do \
+		$(BIN)/python -m tests.engines.interface $$engine $(addprefix --version ,$(VERSION)) \
+			|| failed=1; \
+	done; exit $$failed
 
 # Mixed load on live servers, each answer compared: make soak MINUTES=20 ENGINE=sglang SEED=1
 ENGINE := sglang vllm
@@ -115,7 +151,7 @@ filters: $(STAMP)
 		--out $(POLICIES)/learn2pd_monotone
 
 clean:
-	rm -rf site $(VENV) $(SGLANG_VENV) $(VLLM_VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf site $(VENV) $(NEWEST_VENV) $(SGLANG_VENV) $(VLLM_VENV) $(VLLM_NEXT_VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml constraints.txt $(EXAMPLES)

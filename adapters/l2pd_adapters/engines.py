@@ -14,7 +14,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -114,7 +114,7 @@ class Engine:
         problem = self.version_problem()
         if problem:
             return problem
-        found = _changed(signatures, names)
+        found = changed(signatures, names)
         if not found:
             return ""
         return (
@@ -133,47 +133,83 @@ def _contains(supported: SpecifierSet, installed: str) -> bool:
         return not list(supported)
 
 
-def _changed(signatures: Mapping[str, Signature], names: Mapping[str, Sequence[str]]) -> list[str]:
-    found = []
+class Interface(Protocol):
+    """Where functions, classes and modules are looked up: what is installed, or a source."""
+
+    def find(self, name: str) -> Any:
+        """What has this full name. Raises ImportError or AttributeError if nothing has it."""
+        ...
+
+    def parameters(self, found: Any) -> tuple[str, ...]:
+        """Names of the parameters of a function, or of a class, without `self`. Raises as `find`
+        if it is neither."""
+        ...
+
+    def has(self, found: Any, name: str) -> bool:
+        """Whether a module or an object has the name; of a class, whether its instances have it."""
+        ...
+
+
+class Imported:
+    """What is installed, by importing it."""
+
+    find = staticmethod(pkgutil.resolve_name)
+
+    def parameters(self, found: Any) -> tuple[str, ...]:
+        try:
+            return tuple(inspect.signature(found).parameters)
+        except (TypeError, ValueError) as error:
+            raise AttributeError(str(error)) from error
+
+    def has(self, found: Any, name: str) -> bool:
+        """An instance also has a name as a field, or since a method of its class assigns it."""
+        if hasattr(found, name):
+            return True
+        if not isinstance(found, type):
+            return False
+        return any(
+            name in vars(each).get("__annotations__", ())
+            or name in vars(each).get("__dataclass_fields__", ())
+            or name in _assigned(each)
+            for each in found.__mro__
+        )
+
+
+def changed(
+    signatures: Mapping[str, Signature],
+    names: Mapping[str, Sequence[str]],
+    interface: Interface | None = None,
+) -> list[str]:
+    """What an adapter uses and an engine does not have, a line for each; see `incompatibility`.
+
+    interface: where to look; by default what is installed.
+    """
+    interface = interface or Imported()
+    lines = []
     for name, expected in signatures.items():
         try:
-            parameters = tuple(inspect.signature(pkgutil.resolve_name(name)).parameters)
+            parameters = interface.parameters(interface.find(name))
         except (ImportError, AttributeError) as error:
-            found.append(f"{name} is missing ({error})")
+            lines.append(f"{name} is missing ({error})")
             continue
         forms = [expected] if isinstance(expected, tuple) else expected
         if not any(_fits(parameters, form) for form in forms):
             shown = " or ".join(f"({', '.join(form)})" for form in forms)
-            found.append(f"{name} takes ({', '.join(parameters)}), not {shown}")
+            lines.append(f"{name} takes ({', '.join(parameters)}), not {shown}")
     for name, wanted in names.items():
         try:
-            owner = pkgutil.resolve_name(name)
+            owner = interface.find(name)
         except (ImportError, AttributeError) as error:
-            found.append(f"{name} is missing ({error})")
+            lines.append(f"{name} is missing ({error})")
             continue
-        found += [f"{name} has no {each}" for each in wanted if not _has(owner, each)]
-    return found
+        lines += [f"{name} has no {each}" for each in wanted if not interface.has(owner, each)]
+    return lines
 
 
 def _fits(parameters: tuple[str, ...], form: tuple[str, ...]) -> bool:
     if form[-1:] == ("...",):
         return parameters[: len(form) - 1] == form[:-1]
     return parameters == form
-
-
-def _has(owner: Any, name: str) -> bool:
-    """Whether a module or an object has the name; of a class, whether its instances have it: as a
-    field, or since one of its methods assigns it."""
-    if hasattr(owner, name):
-        return True
-    if not isinstance(owner, type):
-        return False
-    return any(
-        name in vars(each).get("__annotations__", ())
-        or name in vars(each).get("__dataclass_fields__", ())
-        or name in _assigned(each)
-        for each in owner.__mro__
-    )
 
 
 @functools.cache

@@ -20,7 +20,6 @@ import time
 import traceback
 import types
 import weakref
-from collections.abc import Iterator
 from http import HTTPStatus
 from pathlib import Path
 
@@ -30,21 +29,9 @@ import torch
 
 from l2pd_adapters import engines
 from l2pd_adapters.engines import Engine
-from l2pd_adapters.sglang import compatibility as sglang
-from l2pd_adapters.vllm import compatibility as vllm
+from tests.engines.interface import ADAPTERS, TABLES, imported_in, modules_of
 
 ROOT = Path(__file__).parents[2]
-ADAPTERS = ROOT / "adapters" / "l2pd_adapters"
-TABLES = {
-    "sglang": (
-        {**sglang.SIGNATURES, **sglang.HTTP_SIGNATURES},
-        {**sglang.NAMES, **sglang.HTTP_NAMES},
-    ),
-    "vllm": (
-        {**vllm.SIGNATURES, **vllm.DIFFUSION_GEMMA_SIGNATURES},
-        {**vllm.NAMES, **vllm.SERVER_NAMES, **vllm.DIFFUSION_GEMMA_NAMES},
-    ),
-}
 OTHERS = {
     "hf_config": "of transformers",
     "is_causal": "of a checkpoint's config",
@@ -104,22 +91,6 @@ def attributes_in(tree: ast.AST) -> set[str]:
             name = node.args[1]
             found |= {name.value} if isinstance(name, ast.Constant) else set()
     return {name for name in found if not name.startswith("__")}
-
-
-def imported_in(tree: ast.AST, engine: str) -> Iterator[str]:
-    """Full names of everything that a module imports from its engine."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            if node.module.partition(".")[0] == engine:
-                for alias in node.names:
-                    yield f"{node.module}.{alias.name}"
-        elif isinstance(node, ast.Import):
-            yield from (a.name for a in node.names if a.name.partition(".")[0] == engine)
-
-
-def modules_of(engine: str) -> dict[str, ast.AST]:
-    folder = ADAPTERS / engine
-    return {file.name: ast.parse(file.read_text()) for file in sorted(folder.glob("*.py"))}
 
 
 def listed(engine: str) -> set[str]:
@@ -218,6 +189,8 @@ def test_names_are_found_in_class_instance_and_bases(engine: Engine) -> None:
     assert "a_made_up_engine.Gone is missing" in engine.incompatibility(
         {}, {"a_made_up_engine.Gone": ()}
     )
+    said = engine.incompatibility({"a_made_up_engine.limit": ("first",)}, {})
+    assert "a_made_up_engine.limit is missing (5 is not a callable object)" in said
 
 
 @pytest.mark.parametrize(
