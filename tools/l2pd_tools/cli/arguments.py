@@ -8,13 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
-from l2pd_plugins import writing
+from l2pd_plugins import L2PDError, writing
 from l2pd_tools.cli.kinds import Adapter, Device, InFile, Kind, Model, OneOf, OutFile, Whole
 
 END_OF_TEXT_RULES = ("block", "predicted", "off")
 """Repeated here because the core's module imports torch."""
 CACHES = ("none", "prefix", "dual", "block")
 """Repeated here because the engine's module imports the engine."""
+FORMATS = ("table", "markdown", "csv", "json")
 MOST_POSITIONS = 2**20
 MOST_ROWS = 2**16
 MOST_PROMPTS = 10**9
@@ -35,7 +36,10 @@ def option(
     )
 
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON; short for --format json.")]
+Format = Annotated[
+    str | None, option(OneOf(FORMATS), "How to print.", "--format", show_default="table")
+]
 ModelName = Annotated[str, option(Model(), "A shipped model, a folder, or a hub id.", "--model")]
 AdapterName = Annotated[
     str | None,
@@ -73,6 +77,13 @@ PromptLimit = Annotated[
 JsonFile = Annotated[Path | None, option(OutFile(), "Also write the figures to this file as JSON.")]
 
 POLICY_HELP = "NAME[,key=value...], as in confidence_threshold,threshold=0.9."
+
+
+def format_of(form: str | None, as_json: bool) -> str:
+    """One of `FORMATS`, from --format and --json. Raises L2PDError if they contradict."""
+    if as_json and form not in (None, "json"):
+        raise L2PDError(f"--format {form} and --json exclude each other; give one")
+    return "json" if as_json else form or "table"
 
 
 def write_json(file: Path | None, figures: Any) -> None:

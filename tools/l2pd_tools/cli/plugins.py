@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from l2pd_plugins.errors import ANY_FAILURE, printable
+from l2pd_plugins.errors import ANY_FAILURE
 from l2pd_plugins.plugins import (
     find_policy,
     list_plugins,
@@ -24,16 +24,19 @@ from l2pd_plugins.plugins import (
 )
 from l2pd_plugins.policy import PolicySpec
 from l2pd_plugins.shown_values import shown
-from l2pd_tools.cli.arguments import AsJson
+from l2pd_tools.cli import tables
+from l2pd_tools.cli.arguments import AsJson, Format, format_of
 from l2pd_tools.cli.kinds import Line
+from l2pd_tools.cli.tables import Cell, Column, Styled
 
 _COLOURS = {"active": "green", "failed": "red", "disabled": "yellow"}
 
 
-def plugins(as_json: AsJson = False) -> None:
+def plugins(form: Format = None, as_json: AsJson = False) -> None:
     """List the installed plugins: whether each works, and why not."""
+    form = format_of(form, as_json)
     found = list_plugins()
-    if as_json:
+    if form == "json":
         rows = [
             {
                 "name": plugin.name,
@@ -47,19 +50,27 @@ def plugins(as_json: AsJson = False) -> None:
         ]
         typer.echo(json.dumps(rows, indent=2))
         return
-    _print_table(
-        ("name", "distribution", "version", "status", "reason", "policies"),
+    _print(
+        form,
         (
+            Column("name"),
+            Column("distribution"),
+            Column("version"),
+            Column("status"),
+            Column("reason", prose=True),
+            Column("policies", prose=True),
+        ),
+        [
             (
                 plugin.name,
                 plugin.distribution,
                 plugin.version,
-                (plugin.status, _COLOURS[plugin.status]),
+                Styled(plugin.status, _COLOURS[plugin.status]),
                 plugin.reason,
                 ", ".join(spec.name for spec in plugin.policies),
             )
             for plugin in found
-        ),
+        ],
     )
 
 
@@ -70,18 +81,33 @@ def policies(
             parser=Line("a policy's name"), help="Show this policy's description and options."
         ),
     ] = None,
+    form: Format = None,
     as_json: AsJson = False,
 ) -> None:
     """List the policies, or describe one of them with its options."""
+    form = format_of(form, as_json)
     if name is not None:
-        _describe(find_policy(name), as_json)
+        _describe(find_policy(name), form)
         return
     found = list_policies()
-    if as_json:
+    if form == "json":
         rows = [{"name": s.name, "summary": s.summary, "origin": s.origin} for s in found]
         typer.echo(json.dumps(rows, indent=2))
         return
-    _print_table(("name", "summary", "origin"), ((s.name, s.summary, s.origin) for s in found))
+    _print(
+        form,
+        (Column("name"), Column("summary", prose=True), Column("origin")),
+        [(s.name, s.summary, s.origin) for s in found],
+    )
+
+
+def _print(form: str, columns: Sequence[Column], rows: Sequence[Sequence[Cell]]) -> None:
+    if form == "markdown":
+        typer.echo(tables.markdown(columns, rows))
+    elif form == "csv":
+        typer.echo(tables.comma_separated(columns, rows))
+    else:
+        tables.print_listing(columns, rows)
 
 
 @dataclass(frozen=True)
@@ -92,12 +118,12 @@ class _Option:
     """Default value; None means that the option is required."""
 
 
-def _describe(spec: PolicySpec, as_json: bool) -> None:
+def _describe(spec: PolicySpec, form: str) -> None:
     factory = load_factory(spec)
     parameters = option_parameters(factory)
     options = None if parameters is None else [_option(p, factory) for p in parameters]
     description = _description(factory)
-    if as_json:
+    if form == "json":
         row = {
             "name": spec.name,
             "summary": spec.summary,
@@ -107,17 +133,19 @@ def _describe(spec: PolicySpec, as_json: bool) -> None:
         }
         typer.echo(json.dumps(row, indent=2))
         return
-    lines = (description or spec.summary).splitlines()
-    typer.echo("\n".join(map(_shown, [f"{spec.name} ({spec.origin})", "", *lines, ""])))
+    columns = (Column("option"), Column("type"), Column("default"))
+    rows = [(o.name, o.type, "required" if o.default is None else o.default) for o in options or ()]
+    if form != "table":
+        _print(form, columns, rows)
+        return
+    tables.print_text(f"{spec.name} ({spec.origin})\n\n{description or spec.summary}")
+    typer.echo()
     if options is None:
         typer.echo("Its options cannot be read from its signature.")
     elif not options:
         typer.echo("It has no options.")
     else:
-        _print_table(
-            ("option", "type", "default"),
-            ((o.name, o.type, "required" if o.default is None else o.default) for o in options),
-        )
+        _print(form, columns, rows)
 
 
 def _description(factory: Callable[..., Any]) -> str:
@@ -189,36 +217,3 @@ def _bounds(notes: Iterable[Any]) -> Iterator[str]:
                 value = getattr(bound, attribute, None)
                 if value is not None:
                     yield f"{sign} {value}"
-
-
-Cell = str | tuple[str, str]
-
-_LONGEST = 1000
-"""Greatest number of characters of a cell or a line; names and reasons come from third parties and
-may have any length.
-"""
-
-
-def _shown(text: str) -> str:
-    """The text as one line, with characters that this terminal cannot print escaped."""
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    return printable(text, _LONGEST).encode(encoding, "backslashreplace").decode(encoding)
-
-
-def _print_table(headers: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
-    """Print rows of text; a cell may be a pair of text and colour."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for header in headers:
-        table.add_column(header, overflow="fold")
-    for row in rows:
-        # Text, not str: rich would read brackets in reasons as markup.
-        cells = [
-            Text(_shown(cell)) if isinstance(cell, str) else Text(_shown(cell[0]), cell[1])
-            for cell in row
-        ]
-        table.add_row(*cells)
-    Console().print(table)
