@@ -37,7 +37,7 @@ from l2pd_adapters.huggingface.models.model_info import family_of, is_masked_lm
 from l2pd_adapters.tiny_models import heldout_prompts
 from l2pd_plugins import create_policy
 from l2pd_plugins.writing import write_text
-from l2pd_tools.evaluation.bootstrap import validity_difference
+from l2pd_tools.evaluation.intervals import validity_difference
 from l2pd_tools.evaluation.prompts import Prompt, read_prompts
 from l2pd_tools.evaluation.results import Evaluation
 from l2pd_tools.evaluation.run import evaluate

@@ -13,7 +13,7 @@ from l2pd_adapters.tiny_models import folder_of, heldout_prompts, shipped_models
 from l2pd_plugins.end_of_text import RULES
 from l2pd_tools.cli import arguments
 from l2pd_tools.cli.compare import DEMO_POLICIES
-from l2pd_tools.evaluation.bootstrap import validity_difference
+from l2pd_tools.evaluation.intervals import validity_difference
 from l2pd_tools.evaluation.prompts import read_prompts
 from l2pd_tools.evaluation.run import evaluate
 from l2pd_tools.tiny_world import TASKS

@@ -16,8 +16,8 @@ from l2pd_adapters.tiny_models import heldout_prompts
 from l2pd_plugins import L2PDError, UnmaskPolicy, create_policy
 from l2pd_plugins.plugins import option_parameters
 from l2pd_tools.cli.tune import grid
-from l2pd_tools.evaluation.bootstrap import validity_difference
 from l2pd_tools.evaluation.frontier import Point, fastest_within, on_frontier
+from l2pd_tools.evaluation.intervals import validity_difference
 from l2pd_tools.evaluation.prompts import read_prompts
 from l2pd_tools.evaluation.run import evaluate
 from l2pd_tools.evaluation.sweeps import default_sweep

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from random import Random
 
 import pytest
 import torch
@@ -14,9 +13,7 @@ from l2pd_adapters.huggingface import load
 from l2pd_adapters.huggingface.enabling import configuration_of
 from l2pd_adapters.tiny_models import heldout_prompts, shipped_models
 from l2pd_plugins import L2PDError, UnmaskPolicy, create_policy
-from l2pd_tools.evaluation.bootstrap import validity_difference
 from l2pd_tools.evaluation.prompts import Prompt, read_prompts
-from l2pd_tools.evaluation.results import Answer, Evaluation
 from l2pd_tools.evaluation.run import evaluate
 from l2pd_tools.evaluation.tasks import Task
 from l2pd_tools.tiny_world import TASKS
@@ -300,47 +297,6 @@ def test_a_model_that_is_not_enabled_is_refused(loaded) -> None:
 
     with pytest.raises(L2PDError, match="Plain is not enabled"):
         configuration_of(Plain(), unmask_policy="fixed_schedule", max_new_tokens=8)
-
-
-# the interval
-
-
-def scored(valid: list[bool | None], prefix: str = "") -> Evaluation:
-    return Evaluation(
-        tuple(
-            Answer(Prompt(f"{prefix}{i}", str(i)), (1,), (0,), 1, "", value, 1, 0, 0.1)
-            for i, value in enumerate(valid)
-        ),
-        "",
-    )
-
-
-def test_validity_difference_is_the_paired_bootstrap() -> None:
-    rng = Random(0)
-    first = [rng.random() < 0.9 for _ in range(200)]
-    second = [x and rng.random() < 0.9 for x in first]
-    interval = validity_difference(scored(first), scored(second))
-    assert interval is not None
-    differences = [a - b for a, b in zip(first, second, strict=True)]
-    assert interval.difference == pytest.approx(sum(differences) / 200)
-    drawn = sorted(sum(rng.choices(differences, k=200)) / 200 for _ in range(4000))
-    assert interval.low == pytest.approx(drawn[100], abs=0.011)
-    assert interval.high == pytest.approx(drawn[3900], abs=0.011)
-    # The interval is narrower than for two evaluations of different prompts.
-    assert interval.high - interval.low < 0.1
-    assert validity_difference(scored(first), scored(second)) == interval
-
-
-def test_validity_difference_at_its_edges() -> None:
-    same = validity_difference(scored([True, False]), scored([True, False]))
-    assert same is not None and (same.difference, same.low, same.high) == (0, 0, 0)
-    assert validity_difference(scored([None]), scored([None])) is None
-    half = validity_difference(scored([True, None]), scored([False, None]))
-    assert half is not None and half.difference == 1
-    with pytest.raises(L2PDError, match="same prompts"):
-        validity_difference(scored([True]), scored([True], prefix="x"))
-    with pytest.raises(L2PDError, match="same prompts"):
-        validity_difference(scored([True]), scored([True, True]))
 
 
 @pytest.mark.skipif("tiny-llada" not in shipped_models(), reason="tiny-llada is not here")

@@ -22,7 +22,7 @@ from l2pd_tools.policy_text import parse_policy
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from l2pd_tools.evaluation.bootstrap import Interval
+    from l2pd_tools.evaluation.intervals import Interval
 
 DEMO_POLICIES = (
     "fixed_schedule",
@@ -147,7 +147,7 @@ def _print_table(console: Console, rows: Sequence[Row]) -> None:
 
 def _print_configurations(console: Console, rows: Sequence[Row], file: str) -> None:
     """Below the tables: the configuration of each row, and the interval of its validity."""
-    from l2pd_tools.evaluation.bootstrap import validity_difference
+    from l2pd_tools.evaluation.intervals import validity_difference
 
     console.print()
     for number, row in enumerate(rows, start=1):
@@ -160,7 +160,7 @@ def _print_configurations(console: Console, rows: Sequence[Row], file: str) -> N
             console.print(
                 f"validity of {number} against 1: {100 * interval.difference:+.1f} points, "
                 f"{100 * interval.level:.0f} % interval {100 * interval.low:+.1f} to "
-                f"{100 * interval.high:+.1f} (paired bootstrap)",
+                f"{100 * interval.high:+.1f} ({interval.method})",
                 soft_wrap=True,
             )
     if any("reference" in row.policy.requires for row in rows):
@@ -215,7 +215,7 @@ def _print_example(console: Console, rows: Sequence[Row], tokenizer: Any) -> Non
 
 
 def _as_json(rows: Sequence[Row], file: str) -> dict[str, Any]:
-    from l2pd_tools.evaluation.bootstrap import validity_difference
+    from l2pd_tools.evaluation.intervals import validity_difference
 
     first = rows[0].result
 

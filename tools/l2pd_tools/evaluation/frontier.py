@@ -17,7 +17,7 @@ from typing import Any
 from l2pd_plugins import L2PDError, UnmaskPolicy
 from l2pd_plugins.policy_attributes import description_of, options_of, printable_name_of
 from l2pd_plugins.writing import require_writable, write_whole
-from l2pd_tools.evaluation.bootstrap import validity_difference
+from l2pd_tools.evaluation.intervals import validity_difference
 from l2pd_tools.evaluation.results import Evaluation
 
 _ROUNDING = 1e-9
@@ -42,7 +42,7 @@ class Point:
     otherwise of agreement.
     """
     interval: tuple[float, float] | None
-    """95 % interval of `lost`, a paired bootstrap over the prompts; None without checkers."""
+    """95 % interval of `lost`, see `validity_difference`; None without checkers."""
     nfe: float
     tokens_per_forward: float
     seconds: float
