@@ -91,6 +91,11 @@ def test_four_equal_prompts_say_little() -> None:
     assert high > 0.6
 
 
+def test_nine_losses_of_nine_differences_are_no_accident() -> None:
+    low, high = difference_of(0, 9, 30)
+    assert low < -0.3 < high < 0
+
+
 def test_many_differences_give_the_paired_bootstrap() -> None:
     rng = Random(0)
     first = [rng.random() < 0.9 for _ in range(300)]

@@ -30,14 +30,22 @@ class Interval:
 
 def share_interval(count: int, total: int, level: float = LEVEL) -> tuple[float, float]:
     """The exact interval of a share of which `count` of `total` were seen (Clopper and Pearson,
-    Biometrika 26, 1934). It covers the true share at least as often as `level` says.
+    Biometrika 26, 1934). It covers the true share at least as often as `level` says; of nothing
+    seen it is all shares.
     """
-    return _one_sided(count, total, (1 - level) / 2)
-
-
-def _one_sided(count: int, total: int, tail: float) -> tuple[float, float]:
-    """Lower and upper bound of a share, each wrong with at most the probability `tail`."""
+    tail = (1 - level) / 2
     return _lower(count, total, tail), 1 - _lower(total - count, total, tail)
+
+
+def _exact_difference(won: int, lost: int, total: int, level: float) -> tuple[float, float]:
+    """The bounds of a difference: how many prompts differ, times by how much more often they are
+    won than lost. Each of the two has an exact interval with half of the error.
+    """
+    level = (1 + level) / 2
+    differing = share_interval(won + lost, total, level)
+    won_low, won_high = share_interval(won, won + lost, level)
+    low, high = 2 * won_low - 1, 2 * won_high - 1
+    return low * differing[low < 0], high * differing[high > 0]
 
 
 def _lower(count: int, total: int, tail: float) -> float:
@@ -68,10 +76,9 @@ def validity_difference(
     """How much more often `first` is valid than `second` on the same prompts, as shares.
 
     Prompts that both got right, or both wrong, do not count for the difference. If fewer than
-    `FEW_DIFFERENCES` prompts do, the interval is exact but wide: the lower bound of the share that
-    only `first` got right, minus the upper bound of the share that only `second` did, and the
-    reverse (each of the four with a quarter of 1 - `level`). Otherwise it is a paired bootstrap:
-    percentiles of the difference under resampling of the prompts.
+    `FEW_DIFFERENCES` prompts do, the interval is exact: it holds the true difference at least as
+    often as `level` says. Otherwise it is a paired bootstrap: percentiles of the difference under
+    resampling of the prompts.
 
     None if no prompt has a checker. Raises L2PDError if the prompts differ.
     """
@@ -85,9 +92,8 @@ def validity_difference(
         return None
     difference = (won - lost) / count
     if won + lost < FEW_DIFFERENCES:
-        won_low, won_high = _one_sided(won, count, (1 - level) / 4)
-        lost_low, lost_high = _one_sided(lost, count, (1 - level) / 4)
-        return Interval(difference, won_low - lost_high, won_high - lost_low, level, "exact")
+        low, high = _exact_difference(won, lost, count, level)
+        return Interval(difference, low, high, level, "exact")
     # A prompt's difference is 1, -1 or 0, so resampling prompts means drawing from a multinomial.
     shares = [won / count, lost / count, (count - won - lost) / count]
     drawn = np.random.default_rng(seed).multinomial(count, shares, size=resamples)
