@@ -32,6 +32,14 @@ PROGRESS_RULES = ("argmax_if_empty", "always_top1", "leftmost_if_empty")
 """Progress rules: how a block with masks commits at least one position per step."""
 
 
+class StatisticNotRequired(L2PDError):
+    """A policy reads a statistic that its `requires` does not name."""
+
+    def __init__(self, asking: str, statistic: str) -> None:
+        super().__init__(f'{asking} reads {statistic}; add "{statistic}" to its requires')
+        self.statistic = statistic
+
+
 class _Statistic:
     """A field of `DenoisingStep` that is computed only for policies that require it."""
 
@@ -44,7 +52,7 @@ class _Statistic:
         value = _given(step, self._name)
         if value is None:
             asking = f"policy {step.policy!r}" if step.policy else "the policy"
-            raise L2PDError(f'{asking} reads {self._name}; add "{self._name}" to its requires')
+            raise StatisticNotRequired(asking, self._name)
         tensor: Tensor = value
         return tensor
 

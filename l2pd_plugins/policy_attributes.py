@@ -5,9 +5,12 @@ A policy is third-party code: its attributes may raise, or have any value.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import partial
 from inspect import getattr_static
 from pathlib import PurePath
@@ -49,13 +52,9 @@ class TraitError(Exception):
 def read_traits(policy: Any) -> Traits:
     """Raises TraitError, which names the attribute, its value and what is expected."""
     requires = _read(policy, "requires")
-    if issubclass(type(requires), str):  # not isinstance, which reads the value's __class__
-        said = shown(requires)
-        raise TraitError("requires", f"requires = {said} is a text; write frozenset({{{said}}})")
     needed = _guarded("requires", lambda: _set_of(requires))
     if needed is None or not needed <= STATISTICS:
-        choices = ", ".join(sorted(STATISTICS))
-        raise TraitError("requires", f"requires = {shown(requires)} must be a set out of {choices}")
+        raise TraitError("requires", _guarded("requires", lambda: _wrong_requires(requires)))
     edits = _read(policy, "edits")
     if type(edits) is not bool:
         raise TraitError("edits", f"edits = {shown(edits)} must be True or False")
@@ -75,6 +74,35 @@ def read_traits(policy: Any) -> Traits:
         name=name_of(policy),
         row_options=_read_row_options(policy),
     )
+
+
+def _wrong_requires(requires: Any) -> str:
+    """What is wrong with this value, and the line to write, if that can be guessed."""
+    said = f"requires = {shown(requires)}"
+    if issubclass(type(requires), str):  # not isinstance, which reads the value's __class__
+        given = re.findall(r"\w+", str.__str__(requires[:_LONGEST]))
+        problem = f"{said} is a text, not a set"
+    elif issubclass(type(requires), (set, frozenset, list, tuple)):
+        given = [name if issubclass(type(name), str) else "" for name in requires]
+        unknown = sorted(shown(name) for name in requires if name not in list(STATISTICS))
+        problem = (
+            f"{said} names {unknown[0]}, which is unknown" if unknown else f"{said} is not a set"
+        )
+    else:
+        given, problem = [], f"{said} is not a set"
+    meant = [
+        match
+        for name in given
+        for match in get_close_matches(name[:_LONGEST].lower(), STATISTICS, n=1)
+    ]
+    if meant and len(meant) == len(given):
+        return f"{problem}; write {requires_line(meant)}"
+    return f"{problem}; expected a set of names out of {', '.join(sorted(STATISTICS))}"
+
+
+def requires_line(names: Iterable[str]) -> str:
+    """The line of a policy that requires these statistics."""
+    return f"requires = frozenset({{{', '.join(json.dumps(name) for name in sorted(set(names)))}}})"
 
 
 def read_progress(policy: Any) -> str:

@@ -9,7 +9,7 @@ the host: shapes, types and version counters are known there.
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -98,7 +98,10 @@ class Runner:
     @property
     def told(self) -> str:
         """The form of the state, for messages."""
-        parts = [f"{n!r}: {dtype} (rows, {tuple(s)})" for n, (s, dtype, _) in self.form.items()]
+        parts = [
+            f"{name!r}: {dtype} ({', '.join(map(str, ('rows', *shape)))}) on {device}"
+            for name, (shape, dtype, device) in self.form.items()
+        ]
         return printable(f"the state {', '.join(parts) or '{}'}")
 
     def ask(
@@ -127,13 +130,15 @@ class Runner:
         if problem is not None:
             raise ContractError(problem)
         if not self.keeps_form(state, rows):
-            raise ContractError(f"left the state {_described(state)}; it began with {self.told}")
+            raise ContractError(self._difference(state, rows))
         return answer  # type: ignore[no-any-return]
 
     def keeps_form(self, state: State, like: Tensor) -> bool:
         """Whether a state still has its initial form, and as many rows as `like` (B, ...)."""
-        if len(state) != len(self.form):
-            return False
+        return len(state) == len(self.form) and not any(self._changed(state, like))
+
+    def _changed(self, state: State, like: Tensor) -> Iterator[str]:
+        """The names of tensors that are missing or have lost their initial form."""
         for name, (shape, dtype, device) in self.form.items():
             value = state.get(name)
             if (
@@ -145,8 +150,19 @@ class Runner:
                 or value.layout is not torch.strided
                 or value.requires_grad
             ):
-                return False
-        return True
+                yield name
+
+    def _difference(self, state: State, like: Tensor) -> str:
+        """How a state differs from its initial form."""
+        if state.keys() != self.form.keys():
+            left, began = (", ".join(map(repr, names)) or "none" for names in (state, self.form))
+            return printable(f"left the state with the names {left}; it began with {began}")
+        name = next(self._changed(state, like))
+        shape, dtype, device = self.form[name]
+        return printable(
+            f"left state {name!r} as {_described_value(state[name])}; "
+            f"it began as {dtype} {(len(like), *shape)} on {device}"
+        )
 
 
 def prepare(
@@ -251,7 +267,7 @@ def _new_state(policy: UnmaskPolicy, rows: int, like: Tensor) -> State:
         ):
             raise ContractError(
                 f"state {name!r} is {_described_value(value)}; expected a plain tensor on {device} "
-                f"with {rows} rows"
+                f"with {rows} rows, ({rows}, ...)"
             )
     return state
 
@@ -291,10 +307,6 @@ def _counted(tensors: Iterable[Tensor | None]) -> list[int] | None:
 def _changed(step: DenoisingStep, before: list[int] | None) -> list[str]:
     names = zip(_TENSORS, before or [], _versions(step) or [], strict=True)
     return [f"step.{name}" for name, was, is_ in names if was != is_]
-
-
-def _described(state: State) -> str:
-    return printable(", ".join(f"{n!r}: {_described_value(v)}" for n, v in state.items()) or "{}")
 
 
 def _described_value(value: Any) -> str:

@@ -5,9 +5,10 @@ as the base class of a test class, and ``python -m l2pd_plugins.testing module:C
 report. The last two need the extra ``l2pd-plugins[testing]``.
 """
 
-from l2pd_plugins.testing.checks import CHECKS, ConformanceError, Report, check_policy
+from l2pd_plugins.testing.checks import CHECKS
 from l2pd_plugins.testing.conformance import PolicyConformance
 from l2pd_plugins.testing.plugin import check_plugin
+from l2pd_plugins.testing.run import ConformanceError, Report, check_policy
 
 __all__ = [
     "CHECKS",

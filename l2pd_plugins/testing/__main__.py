@@ -30,7 +30,9 @@ def main(arguments: list[str]) -> int:
 
     suite.TestPolicy.make_policy = lambda self: factory(**options)  # type: ignore[method-assign]
     others = [text for text in rest if text not in pairs]
-    return int(pytest.main(["--pyargs", suite.__name__, "-p", "no:cacheprovider", *others]))
+    # Failures are printed whole; pytest's summary would cut each to the width of the terminal.
+    quiet = ["-q", "--no-header", "-rN", "-p", "no:cacheprovider"]
+    return int(pytest.main(["--pyargs", suite.__name__, *quiet, *others]))
 
 
 if __name__ == "__main__":

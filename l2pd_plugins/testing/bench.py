@@ -29,19 +29,24 @@ class Bench:
     factory: Factory
     length: int
 
+    @property
+    def model(self) -> ModelContext:
+        """The model for which policies are prepared."""
+        return ModelContext("kit", self.length, MASK, VOCABULARY)
+
     def policy(self) -> UnmaskPolicy:
-        """A new policy, prepared for a model with this bench's vocabulary."""
-        return bind_policy(self.factory(), ModelContext("kit", self.length, MASK, VOCABULARY))
+        """A new policy, prepared for the bench's model."""
+        return bind_policy(self.factory(), self.model)
 
     def start(
         self,
         policy: UnmaskPolicy | Sequence[UnmaskPolicy],
         rows: int,
         masks: int | None = None,
-        seed: int = 0,
+        seed: int | None = 0,
     ) -> BlockBatch:
         """Blocks with `masks` masks at their ends (all, by default), of one policy or of one policy
-        per row.
+        per row. Without a seed, the rows have no generators.
         """
         tokens = torch.full((rows, self.length), MASK)
         tokens[:, : self.length - (self.length if masks is None else masks)] = 3
@@ -50,7 +55,7 @@ class Bench:
             [policy] * rows if isinstance(policy, UnmaskPolicy) else policy,
             mask_token_id=MASK,
             reference=torch.zeros_like(tokens),
-            generators=generators(rows, seed),
+            generators=None if seed is None else generators(rows, seed),
         )
 
     def logits(self, rows: int, step: int, seed: int = 0) -> Tensor:
@@ -69,13 +74,13 @@ class Bench:
         return torch.stack(made)
 
     def decode(
-        self, policy: UnmaskPolicy, rows: int = 4, *, seed: int = 0, masks: int | None = None
+        self, policy: UnmaskPolicy, rows: int = 4, *, seed: int | None = 0, masks: int | None = None
     ) -> list[Tensor]:
         """Decode some blocks to their end; return the tokens (rows, L) after every step."""
         batch = self.start(policy, rows, masks, seed)
         history = []
         for step in range(self.length):
-            take_step(batch, self.logits(rows, step, seed))
+            take_step(batch, self.logits(rows, step, seed or 0))
             history.append(batch.tokens)
         return history
 

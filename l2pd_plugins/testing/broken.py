@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from l2pd_plugins.options import policy_options
 from l2pd_plugins.policy import DenoisingStep, ModelContext, UnmaskPolicy
 
 State = dict[str, Tensor]
@@ -52,6 +53,13 @@ class ChangingItsInput(UnmaskPolicy):
 
     def select(self, step: DenoisingStep, state: State) -> Tensor:
         return step.masked & (step.confidence.mul_(0.9) > 0.5)
+
+
+class ChangingItsInputUnseen(UnmaskPolicy):
+    """Works in place on the step's confidences, in a way that torch does not count."""
+
+    def select(self, step: DenoisingStep, state: State) -> Tensor:
+        return step.masked & (step.confidence.data.mul_(0.9) > 0.5)
 
 
 class NonDeterministic(UnmaskPolicy):
@@ -341,7 +349,7 @@ class ThresholdInItsState(_Threshold):
         return step.masked & (step.confidence >= state["limit"])
 
 
-class BranchingOnAThreshold(_Threshold):
+class BranchingOnThreshold(_Threshold):
     """Reads an option on the host that may have one value per row."""
 
     row_options = frozenset({"threshold"})
@@ -354,42 +362,128 @@ class BranchingOnAThreshold(_Threshold):
         return step.masked & (step.confidence >= limit)
 
 
+class Misspelt(_Threshold):
+    """Reads an attribute that a step does not have."""
+
+    def select(self, step: DenoisingStep, state: State) -> Tensor:
+        return step.masked & (step.confidnce > 0.7)  # type: ignore[attr-defined, no-any-return]
+
+
+class NeedingUnsaid(_Threshold):
+    """Reads a statistic that it does not require."""
+
+    requires = frozenset({"margin"})
+
+    def select(self, step: DenoisingStep, state: State) -> Tensor:
+        return step.masked & (step.entropy < 0.5) & (step.margin > 0.1)
+
+
+class NeedingMisspelt(_Threshold):
+    """Misspells what it requires."""
+
+    requires = frozenset({"entropie"})
+
+
+class NeedingText(_Threshold):
+    """Requires a text instead of a set."""
+
+    requires = "entropy"  # type: ignore[assignment]
+
+
+class NeedingAGenerator(_Threshold):
+    """Expects that every row has a generator."""
+
+    def select(self, step: DenoisingStep, state: State) -> Tensor:
+        length = step.masked.shape[1]
+        drawn = [torch.rand(length, generator=each) for each in step.generator]  # type: ignore[union-attr]
+        return step.masked & (torch.stack(drawn) < step.confidence)
+
+
+class LoopingOverRows(_Threshold):
+    """Decides about one row after the other."""
+
+    def select(self, step: DenoisingStep, state: State) -> Tensor:
+        rows = [masked & (c > 0.7) for masked, c in zip(step.masked, step.confidence, strict=True)]
+        return torch.stack(rows)
+
+
+class UntypedOption(_Threshold):
+    """Its option has no type."""
+
+    def __init__(self, limit=0.7) -> None:  # type: ignore[no-untyped-def]
+        self.limit = limit
+
+
+@policy_options
+class UnannotatedOption(_Threshold):
+    """The number in its body looks like an option, but is none."""
+
+    limit = 0.7
+
+
+class NeverMade(_Threshold):
+    """Cannot be created."""
+
+    def __init__(self) -> None:
+        raise FileNotFoundError("weights.safetensors")
+
+
+class FailingLater(_Threshold):
+    """Fails at its third step."""
+
+    def select(self, step: DenoisingStep, state: State) -> Tensor:
+        if int(step.step_index[0]) > 1:
+            raise IndexError("no third step")
+        return torch.zeros_like(step.masked)
+
+
 CAUGHT_BY: dict[type[UnmaskPolicy], str] = {
     Stuck: "makes_progress",
     Overwriting: "selects_only_masked",
     LeakingBetweenRows: "keeps_rows_apart",
     RememberingRequests: "forgets_requests",
-    ChangingItsInput: "leaves_its_input",
-    WritingToLogits: "leaves_its_input",
+    ChangingItsInput: "takes_a_step",
+    WritingToLogits: "takes_a_step",
+    ChangingItsInputUnseen: "leaves_its_input",
     Undescribed: "describes_itself",
     OddOptions: "describes_itself",
     FingerprintOfNumbers: "describes_itself",
     NonDeterministic: "is_deterministic",
     StateWithoutRows: "state_is_per_row",
     ThresholdInItsState: "takes_row_options",
-    BranchingOnAThreshold: "takes_row_options",
+    BranchingOnThreshold: "takes_row_options",
     UnknownRowOption: "says_what_it_needs",
     Unpicklable: "can_be_copied",
     ReadingBack: "reads_nothing_back",
-    NotBool: "answers_bool",
+    NotBool: "takes_a_step",
     Nameless: "names_itself",
     Unprintable: "names_itself",
     NeedingUnknown: "says_what_it_needs",
     NeedingRaises: "says_what_it_needs",
     UnknownProgress: "says_what_it_needs",
-    Sparse: "answers_bool",
-    Elsewhere: "answers_bool",
-    Exiting: "answers_bool",
-    Unreadable: "answers_bool",
-    UnboundForModel: "names_itself",
+    Sparse: "takes_a_step",
+    Elsewhere: "takes_a_step",
+    Exiting: "takes_a_step",
+    Unreadable: "takes_a_step",
+    UnboundForModel: "can_be_made",
     StateIsNoDict: "state_is_per_row",
     StateRequiresGrad: "state_is_per_row",
     StateIsSparse: "state_is_per_row",
-    StateChangesDtype: "state_keeps_its_form",
-    StateMoves: "state_keeps_its_form",
-    StateBecomesNumber: "state_keeps_its_form",
-    StateChangesNames: "state_keeps_its_form",
+    StateChangesDtype: "takes_a_step",
+    StateMoves: "takes_a_step",
+    StateBecomesNumber: "takes_a_step",
+    StateChangesNames: "takes_a_step",
     StateChangesLater: "state_keeps_its_form",
     StateRenamedLater: "state_keeps_its_form",
     StateReshapedLater: "state_keeps_its_form",
+    Misspelt: "takes_a_step",
+    NeedingUnsaid: "takes_a_step",
+    NeedingMisspelt: "says_what_it_needs",
+    NeedingText: "says_what_it_needs",
+    NeedingAGenerator: "bears_no_generator",
+    LoopingOverRows: "decides_all_rows_at_once",
+    UntypedOption: "declares_its_options",
+    UnannotatedOption: "declares_its_options",
+    NeverMade: "can_be_made",
+    FailingLater: "ends",
 }

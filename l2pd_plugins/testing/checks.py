@@ -8,13 +8,11 @@ Users see a check's name, and the first line of its docstring, which says what i
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import pickle
-import statistics
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import cached_property
 from inspect import getattr_static
 from pathlib import PurePath
@@ -22,31 +20,26 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from l2pd_plugins.blocks import BlockBatch
-from l2pd_plugins.errors import ANY_FAILURE, describe_error
+from l2pd_plugins.errors import ANY_FAILURE, L2PDError, PolicyRuntimeError
+from l2pd_plugins.plugins import option_parameters
 from l2pd_plugins.policy import DenoisingStep, RemaskingPolicy, UnmaskPolicy
 from l2pd_plugins.policy_attributes import TraitError, read_traits
-from l2pd_plugins.testing.bench import MASK, VOCABULARY, Bench, Factory, generators, same, take_step
-
-BLOCK_LENGTHS = (1, 2, 3, 7, 8, 32, 33, 256)
-"""Block lengths of the default run; a policy that is made for one length is tested with that one
-only.
-"""
+from l2pd_plugins.testing.bench import MASK, VOCABULARY, Bench, generators, same, take_step
 
 
-class ConformanceError(AssertionError):
-    """A policy breaks the contract; the message names every check that failed, and how."""
-
-
-@dataclass
-class Report:
-    """The result of each check."""
-
-    failures: dict[str, str] = field(default_factory=dict)
-    passed: list[str] = field(default_factory=list)
-    microseconds: float = 0.0
-    """Median time of a `select` for 8 blocks, on this machine."""
+def can_be_made(bench: Bench) -> None:
+    """The factory makes an UnmaskPolicy, and `for_model` returns one."""
+    made: Any = bench.factory()
+    assert isinstance(made, UnmaskPolicy), (
+        f"the factory made a {type(made).__name__}; expected an UnmaskPolicy"
+    )
+    bound: Any = made.for_model(bench.model)
+    assert isinstance(bound, UnmaskPolicy), (
+        f"for_model returned a {type(bound).__name__}; expected an UnmaskPolicy"
+    )
 
 
 def selects_only_masked(bench: Bench) -> None:
@@ -159,10 +152,12 @@ def survives_reordering(bench: Bench) -> None:
 def takes_row_options(bench: Bench) -> None:
     """With one value per row of its `row_options`, each row decodes as it does alone."""
     policy = bench.policy()
+    if not policy.row_options:
+        return
     policies = [_varied(policy, row) for row in range(4)]
     names = ", ".join(sorted(policy.row_options))
     batch = bench.start(policies, 4)
-    if len({group.runner.kind for group in batch._groups}) > 1 and names:
+    if len({group.runner.kind for group in batch._groups}) > 1:
         raise AssertionError(f"policies that differ in {names} differ in other attributes, too")
     singles = []
     for row in range(4):
@@ -197,21 +192,19 @@ def _varied(policy: UnmaskPolicy, times: int) -> UnmaskPolicy:
 
 
 def state_is_per_row(bench: Bench) -> None:
-    """Every tensor of the state has the batch as its first dimension, before and after a step."""
-    policy = bench.policy()
-    state = policy.init_state(3, bench.length, torch.device("cpu"))
+    """init_state gives a dict of dense tensors that have the batch as their first dimension."""
+    state: Any = bench.policy().init_state(3, bench.length, torch.device("cpu"))
     assert isinstance(state, dict), f"init_state returned {type(state).__name__}; expected a dict"
     for name, value in state.items():
-        assert type(value) is Tensor, f"state {name!r} is a {type(value).__name__}, no tensor"
+        assert type(value) is Tensor, (
+            f"state {name!r} is a {type(value).__name__}; expected a tensor of 3 rows, (3, ...)"
+        )
         plain = value.layout is torch.strided and value.device.type == "cpu"
         assert plain, f"state {name!r} is {value.layout} on {value.device}; expected dense on cpu"
-        assert not value.requires_grad, f"state {name!r} requires grad"
-    shapes = {name: tuple(value.shape) for name, value in state.items()}
-    for name, shape in shapes.items():
-        assert shape[:1] == (3,), f"state {name!r} has shape {shape} for 3 rows"
-    policy.select(_step_of(bench, policy, 3), state)
-    after = {name: tuple(value.shape) for name, value in state.items()}
-    assert after == shapes, f"select changed the state's shapes from {shapes} to {after}"
+        assert not value.requires_grad, f"state {name!r} requires grad; expected a plain tensor"
+        assert value.shape[:1] == (3,), (
+            f"state {name!r} has the shape {tuple(value.shape)} for 3 rows; expected (3, ...)"
+        )
 
 
 def forgets_requests(bench: Bench) -> None:
@@ -270,11 +263,12 @@ def describes_itself(bench: Bench) -> None:
 
 def says_what_it_needs(bench: Bench) -> None:
     """`requires`, `progress` and `edits` can be read, and hold what the contract knows."""
-    for policy in (bench.factory(), bench.policy()):
-        try:
-            read_traits(policy)
-        except TraitError as error:
-            raise AssertionError(f"{error.attribute}: {error.problem}") from error
+    try:
+        read_traits(bench.factory())
+    except TraitError as error:
+        said = error.problem
+        named = said if said.startswith(error.attribute) else f"{error.attribute}: {said}"
+        raise AssertionError(named) from error
 
 
 def state_keeps_its_form(bench: Bench) -> None:
@@ -295,19 +289,89 @@ def state_keeps_its_form(bench: Bench) -> None:
         )
 
 
-def answers_bool(bench: Bench) -> None:
-    """The answer is a dense bool tensor (B, L) on the step's device."""
+def takes_a_step(bench: Bench) -> None:
+    """A first step works: the answer is a dense bool tensor (B, L), the state keeps its form."""
+    first_step(bench, bench.policy(), 3)  # the core checks the answer and the state
+
+
+def declares_its_options(bench: Bench) -> None:
+    """Every option has an annotation, from which `policy_options` and servers take its type."""
+    policy = type(bench.factory())
+    if hasattr(policy, "__pydantic_fields__"):
+        for owner in policy.__mro__:
+            for name, value in _unannotated(owner, policy):
+                kind = type(value).__name__
+                raise AssertionError(
+                    f"{name} = {value!r} has no annotation, so it is no option; "
+                    f"write {name}: {kind} = {value!r}, or ClassVar[{kind}] for a constant"
+                )
+        return
+    for parameter in option_parameters(policy) or ():
+        assert parameter.annotation is not parameter.empty, (
+            f"option {parameter.name!r} has no annotation, so a server cannot check its values; "
+            f"write its type: {parameter.replace(annotation=_type_of(parameter))}"
+        )
+
+
+def _type_of(parameter: inspect.Parameter) -> type:
+    return type(parameter.default) if parameter.default not in (parameter.empty, None) else float
+
+
+def _unannotated(owner: type, policy: type) -> Iterator[tuple[str, Any]]:
+    """Public numbers and texts in a class's body that no class annotates."""
+    for name, value in vars(owner).items():
+        declared = any(name in vars(each).get("__annotations__", {}) for each in policy.__mro__)
+        plain = type(value) in (bool, int, float, str)
+        if plain and not declared and name.islower() and not name.startswith("_"):
+            yield name, value
+
+
+def bears_no_generator(bench: Bench) -> None:
+    """It decides where step.generator is None, or asks for a seed with an L2PDError."""
+    try:
+        bench.decode(bench.policy(), seed=None)
+    except PolicyRuntimeError as error:
+        if isinstance(error.__cause__, L2PDError):
+            return
+        raise AssertionError(
+            "step.generator is None where no seed was given, and the policy ignores that: "
+            f"{error.__cause__ or error}"
+        ) from error
+
+
+def decides_all_rows_at_once(bench: Bench) -> None:
+    """select and remask run as many tensor operations for many rows as for few: no loop over rows.
+
+    Drawing from the generators of the rows is not counted.
+    """
     policy = bench.policy()
-    step = _step_of(bench, policy, 3)
-    state = policy.init_state(3, bench.length, torch.device("cpu"))
-    answers = {method: getattr(policy, method) for method in _methods(policy)}
-    for method, ask in answers.items():
-        answer = ask(step, state)
-        kind = type(answer).__name__
-        assert type(answer) is Tensor, f"{method} returned {kind}; expected a tensor"
-        found = (answer.dtype, tuple(answer.shape), answer.device, answer.layout)
-        wanted = (torch.bool, tuple(step.masked.shape), step.masked.device, torch.strided)
-        assert found == wanted, f"{method} returned {found}; expected {wanted}"
+    counts = {}
+    for rows in (2, 6):
+        step = first_step(bench, policy, rows)
+        state = policy.init_state(rows, bench.length, torch.device("cpu"))
+        for method in _methods(policy):
+            with _Operations() as operations:
+                getattr(policy, method)(step, dict(state))
+            counts[method, rows] = operations.count
+    for method in _methods(policy):
+        few, many = counts[method, 2], counts[method, 6]
+        assert many <= few, (
+            f"{method} runs {few} tensor operations for 2 rows and {many} for 6; "
+            "decide about all rows with the same operations, without a loop over rows"
+        )
+
+
+class _Operations(TorchDispatchMode):
+    """Counts tensor operations, except random draws."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        draws = any(argument.name == "generator" for argument in func._schema.arguments)
+        self.count += not draws
+        return func(*args, **(kwargs or {}))
 
 
 def bears_bad_logits(bench: Bench) -> None:
@@ -364,11 +428,18 @@ def reads_nothing_back(bench: Bench) -> None:
     policy = bench.policy()
     if any(isinstance(v, (Tensor, torch.nn.Module)) for v in _deep_values(policy)):
         return  # its weights are real tensors, which cannot be combined with fake ones
-    step = _step_of(bench, policy, 2)
+    # Generators cannot draw fake numbers. A policy that does not decide without them is left to
+    # `bears_no_generator`.
+    step = first_step(bench, policy, 2).changed(generator=None)
     state = policy.init_state(2, bench.length, torch.device("cpu"))
+    try:
+        policy.select(step, dict(state))
+    except KeyboardInterrupt:
+        raise
+    except ANY_FAILURE:
+        return
     mode: Any = FakeTensorMode()
     faked = step.changed(
-        generator=None,
         **{
             name: mode.from_tensor(value)
             for name, value in vars(step).items()
@@ -388,18 +459,22 @@ def reads_nothing_back(bench: Bench) -> None:
 CHECKS: dict[str, Callable[[Bench], None]] = {
     check.__name__: check
     for check in (
+        can_be_made,
+        says_what_it_needs,
         names_itself,
         describes_itself,
-        says_what_it_needs,
-        answers_bool,
+        declares_its_options,
+        state_is_per_row,
+        takes_a_step,
+        state_keeps_its_form,
+        ends,
+        is_deterministic,
         selects_only_masked,
         leaves_its_input,
-        is_deterministic,
+        bears_no_generator,
         makes_progress,
-        ends,
         keeps_rows_apart,
-        state_is_per_row,
-        state_keeps_its_form,
+        decides_all_rows_at_once,
         survives_reordering,
         takes_row_options,
         forgets_requests,
@@ -412,93 +487,19 @@ CHECKS: dict[str, Callable[[Bench], None]] = {
 }
 """By name, in the order in which they run."""
 
-
-def run_check(name: str, factory: Factory, block_length: int) -> None:
-    """Run one check at one block length. Raises AssertionError, with the length, if it fails."""
-    try:
-        CHECKS[name](Bench(factory, block_length))
-    except KeyboardInterrupt:
-        raise
-    except ANY_FAILURE as error:
-        said = str(error) if type(error) is AssertionError else describe_error(error)
-        raise AssertionError(f"{said} (block_length={block_length})") from error
-
-
-def check_policy(
-    factory: Factory, *, block_lengths: tuple[int, ...] = BLOCK_LENGTHS, verbose: bool = True
-) -> Report:
-    """Run every check on the policies that `factory()` makes.
-
-    Prints a line per check and the time of a `select`, unless `verbose` is False. The longest
-    lengths run once each, so that it stays quick.
-
-    Raises ConformanceError, which names the checks that failed.
-
-        check_policy(lambda: create_policy("cora", threshold=0.7))
-    """
-    report = Report()
-    for name, check in CHECKS.items():
-        try:
-            for length in lengths_of(name, block_lengths):
-                run_check(name, factory, length)
-        except AssertionError as error:
-            report.failures[name] = str(error)
-        else:
-            report.passed.append(name)
-        if verbose:
-            failure = report.failures.get(name)
-            print(f"{name:20} {f'FAILED  {failure}' if failure else f'ok  {first_line(check)}'}")
-    if report.failures:
-        lines = "".join(f"\n  {name}: {why}" for name, why in report.failures.items())
-        raise ConformanceError(f"{len(report.failures)} of {len(CHECKS)} checks failed:{lines}")
-    report.microseconds = _time(factory, block_lengths)
-    if verbose:
-        print(f"select takes {report.microseconds:.0f} us for 8 blocks")
-    return report
+ESSENTIAL = (
+    "can_be_made",
+    "says_what_it_needs",
+    "state_is_per_row",
+    "takes_a_step",
+    "state_keeps_its_form",
+    "ends",
+    "is_deterministic",
+)
+"""If a policy fails one of these, the checks after it would fail for the same reason."""
 
 
-def lengths_of(name: str, block_lengths: tuple[int, ...]) -> tuple[int, ...]:
-    """The block lengths at which a check runs.
-
-    Checks that decode whole blocks several times would be slow at long lengths; `makes_progress`
-    needs enough steps for a policy to build up its history.
-    """
-    if name == "makes_progress":
-        return tuple(n for n in block_lengths if 4 <= n <= 32)
-    whole = (
-        "names_itself",
-        "describes_itself",
-        "says_what_it_needs",
-        "answers_bool",
-        "ends",
-        "state_is_per_row",
-        "reads_nothing_back",
-        "bears_few_masks",
-    )
-    if name in whole:
-        return block_lengths
-    return tuple(n for n in block_lengths if n <= 8) or (min(block_lengths),)
-
-
-def first_line(check: Callable[[Bench], None]) -> str:
-    """What a check verifies, in one line."""
-    return (check.__doc__ or "").splitlines()[0]
-
-
-def _time(factory: Factory, block_lengths: tuple[int, ...]) -> float:
-    bench = Bench(factory, 32 if 32 in block_lengths else max(block_lengths))
-    policy = bench.policy()
-    step = _step_of(bench, policy, 8)
-    state = policy.init_state(8, bench.length, torch.device("cpu"))
-    taken = []
-    for _ in range(20):
-        start = time.perf_counter()
-        policy.select(step, state)
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken) * 1e6
-
-
-def _step_of(bench: Bench, policy: UnmaskPolicy, rows: int) -> DenoisingStep:
+def first_step(bench: Bench, policy: UnmaskPolicy, rows: int) -> DenoisingStep:
     """A first step, as this policy would receive it."""
     step = take_step(bench.start(policy, rows), bench.logits(rows, 0)).step
     return step.changed(generator=generators(rows, seed=0))  # the outcome's step has none

@@ -6,7 +6,7 @@ from l2pd_plugins.discovery import PluginRefused, offered_policies
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.plugins import load_factory
 from l2pd_plugins.policy import PolicySpec
-from l2pd_plugins.testing.checks import ConformanceError
+from l2pd_plugins.testing.run import ConformanceError
 
 
 def check_plugin(plugin: object) -> tuple[PolicySpec, ...]:

@@ -431,8 +431,12 @@ def test_a_wrong_option_is_refused_by_name_value_and_choices(
     [
         ("broken", "raised RuntimeError: no weights"),
         ("abstract", "does not implement select"),
-        ("unknown_statistic", "must be a set out of ahead, committed"),
-        ("text_statistic", "requires = 'confidence' is a text; write frozenset({'confidence'})"),
+        ("unknown_statistic", "which is unknown; expected a set of names out of ahead, committed"),
+        (
+            "text_statistic",
+            "requires = 'confidence' is a text, not a set; "
+            'write requires = frozenset({"confidence"})',
+        ),
         ("unknown_progress", "progress = 'random_if_empty' must be one of argmax_if_empty"),
         ("not_a_policy", "made a dict, not an UnmaskPolicy"),
         ("number", "is not a class or function"),
