@@ -13,7 +13,8 @@ def check_plugin(plugin: object) -> tuple[PolicySpec, ...]:
     """The policies that a plugin offers: its module, or the object that its entry point names.
 
     Each policy is imported. Raises ConformanceError, with the reason that `l2pd plugins` or the
-    user of a policy would see.
+    user of a policy would see, or if a summary still begins with TODO, as `l2pd new-policy` writes
+    it.
 
         import my_package.plugin
 
@@ -26,4 +27,10 @@ def check_plugin(plugin: object) -> tuple[PolicySpec, ...]:
             load_factory(spec)
     except (PluginRefused, L2PDError) as error:
         raise ConformanceError(str(error)) from error
+    for spec in specs:
+        if spec.summary.startswith("TODO"):
+            raise ConformanceError(
+                f"policy {spec.name!r}: its summary is the template's, {spec.summary!r}; "
+                "say in one line which positions it unmasks"
+            )
     return specs

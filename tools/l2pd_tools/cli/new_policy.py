@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import keyword
 import re
+from datetime import date
 from pathlib import Path
 from string import Template
 from typing import Annotated
@@ -22,6 +23,8 @@ _TEMPLATE = Path(__file__).with_name("policy_template")
 _FILES = {
     "pyproject.toml.in": "pyproject.toml",
     "README.md.in": "README.md",
+    "LICENSE.in": "LICENSE",
+    "gitignore.in": ".gitignore",
     "src/__init__.py.in": "src/$module/__init__.py",
     "src/policy.py.in": "src/$module/policy.py",
     "tests/test_policy.py.in": "tests/test_policy.py",
@@ -39,12 +42,16 @@ def new_policy(
         Path | None, option(OutFolder(), "Folder to write to.", show_default="./NAME")
     ] = None,
 ) -> None:
-    """Write a distribution with a policy of your own: code, entry point, tests, README."""
+    """Write a distribution with a policy of your own: code, entry point, tests, README, LICENSE."""
     written = write_distribution(name, folder or Path(name))
     for file in written:
         typer.echo(file)
     root = folder or Path(name)
-    typer.echo(f"\nNext: pip install -e '{root}[test]' && pytest {root}")
+    summary, policy = (file for file in written if file.parent.parent.name == "src")
+    typer.echo(
+        f"\nNext: write your rule in {policy}, its summary in {summary}, then\n"
+        f"  pip install -e '{root}[test]' && pytest {root}"
+    )
 
 
 def write_distribution(name: str, folder: Path) -> list[Path]:
@@ -68,6 +75,7 @@ def write_distribution(name: str, folder: Path) -> list[Path]:
         "distribution": f"l2pd-policy-{name.replace('_', '-')}",
         "module": f"l2pd_policy_{name}",
         "versions": f">={__version__},<1",
+        "year": str(date.today().year),
         "class_name": "".join(part.capitalize() for part in name.split("_")),
     }
     require_place_for_folder(folder)
