@@ -14,8 +14,8 @@ STAMP := $(VENV)/.installed
 EXAMPLES := $(wildcard examples/*/pyproject.toml)
 EDITABLE_EXAMPLES := $(foreach example,$(EXAMPLES),-e ./$(dir $(example)))
 
-.PHONY: demo test lint newest docs browser frontier fuzz mutants sglang vllm vllm-next interface soak \
-	filters clean
+.PHONY: demo test lint newest docs newcomer browser frontier fuzz mutants sglang vllm vllm-next \
+	interface soak filters clean
 .DEFAULT_GOAL := test
 
 demo: $(STAMP)
@@ -45,6 +45,10 @@ newest: $(STAMP)
 DOCS_STAMP := $(VENV)/.docs-installed
 docs: $(DOCS_STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# Follow README.md and docs/ in a new environment with the built wheel, and make a newcomer's mistakes.
+newcomer: $(STAMP)
+	$(BIN)/python -m tests.newcomer
 
 # Test the pages of compare --html and l2pd demo in the system's browser.
 BROWSER_STAMP := $(VENV)/.browser-installed

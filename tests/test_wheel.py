@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 import sys
-import sysconfig
-import tempfile
 import textwrap
 from email.parser import Parser
 from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -19,13 +16,18 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from l2pd_tools.cli.new_policy import write_distribution
+from tests.fresh_environment import (
+    INSTALLED,
+    PIP,
+    QUIET,
+    ROOT,
+    build_wheel,
+    environment,
+    link_packages,
+    run,
+)
 
-ROOT = Path(__file__).parents[1]
-INSTALLED = Path(sysconfig.get_path("purelib"))
-"""The folder of this environment's packages."""
-PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
 PYRIGHT = Path(sys.executable).with_name("pyright")
-QUIET = ["--no-deps", "--no-build-isolation", "--quiet"]
 
 USER = """
     from typing import Any
@@ -107,37 +109,10 @@ WRONG = """
 """
 
 
-def run(*command: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a command that cannot import packages of this checkout."""
-    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return subprocess.run(
-        list(map(str, command)),
-        env={**kept, **environment},
-        cwd=tempfile.gettempdir(),
-        capture_output=True,
-        text=True,
-    )
-
-
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of this checkout."""
-    folder = tmp_path_factory.mktemp("wheel")
-    done = run(*PIP, "wheel", *QUIET, "--no-index", "--wheel-dir", folder, ROOT)
-    assert done.returncode == 0, done.stderr
-    (built,) = folder.glob("*.whl")
-    return built
-
-
-def environment(folder: Path, wheel: Path, others: Path) -> Path:
-    """The Python of a new environment that has the wheel, and the packages in `others`."""
-    done = run(sys.executable, "-m", "venv", "--without-pip", folder)
-    assert done.returncode == 0, done.stderr
-    (site,) = folder.glob("lib/python*/site-packages")
-    (site / "others.pth").write_text(f"{others}\n")  # the .pth files in it are not read
-    done = run(*PIP, "install", *QUIET, "--no-index", "--target", site, wheel)
-    assert done.returncode == 0, done.stderr
-    return folder / "bin" / "python"
+    return build_wheel(tmp_path_factory.mktemp("wheel"))
 
 
 def required(wheel: Path) -> set[str]:
@@ -170,17 +145,15 @@ def required(wheel: Path) -> set[str]:
 def base(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Python of an environment with the wheel and its requirements, without extras."""
     folder = tmp_path_factory.mktemp("base")
-    packages = folder / "packages"
-    packages.mkdir()
+    tops: set[str] = set()
     for name in required(wheel):
         try:
             files = distribution(name).files or []
         except PackageNotFoundError:
             continue
-        for top in {file.parts[0] for file in files} - {"..", "__pycache__"}:
-            if not (packages / top).exists():
-                (packages / top).symlink_to(INSTALLED / top)
-    return environment(folder / "venv", wheel, packages)
+        tops |= {file.parts[0] for file in files} - {"..", "__pycache__"}
+    link_packages(tops, folder / "packages")
+    return environment(folder / "venv", wheel, folder / "packages")
 
 
 @pytest.fixture(scope="module")
@@ -196,9 +169,31 @@ def test_every_package_has_types(wheel: Path) -> None:
         assert f"{package}/py.typed" in names
 
 
+def test_the_readme_of_the_wheel_has_no_link_that_needs_the_repository(wheel: Path) -> None:
+    with ZipFile(wheel) as archive:
+        (name,) = (n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
+        readme = Parser().parsestr(archive.read(name).decode()).get_payload()
+    targets = re.findall(r"\]\(([^)]+)\)", readme)
+    assert [target for target in targets if not target.startswith("https://")] == []
+    for path in re.findall(r"\(`([^`]+)` in the source distribution\)", readme):
+        assert (ROOT / path).exists(), path
+    assert "`docs/index.md` in the source distribution" in readme
+
+
+def test_the_readme_leads_to_the_repository_if_its_address_is_known() -> None:
+    spec = spec_from_file_location("hatch_build", ROOT / "hatch_build.py")
+    assert spec is not None and spec.loader is not None
+    hook = module_from_spec(spec)
+    spec.loader.exec_module(hook)
+    text = "[a](docs/a.md#b), [c](https://c.org), [d](#d)"
+    address = "https://example.org/x"
+    linked = f"[a]({address}/blob/main/docs/a.md#b), [c](https://c.org), [d](#d)"
+    assert hook.for_pypi(text, address) == linked
+
+
 def test_the_wheel_alone_is_enough_for_policies(base: Path, tmp_path: Path) -> None:
     write_distribution("demo_rule", tmp_path / "demo")
-    pip = [*PIP, "install", *QUIET, "--no-index", "--target", tmp_path / "site"]
+    pip = [*PIP, "install", *QUIET, "--target", tmp_path / "site"]
     package = run(*pip, tmp_path / "demo")
     assert package.returncode == 0, package.stderr
     code = f"""
@@ -224,8 +219,7 @@ def test_the_wheel_alone_is_enough_for_policies(base: Path, tmp_path: Path) -> N
 
 
 def test_the_wheel_alone_names_the_extra_of_the_command_line(base: Path) -> None:
-    command = next(base.parents[1].glob("lib/python*/site-packages/bin/l2pd"))
-    done = run(base, command, "policies")
+    done = run(base.with_name("l2pd"), "policies")
     said = 'the command l2pd needs typer, rich, transformers; pip install "l2pd-plugins[cli]"'
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {said}\n")
 
