@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from l2pd_adapters.tiny_models import heldout_prompts
 from l2pd_plugins import L2PDError, UnmaskPolicy, create_policy
 from l2pd_plugins.plugins import option_parameters
 from l2pd_tools.cli.tune import grid
-from l2pd_tools.evaluation.frontier import Point, fastest_within, on_frontier
+from l2pd_tools.evaluation.frontier import Point, draw, fastest_within, on_frontier
 from l2pd_tools.evaluation.intervals import validity_difference
 from l2pd_tools.evaluation.prompts import read_prompts
 from l2pd_tools.evaluation.run import evaluate
@@ -68,6 +69,41 @@ def test_points_are_what_evaluate_gives_on_tiny_llada(l2pd, tmp_path: Path) -> N
     assert figures["chosen"] == {"name": "confidence_threshold", "threshold": 0.9}
     assert "fastest: confidence_threshold,threshold=0.9 " in ended.stdout
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_picture_labels_its_settings_and_marks_the_chosen_one(tmp_path: Path) -> None:
+    import matplotlib
+
+    def point(threshold: float, quality: float, speed: float) -> Point:
+        return Point(
+            policy="confidence_threshold",
+            options={"threshold": threshold},
+            prompts=4,
+            validity=quality,
+            agreement=quality,
+            lost=1 - quality,
+            interval=(0.0, 0.5),
+            nfe=1 / speed,
+            tokens_per_forward=speed,
+            seconds=1.0,
+            by_kind={},
+            configuration="",
+        )
+
+    points = [point(0.5, 0.7, 9.0), point(0.7, 0.9, 6.0), point(0.9, 1.0, 5.0)]
+    texts = {}
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        for name, marks in (
+            ("plain", {}),
+            ("marked", {"labelled": True, "chosen": points[1]}),
+        ):
+            draw({"tiny": points}, tmp_path / f"{name}.svg", **marks)
+            drawn = (tmp_path / f"{name}.svg").read_text()
+            texts[name] = re.findall(r">([^<>]*threshold=[^<>]*)</text>", drawn)
+    assert texts["plain"] == []
+    # One label for each point in each of the two panels, and one line of the legend.
+    labels = [f"threshold={each}" for each in (0.5, 0.7, 0.9)]
+    assert sorted(texts["marked"]) == sorted([*labels, *labels, "chosen: threshold=0.7"])
 
 
 def test_without_checkers_agreement_counts(l2pd, small_model: Path, tmp_path: Path) -> None:

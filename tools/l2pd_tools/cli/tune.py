@@ -107,7 +107,7 @@ def tune(
         _print_choice(console, chosen, swept, lose)
     arguments.write_json(json_file, figures)
     if plot is not None:
-        draw({str(model): points}, plot)
+        draw({str(model): points}, plot, labelled=True, chosen=chosen)
 
 
 def grid(policy: str, values: Sequence[str]) -> list[UnmaskPolicy]:

@@ -136,11 +136,21 @@ def require_drawable(path: Path, called: str | None = None) -> None:
     require_writable(path, called)
 
 
-def draw(panels: Mapping[str, Sequence[Point]], path: str | Path) -> None:
+def draw(
+    panels: Mapping[str, Sequence[Point]],
+    path: str | Path,
+    *,
+    labelled: bool = False,
+    chosen: Point | None = None,
+) -> None:
     """Draw validity (if prompts have checkers) and agreement against tokens per forward.
 
     The picture has one column for each key, with one line for each policy. Bars are the intervals
     of the loss.
+
+    Args:
+        labelled: write each point's options beside it.
+        chosen: a point to mark with a ring.
 
     Raises L2PDError if matplotlib is not installed or the file cannot be written.
     """
@@ -174,6 +184,12 @@ def draw(panels: Mapping[str, Sequence[Point]], path: str | Path) -> None:
                     bars = [(100 * (high - lost), 100 * (lost - low)) for lost, low, high in ends]
                     below, above = zip(*bars, strict=True)
                     axes.errorbar(x, y, [below, above], fmt="none", ecolor=colour, elinewidth=0.7)
+                if chosen in line:
+                    at = line.index(chosen)
+                    ring = {"markersize": 13, "mfc": "none", "mec": "black", "mew": 1.5}
+                    axes.plot(x[at], y[at], "o", label=f"chosen: {chosen.setting}", **ring)
+                if labelled:
+                    _label(axes, line, x, y)
             axes.set(title=title, xlabel="tokens per forward", ylabel=f"{measure}, %")
             axes.grid(alpha=0.3)
     handles = {
@@ -184,3 +200,18 @@ def draw(panels: Mapping[str, Sequence[Point]], path: str | Path) -> None:
     figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize="small")
     require_drawable(Path(path))
     write_whole(Path(path), lambda temporary: figure.savefig(temporary, dpi=110))
+
+
+def _label(axes: Any, line: Sequence[Point], x: Sequence[float], y: Sequence[float]) -> None:
+    """Write the options beside each point, above and below in turns to keep near ones apart."""
+    for index, point in enumerate(line):
+        above = index % 2 == 0
+        axes.annotate(
+            point.setting,
+            (x[index], y[index]),
+            xytext=(4, 7 if above else -7),
+            textcoords="offset points",
+            va="bottom" if above else "top",
+            fontsize="x-small",
+        )
+    axes.margins(x=0.12, y=0.12)

@@ -63,9 +63,7 @@ def serve(
         share=False,
         quiet=True,
         css=_STYLE.read_text(encoding="utf-8"),
-        theme=gr.themes.Default(  # pyright: ignore[reportPrivateImportUsage]
-            font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-        ),
+        theme=_theme(),
         footer_links=[],
         app_kwargs={"middleware": [Middleware(_OnlyHere)]},
     )
@@ -79,9 +77,9 @@ def page(models: Sequence[str], load: Load) -> gr.Blocks:
         gr.Markdown("# Two unmask policies, side by side")
         with gr.Row():
             model = gr.Dropdown(list(models), value=models[0], label="Model")
-            prompt = gr.Dropdown(
-                examples, value=examples[1], label="Prompt", allow_custom_value=True, scale=3
-            )
+            held_out = gr.Dropdown(examples, value=examples[1], label="Held-out prompts", scale=3)
+        prompt = gr.Textbox(examples[1], label="Prompt", lines=2, max_lines=8)
+        held_out.input(lambda text: text, held_out, prompt, api_visibility="private")
         chosen: list[Any] = []
         with gr.Row():
             for side, default in (("Left", _BASELINE), ("Right", _OTHER)):
@@ -101,19 +99,33 @@ def page(models: Sequence[str], load: Load) -> gr.Blocks:
         with gr.Row():
             start = gr.Button("Decode", variant="primary")
             stop = gr.Button("Stop")
+        problem = gr.HTML(label="Problem")
         with gr.Row():
             shown = [gr.HTML(label=f"{side} decode") for side in ("Left", "Right")]
 
-        def run(*given: Any) -> Iterator[tuple[str, str]]:
+        def run(*given: Any) -> Iterator[tuple[str, str, str]]:
             try:
-                yield from race(load, *given)
+                for left, right in race(load, *given):
+                    yield left, right, ""
             except L2PDError as error:
-                shown_as_html = html.escape(str(error))
-                raise gr.Error(shown_as_html, duration=None, print_exception=False) from error
+                # Not gr.Error, which marks every output as failed.
+                yield "", "", f'<p class="l2pd-error" role="alert">{html.escape(str(error))}</p>'
 
-        running = start.click(run, [model, prompt, *chosen, tokens, pace], shown, api_name="decode")
+        given = [model, prompt, *chosen, tokens, pace]
+        running = start.click(run, given, [*shown, problem], api_name="decode")
         stop.click(None, cancels=[running], api_visibility="private")
     return made
+
+
+def _theme() -> Any:
+    """gradio's own, with the fonts of the system, and with hints of enough contrast."""
+    made = gr.themes.Default(  # pyright: ignore[reportPrivateImportUsage]
+        font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+    )
+    quiet: dict[str, Any] = {}
+    for name in ("block_info_text_color", "input_placeholder_color", "body_text_color_subdued"):
+        quiet |= {name: "*neutral_600", f"{name}_dark": "*neutral_300"}
+    return made.set(**quiet)
 
 
 def race(

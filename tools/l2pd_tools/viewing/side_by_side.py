@@ -92,6 +92,8 @@ def rendered(title: str, data: Mapping[str, Any]) -> str:
     written = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     parts = {
         "title": html.escape(title),
+        # Long names break after an underscore, not in the middle of a word.
+        "heading": html.escape(title).replace("_", "_<wbr>"),
         "security": (
             f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; "
             "img-src data:; base-uri 'none'; form-action 'none'"

@@ -49,9 +49,17 @@ function element(name, text, className) {
   return made;
 }
 
+/** A text that breaks after "_", "(" and ",", so that the words in names of policies stay whole. */
+function breakable(text) {
+  const made = document.createDocumentFragment();
+  for (const part of text.split(/(?<=[_(,=/])/)) made.append(part, element("wbr"));
+  return made;
+}
+
 function row(heading, cells) {
   const made = element("tr");
-  const head = element("th", heading);
+  const head = element("th");
+  head.append(breakable(heading));
   head.scope = "row";
   made.append(head);
   for (const cell of cells) {
@@ -76,7 +84,7 @@ class Side {
     byId("sides").append(article);
     const find = (selector) => article.querySelector(selector);
     this.policy = data.policies[index];
-    find("h2").textContent = this.policy.label;
+    find("h2").append(breakable(this.policy.label));
     this.figures = (name) => find(`[data-is="${name}"]`);
     this.done = find(".done span");
     this.state = find(".state");
@@ -287,6 +295,7 @@ function drawPosition() {
 
 function showPrompt(index) {
   pause();
+  const atEnd = view.step > 0 && view.step === lastStep();
   view.prompt = index;
   view.position = null;
   const prompt = data.prompts[index];
@@ -296,18 +305,18 @@ function showPrompt(index) {
   byId("step").max = lastStep();
   showVerdict(prompt.runs);
   showDifferences(prompt.runs);
-  go(lastStep());
+  go(atEnd ? lastStep() : 0);
 }
 
 function showVerdict(pair) {
   const passes = pair.map((run) => run.nfe);
   const fewer = passes[0] < passes[1] ? 0 : 1;
   const more = 1 - fewer;
-  byId("verdict").textContent = passes[0] === passes[1]
+  byId("verdict").replaceChildren(breakable(passes[0] === passes[1]
     ? `Both take ${plural(passes[0], "forward pass")}.`
     : `${data.policies[fewer].label} takes ${plural(passes[fewer], "forward pass")}, ` +
       `${data.policies[more].label} ${passes[more]}: ${(passes[more] / passes[fewer]).toFixed(1)} ` +
-      "times as many.";
+      "times as many."));
 }
 
 function showDifferences(pair) {
@@ -345,7 +354,8 @@ function showOverall() {
     ...data.policies.map((policy) => element("li", policy.configuration)),
   );
   for (const policy of data.policies) {
-    const head = element("th", policy.label);
+    const head = element("th");
+    head.append(breakable(policy.label));
     head.scope = "col";
     byId("differences-head").append(head);
   }
