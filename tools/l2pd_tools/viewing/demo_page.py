@@ -77,7 +77,9 @@ def page(models: Sequence[str], load: Load) -> gr.Blocks:
         gr.Markdown("# Two unmask policies, side by side")
         with gr.Row():
             model = gr.Dropdown(list(models), value=models[0], label="Model")
-            held_out = gr.Dropdown(examples, value=examples[1], label="Held-out prompts", scale=3)
+            held_out = gr.Dropdown(
+                examples, value=examples[1], label="Held-out prompts", scale=3, min_width=260
+            )
         prompt = gr.Textbox(examples[1], label="Prompt", lines=2, max_lines=8)
         held_out.input(lambda text: text, held_out, prompt, api_visibility="private")
         chosen: list[Any] = []
@@ -118,14 +120,22 @@ def page(models: Sequence[str], load: Load) -> gr.Blocks:
 
 
 def _theme() -> Any:
-    """gradio's own, with the fonts of the system, and with hints of enough contrast."""
+    """gradio's own, with the fonts of the system, and with enough contrast."""
     made = gr.themes.Default(  # pyright: ignore[reportPrivateImportUsage]
         font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
     )
-    quiet: dict[str, Any] = {}
-    for name in ("block_info_text_color", "input_placeholder_color", "body_text_color_subdued"):
-        quiet |= {name: "*neutral_600", f"{name}_dark": "*neutral_300"}
-    return made.set(**quiet)
+    colours: dict[str, Any] = {
+        "button_primary_background_fill": "*primary_700",
+        "button_primary_background_fill_hover": "*primary_800",
+    }
+    for name in (
+        "block_info_text_color",
+        "block_title_text_color",
+        "body_text_color_subdued",
+        "input_placeholder_color",
+    ):
+        colours |= {name: "*neutral_600", f"{name}_dark": "*neutral_300"}
+    return made.set(**colours)
 
 
 def race(
