@@ -78,6 +78,9 @@ class Newcomer:
             except RuntimeError as error:
                 return subprocess.CompletedProcess(words, 1, "", str(error))
             return subprocess.CompletedProcess(words, 0, "", "")
+        if "--watch" in words:  # refused in a pipe
+            code, shown = run_in_terminal(words, 80, self.folder, self.variables)
+            return subprocess.CompletedProcess(words, code, shown, "")
         command = ("python", "-m", *words) if words[0] == "pytest" else words
         return subprocess.run(
             command,
