@@ -124,9 +124,10 @@ def _theme() -> Any:
     made = gr.themes.Default(  # pyright: ignore[reportPrivateImportUsage]
         font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
     )
+    button = "button_primary_background_fill"
     colours: dict[str, Any] = {
-        "button_primary_background_fill": "*primary_700",
-        "button_primary_background_fill_hover": "*primary_800",
+        **dict.fromkeys((button, f"{button}_dark"), "*primary_700"),
+        **dict.fromkeys((f"{button}_hover", f"{button}_hover_dark"), "*primary_800"),
     }
     for name in (
         "block_info_text_color",
