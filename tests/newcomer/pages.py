@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,32 +44,28 @@ class Command:
         return shlex.join(self.words)
 
     def difference(self, output: str) -> str | None:
-        """How an output differs from what the page shows; None if it does not.
+        """What the page shows and a terminal does not; None if there is nothing.
 
-        The words are equal, in this order, and most numbers are: measured times never agree.
+        The words of the page are on the terminal, in this order, and most numbers are: measured
+        times never agree. The terminal also shows what the page leaves out.
         """
-        if self.printed is None:
-            return None
-        wanted, found = _split(self.printed), _split(output)
-        if wanted.words != found.words:
-            return f"the page shows\n{self.printed}\nand it prints\n{output}"
-        equal = sum(map(str.__eq__, wanted.numbers, found.numbers))
-        if self.page not in _RANDOM_NUMBERS and equal < 0.7 * len(wanted.numbers):
-            return f"the page shows the numbers {wanted.numbers} and it prints {found.numbers}"
+        words, numbers = _split(self.printed or "")
+        there, measured = _split(output)
+        left = iter(there)
+        missing = [word for word in words if word not in left]  # each search goes on from the last
+        if missing:
+            return f"the page shows {missing[0]!r}, and the terminal\n{output}"
+        equal = (Counter(numbers) & Counter(measured)).total()
+        if self.page not in _RANDOM_NUMBERS and equal < 0.7 * len(numbers):
+            return f"the page shows the numbers {numbers}, and the terminal\n{output}"
         return None
 
 
-@dataclass(frozen=True)
-class _Split:
-    words: list[str]
-    numbers: list[str]
-
-
-def _split(text: str) -> _Split:
-    words, numbers = [], []
-    for word in text.split():
-        (numbers if re.fullmatch(r"[-+]?\d[\d.]*,?", word) else words).append(word)
-    return _Split(words, numbers)
+def _split(text: str) -> tuple[list[str], list[str]]:
+    """The words and the numbers of a text."""
+    found = [word for word in text.split() if word != "..."]
+    numbers = [word for word in found if re.fullmatch(r"[-+]?\d[\d.]*,?", word)]
+    return [word for word in found if word not in numbers], numbers
 
 
 def commands() -> Iterator[tuple[Command, str | None]]:
