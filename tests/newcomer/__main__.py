@@ -27,6 +27,7 @@ from tests.newcomer.pages import commands
 from tests.newcomer.refusals import FAILING, KIT, REFUSED, write_files
 from tests.newcomer.terminal import run_in_terminal, widest
 
+PARTS = ("pages", "terminals", "mistakes")
 WIDTHS = (40, 80, 120)
 SHOWN = (
     "l2pd policies",
@@ -157,8 +158,9 @@ class Newcomer:
 def main() -> int:
     """Do everything; returns 1 if anything went wrong."""
     parser = argparse.ArgumentParser(prog="python -m tests.newcomer", description=__doc__)
-    parser.add_argument("--only", help="only commands of the pages that contain this text")
-    only = parser.parse_args().only
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--only", help="of the commands of the pages, those with this text")
+    asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="newcomer-") as name:
         root = Path(name)
         own = ("l2pd", "__editable__", "~")
@@ -168,9 +170,11 @@ def main() -> int:
         python = environment(root / "venv", build_wheel(root / "wheel"), root / "packages")
         (root / "work").mkdir()
         newcomer = Newcomer(python, root / "work")
-        newcomer.follow_the_pages(only)
-        if only is None:
+        if "pages" in asked.parts:
+            newcomer.follow_the_pages(asked.only)
+        if "terminals" in asked.parts:
             newcomer.look_at_terminals()
+        if "mistakes" in asked.parts:
             newcomer.make_mistakes()
     print(f"{len(newcomer.wrong)} findings")
     return bool(newcomer.wrong)
