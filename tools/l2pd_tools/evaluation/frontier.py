@@ -214,4 +214,4 @@ def _label(axes: Any, line: Sequence[Point], x: Sequence[float], y: Sequence[flo
             va="bottom" if above else "top",
             fontsize="x-small",
         )
-    axes.margins(x=0.12, y=0.12)
+    axes.margins(x=0.2, y=0.12)
