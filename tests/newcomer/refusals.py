@@ -13,7 +13,7 @@ REFUSED: tuple[tuple[tuple[str, ...], str], ...] = (
     (("l2pd", "compare", "--prompts", "missing.txt"), "missing.txt"),
     (("l2pd", "tune", "cora", "--prompts", "missing.txt"), "missing.txt"),
     (("l2pd", "generate", "--file", "prompts.csv"), "prompts.csv"),
-    (("l2pd", "compare", "--prompts", "latin.txt"), "latin.txt"),
+    (("l2pd", "compare", "--policy", "cora", "--prompts", "latin.txt"), "latin.txt"),
     (("l2pd", "generate", "Sort: ba", "--policy", "confidense_threshold"), "confidense_threshold"),
     (("l2pd", "generate", "Sort: ba", "--policy", "confidence_threshold,threshold=nan"), "nan"),
     (("l2pd", "generate", "Sort: ba", "--policy", "confidence_threshold,treshold=1"), "treshold"),
