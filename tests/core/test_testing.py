@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from l2pd_plugins import L2PDError, UnmaskPolicy, create_policy
+from l2pd_plugins.policy_attributes import TraitError, read_traits
 from l2pd_plugins.testing import CHECKS, ConformanceError, PolicyConformance, check_policy, suite
 from l2pd_plugins.testing.__main__ import main
 from l2pd_plugins.testing.broken import (
@@ -91,6 +92,28 @@ def test_the_line_that_failed_is_named():
 def test_a_failure_says_what_to_write(broken, words):
     with pytest.raises(ConformanceError, match=re.escape(words)):
         check_policy(broken, block_lengths=(8,))
+
+
+@pytest.mark.parametrize(
+    ("requires", "words"),
+    [
+        (
+            "entropie, margins",
+            'is a text, not a set; write requires = frozenset({"entropy", "margin"})',
+        ),
+        (["entropy"], 'is not a set; write requires = frozenset({"entropy"})'),
+        ({"Entropy", "margin"}, "names 'Entropy', which is unknown; write requires = frozenset("),
+        ({"mood"}, "names 'mood', which is unknown; expected a set of names out of ahead, "),
+        ({7}, "names 7, which is unknown; expected a set of names"),
+        ([["entropy"]], "names ['entropy'], which is unknown; expected a set of names"),
+        (None, "requires = None is not a set; expected a set of names"),
+    ],
+)
+def test_a_wrong_requires_says_what_to_write(requires, words):
+    policy = create_policy("confidence_threshold")
+    object.__setattr__(policy, "requires", requires)
+    with pytest.raises(TraitError, match=re.escape(words)):
+        read_traits(policy)
 
 
 class Drawing(UnmaskPolicy):
