@@ -46,6 +46,8 @@ def run_in_terminal(
 
 
 def widest(text: str) -> int:
-    """Terminal cells of the widest line; what a carriage return overwrites does not count."""
-    lines = (line.rpartition("\r")[2] for line in text.splitlines())
-    return max(map(cell_len, lines), default=0)
+    """Terminal cells of the widest line of a table. What a carriage return overwrites does not
+    count, and neither does the line of a configuration, which is text.
+    """
+    lines = (line.rpartition("\r")[2] for line in text.split("\n"))
+    return max((cell_len(line) for line in lines if "model=" not in line), default=0)
