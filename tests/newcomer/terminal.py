@@ -20,8 +20,8 @@ _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07")
 def run_in_terminal(
     command: Sequence[str], width: int, cwd: Path, environment: Mapping[str, str]
 ) -> tuple[int, str]:
-    """The exit code, and what a terminal of this width shows: stdout and stderr, without escape
-    sequences.
+    """The exit code, and what a terminal of this width shows in the end: stdout and stderr, without
+    escape sequences.
     """
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, width, 0, 0))
@@ -41,13 +41,12 @@ def run_in_terminal(
             break
         parts.append(part)
     os.close(ours)
-    text = _ESCAPES.sub("", b"".join(parts).decode(errors="replace"))
-    return started.wait(), text.replace("\r\n", "\n")
+    text = _ESCAPES.sub("", b"".join(parts).decode(errors="replace")).replace("\r\n", "\n")
+    # What a progress bar draws is overwritten after a carriage return.
+    lines = (line.rpartition("\r")[2] for line in text.split("\n"))
+    return started.wait(), "\n".join(lines)
 
 
 def widest(text: str) -> int:
-    """Terminal cells of the widest line of a table. What a carriage return overwrites does not
-    count, and neither does the line of a configuration, which is text.
-    """
-    lines = (line.rpartition("\r")[2] for line in text.split("\n"))
-    return max((cell_len(line) for line in lines if "model=" not in line), default=0)
+    """Terminal cells of the widest line, without the lines of configurations, which are no table."""
+    return max((cell_len(line) for line in text.split("\n") if "model=" not in line), default=0)
