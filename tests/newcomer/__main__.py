@@ -25,7 +25,7 @@ from l2pd_plugins import list_policies
 from tests.fresh_environment import INSTALLED, build_wheel, environment, install, link_packages
 from tests.newcomer.pages import commands
 from tests.newcomer.refusals import FAILING, KIT, REFUSED, write_files
-from tests.newcomer.terminal import run_in_terminal, widest
+from tests.newcomer.terminal import run_in_terminal, table_in, widest
 
 PARTS = ("pages", "terminals", "mistakes")
 WIDTHS = (40, 80, 120)
@@ -123,7 +123,7 @@ class Newcomer:
                 with self.trying(f"{width} columns: {text}"):
                     code, shown = run_in_terminal(words, width, self.folder, self.variables)
                     self._judge(code, shown, expected)
-                    if text in TABLES and (found := widest(shown)) > width:
+                    if text in TABLES and (found := widest(table_in(shown))) > width:
                         self.wrong.append(f"a line has {found} columns:\n{shown}")
             with self.trying(f"piped: {text}"):
                 done = self.run(tuple(words))
@@ -132,7 +132,8 @@ class Newcomer:
                     self.wrong.append("escape sequences in a pipe")
 
     def _judge(self, code: int, shown: str, expected: list[str]) -> None:
-        missing = [name for name in expected if name not in shown]
+        table = "\n".join(table_in(shown))
+        missing = [name for name in expected if name not in table]
         if code or missing:
             self.wrong.append(f"exit code {code}, broken names {missing}:\n{shown}")
 

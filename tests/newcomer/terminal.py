@@ -47,6 +47,11 @@ def run_in_terminal(
     return started.wait(), "\n".join(lines)
 
 
-def widest(text: str) -> int:
-    """Terminal cells of the widest line, without the lines of configurations, which are no table."""
-    return max((cell_len(line) for line in text.split("\n") if "model=" not in line), default=0)
+def table_in(text: str) -> list[str]:
+    """The lines of an output without those of configurations and of a progress bar."""
+    return [line for line in text.split("\n") if "model=" not in line and "decoding:" not in line]
+
+
+def widest(lines: list[str]) -> int:
+    """Terminal cells of the widest line."""
+    return max(map(cell_len, lines), default=0)
