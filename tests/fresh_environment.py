@@ -50,8 +50,11 @@ def environment(folder: Path, wheel: Path, others: Path) -> Path:
 
 
 def install(python: Path, *what: str | Path) -> None:
-    """Install distributions into an environment, without what they require."""
-    _run_pip("--python", python, "install", *QUIET, *what)
+    """Install distributions into an environment, without what they require.
+
+    What it only borrows from this environment is neither taken for installed nor removed.
+    """
+    _run_pip("--python", python, "install", "--ignore-installed", *QUIET, *what)
 
 
 def link_packages(names: Iterable[str], folder: Path) -> None:
