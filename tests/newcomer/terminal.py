@@ -10,6 +10,7 @@ import struct
 import subprocess
 import termios
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 
 from rich.cells import cell_len
@@ -48,8 +49,11 @@ def run_in_terminal(
 
 
 def table_in(text: str) -> list[str]:
-    """The lines of an output without those of configurations and of a progress bar."""
-    return [line for line in text.split("\n") if "model=" not in line and "decoding:" not in line]
+    """The lines of an output up to the configurations, after which there is only text; without the
+    line of a progress bar.
+    """
+    lines = takewhile(lambda line: "model=" not in line, text.split("\n"))
+    return [line for line in lines if not line.startswith("decoding:")]
 
 
 def widest(lines: list[str]) -> int:
