@@ -31,8 +31,8 @@ from typing import Any
 from measuring import Times, device_of, output, positive, run_script, write
 from rich.console import Console
 
+from l2pd_adapters.families import CACHES
 from l2pd_adapters.huggingface.enabling import configuration_of
-from l2pd_adapters.huggingface.forward import CACHES
 from l2pd_adapters.huggingface.models.model_info import family_of, is_masked_lm
 from l2pd_adapters.tiny_models import heldout_prompts
 from l2pd_plugins import create_policy

@@ -5,10 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from l2pd_plugins.block_layout import Attention
 from l2pd_plugins.errors import L2PDError
+
+CacheKind = Literal["none", "prefix", "dual", "block"]
+CACHES: dict[Attention, tuple[CacheKind, ...]] = {
+    "bidirectional": ("none", "prefix", "dual"),
+    "block_causal": ("block", "none"),
+}
+"""The cache choices for each kind of attention, the default first."""
 
 
 @dataclass(frozen=True)

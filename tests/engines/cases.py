@@ -55,7 +55,9 @@ def some_cancelled(cases):
     return [(rng.choice(cases), i in cancelled) for i in range(500)]
 
 
-def decoded(model_name, requests, max_new_tokens, *, dtype=torch.float32, ignores_end=False):
+def decoded(
+    model_name, requests, max_new_tokens, *, dtype=torch.float32, ignores_end=False, cache=None
+):
     """The cases of these (prompt, policy), decoded by transformers. ignores_end: the answers
     continue after the end of text, and have max_new_tokens tokens each."""
     model, tokenizer = load(model_name, dtype=dtype)
@@ -75,6 +77,7 @@ def decoded(model_name, requests, max_new_tokens, *, dtype=torch.float32, ignore
             max_new_tokens=max_new_tokens,
             unmask_policy=[policy for _, policy in batch],
             end_of_text="off" if ignores_end else "block",
+            cache=cache,
             return_dict_in_generate=True,
         )
         answers = out.sequences[:, inputs["input_ids"].shape[1] :].tolist()

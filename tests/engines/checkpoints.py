@@ -36,6 +36,20 @@ def random_sdar(folder, block_length=8):
     )
 
 
+def random_bidirectional(folder, block_length=32, ends=(EOT,)):
+    """The same for a bidirectional model, whose answers caches change. ends: the tokens that end a
+    text."""
+    return _written(
+        Qwen3ForCausalLM,
+        folder,
+        std=0.25,
+        generation_config=GenerationConfig(eos_token_id=list(ends), pad_token_id=EOT),
+        mask_token_id=MASK,
+        block_length=block_length,
+        is_causal=False,
+    )
+
+
 def _written(architecture, folder, *, std=None, generation_config=None, **more):
     config = Qwen3Config(
         **DECODER | {"intermediate_size": 128},

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from l2pd_adapters.families import ModelFamily
+from l2pd_adapters.families import CACHES, CacheKind, ModelFamily
 from l2pd_adapters.huggingface.checking import (
     DRAWING,
     GENERATE,
@@ -21,7 +21,7 @@ from l2pd_adapters.huggingface.checking import (
     Whole,
     check,
 )
-from l2pd_adapters.huggingface.forward import CACHES, LOOKING_AHEAD, CacheKind
+from l2pd_adapters.huggingface.forward import LOOKING_AHEAD
 from l2pd_adapters.huggingface.models.lora import ADAPTER
 from l2pd_adapters.huggingface.models.model_info import (
     block_length_of,

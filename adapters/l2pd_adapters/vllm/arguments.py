@@ -46,8 +46,8 @@ def install() -> None:
             "--decoding-plugin-config",
             type=_json_object,
             metavar="JSON",
-            help="Options of that policy, and block_length, end_of_text, suppress_mask; such as "
-            """'{"threshold": 0.8}'.""",
+            help="Options of that policy, and block_length, cache, end_of_text, suppress_mask; "
+            """such as '{"threshold": 0.8}'.""",
         )
         return add(parser)
 

@@ -19,17 +19,24 @@ from vllm.config.scheduler import SchedulerConfig
 from vllm.logger import init_logger
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 
-from l2pd_adapters.families import block_length_of, mask_token_of
+from l2pd_adapters.families import CacheKind, block_length_of, mask_token_of
 from l2pd_adapters.vllm.compatibility import incompatibility, incompatibility_of_diffusion_gemma
-from l2pd_adapters.vllm.settings import KEY, attach, attach_to_noise
+from l2pd_adapters.vllm.passes import Passes
+from l2pd_adapters.vllm.settings import (
+    KEY,
+    VllmServer,
+    attach,
+    attach_to_noise,
+    passes_asked,
+)
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.plugins import list_policies
 
 logger = init_logger(f"vllm.{__name__}")  # as vLLM's own are set up
 
 _SEQUENCES = 8
-"""Default of --max-num-seqs for a bidirectional model: this many whole sequences are computed in
-one forward pass.
+"""This many whole sequences of a bidirectional model are computed in one forward pass, unless
+--max-num-seqs says otherwise.
 """
 
 _SCHEDULERS = "l2pd_adapters.vllm.scheduler"
@@ -61,21 +68,27 @@ class DiffusionModel(VerifyAndUpdateConfig):
             )
         diffusion = vllm_config.diffusion_config
         named = None if diffusion is None else diffusion.canvas_length
+        scheduler = vllm_config.scheduler_config
         with _errors_in_one_line():
-            cls.choose_rows(vllm_config)
-            rows = vllm_config.scheduler_config.max_num_seqs
+            passes, cache = passes_asked(vllm_config.model_config, asked, named)
+            cls.choose_rows(vllm_config, passes, cache)
+            rows = scheduler.max_num_seqs
             settings = attach(vllm_config.model_config, asked, named, rows=rows)
-        length = settings.model.block_length
-        vllm_config.diffusion_config = DiffusionConfig(canvas_length=length)
-        vllm_config.scheduler_config.enable_chunked_prefill = False
-        cls.fit(vllm_config, length)
+        # vLLM captures full CUDA graphs for batches of this many positions per row.
+        width = passes.width if cache == "dual" else passes.block_length
+        vllm_config.diffusion_config = DiffusionConfig(canvas_length=width)
+        scheduler.enable_chunked_prefill = False
+        scheduler.long_prefill_token_threshold = 0  # would cut a pass, too
+        cls.fit(vllm_config, settings)
+        with _errors_in_one_line():
+            _check_budget(scheduler, vllm_config.model_config.max_model_len)
 
     @staticmethod
-    def choose_rows(vllm_config: VllmConfig) -> None:
+    def choose_rows(vllm_config: VllmConfig, passes: Passes, cache: CacheKind) -> None:
         """Set the number of sequences that are decoded together, if vLLM's default does not fit."""
 
     @staticmethod
-    def fit(vllm_config: VllmConfig, block_length: int) -> None:
+    def fit(vllm_config: VllmConfig, settings: VllmServer) -> None:
         """Configure scheduler and caches."""
         raise NotImplementedError
 
@@ -83,7 +96,7 @@ class DiffusionModel(VerifyAndUpdateConfig):
     def _batch(scheduler: SchedulerConfig, tokens: int) -> None:
         if scheduler.max_num_batched_tokens < tokens:
             logger.info(
-                "max_num_batched_tokens=%d, so that no step is cut (%d sequences at once)",
+                "max_num_batched_tokens=%d, so that no forward pass is cut (%d sequences at once)",
                 *(tokens, scheduler.max_num_seqs),
             )
             scheduler.max_num_batched_tokens = tokens
@@ -93,7 +106,8 @@ class BlockCausal(DiffusionModel):
     """Each block attends to itself and to the blocks before it; keys and values are cached."""
 
     @staticmethod
-    def fit(vllm_config: VllmConfig, block_length: int) -> None:
+    def fit(vllm_config: VllmConfig, settings: VllmServer) -> None:
+        block_length = settings.model.block_length
         model, cache = vllm_config.model_config, vllm_config.cache_config
         scheduler = vllm_config.scheduler_config
         whole = model.max_model_len // block_length * block_length
@@ -132,27 +146,50 @@ class BlockCausal(DiffusionModel):
 
 
 class Bidirectional(DiffusionModel):
-    """Every step attends to, and computes, the whole prompt and canvas."""
+    """Every step attends to the whole prompt and canvas, and computes them or, with a cache, a part
+    of them.
+    """
 
     @staticmethod
-    def choose_rows(vllm_config: VllmConfig) -> None:
+    def choose_rows(vllm_config: VllmConfig, passes: Passes, cache: CacheKind) -> None:
+        """By default, as many as vLLM's default batch has room for. With "dual", a sequence takes
+        as much as its partial passes; else, a whole one or, with "prefix", half of it on average.
+        """
         scheduler = vllm_config.scheduler_config
-        if scheduler.max_num_seqs >= SchedulerConfig.DEFAULT_MAX_NUM_SEQS:
-            scheduler.max_num_seqs = _SEQUENCES
+        if scheduler.max_num_seqs < SchedulerConfig.DEFAULT_MAX_NUM_SEQS:
+            return
+        if cache == "dual":
+            rows = scheduler.max_num_batched_tokens // passes.width
+            scheduler.max_num_seqs = max(_SEQUENCES, min(scheduler.max_num_seqs, rows))
+        else:
+            scheduler.max_num_seqs = _SEQUENCES * (2 if cache == "prefix" else 1)
 
     @staticmethod
-    def fit(vllm_config: VllmConfig, block_length: int) -> None:
-        scheduler = vllm_config.scheduler_config
-        DiffusionModel._batch(
-            scheduler, scheduler.max_num_seqs * vllm_config.model_config.max_model_len
+    def fit(vllm_config: VllmConfig, settings: VllmServer) -> None:
+        scheduler, cache = vllm_config.scheduler_config, settings.cache
+        rows, longest = scheduler.max_num_seqs, vllm_config.model_config.max_model_len
+        tokens = {
+            "none": rows * longest,
+            "prefix": max(longest, rows * longest // 2),
+            "dual": longest + rows * settings.passes.width,
+        }
+        DiffusionModel._batch(scheduler, tokens[cache])
+        logger.info(
+            "cache=%s: up to %d sequences and %d positions in one forward pass",
+            *(cache, rows, scheduler.max_num_batched_tokens),
         )
         vllm_config.cache_config.enable_prefix_caching = False
         compilation = vllm_config.compilation_config
-        if compilation.cudagraph_mode is None or compilation.cudagraph_mode.has_full_cudagraphs():
-            # A full graph would replay with the rows of hidden states that it was captured with.
-            compilation.cudagraph_mode = CUDAGraphMode.PIECEWISE
+        mode = compilation.cudagraph_mode
+        if mode is None or mode.has_full_cudagraphs():
+            # Only the partial passes of "dual" have one shape, which full graphs need.
+            dual = cache == "dual"
+            compilation.cudagraph_mode = (
+                CUDAGraphMode.FULL_AND_PIECEWISE if dual else CUDAGraphMode.PIECEWISE
+            )
+        # The scheduler must read the result of a step before it knows the next pass.
         scheduler.async_scheduling = False
-        scheduler.scheduler_cls = f"{_SCHEDULERS}.WholeSequenceScheduler"
+        scheduler.scheduler_cls = f"{_SCHEDULERS}.BidirectionalScheduler"
         # vLLM's layers would treat this as an encoder without a cache. Here they use the KV cache
         # like a decoder, and the attention metadata determine which positions are attended to.
         vllm_config.model_config.hf_config.is_causal = True
@@ -216,6 +253,16 @@ def _go_on_as(architecture: str, model_config: Any) -> None:
     model_config._model_info, model_config._architecture = model_config.registry.inspect_model_cls(
         [architecture], model_config
     )
+
+
+def _check_budget(scheduler: SchedulerConfig, max_model_len: int) -> None:
+    """Raise L2PDError if the operator's own limit of a step would cut the longest forward pass."""
+    limit = scheduler.max_num_scheduled_tokens
+    if limit is not None and limit < max_model_len:
+        raise L2PDError(
+            f"max_num_scheduled_tokens={limit}: a forward pass over a whole sequence has up to "
+            f"max_model_len={max_model_len} positions, and must not be cut; expected at least that"
+        )
 
 
 def _check_installed(model_config: ModelConfig, problem: str) -> None:

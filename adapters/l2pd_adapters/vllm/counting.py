@@ -26,9 +26,10 @@ from l2pd_adapters import metrics
 from l2pd_adapters.metrics import Decided, Ledger
 from l2pd_adapters.vllm.settings import CARRIED, VllmServer, settings_of
 
-COLUMNS = 4
-STEPPED, FORCED, FAILED, FALLBACK = range(COLUMNS)
-"""The columns of a step's counts: whether a row took a denoising step, and who decided it."""
+COLUMNS = 5
+STEPPED, FORCED, FAILED, FALLBACK, SEEN = range(COLUMNS)
+"""The columns of a step's counts: whether a row took a denoising step, who decided it, and one past
+the last position that the row attends to (`Canvases.seen`)."""
 
 
 @dataclass
@@ -36,11 +37,12 @@ class CountedOutput(SamplerOutput):
     """A sampler's output, with the counts of its step."""
 
     l2pd: Tensor | None = None
-    """(requests, 4) int32."""
+    """(requests, 5) int32."""
 
 
-def counts_of(stepped: Tensor, decided: Tensor) -> Tensor:
-    """(B, 4) int32, from (B,) bool, the rows that took a step, and (B, 3), `metrics.decided`.
+def counts_of(stepped: Tensor, decided: Tensor, seen: Tensor) -> Tensor:
+    """(B, 5) int32, from (B,) bool, the rows that took a step; (B, 3), `metrics.decided`; and (B,),
+    `Canvases.seen`.
 
     Rows that did not take a step have only the verdict of the fallback, which concerns the tokens
     that they emit.
@@ -51,6 +53,7 @@ def counts_of(stepped: Tensor, decided: Tensor) -> Tensor:
         taken * decided[:, Decided.FORCED],
         taken * decided[:, Decided.FAILED],
         decided[:, Decided.FALLBACK],
+        seen,
     ]
     return torch.stack([each.to(torch.int32) for each in columns], dim=-1)
 

@@ -22,7 +22,7 @@ from vllm.v1.worker.gpu.states import RequestState
 from l2pd_adapters.request_sampling import ASKED, FIELDS, sampling_of
 from l2pd_adapters.serving import generator_of, guarded
 from l2pd_adapters.vllm import counting
-from l2pd_adapters.vllm.queries import hidden_rows, split_into_blocks
+from l2pd_adapters.vllm.queries import split_into_blocks, write_hidden_rows
 from l2pd_adapters.vllm.sampler import UnmaskSampler
 from l2pd_adapters.vllm.settings import VllmServer, settings_of
 from l2pd_adapters.vllm.slot_canvases import BidirectionalCanvases, BlockCausalCanvases, Canvases
@@ -53,9 +53,19 @@ class DiffusionState(ModelState):
             self.max_model_len,
             context.mask_token_id,
             device,
+            **self.settings_of_canvases,
         )
         self._sampling_defaults = self.model_config.get_diff_sampling_param()
         self._slots: dict[str, int] = {}
+
+    @property
+    def settings_of_canvases(self) -> dict[str, Any]:
+        """More arguments of `canvases_class`."""
+        return {}
+
+    def settings_of_request(self, params: Any) -> dict[str, Any]:
+        """More arguments of the canvases' `assign`."""
+        return {}
 
     def get_supported_generation_tasks(self) -> tuple[Any, ...]:
         return ("generate",)
@@ -90,6 +100,7 @@ class DiffusionState(ModelState):
                 generator=generator_of(f"{seed}:{len(text)}", self.device),
                 sampling=sampling,
                 top=-1 if params.logprobs is None else params.logprobs,
+                **self.settings_of_request(params),
             )
 
         guarded(
@@ -139,12 +150,11 @@ class DiffusionState(ModelState):
         padded = cudagraph_mode == CUDAGraphMode.FULL
         queries = self.queries(input_batch, padded, block_tables)
         longest = int(np.diff(queries["query_start_loc_cpu"]).max())
-        bound = input_batch.seq_lens_cpu_upper_bound
         return build_attn_metadata(
             attn_groups=attn_groups,
             num_tokens=input_batch.num_tokens_after_padding if padded else input_batch.num_tokens,
             max_query_len=longest,
-            max_seq_len=self.max_model_len if for_capture else int(bound.max()),
+            max_seq_len=self.max_model_len if for_capture else self.longest(input_batch),
             slot_mappings=slot_mappings,
             kv_cache_config=kv_cache_config,
             causal=False,
@@ -152,6 +162,10 @@ class DiffusionState(ModelState):
             ubatch_idx=ubatch_idx,
             **queries,
         )
+
+    def longest(self, input_batch: InputBatch) -> int:
+        """The greatest number of keys of a query, or more."""
+        return int(input_batch.seq_lens_cpu_upper_bound.max())
 
     def queries(
         self, input_batch: InputBatch, padded: bool, block_tables: tuple[Tensor, ...]
@@ -198,10 +212,27 @@ class BlockCausalState(DiffusionState):
 
 
 class BidirectionalState(DiffusionState):
-    """Every position attends to every other: prompt and canvas are computed at each step."""
+    """Every position attends to every other. A pass computes prompt and canvas or, with a cache, a
+    part of them (`passes`). What a CUDA graph reads is in buffers with fixed addresses.
+    """
 
     canvases: BidirectionalCanvases
     canvases_class = BidirectionalCanvases
+
+    def __init__(
+        self, vllm_config: VllmConfig, model: nn.Module, encoder_cache: Any, device: torch.device
+    ) -> None:
+        super().__init__(vllm_config, model, encoder_cache, device)
+        tokens = vllm_config.scheduler_config.max_num_batched_tokens
+        self._hidden_rows = torch.arange(tokens, device=device)
+        self._seq_lens = torch.zeros(self.max_num_reqs, dtype=torch.int32, device=device)
+
+    @property
+    def settings_of_canvases(self) -> dict[str, Any]:
+        return {"logit_shift": self.settings.logit_shift}
+
+    def settings_of_request(self, params: Any) -> dict[str, Any]:
+        return {"cached": self.settings.cache_of(params) != "none"}
 
     def prepare_inputs(self, input_batch: InputBatch, req_states: RequestState) -> dict[str, Any]:
         """The tokens, and for each row of logits the row of hidden states to use.
@@ -214,9 +245,11 @@ class BidirectionalState(DiffusionState):
         ids = input_batch.input_ids
         ids[:size] = self.canvases.text[owner, input_batch.positions[:size]].to(ids.dtype)
 
-        rows = hidden_rows(
-            len(ids),
+        rows = self._hidden_rows[: len(ids)]
+        write_hidden_rows(
+            rows,
             starts,
+            input_batch.positions,
             offered=input_batch.cu_num_logits[: count + 1].diff(),
             logits_indices=input_batch.logits_indices,
             blocks=self.canvases.start.index_select(0, input_batch.expanded_idx_mapping),
@@ -224,14 +257,26 @@ class BidirectionalState(DiffusionState):
         )
         return {"input_ids": ids, "hidden_rows": rows}
 
+    def prepare_dummy_inputs(self, num_reqs: int, num_tokens: int) -> dict[str, Any]:
+        """The inputs to capture a CUDA graph with."""
+        return {"hidden_rows": self._hidden_rows[:num_tokens]}
+
+    def longest(self, input_batch: InputBatch) -> int:
+        """A partial pass attends to more than it computes: to all positions that there may be."""
+        return self.max_model_len
+
     def queries(
         self, input_batch: InputBatch, padded: bool, block_tables: tuple[Tensor, ...]
     ) -> dict[str, Any]:
-        """Positions after the end of a text are not attended to."""
+        """A query of a step attends to the whole text, also to what this pass does not compute.
+        Positions after the end of the text are not attended to.
+        """
         found = super().queries(input_batch, padded, block_tables)
-        count = input_batch.num_reqs
-        visible = self.canvases.visible.index_select(0, input_batch.idx_mapping)
-        seq_lens = found["seq_lens"].clone()
-        seq_lens[:count] = torch.minimum(seq_lens[:count], visible.to(seq_lens.dtype))
+        count, seq_lens = input_batch.num_reqs, self._seq_lens[: found["num_reqs"]]
+        seq_lens.copy_(found["seq_lens"])
+        if input_batch.num_draft_tokens:
+            stepped = input_batch.cu_num_logits[: count + 1].diff() > 0
+            visible = self.canvases.visible.index_select(0, input_batch.idx_mapping)
+            seq_lens[:count] = torch.where(stepped, visible.to(seq_lens.dtype), seq_lens[:count])
         found["seq_lens"] = seq_lens
         return found

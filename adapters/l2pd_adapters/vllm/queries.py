@@ -24,24 +24,27 @@ def split_into_blocks(
     return owner, np.append(begin, ends[-1]).astype(np.int32), ends[owner + 1] - end
 
 
-def hidden_rows(
-    tokens: int,
+def write_hidden_rows(
+    rows: Tensor,
     starts: Tensor,
+    positions: Tensor,
     *,
     offered: Tensor,
     logits_indices: Tensor,
     blocks: Tensor,
     columns: Tensor,
-) -> Tensor:
-    """(tokens,) int64: for each row, the row of hidden states to put there, so that the last rows
-    of a request, for which vLLM computes the logits, are those of its current block.
+) -> None:
+    """Write to `rows`, (tokens,) int64: for each row, the row of hidden states to put there, so
+    that the last rows of a request, for which vLLM computes the logits, are those of its current
+    block. It is written in place: a CUDA graph reads it at the address that it was captured with.
 
-    starts: (N + 1,), the boundaries of the tokens of N requests. offered: (N,), number of rows of
-    logits of each. For each of these rows: logits_indices, the row that vLLM reads; blocks, the
-    first position of its request's block in the sequence; columns, the position of the block that
-    its logits predict.
+    starts: (N + 1,), the boundaries of the tokens of N requests. positions: (tokens,), the place of
+    each token in its sequence. offered: (N,), number of rows of logits of each request. For each of
+    these rows: logits_indices, the row that vLLM reads; blocks, the first position of its request's
+    block in the sequence; columns, the position of the block that its logits predict.
     """
-    rows = torch.arange(tokens, device=starts.device)
+    torch.arange(len(rows), out=rows)
     begin = torch.repeat_interleave(starts[:-1], offered, output_size=len(logits_indices))
-    rows[logits_indices] = begin + blocks + columns
-    return rows
+    wanted = begin - positions[begin] + blocks + columns
+    # vLLM's warm-up on a GPU schedules passes that do not contain the block.
+    rows[logits_indices] = wanted.clamp(0, len(rows) - 1)

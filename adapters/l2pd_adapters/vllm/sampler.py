@@ -71,17 +71,19 @@ class UnmaskSampler:
             slots = input_batch.idx_mapping_np[rows]
             batch = canvases.take(slots)
             at = upload(rows, logits.device)
-            first, counts, back, told, probable = self._step(
-                slots, batch, logits, offered[rows], queries[rows]
+            computed = input_batch.positions[input_batch.query_start_loc[at]], queries[rows]
+            tokens, counts, back, told, probable = self._step(
+                slots, batch, logits, offered[rows], computed
             )
             logprobs = None if probable is None else _as_logprobs(probable, at, count)
-            sampled.index_copy_(0, at, first.to(torch.int32))
+            sampled.index_copy_(0, at, tokens.to(torch.int32))
             settled.index_copy_(0, at, counts.to(torch.int32))
             rejected.index_copy_(0, at, back.to(torch.int32))
             who.index_copy_(0, at, told)
         every = input_batch.idx_mapping[:count]
         blocks = canvases.blocks.tokens.index_select(0, every)
-        self.req_states.draft_tokens.index_copy_(0, every, blocks)  # the input of the next pass
+        # The input of the next pass of a block-causal model.
+        self.req_states.draft_tokens[:, : canvases.block_length].index_copy_(0, every, blocks)
         return CountedOutput(
             sampled_token_ids=sampled,
             logprobs_tensors=logprobs,
@@ -97,16 +99,17 @@ class UnmaskSampler:
         batch: SlotBatch,
         logits: Tensor,
         offered: np.ndarray,
-        queries: np.ndarray,
+        computed: tuple[Tensor, np.ndarray],
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Told | None]:
-        """For each row: the emitted tokens, at the front of (B, L); their number, (B,); how many of
-        the row's queries must be computed again, (B,); its counts (`counts_of`); and the
-        log-probabilities of the tokens, if a request wants them.
+        """For each row: the emitted tokens, at the front of (B, L); their number, (B,); by how much
+        vLLM's count of its computed positions must be reduced, (B,); its counts (`counts_of`); and
+        the log-probabilities of the tokens, if a request wants them. computed: of each row, the
+        first position of the pass, (B,), and the number of positions, (B,).
         """
         block, canvases = batch.block, self.canvases
         was_full = ~block.masked.any(-1)
         outcome = self._denoise(batch, logits, offered)
-        told = counts_of(~was_full, decided(block, outcome))
+        who = decided(block, outcome)
         is_full = ~block.masked.any(-1)
         ready = canvases.ready(batch, was_full, is_full, outcome.ended)
         tokens, counts = canvases.settled(batch)
@@ -116,8 +119,10 @@ class UnmaskSampler:
         probable = canvases.log_probabilities.told(slots, batch, columns, tokens)
         counts = torch.where(ready, counts, 0)
         canvases.count(batch, ~was_full, counts)
-        back = canvases.taken_back(ready, upload(queries, logits.device))
+        first, queries = computed
+        back = canvases.taken_back(batch, ready, first, upload(queries, logits.device))
         canvases.file(batch, ready, outcome.ended)
+        told = counts_of(~was_full, who, canvases.seen(batch))
         return tokens, counts, back, told, probable
 
     def _denoise(self, batch: SlotBatch, logits: Tensor, offered: np.ndarray) -> StepOutcome:

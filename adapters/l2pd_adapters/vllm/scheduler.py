@@ -6,6 +6,7 @@ has, and those that a step does not emit are rejected.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from vllm.config import VllmConfig
@@ -14,7 +15,12 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 from vllm.v1.request import Request
 
-from l2pd_adapters.vllm.counting import CountingScheduler
+from l2pd_adapters.families import CacheKind
+from l2pd_adapters.vllm.counting import SEEN, CountingScheduler
+from l2pd_adapters.vllm.settings import CARRIED
+
+_PLACE = "_l2pd_place"
+"""The attribute of vLLM's requests that has their `_Place`."""
 
 
 def _cap(request: Request, max_model_len: int) -> None:
@@ -58,38 +64,128 @@ def block_scheduler(vllm_config: VllmConfig, **kwargs: Any) -> DiffusionSchedule
     return cls(vllm_config=vllm_config, **kwargs)
 
 
-class WholeSequenceScheduler(CountingScheduler, DiffusionScheduler):
-    """For bidirectional models: every step computes the whole sequence, prompt and canvas."""
+@dataclass
+class _Place:
+    """Where a request of a bidirectional model stands, in the scheduler."""
+
+    cache: CacheKind
+    end: int
+    """One past the last position of its canvas."""
+    seen: int
+    """One past the last position that it attends to: `end`, or the end of its text."""
+    partial: bool = False
+    """Whether its next pass is a partial one."""
+    computed_at: int = 0
+    """The last scheduler step that computed it."""
+
+
+class BidirectionalScheduler(CountingScheduler, DiffusionScheduler):
+    """For bidirectional models: a step computes the whole sequence, prompt and canvas, or, with a
+    cache, what `passes` says.
+
+    The next pass begins at `num_computed_tokens`, and `spec_token_ids` has what it computes behind
+    the emitted tokens: whether that is a full or a partial pass is known once the result of the
+    step before is read, since a policy decides how many steps a block takes. So there is no
+    asynchronous scheduling.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._passes = self._settings.passes
 
     def add_request(self, request: Request) -> None:
         _cap(request, self.max_model_len)
+        end = request.num_prompt_tokens + request.max_tokens
+        place = _Place(self._settings.cache_of(request.sampling_params), end, seen=end)
+        setattr(request, _PLACE, place)
         super().add_request(request)
 
-    def update_draft_token_ids(self, draft_token_ids: DraftTokenIds) -> None:
-        """Schedule the part of the canvas that is not emitted yet; the worker knows its tokens."""
-        for request_id in draft_token_ids.req_ids:
-            request = self.requests.get(request_id)
-            if request is not None and not request.is_finished():
-                end = request.num_prompt_tokens + request.max_tokens
-                request.spec_token_ids = [-1] * (end - request.num_tokens)
-
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
-        """As in vLLM, but with logits for at most one block of each request."""
+        """As in vLLM, but no pass is cut, and only the block of each request has logits."""
+        self._hold_back()
         output = super().schedule(throttle_prefills)
         drafts = output.scheduled_spec_decode_tokens
         for request_id, tokens in drafts.items():
-            drafts[request_id] = tokens[: self.num_spec_tokens]
+            drafts[request_id] = tokens[: self._passes.block_length]
+        for request_id in output.num_scheduled_tokens:
+            self._place(request_id).computed_at = self.current_step
         return output
+
+    def update_draft_token_ids(self, draft_token_ids: DraftTokenIds) -> None:
+        """Schedule the next pass; the worker knows the tokens."""
+        for request_id in draft_token_ids.req_ids:
+            request = self.requests.get(request_id)
+            if request is not None and not request.is_finished():
+                end = self._end_of_pass(request)
+                request.spec_token_ids = [-1] * (end - request.num_tokens)
 
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> Any:
-        """As in vLLM, but all keys and values are computed again, since a commit makes them
-        invalid.
+        """As in vLLM, but the next pass of a request begins at its block, if that has had its first
+        step and is not finished, else at 0: a commit makes all keys and values invalid.
         """
         outputs = super().update_from_output(scheduler_output, model_runner_output)
-        for request_id in scheduler_output.num_scheduled_tokens:
+        stepped = scheduler_output.scheduled_spec_decode_tokens
+        emitted = model_runner_output.sampled_token_ids
+        rows = getattr(model_runner_output, CARRIED, None) or []
+        for at, request_id in enumerate(model_runner_output.req_ids):
             request = self.requests.get(request_id)
-            if request is not None:
+            if request is None:
+                continue
+            place = self._place(request_id)
+            in_block = request_id in stepped and not emitted[at]
+            place.partial = in_block and place.cache != "none"
+            if place.partial:
+                request.num_computed_tokens = self._passes.begin(request.num_tokens)
+                self._see(request, rows[at][SEEN] if rows else place.end)
+            else:
                 request.num_computed_tokens = 0
+                place.seen = place.end
         return outputs
+
+    def _end_of_pass(self, request: Request) -> int:
+        """One past the last position of the request's next pass."""
+        place = self._place(request.request_id)
+        if not place.partial:
+            return place.end
+        end = self._passes.end(place.cache, request.num_tokens, last=place.seen)
+        return min(end, self.max_model_len)
+
+    def _see(self, request: Request, seen: int) -> None:
+        """Note the end of the request's text, one past the last position that it attends to, and
+        give back the pages that its block, the last one, no longer needs.
+        """
+        place = self._place(request.request_id)
+        if seen < place.seen:
+            place.seen = seen
+            give_back_pages(self, request.request_id, self._end_of_pass(request))
+
+    def _hold_back(self) -> None:
+        """Let a request wait for a later step if its pass does not fit into this one, where vLLM
+        would cut it. Those that have waited longest come first, so each has its turn.
+        """
+        left = self.max_num_scheduled_tokens
+        waited = sorted(self.running, key=lambda r: self._place(r.request_id).computed_at)
+        for request in waited:
+            positions = request.num_tokens_with_spec - request.num_computed_tokens
+            if positions <= left:
+                left -= positions
+            else:  # vLLM counts this step before it compares
+                request.next_decode_eligible_step = self.current_step + 2
+
+    def _place(self, request_id: str) -> _Place:
+        place: _Place = getattr(self.requests[request_id], _PLACE)
+        return place
+
+
+def give_back_pages(scheduler: DiffusionScheduler, request_id: str, end: int) -> None:
+    """Free the pages of a request that hold only positions from `end` on. It must not need them
+    again before it ends or is preempted, since the worker's table of pages keeps them until then.
+    """
+    for manager in scheduler.kv_cache_manager.coordinator.single_type_managers:
+        pages = manager.req_to_blocks[request_id]
+        kept = -(-end // manager.block_size)
+        behind = pages[kept:]
+        del pages[kept:]
+        manager.block_pool.free_blocks(reversed(behind))

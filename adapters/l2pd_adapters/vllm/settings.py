@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,23 +10,31 @@ from typing import Any
 from l2pd_adapters import serving
 from l2pd_adapters.diffusion_gemma import refuse_unsuitable_policy
 from l2pd_adapters.families import (
+    CACHES,
     DIFFUSION_GEMMA,
     NO_MASK_TOKEN,
+    CacheKind,
     block_length_of,
     end_of_text_ids,
     family_of,
     mask_token_of,
 )
 from l2pd_adapters.metrics import OTHER, label_of
+from l2pd_adapters.vllm.passes import Passes
 from l2pd_plugins import ModelContext, UnmaskPolicy
 from l2pd_plugins.block_layout import whole_blocks
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.plugins import find_policy
+from l2pd_plugins.shown_values import shown
 
 KEY = "decoding_plugin"
 """The key of the policy's name in `additional_config` and in a request's `vllm_xargs`. The options
-of a request's policy are ``decoding_plugin.NAME``.
+of a request's policy are ``decoding_plugin.NAME``, and its cache is ``decoding_plugin.cache``.
 """
+
+CACHE = "cache"
+"""The key of a cache among the server's settings."""
+_CACHE_OF_REQUEST = f"{KEY}.{CACHE}"
 
 CARRIED = "l2pd"
 """Our attribute of vLLM's objects, and our key in the engine's outputs, on their way to the process
@@ -42,12 +50,31 @@ class VllmServer(serving.PolicyServer):
 
     logit_shift: int = 0
     """The logits that predict position i are at position i - `logit_shift`."""
+    cache: CacheKind = "none"
+    """Which keys and values a bidirectional model's steps reuse, unless a request chooses."""
+    caches: tuple[CacheKind, ...] = ()
+    """The caches that a request may choose; empty for a model that has no choice."""
+
+    @property
+    def passes(self) -> Passes:
+        """The forward passes of a bidirectional model."""
+        return Passes(self.model.block_length, self.logit_shift)
+
+    def cache_of(self, params: Any) -> CacheKind:
+        """The cache of an admitted request. Never raises, so that the scheduler and the worker,
+        which both ask, continue with the same.
+        """
+        asked = (params.extra_args or {}).get(_CACHE_OF_REQUEST)
+        return next((known for known in self.caches if asked == known), self.cache)
 
     def choose(self, params: Any) -> UnmaskPolicy:
         """The policy of a request, from its sampling parameters.
 
         Raises L2PDError, which names the choices, for an unsupported request.
         """
+        asked = params.extra_args or {}
+        if _CACHE_OF_REQUEST in asked:
+            check_cache(asked[_CACHE_OF_REQUEST], self.caches, self.model.name)
         return self.for_request(*_asked(params))
 
     def admitted(self, params: Any) -> UnmaskPolicy:
@@ -86,7 +113,7 @@ def _asked(params: Any) -> tuple[Any, dict[str, Any]]:
     options = {
         key.removeprefix(f"{KEY}."): value
         for key, value in asked.items()
-        if key.startswith(f"{KEY}.")
+        if key.startswith(f"{KEY}.") and key != _CACHE_OF_REQUEST
     }
     return asked.get(KEY), options
 
@@ -107,23 +134,24 @@ def attach(model_config: Any, asked: Any, block_length: int | None, *, rows: int
     sent to every process of vLLM.
 
     asked: the name of a policy, or a mapping with `name`, its options, the settings `block_length`,
-    `end_of_text` and `suppress_mask`, and the rules for requests. block_length: used if `asked` has
-    none. rows: greatest number of requests that are decoded together.
+    `cache`, `end_of_text` and `suppress_mask`, and the rules for requests. block_length: used if
+    `asked` has none. rows: greatest number of requests that are decoded together.
 
     Raises L2PDError, which names the choices, for an invalid setting.
     """
     name, options = _name_and_options(asked)
+    passes, cache = passes_asked(model_config, asked, block_length)
+    options = {key: value for key, value in options.items() if key not in ("block_length", CACHE)}
     checkpoint = model_config.hf_config
-    length = options.pop("block_length", block_length or block_length_of(checkpoint))
-    if not isinstance(length, int) or isinstance(length, bool) or length < 1:
-        raise L2PDError(f"block_length={length!r}: expected a whole number of at least 1")
+    length = passes.block_length
     generation = model_config.try_get_generation_config()
     settings = VllmServer.at_launch(
         name,
         options,
         end_tokens=end_of_text_ids(generation.get("eos_token_id")),
-        # From the checkpoint's original config; vLLM may change it later.
-        logit_shift=family_of(checkpoint).logit_shift,
+        logit_shift=passes.logit_shift,
+        cache=cache,
+        caches=_caches_of(checkpoint),
         model=_context(model_config, length, mask_token_of(checkpoint)),
         canvas=whole_blocks(model_config.max_model_len, length),
         rows=rows,
@@ -137,7 +165,7 @@ def attach_to_noise(model_config: Any, asked: Any, canvas_length: int, *, rows: 
     options.
     """
     name, options = _name_and_options(asked)
-    for setting in ("block_length", "end_of_text", "suppress_mask"):
+    for setting in ("block_length", CACHE, "end_of_text", "suppress_mask"):
         if setting in options:
             raise L2PDError(
                 f"{setting}={options[setting]!r}: {model_config.model} has no such setting; only "
@@ -153,6 +181,43 @@ def attach_to_noise(model_config: Any, asked: Any, canvas_length: int, *, rows: 
         rows=rows,
     )
     setattr(model_config, _ATTRIBUTE, settings)
+
+
+def passes_asked(
+    model_config: Any, asked: Any, block_length: int | None
+) -> tuple[Passes, CacheKind]:
+    """The forward passes and the cache that the settings ask for; arguments and errors as in
+    `attach`.
+    """
+    _, options = _name_and_options(asked)
+    checkpoint = model_config.hf_config
+    length = options.get("block_length", block_length or block_length_of(checkpoint))
+    if not isinstance(length, int) or isinstance(length, bool) or length < 1:
+        raise L2PDError(f"block_length={length!r}: expected a whole number of at least 1")
+    cache = options.get(CACHE, "none")
+    if CACHE in options:
+        check_cache(cache, _caches_of(checkpoint), model_config.model)
+    # From the checkpoint's original config; vLLM may change it later.
+    return Passes(length, family_of(checkpoint).logit_shift), cache
+
+
+def _caches_of(checkpoint: Any) -> tuple[CacheKind, ...]:
+    """The caches that a server of this model may use: those of bidirectional models. Block-causal
+    ones keep the keys and values of finished blocks, which is exact.
+    """
+    attention = family_of(checkpoint).attention
+    return CACHES[attention] if attention == "bidirectional" else ()
+
+
+def check_cache(asked: Any, choices: Sequence[str], model_name: str) -> None:
+    """Raise L2PDError, which names the choices, for a cache that the model does not have."""
+    if not choices:
+        raise L2PDError(
+            f"cache={shown(asked)}: {model_name} has its own cache, which is exact; only "
+            "bidirectional models have a choice"
+        )
+    if not isinstance(asked, str) or asked not in choices:
+        raise L2PDError(f"cache={shown(asked)}: the choices are {', '.join(choices)}")
 
 
 def _name_and_options(asked: Any) -> tuple[str, dict[str, Any]]:

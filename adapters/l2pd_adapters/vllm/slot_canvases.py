@@ -7,7 +7,8 @@ is finished. The two kinds of models differ in how a finished block is used by t
 - Block-causal: its keys and values are final after a forward pass over its final tokens. So a block
   is emitted after the pass that follows its last commit, unless the text ends in it.
 - Bidirectional: each commit changes the keys and values of the whole sequence, so each forward pass
-  computes the whole prompt and canvas. A finished block is emitted at once.
+  computes the whole prompt and canvas; with a cache, only the first of each block does (`passes`).
+  A finished block is emitted at once.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from l2pd_adapters.vllm.log_probabilities import LogProbabilities
+from l2pd_adapters.vllm.passes import Passes
 from l2pd_plugins import UnmaskPolicy
 from l2pd_plugins.block_layout import Attention, BlockLayout, begun_by_prompt
 from l2pd_plugins.sampling import Sampling
@@ -163,9 +165,16 @@ class Canvases(ABC):
         """
 
     @abstractmethod
-    def taken_back(self, ready: Tensor, queries: Tensor) -> Tensor:
-        """(B,): how many of its queries, of the numbers `queries` (B,), each row must compute
-        again.
+    def taken_back(self, batch: SlotBatch, ready: Tensor, first: Tensor, queries: Tensor) -> Tensor:
+        """(B,): by how much vLLM's count of each row's computed positions, which includes this
+        pass, must be reduced. The pass has computed `queries` (B,) positions from `first` (B,) on;
+        ready: (B,) bool, which blocks are emitted.
+        """
+
+    @abstractmethod
+    def seen(self, batch: SlotBatch) -> Tensor:
+        """(B,): one past the last position that each row attends to, for the scheduler; 0 if it
+        need not know.
         """
 
     @abstractmethod
@@ -203,8 +212,11 @@ class BlockCausalCanvases(Canvases):
         last = ended | (end >= self._at(self.limit, batch))  # no block needs its KV
         return was_full | (is_full & last)
 
-    def taken_back(self, ready: Tensor, queries: Tensor) -> Tensor:
+    def taken_back(self, batch: SlotBatch, ready: Tensor, first: Tensor, queries: Tensor) -> Tensor:
         return torch.where(ready, 0, queries)
+
+    def seen(self, batch: SlotBatch) -> Tensor:
+        return torch.zeros_like(batch.index)
 
     def taken_back_after_prompt(self, lengths: np.ndarray, queries: np.ndarray) -> np.ndarray:
         """The block that begins with the end of the prompt is read again, with its masks."""
@@ -219,8 +231,11 @@ class BidirectionalCanvases(Canvases):
 
     attention = "bidirectional"
 
-    def __init__(self, slots: int, block_length: int, max_model_len: int, *rest: Any) -> None:
+    def __init__(
+        self, slots: int, block_length: int, max_model_len: int, *rest: Any, logit_shift: int = 0
+    ) -> None:
         super().__init__(slots, block_length, max_model_len, *rest)
+        self.passes = Passes(block_length, logit_shift)
         shape = (slots, max_model_len + block_length)
         self.text = torch.zeros(shape, dtype=torch.int64, device=self.device)
         """(S, positions) int64: prompt and canvas, with up to one additional block after the
@@ -230,6 +245,8 @@ class BidirectionalCanvases(Canvases):
         """(S,) int64: one past the last position that is attended to: the end of the canvas or of
         the text.
         """
+        self.cached = torch.zeros(slots, dtype=torch.bool, device=self.device)
+        """(S,) bool: whether the steps of a block after its first are partial passes."""
 
     def assign(
         self,
@@ -238,18 +255,30 @@ class BidirectionalCanvases(Canvases):
         text: Sequence[int],
         prompt_length: int,
         max_tokens: int,
+        *,
+        cached: bool = False,
         **rest: Any,
     ) -> None:
+        """As in the base class; cached: whether the request has a cache."""
         super().assign(slot, policy, text, prompt_length, max_tokens, **rest)
         self.text[slot].fill_(self.mask_token_id)
         self.text[slot, : len(text)] = upload(text, self.device)
         self.visible[slot].copy_(self.limit[slot])
+        self.cached[slot].fill_(cached)
 
     def ready(self, batch: SlotBatch, was_full: Tensor, is_full: Tensor, ended: Tensor) -> Tensor:
         return is_full
 
-    def taken_back(self, ready: Tensor, queries: Tensor) -> Tensor:
-        return queries
+    def taken_back(self, batch: SlotBatch, ready: Tensor, first: Tensor, queries: Tensor) -> Tensor:
+        """So much that the next pass begins where it must: a full one at 0, a partial one at its
+        block. (After a full pass of a block, this is more than the pass has computed before it.)
+        """
+        partial = self._at(self.cached, batch) & ~ready
+        begin = torch.where(partial, self.passes.begin(self._at(self.start, batch)), 0)
+        return first + queries - begin
+
+    def seen(self, batch: SlotBatch) -> Tensor:
+        return self._at(self.visible, batch)
 
     def taken_back_after_prompt(self, lengths: np.ndarray, queries: np.ndarray) -> np.ndarray:
         return queries

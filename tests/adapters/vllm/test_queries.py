@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
-from l2pd_adapters.vllm.queries import hidden_rows, split_into_blocks
+from l2pd_adapters.vllm.queries import split_into_blocks, write_hidden_rows
 
 
 @given(lengths=st.lists(st.integers(0, 25), min_size=1, max_size=6), block=st.integers(1, 9))
@@ -27,21 +28,81 @@ def test_each_block_is_a_query_that_sees_itself_and_earlier_blocks(
     assert borders[-1] == sum(lengths)
 
 
-def test_the_block_is_in_the_rows_that_vllm_samples_from() -> None:
-    """Three requests: one of 10 tokens with a block of 4 at 6; one of 5 tokens that still reads its
-    prompt; one of 12 tokens with a block at 0 that is cut to 3. A position's logits are one row
-    before it."""
-    starts = torch.tensor([0, 10, 15, 27])
-    offered = torch.tensor([4, 0, 3])
-    logits_indices = torch.tensor([6, 7, 8, 9, 24, 25, 26])
-    rows = hidden_rows(
-        30,
+KINDS = ("full", "prefix", "dual")
+
+
+def rows_of(
+    passes: list[tuple[int, int]], offered: list[int], blocks: list[int], shift: int
+) -> tuple[Tensor, Tensor]:
+    """The written rows, and those that vLLM samples from. passes: (first position, number of
+    positions) of each request; offered: its rows of logits; blocks: where its block begins."""
+    lengths = torch.tensor([length for _, length in passes])
+    starts = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    positions = torch.cat([torch.arange(first, first + length) for first, length in passes])
+    sampled = [
+        int(starts[i + 1]) - count + column
+        for i, count in enumerate(offered)
+        for column in range(count)
+    ]
+    logits_indices = torch.tensor(sampled, dtype=torch.int64)
+    rows = torch.full((len(positions),), -7)
+    write_hidden_rows(
+        rows,
         starts,
-        offered=offered,
+        positions,
+        offered=torch.tensor(offered),
         logits_indices=logits_indices,
-        blocks=torch.tensor([6, 6, 6, 6, 1, 1, 1]),
-        columns=torch.tensor([0, 1, 2, 3, 0, 1, 2]) - 1,
+        blocks=torch.tensor(blocks).repeat_interleave(torch.tensor(offered)),
+        columns=torch.tensor([c for count in offered for c in range(count)]) - shift,
     )
-    assert rows[logits_indices].tolist() == [5, 6, 7, 8, 15, 16, 17]
-    others = [at for at in range(30) if at not in logits_indices.tolist()]
+    return rows, logits_indices
+
+
+def test_the_block_is_in_the_rows_that_vllm_samples_from() -> None:
+    """Three requests in full passes: one of 10 tokens with a block of 4 at 6; one of 5 tokens that
+    still reads its prompt; one of 12 tokens with a block at 1 that is cut to 3. A position's logits
+    are one row before it."""
+    rows, sampled = rows_of([(0, 10), (0, 5), (0, 12)], [4, 0, 3], [6, 5, 1], shift=1)
+    assert rows[sampled].tolist() == [5, 6, 7, 8, 15, 16, 17]
+    others = [at for at in range(27) if at not in sampled.tolist()]
     assert rows[others].tolist() == others
+
+
+@given(
+    requests=st.lists(
+        st.tuples(
+            st.integers(1, 30), st.sampled_from(["full", "prefix", "dual"]), st.integers(0, 9)
+        ),
+        min_size=1,
+        max_size=5,
+    ),
+    length=st.integers(1, 6),
+    shift=st.integers(0, 1),
+)
+def test_rows_of_partial_passes_beside_full_ones(
+    requests: list[tuple[int, str, int]], length: int, shift: int
+) -> None:
+    """The i-th logits of a request come from the token before its block's i-th, or from that one,
+    wherever the pass begins."""
+    passes, blocks = [], []
+    for block, kind, behind in requests:
+        first = 0 if kind == "full" else block - shift
+        end = block + length + (0 if kind == "dual" else behind)
+        passes.append((first, end - first))
+        blocks.append(block)
+    rows, sampled = rows_of(passes, [length] * len(requests), blocks, shift)
+    positions = [position for first, count in passes for position in range(first, first + count)]
+    owners = [owner for owner, (_, count) in enumerate(passes) for _ in range(count)]
+    wanted = [
+        (owner, block + column - shift)
+        for owner, block in enumerate(blocks)
+        for column in range(length)
+    ]
+    assert [(owners[row], positions[row]) for row in rows[sampled].tolist()] == wanted
+
+
+def test_passes_without_their_block_stay_inside_the_batch() -> None:
+    """As in vLLM's warm-up on a GPU."""
+    rows, sampled = rows_of([(0, 4), (0, 4)], [4, 4], [5, 5], shift=0)
+    assert rows[sampled].min() >= 0
+    assert rows[sampled].max() <= 7

@@ -33,16 +33,16 @@ class ModelConfig(SimpleNamespace):
         return 320
 
 
-def model_config(**changes: Any) -> ModelConfig:
-    checkpoint = SimpleNamespace(
-        model_type="qwen3",
-        architectures=["SDARForCausalLM"],
-        mask_token_id=300,
-        block_length=8,
-        vocab_size=320,
-    )
+def model_config(*, checkpoint: dict[str, Any] | None = None, **changes: Any) -> ModelConfig:
+    known = {
+        "model_type": "qwen3",
+        "architectures": ["SDARForCausalLM"],
+        "mask_token_id": 300,
+        "block_length": 8,
+        "vocab_size": 320,
+    }
     fields = {
-        "hf_config": checkpoint,
+        "hf_config": SimpleNamespace(**known | (checkpoint or {})),
         "model": PATH,
         "max_model_len": 250,
         "is_diffusion": True,
@@ -122,6 +122,49 @@ def test_a_request_names_its_policy_and_its_options() -> None:
     for choose in (settings.choose, settings.admitted):
         assert choose(params(extra_args=asked)).tokens_per_step == 3
     assert settings.choose(params(extra_args={f"{KEY}.threshold": 0.25})).threshold == 0.25
+
+
+LLADA = {"model_type": "llama", "architectures": ["LLaDAModelLM"]}
+DREAM = {"model_type": "qwen2", "architectures": ["DreamModel"]}
+NO_CACHE = ("DUAL", "", "block", "x" * 10_000, 1, 0.5, True, None, [], ["dual"], {"dual": 1}, b"")
+BY_REQUEST = f"{KEY}.cache"
+
+
+def test_a_request_may_choose_another_cache_than_the_server() -> None:
+    for checkpoint, width in ((LLADA, 8), (DREAM, 9)):
+        for own in ("none", "prefix", "dual"):
+            asked = {"name": "confidence_threshold", "cache": own, "threshold": 0.5}
+            settings = attach(model_config(checkpoint=checkpoint), asked, None)
+            assert settings.passes.width == width
+            assert settings.cache_of(params()) == own
+            for cache in ("none", "prefix", "dual"):
+                chosen = params(extra_args={BY_REQUEST: cache})
+                assert settings.cache_of(chosen) == cache
+                assert settings.choose(chosen) is settings.choose(params())  # no option of it
+    assert attach(model_config(checkpoint=LLADA), "klass", None).cache == "none"
+
+
+@pytest.mark.parametrize("value", NO_CACHE, ids=range(len(NO_CACHE)))
+def test_a_cache_that_does_not_exist_is_refused(value: Any) -> None:
+    config = model_config(checkpoint=LLADA)
+    settings = attach(config, {"name": "klass", "cache": "dual"}, None)
+    with pytest.raises(L2PDError, match=r"^cache=.*: the choices are none, prefix, dual$") as error:
+        settings.choose(params(extra_args={BY_REQUEST: value}))
+    assert len(str(error.value)) < 300
+    assert settings.cache_of(params(extra_args={BY_REQUEST: value})) == "dual"  # never raises
+    with pytest.raises(L2PDError, match="the choices are none, prefix, dual"):
+        attach(config, {"name": "klass", "cache": value}, None)
+
+
+@pytest.mark.parametrize("value", ["none", "prefix", "dual", 5])
+def test_a_model_with_a_cache_of_its_own_has_no_choice(value: Any) -> None:
+    said = r"has its own cache, which is exact; only bidirectional models have a choice$"
+    with pytest.raises(L2PDError, match=said):
+        attach(model_config(), {"name": "klass", "cache": value}, None)
+    for settings in (attach(model_config(), "klass", None), noise()):
+        with pytest.raises(L2PDError, match=said):
+            settings.choose(params(extra_args={BY_REQUEST: value}))
+        assert settings.cache_of(params(extra_args={BY_REQUEST: value})) == "none"
 
 
 def test_the_end_of_text_is_ignored_if_vllm_does_not_stop_there() -> None:
@@ -206,7 +249,12 @@ def test_diffusion_gemma_has_only_settings_of_the_policy() -> None:
     settings = noise()
     assert (settings.canvas, settings.model.mask_token_id) == (128, NO_MASK_TOKEN)
     assert (settings.end_of_text.rule, settings.suppress_mask) == ("off", False)
-    for name, value in (("block_length", 8), ("end_of_text", "off"), ("suppress_mask", True)):
+    for name, value in (
+        ("block_length", 8),
+        ("cache", "dual"),
+        ("end_of_text", "off"),
+        ("suppress_mask", True),
+    ):
         with pytest.raises(L2PDError, match=f"{name}={value!r}"):
             noise({"name": "klass", name: value})
 

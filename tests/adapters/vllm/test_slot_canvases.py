@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,7 +67,9 @@ class Request:
         return self.prompt + self.given_out
 
 
-def assign(canvases: Canvases, slot: int, request: Request, policy: UnmaskPolicy) -> None:
+def assign(
+    canvases: Canvases, slot: int, request: Request, policy: UnmaskPolicy, **more: Any
+) -> None:
     canvases.assign(
         slot,
         policy,
@@ -75,6 +78,7 @@ def assign(canvases: Canvases, slot: int, request: Request, policy: UnmaskPolicy
         request.max_tokens,
         ignores_end=request.ignores_end,
         generator=torch.Generator(),
+        **more,
     )
 
 
@@ -218,9 +222,34 @@ def test_positions_that_are_computed_again() -> None:
     causal, both = canvases_of(BlockCausalCanvases, 8), canvases_of(BidirectionalCanvases, 8)
     assert causal.taken_back_after_prompt(lengths, queries).tolist() == [3, 0, 5]
     assert both.taken_back_after_prompt(lengths, queries).tolist() == [3, 8, 21]
-    ready, of_block = torch.tensor([True, False]), torch.tensor([8, 8])
-    assert causal.taken_back(ready, of_block).tolist() == [0, 8]
-    assert both.taken_back(ready, of_block).tolist() == [8, 8]
+
+
+def test_a_block_causal_pass_is_kept_when_its_block_is_emitted() -> None:
+    canvases = started(BlockCausalCanvases, [8, 8])
+    batch, queries = canvases.take(np.array([1, 0])), torch.tensor([8, 8])
+    ready = torch.tensor([True, False])
+    assert canvases.taken_back(batch, ready, torch.tensor([8, 8]), queries).tolist() == [0, 8]
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+@pytest.mark.parametrize("ready", [False, True])
+def test_the_next_pass_of_a_bidirectional_request_begins_at_its_block(
+    shift: int, ready: bool
+) -> None:
+    """If it has a cache, and its block is not finished; else at 0. That holds after a full pass
+    (from 0) and after a partial one. The prompts have 4, 9 and 9 tokens."""
+    canvases = BidirectionalCanvases(SLOTS, 8, 64, MASK, torch.device("cpu"), logit_shift=shift)
+    for slot, (prompt, cached) in enumerate([(4, True), (9, True), (9, False)]):
+        request = Request(slot, [1] * prompt, 20, False)
+        assign(canvases, slot, request, create_policy("fixed_schedule"), cached=cached)
+    batch = canvases.take(np.array([2, 0, 1]))
+    begins = [0, 0, 0] if ready else [0, 4 - shift, 9 - shift]
+    for first, queries in (([0, 0, 0], [29, 24, 29]), ([0, 4 - shift, 9 - shift], [29, 8, 8])):
+        ends = torch.tensor(first) + torch.tensor(queries)
+        back = canvases.taken_back(
+            batch, torch.full((3,), ready), torch.tensor(first), torch.tensor(queries)
+        )
+        assert (ends - back).tolist() == begins
 
 
 def test_the_answer_is_cut_at_the_limit_of_the_request() -> None:
@@ -241,6 +270,7 @@ def test_nothing_after_the_end_of_a_text_is_seen() -> None:
     batch.block.set_tokens(torch.full_like(batch.block.tokens, 5), present)
     canvases.file(batch, torch.tensor([True, True]), torch.tensor([True, False]))
     assert canvases.visible[:2].tolist() == [24, 7]
+    assert canvases.seen(batch).tolist() == [7, 24]
     assert canvases.text[1, :12].tolist() == [1] * 4 + [5] * 8
 
 

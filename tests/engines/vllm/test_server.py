@@ -202,6 +202,7 @@ class TestErrors:
             ),
             ({"vllm_xargs": {"decoding_plugin": "oracle"}}, "needs a reference: its option"),
             ({"vllm_xargs": {"diffusion_canvas_length": 8}}, "diffusion_canvas_length"),
+            ({"vllm_xargs": {"decoding_plugin.cache": "block"}}, "^cache='block': .*choice"),
             ({"temperature": 1e-30}, "temperature=1e-30: expected 0 for greedy decoding"),
             ({"min_p": 1.5}, "min_p=1.5: expected a number from 0 to 1"),
             ({"n": 2}, "n=2: a request has one answer"),

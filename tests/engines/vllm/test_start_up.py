@@ -71,6 +71,11 @@ class TestStartUp:
             ({"name": "fixed_schedule", "step": 1}, "", "its options are: steps"),
             ({"threshold": 0.5}, "", "expected the name of a policy"),
             ({"name": "fixed_schedule", "block_length": 0}, "", "block_length=0"),
+            (
+                {"name": "fixed_schedule", "cache": "dual"},
+                "",
+                "has its own cache, which is exact; only bidirectional models have a choice",
+            ),
             ({"name": "fixed_schedule", "end_of_text": "x"}, "", "the rules are block"),
             (
                 "fixed_schedule",

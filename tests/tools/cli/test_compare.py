@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from l2pd_adapters.huggingface.settings import CACHES
+from l2pd_adapters.families import CACHES
 from l2pd_adapters.tiny_models import folder_of, heldout_prompts, shipped_models
 from l2pd_plugins.end_of_text import RULES
 from l2pd_tools.cli import arguments

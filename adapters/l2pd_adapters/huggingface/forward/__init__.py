@@ -4,21 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from l2pd_adapters.families import ModelFamily
-from l2pd_adapters.huggingface.forward.base import (
-    CACHES,
-    LOOKING_AHEAD,
-    CacheKind,
-    CanvasView,
-    Forward,
-)
+from l2pd_adapters.families import CacheKind, ModelFamily
+from l2pd_adapters.huggingface.forward.base import LOOKING_AHEAD, CanvasView, Forward
 from l2pd_adapters.huggingface.forward.bidirectional import BidirectionalForward
 from l2pd_adapters.huggingface.forward.block_causal import BlockCausalForward
 
 __all__ = [
-    "CACHES",
     "LOOKING_AHEAD",
-    "CacheKind",
     "CanvasView",
     "Forward",
     "forward_for",

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from l2pd_adapters.families import ModelFamily
+from l2pd_adapters.families import CacheKind, ModelFamily
 from l2pd_adapters.huggingface.cache_names import cache_argument
 from l2pd_adapters.huggingface.forward.kv_cache import CanvasCache
 from l2pd_adapters.huggingface.forward.model_parts import parts_of
-from l2pd_plugins.block_layout import Attention
 from l2pd_plugins.upload import upload
 
-CacheKind = Literal["none", "prefix", "dual", "block"]
-CACHES: dict[Attention, tuple[CacheKind, ...]] = {
-    "bidirectional": ("none", "prefix", "dual"),
-    "block_causal": ("block", "none"),
-}
-"""The cache choices for each kind of attention, the default first."""
 LOOKING_AHEAD: tuple[CacheKind, ...] = ("none", "prefix")
 """The cache choices with which every position after a block is computed at every step."""
 

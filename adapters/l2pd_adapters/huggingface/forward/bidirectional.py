@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from l2pd_adapters.families import ModelFamily
-from l2pd_adapters.huggingface.forward.base import CacheKind, CanvasView, Forward
+from l2pd_adapters.families import CacheKind, ModelFamily
+from l2pd_adapters.huggingface.forward.base import CanvasView, Forward
 from l2pd_adapters.huggingface.forward.kv_cache import CanvasCache
 from l2pd_adapters.huggingface.forward.layers import Layers, columns_of
 from l2pd_adapters.huggingface.forward.pass_groups import CPU_LIMIT, share_passes
