@@ -23,7 +23,7 @@ from l2pd_adapters.huggingface import diffusion_gemma
 from l2pd_adapters.huggingface.api import generate
 from l2pd_adapters.huggingface.call_types import DiffusionModel
 from l2pd_adapters.huggingface.checking import short
-from l2pd_adapters.huggingface.keywords import merged_config
+from l2pd_adapters.huggingface.keywords import merged_config, refuse_unknown
 from l2pd_adapters.huggingface.likelihood import LogLikelihood, log_likelihood
 from l2pd_adapters.huggingface.models.attention_check import check_attention
 from l2pd_adapters.huggingface.models.model_info import (
@@ -185,4 +185,5 @@ def settings_of(model: Any, **settings: Any) -> DecodeSettings:
             f"{type(model).__name__} is not enabled for diffusion decoding; load it with "
             "l2pd_adapters.huggingface.load, or call enable(model)"
         )
+    refuse_unknown(settings)
     return make_settings(model, 0, 1, merged_config(model, None, settings), name=bound.enabled_name)

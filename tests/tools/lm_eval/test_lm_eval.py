@@ -63,7 +63,6 @@ def tasks(tmp_path: Path, expected: Any) -> Path:
         ("l2pd_plain", "generate_until", [], "false"),
         ("l2pd_until", "generate_until", ["e"], "false"),
         ("l2pd_drawn", "generate_until", [], "true"),
-        ("l2pd_likely", "loglikelihood", [], "false"),
     ):
         text = TASK.format(
             name=name,
@@ -193,7 +192,6 @@ def test_sampled_answers_do_not_depend_on_their_batch(tasks, expected) -> None:
 @pytest.mark.parametrize(
     ("task", "model", "said"),
     [
-        ("l2pd_likely", ARGUMENTS, r"l2pd_likely \(loglikelihood\): log-likelihoods are not"),
         ("l2pd_plain", f"{ARGUMENTS},max_new_tokens=0", "max_new_tokens=0: expected"),
         ("l2pd_plain", f"{ARGUMENTS},peft=./nowhere", "adapter './nowhere': neither a folder"),
         ("l2pd_plain", f"{ARGUMENTS},treshold=0.8", "treshold"),
@@ -214,37 +212,12 @@ def test_a_batch_size_is_not_searched_for(tasks) -> None:
 
 
 def test_an_error_is_one_line(tasks) -> None:
-    done = harness(tasks, "l2pd_likely")
+    task = tasks / "l2pd_plain.yaml"
+    task.write_text(task.read_text().replace("do_sample: false", "do_sample: false, num_beams: 4"))
+    done = harness(tasks, "l2pd_plain")
     assert done.returncode == 2
     last = done.stderr.rstrip().splitlines()[-1]
-    assert last.startswith("error: tasks l2pd_likely (loglikelihood): log-likelihoods")
-
-
-@pytest.mark.parametrize("order", [("l2pd_plain", "l2pd_likely"), ("l2pd_likely", "l2pd_plain")])
-def test_a_task_that_cannot_run_is_refused_before_any_is_decoded(tasks, order, monkeypatch) -> None:
-    monkeypatch.setattr(DiffusionLM, "generate_until", lambda *_: pytest.fail("was decoded"))
-    with pytest.raises(L2PDError, match="tasks l2pd_likely"):
-        here(tasks, *order)
-
-
-def test_requests_of_a_second_kind_are_refused_before_any_is_decoded(tasks, monkeypatch) -> None:
-    """Some tasks are declared as generative but also request likelihoods (SQuAD 2)."""
-    from lm_eval.api.instance import Instance
-    from lm_eval.api.task import ConfigurableTask
-
-    original = ConfigurableTask.construct_requests
-
-    def both(self, doc, ctx, **kwargs):
-        second = Instance("loglikelihood", doc, (ctx, " yes"), 1, **_without_type(kwargs))
-        return [original(self, doc, ctx, **kwargs), second]
-
-    def _without_type(kwargs):
-        return {"metadata": kwargs["metadata"]}
-
-    monkeypatch.setattr(ConfigurableTask, "construct_requests", both)
-    monkeypatch.setattr(DiffusionLM, "generate_until", lambda *_: pytest.fail("was decoded"))
-    with pytest.raises(L2PDError, match=r"tasks l2pd_plain \(loglikelihood\)"):
-        here(tasks, "l2pd_plain")
+    assert last.startswith("error: task l2pd_plain: num_beams=4")
 
 
 def test_a_mask_in_one_prompt_is_refused_before_any_is_decoded(tasks, monkeypatch) -> None:

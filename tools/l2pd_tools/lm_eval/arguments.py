@@ -22,6 +22,7 @@ from l2pd_adapters.huggingface.checking import (
     close_to,
     short,
 )
+from l2pd_adapters.huggingface.likelihood import ORDERS, SETTINGS
 from l2pd_plugins import L2PDError, UnmaskPolicy, create_policy
 from l2pd_plugins.errors import PolicyOptionError
 
@@ -52,6 +53,8 @@ ARGUMENTS: dict[str, Kind] = {
     "unmask_options": GENERATE["unmask_options"],
     "cache": OneOf(("none", "prefix", "dual", "block")),
     "seed": Whole(0, SEEDS_BELOW - 1),
+    "samples": SETTINGS["samples"],
+    "likelihood_order": OneOf(ORDERS),
     **{name: LOAD[name] for name in ("dtype", "device_map")},
     "device": Of(str, "a device, as cpu or cuda"),
     "peft": Of(str, "a folder or a hub id"),

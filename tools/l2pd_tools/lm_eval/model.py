@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from lm_eval.api.instance import Instance
-from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 from torch import Tensor, distributed
@@ -32,7 +31,8 @@ from l2pd_tools.evaluation.run import left_padded
 from l2pd_tools.lm_eval.arguments import ARGUMENTS, own_device, policy_of
 from l2pd_tools.lm_eval.draws import Draw, alike, draws_of
 from l2pd_tools.lm_eval.figures import Figures, summary
-from l2pd_tools.lm_eval.harness import GENERATES, refuse, refuse_tasks_first
+from l2pd_tools.lm_eval.harness import watch_evaluations
+from l2pd_tools.lm_eval.likelihoods import LikelihoodLM, named
 
 logger = logging.getLogger(f"lm_eval.{__name__}")  # the harness's log settings apply
 
@@ -40,9 +40,13 @@ DEFAULT_CANVAS = 256
 """Length of the canvas if neither the arguments nor the task set one; the harness's default."""
 
 
+_CACHE_KEY = "l2pd settings"
+"""The key of the settings in the harness's cache, whose other keys are hashes."""
+
+
 @register_model("l2pd")
-class DiffusionLM(LM):
-    """A diffusion language model on transformers, for tasks that generate.
+class DiffusionLM(LikelihoodLM):
+    """A diffusion language model on transformers.
 
     Args:
         pretrained: a shipped model, a folder, or a hub id, as `load` takes it.
@@ -51,7 +55,10 @@ class DiffusionLM(LM):
             not named here is one, too: ``unmask_policy=confidence_threshold,threshold=0.9``.
         max_new_tokens: length of the canvas, instead of the task's.
         block_length, cache, end_of_text: as generate takes them.
-        seed: for tasks that sample; each answer has its own generator, whatever its batch.
+        seed: for tasks that sample; each answer has its own generator, whatever its batch. Also
+            that of the maskings of log-likelihoods.
+        samples: maskings of each answer whose log-likelihood is estimated, see `log_likelihoods`.
+        likelihood_order: "left_to_right" or "confidence", for the chain rule instead.
         dtype: dtype of the weights.
         peft: a LoRA adapter for the model, a folder or a hub id.
         device: by default the GPU of this process (LOCAL_RANK) if there is one, else the CPU. With
@@ -59,7 +66,7 @@ class DiffusionLM(LM):
         device_map: as in transformers, instead of `device`.
         max_length: tokens of prompt and canvas, by default the model's; a longer prompt is cut on
             the left.
-        batch_size: prompts per call of generate.
+        batch_size: prompts per call of generate, and rows per forward pass of log-likelihoods.
 
     Raises L2PDError, before anything is decoded, for an invalid argument.
     """
@@ -74,6 +81,8 @@ class DiffusionLM(LM):
         cache: str | None = None,
         end_of_text: str = "block",
         seed: int = 0,
+        samples: int = 128,
+        likelihood_order: str | None = None,
         dtype: str = "auto",
         device: str | None = None,
         device_map: Any = None,
@@ -96,6 +105,8 @@ class DiffusionLM(LM):
             "cache": cache,
             "end_of_text": end_of_text,
             "seed": seed,
+            "samples": samples,
+            "likelihood_order": likelihood_order,
             "dtype": dtype,
             "device": device,
             "device_map": device_map,
@@ -115,6 +126,7 @@ class DiffusionLM(LM):
             )
         self.batch_size = int(batch_size)
         self.seed, self.max_new_tokens = seed, max_new_tokens
+        self.likelihood = {"samples": samples, "seed": seed, "order": likelihood_order}
         self.settings = {
             "unmask_policy": policy_of(unmask_policy, {**(unmask_options or {}), **options}, given),
             "block_length": block_length,
@@ -130,14 +142,15 @@ class DiffusionLM(LM):
         self._join_processes()
         self.model, self.tokenizer = load(pretrained, dtype=dtype, adapter=peft, **place)
         self._device = self.model.device
-        configuration_of(
-            self.model, max_new_tokens=max_new_tokens or DEFAULT_CANVAS, **self.settings
-        )
         self.max_length = max_length or self.model.config.max_position_embeddings
+        canvas = {"max_new_tokens": max_new_tokens or DEFAULT_CANVAS, **self.settings}
+        self.cached_settings = (
+            f"{configuration_of(self.model, **canvas)} max_length={self.max_length} "
+            f"likelihood={self.likelihood}"
+        )
+        """Everything that an answer depends on, beside its request."""
         self.templated = False
         """Whether prompts are already in the chat template, which contains the special tokens."""
-        self.only_generates = True
-        """For `harness.refuse_tasks_first`."""
         self.figures = Figures()
         self.of_all = [self.figures]
         """The figures of every process, after the harness has gathered its results."""
@@ -146,6 +159,7 @@ class DiffusionLM(LM):
         """The answers, each up to the first stop string. Stop strings are searched in the finished
         text and do not change the decode.
         """
+        self._check_expected()
         draws = draws_of(requests)
         answers: dict[Draw, str] = {}
         encoded = self._encoded(draws, requests)
@@ -156,14 +170,6 @@ class DiffusionLM(LM):
                     answers.update(batch)
                     bar.update(len(batch))
         return [answers[draw] for draw in draws]
-
-    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """Refused: L2PDError."""
-        raise _no_likelihood(requests)
-
-    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
-        """Refused: L2PDError."""
-        raise _no_likelihood(requests)
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
@@ -220,6 +226,23 @@ class DiffusionLM(LM):
         self.of_all = [figures for _, figures in parts]
         return [theirs for theirs, _ in parts]
 
+    def set_cache_hook(self, cache_hook: Any) -> None:
+        """Use the harness's cache of answers (``--use_cache``), which identifies an answer by its
+        request alone.
+
+        Raises L2PDError if it was made with other settings.
+        """
+        super().set_cache_hook(cache_hook)
+        stored = cache_hook.dbdict
+        if stored is None:
+            return
+        made_with = stored.setdefault(_CACHE_KEY, self.cached_settings)
+        if made_with != self.cached_settings:
+            raise L2PDError(
+                f"--use_cache: the cache was made with {made_with}, and this is "
+                f"{self.cached_settings}; name another file"
+            )
+
     def barrier(self) -> None:
         """Wait for every process."""
         if self.world_size > 1:
@@ -233,6 +256,9 @@ class DiffusionLM(LM):
             distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         self._rank, self._world_size = distributed.get_rank(), distributed.get_world_size()
 
+    def _check_generating(self, requests: Sequence[Instance]) -> None:
+        self._encoded(draws_of(requests), requests)
+
     def _answered(
         self,
         draws: Sequence[Draw],
@@ -242,14 +268,19 @@ class DiffusionLM(LM):
     ) -> Iterator[dict[Draw, str]]:
         """The answers of requests with the same settings, batch by batch."""
         settings, stops = self._settings(kwargs)
-        self._log(settings, len(draws))
+        self._log(configuration_of(self.model, **settings), len(draws))
         # Prompts of similar length need little padding.
         order = sorted(draws, key=lambda draw: len(encoded[draw]))
         for start in range(0, len(order), self.batch_size):
             batch = order[start : start + self.batch_size]
             seeds = [self._seed(requests[draw.row], draw) for draw in batch]
-            texts = self._decode([encoded[draw] for draw in batch], seeds, settings)
-            cut = [postprocess_generated_text(text, stops, None) for text in texts]
+            decoded = self._decode([encoded[draw] for draw in batch], seeds, settings)
+            for draw, (_, tokens, nfe) in zip(batch, decoded, strict=True):
+                cost = {"tokens": tokens, "nfe": nfe, "tokens_per_forward": tokens / nfe}
+                self.figures.record(requests[draw.row], draw.number, **cost)
+            cut = [postprocess_generated_text(text, stops, None) for text, *_ in decoded]
+            for draw, text in zip(batch, cut, strict=True):
+                self.cache_hook.add_partial("generate_until", requests[draw.row].args, text)
             yield dict(zip(batch, cut, strict=True))
 
     def _encoded(self, draws: Sequence[Draw], requests: Sequence[Instance]) -> dict[Draw, Tensor]:
@@ -294,23 +325,21 @@ class DiffusionLM(LM):
             raise L2PDError(f"the prompt {text!r} has no tokens")
         if len(ids) > room:
             logger.warning("a prompt of %d tokens is cut to its last %d", len(ids), room)
-        what = f"{request.task_name}, document {request.doc_id}"
-        refuse_masks(ids[-room:], mask_token_of(self.model), what)
+        refuse_masks(ids[-room:], mask_token_of(self.model), named(request))
         return torch.tensor(ids[-room:])
 
     def _seed(self, request: Instance, draw: Draw) -> int:
         return self.seed + (request.doc_id or 0) * (request.repeats or 1) + draw.number
 
-    def _log(self, settings: Mapping[str, Any], prompts: int) -> None:
-        line = configuration_of(self.model, **settings)
+    def _log(self, line: str, prompts: int) -> None:
         line += f" prompts={prompts} batch_size={self.batch_size} device={self.device}"
         logger.info("%s", line)
         self.figures.configurations.append(line)
 
     def _decode(
         self, encoded: Sequence[Tensor], seeds: Sequence[int], settings: Mapping[str, Any]
-    ) -> list[str]:
-        """The answers to prompts of token ids, up to the end of text."""
+    ) -> list[tuple[str, int, int]]:
+        """The answers to prompts of token ids, up to the end of text, with their tokens and NFE."""
         input_ids, attention_mask = left_padded(encoded)
         if settings.get("do_sample"):
             settings = {**settings, "seed": list(seeds)}
@@ -319,22 +348,14 @@ class DiffusionLM(LM):
             input_ids, attention_mask=attention_mask, return_dict_in_generate=True, **settings
         )
         assert out.trace is not None
-        lengths = out.trace.length.tolist()
-        self.figures.add(lengths, out.nfe.tolist(), time.perf_counter() - began)
+        lengths, nfe = out.trace.length.tolist(), out.nfe.tolist()
+        self.figures.add(lengths, nfe, time.perf_counter() - began)
         answers = out.sequences[:, input_ids.shape[1] :].tolist()
-        return [
+        texts = [
             str(self.tokenizer.decode(tokens[:length], skip_special_tokens=True))
             for tokens, length in zip(answers, lengths, strict=True)
         ]
+        return list(zip(texts, lengths, nfe, strict=True))
 
 
-def _no_likelihood(requests: Sequence[Instance]) -> L2PDError:
-    """The error for callers that use the model without the harness's own check."""
-    try:
-        refuse({str(request.task_name): str(request.request_type) for request in requests})
-    except L2PDError as error:
-        return error
-    return L2PDError(f"requests that are not {GENERATES} are not supported")
-
-
-refuse_tasks_first()
+watch_evaluations()

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from l2pd_adapters.huggingface.likelihood.estimates import (
+    SETTINGS,
     LogLikelihood,
     are_greedy,
+    configuration_of,
     log_likelihood,
     log_likelihoods,
 )
 from l2pd_adapters.huggingface.likelihood.walks import ORDERS
 
-__all__ = ["ORDERS", "LogLikelihood", "are_greedy", "log_likelihood", "log_likelihoods"]
+__all__ = [
+    "ORDERS",
+    "SETTINGS",
+    "LogLikelihood",
+    "are_greedy",
+    "configuration_of",
+    "log_likelihood",
+    "log_likelihoods",
+]

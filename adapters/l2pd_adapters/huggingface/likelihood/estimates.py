@@ -19,7 +19,13 @@ from l2pd_adapters.huggingface.checking import SEEDS_BELOW, TokenIds, Whole, che
 from l2pd_adapters.huggingface.likelihood.maskings import Maskings
 from l2pd_adapters.huggingface.likelihood.passes import Part, PartialPasses, padded
 from l2pd_adapters.huggingface.likelihood.walks import Order, positions_in, walk_through
-from l2pd_adapters.huggingface.models.model_info import mask_token_of, name_of
+from l2pd_adapters.huggingface.models.lora import ADAPTER
+from l2pd_adapters.huggingface.models.model_info import (
+    block_length_of,
+    family_of,
+    mask_token_of,
+    name_of,
+)
 from l2pd_adapters.huggingface.prompts import check_prompts, check_room
 from l2pd_plugins.errors import L2PDError
 
@@ -136,12 +142,38 @@ def are_greedy(model: Any, pairs: Sequence[tuple[Ids, Ids]], *, batch_size: int 
     return walk_through(passes, parts, orders, batch_size, only_greedy=True)[1]
 
 
-def _passes_of(model: Any) -> PartialPasses:
+def configuration_of(
+    model: Any, *, samples: int = 128, seed: int = 0, order: Order | None = None
+) -> str:
+    """Everything that a log-likelihood depends on, in one line.
+
+    Raises L2PDError for a model that has none.
+    """
+    _refuse_noise(model)
+    family = family_of(model)
+    parts: dict[str, Any] = {"model": name_of(model)}
+    if hasattr(model, ADAPTER):
+        parts["adapter"] = getattr(model, ADAPTER)
+    if order is None:
+        parts |= {"log_likelihood": "monte_carlo", "samples": samples, "seed": seed}
+    else:
+        parts |= {"log_likelihood": "chain_rule", "order": order}
+    if family.attention == "block_causal":
+        parts["block_length"] = block_length_of(model)
+    parts["dtype"] = str(model.dtype).removeprefix("torch.")
+    return " ".join(f"{key}={value}" for key, value in parts.items())
+
+
+def _refuse_noise(model: Any) -> None:
     if diffusion_gemma.decodes(model):
         raise L2PDError(
             f"{name_of(model)}: log-likelihoods need masked positions, and DiffusionGemma's canvas "
             "holds noise instead"
         )
+
+
+def _passes_of(model: Any) -> PartialPasses:
+    _refuse_noise(model)
     return PartialPasses(model)
 
 
