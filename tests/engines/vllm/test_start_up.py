@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from vllm.config import ModelConfig
 from vllm.exceptions import VLLMValidationError
 from vllm.plugins import load_general_plugins
 
+from l2pd_adapters.engines import VLLM
 from l2pd_adapters.tiny_models import folder_of
 from tests.engines.checkpoints import causal_qwen3
 from tests.engines.vllm.processes import alone, last_line, tokens_of
@@ -80,7 +82,7 @@ class TestStartUp:
             (
                 "fixed_schedule",
                 CHANGED,
-                "vllm 0.32.0+cpu does not have the interface of >=0.32,<0.34",
+                f"vllm {version('vllm')} does not have the interface of {VLLM.supported_range}",
             ),
             ("fixed_schedule", ANOTHER_VERSION, "vllm 0.31.0 is outside the supported range"),
         ],
