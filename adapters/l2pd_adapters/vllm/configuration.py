@@ -74,9 +74,7 @@ class DiffusionModel(VerifyAndUpdateConfig):
             cls.choose_rows(vllm_config, passes, cache)
             rows = scheduler.max_num_seqs
             settings = attach(vllm_config.model_config, asked, named, rows=rows)
-        # vLLM captures full CUDA graphs for batches of this many positions per row.
-        width = passes.width if cache == "dual" else passes.block_length
-        vllm_config.diffusion_config = DiffusionConfig(canvas_length=width)
+        vllm_config.diffusion_config = DiffusionConfig(canvas_length=passes.block_length)
         scheduler.enable_chunked_prefill = False
         scheduler.long_prefill_token_threshold = 0  # would cut a pass, too
         cls.fit(vllm_config, settings)
@@ -182,10 +180,11 @@ class Bidirectional(DiffusionModel):
         compilation = vllm_config.compilation_config
         mode = compilation.cudagraph_mode
         if mode is None or mode.has_full_cudagraphs():
-            # Only the partial passes of "dual" have one shape, which full graphs need.
-            dual = cache == "dual"
+            # vLLM captures full graphs for batches of one block per row: the partial passes of
+            # "dual", unless logits are shifted.
+            uniform = cache == "dual" and settings.passes.width == settings.model.block_length
             compilation.cudagraph_mode = (
-                CUDAGraphMode.FULL_AND_PIECEWISE if dual else CUDAGraphMode.PIECEWISE
+                CUDAGraphMode.FULL_AND_PIECEWISE if uniform else CUDAGraphMode.PIECEWISE
             )
         # The scheduler must read the result of a step before it knows the next pass.
         scheduler.async_scheduling = False
