@@ -65,7 +65,10 @@ class VllmServer(serving.PolicyServer):
         which both ask, continue with the same.
         """
         asked = (params.extra_args or {}).get(_CACHE_OF_REQUEST)
-        return next((known for known in self.caches if asked == known), self.cache)
+        for known in self.caches:
+            if asked == known:
+                return known
+        return self.cache
 
     def choose(self, params: Any) -> UnmaskPolicy:
         """The policy of a request, from its sampling parameters.

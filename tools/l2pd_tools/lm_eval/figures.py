@@ -103,5 +103,6 @@ def annotate(
     for task, rows in samples.items():
         places = {document: place for place, document in enumerate((chosen or {}).get(task, ()))}
         for row in rows:
-            found = recorded.get((task, places.get(row["doc_id"], row["doc_id"])), {})
+            document: int = row["doc_id"]
+            found = recorded.get((task, places.get(document, document)), {})
             row["l2pd"] = [found[key] for key in sorted(found)]

@@ -60,7 +60,8 @@ def watch_evaluations() -> None:
         model.expect(_tasks(task_dict))
         results = original(lm, task_dict, *args, **kwargs)
         if results is not None:  # this is the first process
-            annotate(results.get("samples") or {}, model.of_all, kwargs.get("samples"))
+            samples: Any = results.get("samples") or {}
+            annotate(samples, model.of_all, kwargs.get("samples"))
         return results
 
     evaluate._l2pd = True  # type: ignore[attr-defined]

@@ -46,7 +46,8 @@ class Encoder:
         Raises L2PDError, naming the document, for a continuation that has no tokens or does not
         fit, and for mask tokens.
         """
-        context, continuation = request.args
+        arguments: Any = request.args
+        context, continuation = arguments
         stripped = context.rstrip()
         context, continuation = stripped, context[len(stripped) :] + continuation
         before = self._ids(context, special=not self.templated) if context else [self._first]
