@@ -159,7 +159,11 @@ class Bench:
         prompts = place / training_prompts().name
         place.mkdir(parents=True, exist_ok=True)
         prompts.write_text("\n".join(lines[i] for i in kept) + "\n", encoding="utf-8")
-        common: dict[str, Any] = {"model": case.model, "device": "cpu", "prompts": prompts}
+        common: dict[str, Any] = {
+            "load": lambda: loaded(case.model),
+            "prompts": read_prompts(prompts),
+            "source": prompts.name,
+        }
         if not self.rounds:
             states = place / f"states-{policy}"
             mine = part(data, states, kept, oracle_alone=policy == "learn2pd")

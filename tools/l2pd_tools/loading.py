@@ -20,8 +20,16 @@ def resolve_device(device: str) -> str:
     return f"cuda:{rank}" if torch.cuda.is_available() else "cpu"
 
 
-def load_model(name: str, device: str, adapter: str | None = None) -> tuple[Any, Any]:
-    """Load the model and its tokenizer on a device (see `resolve_device`).
+def load_model(
+    name: str,
+    device: str,
+    adapter: str | None = None,
+    *,
+    device_map: str | None = None,
+    **weights: Any,
+) -> tuple[Any, Any]:
+    """Load the model and its tokenizer on a device (see `resolve_device`), or on those of a
+    `device_map` of transformers. `weights`: further keywords of `load`, such as the dtype.
 
     Shows no progress bar for small weights, or if stderr is not a terminal.
     """
@@ -30,5 +38,8 @@ def load_model(name: str, device: str, adapter: str | None = None) -> tuple[Any,
     from l2pd_adapters.tiny_models import shipped_models
 
     quiet = name in shipped_models() or not sys.stderr.isatty()
+    where: dict[str, Any] = (
+        {"device": resolve_device(device)} if device_map is None else {"device_map": device_map}
+    )
     with without_progress_bar() if quiet else nullcontext():
-        return load(name, device=resolve_device(device), adapter=adapter)
+        return load(name, adapter=adapter, **where, **weights)

@@ -283,6 +283,8 @@ EVALUATE: dict[str, Kind] = {
     "policy": _POLICY,
     "options": Options(),
     "temperature": GENERATE["temperature"],
+    "top_p": GENERATE["top_p"],
+    "top_k": GENERATE["top_k"],
     "seed": Whole(0, SEEDS_BELOW - 1),
     "batch_size": Whole(1),
     "reference_answers": Of((list, tuple), "a list of answers"),

@@ -59,11 +59,11 @@ def test_every_command_with_a_model_option_takes_an_adapter() -> None:
 def test_a_command_loads_its_model_with_the_adapter(
     l2pd, small_model: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch, line: str
 ) -> None:
-    def loading(*given: Any) -> Any:
+    def loading(*given: Any, **_: Any) -> Any:
         raise L2PDError(f"loads {given}")
 
     command, *more = line.split()
-    monkeypatch.setattr(f"l2pd_tools.cli.{command}.load_model", loading)
+    monkeypatch.setattr("l2pd_tools.loading.load_model", loading)
     ended = l2pd(command, *more, "--model", small_model, "--adapter", adapter)
     assert ended.returncode == 2
     assert f"loads {(str(small_model), 'auto', str(adapter))}" in ended.stderr
@@ -116,11 +116,11 @@ def test_the_demo_loads_its_model_with_the_adapter(
     def launch(*given: Any, **settings: Any) -> None:
         raise SystemExit(0)
 
-    def loading(*given: Any) -> Any:
+    def loading(*given: Any, **_: Any) -> Any:
         asked.append(given)
         return load(given[0], adapter=given[2])
 
-    monkeypatch.setattr(demo_page, "load_model", loading)
+    monkeypatch.setattr("l2pd_tools.loading.load_model", loading)
     monkeypatch.setattr(demo_page.gr.Blocks, "launch", launch)
     ended = l2pd("demo", "--model", small_model, "--adapter", adapter, "--port", 17860)
     assert ended.returncode == 0, ended.stderr

@@ -17,7 +17,7 @@ from typer.main import get_command
 
 from l2pd_adapters.huggingface import checking
 from l2pd_plugins import policy, trajectories
-from l2pd_tools.cli import arguments, generate, learn2pd
+from l2pd_tools.cli import arguments, generate, groups, learn2pd
 from l2pd_tools.cli.app import app
 from l2pd_tools.training.rounds import recipes
 
@@ -67,6 +67,14 @@ MODEL = {
     "--model": NOT_MODELS,
     "--adapter": (*NOT_MODELS, "FOLDER"),
     "--device": NOT_DEVICES,
+    "--device-map": (*NOT_LINES, "two words", "everywhere", "cuda:x"),
+    "--dtype": ("", "float", "fp16", "int8", "torch.float32", "AUTO"),
+}
+SAMPLING = {
+    "--temperature": (*(v for v in NOT_NUMBERS if v != str(10**20)), "1e-31", "1e31"),
+    "--top-p": (*NOT_NUMBERS, "0", "0.0", "1.01"),
+    "--top-k": (*(value for value in NOT_WHOLE if value != "0"), str(2**31)),
+    "--seed": NOT_SEEDS,
 }
 DECODING = {
     **MODEL,
@@ -87,13 +95,13 @@ TABLE: dict[str, dict[str, tuple[str, ...]]] = {
         **SETTINGS,
         "prompt": ("", " ", "\udc80"),
         "--file": NOT_READ,
+        **SAMPLING,
         "--policy": NOT_POLICIES,
-        "--temperature": (*(v for v in NOT_NUMBERS if v != str(10**20)), "1e-31", "1e31"),
-        "--seed": NOT_SEEDS,
         "--pace": NOT_NUMBERS,
     },
     "compare": {
         **SETTINGS,
+        **SAMPLING,
         "--policy": NOT_POLICIES,
         "--prompts": NOT_READ,
         "--limit": NOT_WHOLE,
@@ -102,6 +110,7 @@ TABLE: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "tune": {
         **SETTINGS,
+        **SAMPLING,
         "policy": NOT_POLICIES,
         "--set": ("", "threshold", "threshold=", "threshold=0.5,", "=1", "x=1", "threshold=nan"),
         "--lose": (*NOT_NUMBERS, "101"),
@@ -205,10 +214,7 @@ CASES = [(path, name) for path, rows in TABLE.items() for name in rows]
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder to run in, with a file and a folder, where whoever loads or begins to work fails."""
-    for module in ("loading", "cli.compare", "cli.generate", "cli.learn2pd", "cli.tune"):
-        monkeypatch.setattr(
-            f"l2pd_tools.{module}.load_model", lambda *_: pytest.fail("a model is loaded")
-        )
+    monkeypatch.setattr("l2pd_tools.loading.load_model", _loading)
     monkeypatch.setattr("l2pd_adapters.huggingface.models.load._values", _loading)
     monkeypatch.setattr("torch.set_num_threads", _loading)
     monkeypatch.setattr("l2pd_tools.viewing.live_terminal.terminal", lambda: None)
@@ -297,6 +303,26 @@ def test_the_seed_of_the_last_prompt_counts(l2pd, place: Path) -> None:
     assert f"--seed {largest}: " in ended.stderr and "2 prompts" in ended.stderr
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--top-p 0.9", "--top-p 0.9: nothing is drawn at temperature 0; add --temperature"),
+        ("--top-k 5 --temperature 0", "--top-k 5: nothing is drawn at temperature 0"),
+        ("--device cpu --device-map auto", "--device cpu and --device-map auto exclude each other"),
+    ],
+)
+@pytest.mark.parametrize(
+    "command", ["generate x", "compare --policy cora", "tune cora"], ids=lambda c: c.split()[0]
+)
+def test_options_that_do_not_go_together(
+    l2pd, place: Path, monkeypatch, command: str, line: str, message: str
+) -> None:
+    ended = l2pd(*command.split(), *line.split())
+    assert ended.returncode == 2
+    assert message in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+
+
 def test_a_port_that_is_taken_is_named_before_a_model_is_loaded(l2pd, place: Path) -> None:
     pytest.importorskip("gradio")
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -320,6 +346,7 @@ def test_the_bounds_are_those_of_the_engine() -> None:
     assert arguments.MOST_ROWS == checking.MOST_SEQUENCES
     assert arguments.SEEDS_BELOW == checking.SEEDS_BELOW
     assert arguments.TEMPERATURES == checking.TEMPERATURES
+    assert tuple(checking._DTYPES) == groups.DTYPES
     assert tuple(trajectories.LABELS) == learn2pd.LABELS
     assert tuple(policy.PROGRESS_RULES) == learn2pd.PROGRESS
     assert tuple(recipes()) == learn2pd.TRAINABLE

@@ -84,6 +84,29 @@ def test_sampling_can_be_made_again_from_what_was_printed(l2pd, small_model) -> 
     assert first.stdout == again.stdout != other.stdout
 
 
+def test_the_likeliest_token_alone_is_greedy(l2pd, small_model) -> None:
+    settings = ["--model", small_model, "--max-new-tokens", 16]
+    greedy = l2pd("generate", PROMPTS[0], *settings)
+    drawn = [*settings, "--temperature", 3, "--seed", 7]
+    likeliest = {
+        limit: l2pd("generate", PROMPTS[0], *drawn, limit, value)
+        for limit, value in (("--top-k", 1), ("--top-p", "0.0001"))
+    }
+    free = l2pd("generate", PROMPTS[0], *drawn, "--top-k", 0)
+    assert greedy.stdout == likeliest["--top-k"].stdout == likeliest["--top-p"].stdout
+    assert free.stdout != greedy.stdout
+    assert "top_k=1," in likeliest["--top-k"].stderr
+    assert "top_p=0.0001)" in likeliest["--top-p"].stderr
+
+
+def test_the_dtype_of_the_weights(l2pd, small_model) -> None:
+    settings = ["--model", small_model, "--max-new-tokens", 8]
+    assert " dtype=float32 " in l2pd("generate", PROMPTS[0], *settings).stderr
+    ended = l2pd("generate", PROMPTS[0], *settings, "--dtype", "bfloat16")
+    assert ended.returncode == 0, ended.stderr
+    assert " dtype=bfloat16 " in ended.stderr
+
+
 def test_trace_goes_to_stderr(l2pd, small_model, answers) -> None:
     settings = ["--model", small_model, "--max-new-tokens", 16, *THRESHOLD]
     ended = l2pd("generate", PROMPTS[1], "--trace", *settings)

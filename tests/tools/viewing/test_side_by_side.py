@@ -169,7 +169,7 @@ def test_logits_of_nan_leave_the_page_readable(
     monkeypatch.setattr(
         model.lm_head, "forward", lambda hidden: torch.full_like(head(hidden), math.nan)
     )
-    monkeypatch.setattr("l2pd_tools.cli.compare.load_model", lambda *_: (model, tokenizer))
+    monkeypatch.setattr("l2pd_tools.loading.load_model", lambda *_, **__: (model, tokenizer))
     file = tmp_path / "page.html"
     named = [word for policy in POLICIES for word in ("--policy", policy)]
     ended = l2pd(

@@ -14,9 +14,9 @@ from l2pd_plugins import L2PDError, create_policy
 from l2pd_plugins.policy_attributes import name_of, printable_name_of
 from l2pd_tools.cli import arguments
 from l2pd_tools.cli.arguments import POLICY_HELP, option
+from l2pd_tools.cli.groups import Decoding, Drawing, Loading, Prompting
 from l2pd_tools.cli.kinds import OutFile, PolicyText
-from l2pd_tools.evaluation.comparison import Row, accepted, percent, run_policies
-from l2pd_tools.loading import load_model
+from l2pd_tools.evaluation.comparison import Row, percent, require_accepted, run_policies
 from l2pd_tools.policy_text import parse_policy
 
 if TYPE_CHECKING:
@@ -37,19 +37,14 @@ DEMO_PROMPTS = 120
 
 
 def compare(
+    *,
     policy: Annotated[
         list[str] | None, option(PolicyText(), f"{POLICY_HELP} Give it several times.")
     ] = None,
-    model: arguments.ModelName = "tiny-llada",
-    adapter: arguments.AdapterName = None,
-    device: arguments.DeviceName = "auto",
-    prompts: arguments.PromptFile = None,
-    limit: arguments.PromptLimit = None,
-    max_new_tokens: arguments.MaxNewTokens = 128,
-    block_length: arguments.BlockLength = None,
-    end_of_text: arguments.EndOfTextRule = "block",
-    cache: arguments.Cache = None,
-    batch_size: arguments.BatchSize = 16,
+    loading: Loading,
+    prompting: Prompting,
+    decoding: Decoding,
+    drawing: Drawing,
     by_task: Annotated[
         bool, typer.Option("--by-task", help="Also show validity and TPF of every task.")
     ] = False,
@@ -88,15 +83,14 @@ def compare(
 
     from rich.console import Console
 
-    from l2pd_tools.cli.prompt_files import prompts_or_shipped
+    file, asked = prompting.read(heldout_prompts(), limit=DEMO_PROMPTS if demo else None)
+    settings = {**decoding.settings, **drawing.settings(len(asked))}
+    loaded, tokenizer = loading.load()
+    require_accepted(loaded, policies, settings)
 
-    if demo and limit is None:
-        limit = DEMO_PROMPTS
-    file, asked = prompts_or_shipped(prompts, heldout_prompts(), limit)
-    loaded, tokenizer = load_model(model, device, adapter)
-    settings = accepted(loaded, policies, max_new_tokens, block_length, end_of_text, cache)
-
-    rows = run_policies(loaded, tokenizer, asked, policies, {**settings, "batch_size": batch_size})
+    rows = run_policies(
+        loaded, tokenizer, asked, policies, {**settings, "batch_size": decoding.batch_size}
+    )
     figures = _as_json(rows, file)
     if as_json:
         typer.echo(json.dumps(figures, indent=2))

@@ -7,11 +7,13 @@ from typing import Annotated
 
 from l2pd_adapters.tiny_models import shipped_models
 from l2pd_plugins import L2PDError
-from l2pd_tools.cli.arguments import AdapterName, DeviceName, option
+from l2pd_tools.cli.arguments import option
+from l2pd_tools.cli.groups import Weights
 from l2pd_tools.cli.kinds import Line, Model, Whole, quoted
 
 
 def demo(
+    *,
     model: Annotated[
         list[str] | None,
         option(
@@ -20,8 +22,7 @@ def demo(
             show_default="the shipped models",
         ),
     ] = None,
-    adapter: AdapterName = None,
-    device: DeviceName = "auto",
+    weights: Weights,
     host: Annotated[
         str, option(Line("a name or an address", spaces=False), "Address to listen on.")
     ] = "127.0.0.1",
@@ -37,9 +38,9 @@ def demo(
     from l2pd_tools.viewing.demo_page import serve
 
     models = model or shipped_models()
-    if adapter is not None and len(models) != 1:
+    if weights.adapter is not None and len(models) != 1:
         raise L2PDError(
-            f"--adapter {quoted(adapter)}: an adapter belongs to one model, but there are "
+            f"--adapter {quoted(weights.adapter)}: an adapter belongs to one model, but there are "
             f"{', '.join(models)}; name it with --model"
         )
-    serve(models, adapter=adapter, device=device, host=host, port=port)
+    serve(models, weights.load_model, host=host, port=port)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import os
 import typing
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from typing import Any
 import typer
 
 from l2pd_plugins import L2PDError
+from l2pd_tools.cli.groups import flattened
 from l2pd_tools.cli.kinds import Kind, quoted
 
 F = typing.TypeVar("F", bound=Callable[..., Any])
@@ -20,15 +20,16 @@ F = typing.TypeVar("F", bound=Callable[..., Any])
 
 def examined(command: F) -> F:
     """Decorator of a command: before it begins, the kind of every option examines its value, and no
-    output may be the same path as another option's. Raises L2PDError.
+    output may be the same path as another option's. Raises L2PDError. The command's groups of
+    options are `flattened`.
     """
+    command = flattened(command)
     kinds = dict(_kinds(command))
 
     @functools.wraps(command)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        given = inspect.signature(command).bind(*args, **kwargs).arguments
+    def run(**given: Any) -> Any:
         _examine(kinds, given)
-        return command(*args, **kwargs)
+        return command(**given)
 
     return typing.cast(F, run)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,17 +11,14 @@ import typer
 
 from l2pd_plugins import L2PDError, create_policy
 from l2pd_tools.cli import arguments
-from l2pd_tools.cli.arguments import POLICY_HELP, SEEDS_BELOW, TEMPERATURES, option
-from l2pd_tools.cli.kinds import InFile, Number, PolicyText, PromptText, Whole
-from l2pd_tools.loading import load_model
+from l2pd_tools.cli.arguments import POLICY_HELP, option
+from l2pd_tools.cli.groups import Decoding, Drawing, Loading
+from l2pd_tools.cli.kinds import InFile, Number, PolicyText, PromptText
 from l2pd_tools.policy_text import parse_policy
 
 if TYPE_CHECKING:
     from l2pd_tools.evaluation.prompts import Prompt
     from l2pd_tools.evaluation.results import Answer, Evaluation
-
-_FREE_SEEDS = 2**31
-"""Upper bound of a seed that the command draws itself."""
 
 PACE = 0.1
 """Default of --pace: seconds that --watch shows each step."""
@@ -32,6 +28,7 @@ LONGEST_PACE = 3600.0
 
 
 def generate(
+    *,
     prompt: Annotated[
         str | None,
         typer.Argument(
@@ -45,26 +42,10 @@ def generate(
             "Prompts: one per line, or .jsonl objects with a 'prompt'; - is stdin.",
         ),
     ] = None,
-    model: arguments.ModelName = "tiny-llada",
-    adapter: arguments.AdapterName = None,
-    device: arguments.DeviceName = "auto",
+    loading: Loading,
     policy: Annotated[str, option(PolicyText(), POLICY_HELP)] = "fixed_schedule",
-    max_new_tokens: arguments.MaxNewTokens = 128,
-    block_length: arguments.BlockLength = None,
-    end_of_text: arguments.EndOfTextRule = "block",
-    temperature: Annotated[
-        float, option(Number(*TEMPERATURES, or_zero=True), "Temperature of sampling; 0 is greedy.")
-    ] = 0.0,
-    seed: Annotated[
-        int | None,
-        option(
-            Whole(0, SEEDS_BELOW - 1),
-            "Seed of sampling; prompt i draws with seed + i.",
-            show_default="a fresh one",
-        ),
-    ] = None,
-    cache: arguments.Cache = None,
-    batch_size: arguments.BatchSize = 16,
+    decoding: Decoding,
+    drawing: Drawing,
     trace: Annotated[
         bool, typer.Option("--trace", help="Show on stderr which step committed each token.")
     ] = False,
@@ -96,32 +77,20 @@ def generate(
     if prompt is None and file is None and sys.stdin.isatty():
         raise L2PDError("give a prompt as the argument, with --file, or on stdin")
     made = create_policy(parse_policy(policy))
-    if temperature > 0 and seed is None:
-        # Drawn here and printed, so that any answer can be reproduced.
-        seed = secrets.randbelow(_FREE_SEEDS)
 
     from l2pd_tools.evaluation.run import evaluate
     from l2pd_tools.viewing import live_terminal
 
     console = live_terminal.terminal() if watch else None
     prompts = _prompts(prompt, file)
-    if seed is not None and seed + len(prompts) > SEEDS_BELOW:
-        raise L2PDError(
-            f"--seed {seed}: prompt i draws with seed + i; expected at most "
-            f"{SEEDS_BELOW - len(prompts)} for {len(prompts)} prompts"
-        )
-    loaded, tokenizer = load_model(model, device, adapter)
     settings: dict[str, Any] = {
         "policy": made,
-        "max_new_tokens": max_new_tokens,
-        "block_length": block_length,
-        "end_of_text": end_of_text,
-        "cache": cache,
-        "temperature": temperature,
-        "seed": seed,
+        **decoding.settings,
+        **drawing.settings(len(prompts)),
     }
+    loaded, tokenizer = loading.load()
     if console is None:
-        result = evaluate(loaded, tokenizer, prompts, batch_size=batch_size, **settings)
+        result = evaluate(loaded, tokenizer, prompts, batch_size=decoding.batch_size, **settings)
         seconds = result.seconds
     else:
         pace = PACE if pace is None else pace

@@ -102,6 +102,8 @@ class Number(Kind):
     least: float
     most: float
     open: bool = False
+    above: bool = False
+    """Whether `least` itself is excluded, and `most` is not."""
     or_zero: bool = False
     """Whether 0 is a value, too."""
     metavar = "NUMBER"
@@ -110,6 +112,8 @@ class Number(Kind):
     def expected(self) -> str:
         if self.open:
             return f"a number above {self.least:g} and below {self.most:g}"
+        if self.above:
+            return f"a number above {self.least:g}, up to {self.most:g}"
         return "0, or " * self.or_zero + f"a number from {self.least:g} to {self.most:g}"
 
     def read(self, text: str) -> float:
@@ -118,8 +122,11 @@ class Number(Kind):
         number = float(text)
         if self.or_zero and number == 0 and not Decimal(text):
             return 0.0
-        inside = self.least < number < self.most if self.open else self.least <= number <= self.most
-        if not inside:
+        if not self.least <= number <= self.most:
+            raise ValueError
+        if (number == self.least and (self.open or self.above)) or (
+            number == self.most and self.open
+        ):
             raise ValueError
         return number
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,7 @@ from l2pd_plugins.writing import require_writable_folder, write_folder
 from l2pd_tools.cli import arguments
 from l2pd_tools.cli.arguments import MOST_PROMPTS, POLICY_HELP, SEEDS_BELOW, option
 from l2pd_tools.cli.examining import examined
+from l2pd_tools.cli.groups import Loading, Prompting
 from l2pd_tools.cli.kinds import (
     InFile,
     InFolder,
@@ -23,7 +25,6 @@ from l2pd_tools.cli.kinds import (
     Whole,
 )
 from l2pd_tools.cli.usage import Commands
-from l2pd_tools.loading import load_model
 from l2pd_tools.policy_text import parse_policy
 from l2pd_tools.progress import progress
 
@@ -35,11 +36,7 @@ app = typer.Typer(
 )
 
 COLLECTING = (
-    "model",
-    "adapter",
-    "device",
-    "prompts",
-    "limit",
+    *(field.name for group in (Loading, Prompting) for field in fields(group)),
     "max_new_tokens",
     "batch_size",
     "labels",
@@ -74,18 +71,25 @@ LabelRule = Annotated[
         "prompts with several answers, those consistent with the surer predictions.",
     ),
 ]
-Limit = Annotated[int | None, option(Whole(2, MOST_PROMPTS), "Use only the first N prompts.")]
+
+
+@dataclass(frozen=True)
+class TrainingPrompts(Prompting):
+    """Which prompts are trained on."""
+
+    prompts: Prompts = None
+    limit: Annotated[
+        int | None, option(Whole(2, MOST_PROMPTS), "Use only the first N prompts.")
+    ] = None
 
 
 @app.command()
 @examined
 def collect(
+    *,
     out: Annotated[Path, option(OutFolder(), "Folder for the trajectories.")],
-    model: arguments.ModelName = "tiny-llada",
-    adapter: arguments.AdapterName = None,
-    device: arguments.DeviceName = "auto",
-    prompts: Prompts = None,
-    limit: Limit = None,
+    loading: Loading,
+    prompting: TrainingPrompts,
     policy: Annotated[
         list[str] | None,
         option(
@@ -109,8 +113,8 @@ def collect(
     from l2pd_tools.training.collecting import share_of_prompts
 
     policies = [parse_policy(text) for text in policy or ["oracle"]]
-    source, chosen = _prompts(prompts, limit)
-    loaded = load_model(model, device, adapter)
+    source, chosen = _prompts(prompting)
+    loaded = loading.load()
     with progress(share_of_prompts(len(chosen), prompts_per_shard)) as start:
         run(
             *loaded,
@@ -132,6 +136,7 @@ FilterFolder = Annotated[Path, option(OutFolder(), "Folder for the filter.")]
 @app.command()
 @examined
 def train(
+    *,
     context: typer.Context,
     out: FilterFolder,
     data: Annotated[
@@ -147,11 +152,8 @@ def train(
     rounds: Annotated[
         int, option(Whole(0, MOST_ROUNDS), "Rounds of decoding with the filter and training again.")
     ] = 0,
-    model: arguments.ModelName = "tiny-llada",
-    adapter: arguments.AdapterName = None,
-    device: arguments.DeviceName = "auto",
-    prompts: Prompts = None,
-    limit: Limit = None,
+    loading: Loading,
+    prompting: TrainingPrompts,
     max_new_tokens: arguments.MaxNewTokens = 128,
     batch_size: arguments.BatchSize = 16,
     epochs: Annotated[int | None, option(Whole(1, MOST_EPOCHS), show_default="by policy")] = None,
@@ -173,16 +175,15 @@ def train(
         raise L2PDError(f"{options}: only with --rounds, which collects trajectories")
     from l2pd_tools.training.rounds import train_filter
 
+    source, chosen = _prompts(prompting) if rounds else ("", [])
     trained = train_filter(
         out,
         data,
         policy=policy,
         rounds=rounds,
-        model=model,
-        adapter=adapter,
-        device=device,
-        prompts=prompts,
-        limit=limit,
+        load=loading.load,
+        prompts=chosen,
+        source=source,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         epochs=epochs,
@@ -246,9 +247,9 @@ def convert(
     typer.echo(f"{out}: a filter for blocks of {made.block_length} positions")
 
 
-def _prompts(path: Path | None, limit: int | None) -> tuple[str, list[Prompt]]:
+def _prompts(prompting: Prompting) -> tuple[str, list[Prompt]]:
+    """The name of the prompts in the manifest, which holds no folders, and the prompts."""
     from l2pd_adapters.tiny_models import training_prompts
-    from l2pd_tools.cli.prompt_files import prompts_of
 
-    path = path or training_prompts()
-    return path.name, prompts_of(path, limit)
+    source, prompts = prompting.read(training_prompts())
+    return Path(source).name, prompts

@@ -15,14 +15,14 @@ from l2pd_adapters.tiny_models import heldout_prompts
 from l2pd_plugins import L2PDError, UnmaskPolicy, create_policy
 from l2pd_tools.cli import arguments
 from l2pd_tools.cli.arguments import POLICY_HELP, option
+from l2pd_tools.cli.groups import Decoding, Drawing, Loading, Prompting
 from l2pd_tools.cli.kinds import Number, OutFile, PolicyText, Sweep, quoted
 from l2pd_tools.evaluation.comparison import (
-    accepted,
     one_token_per_step,
     percent,
+    require_accepted,
     run_policies,
 )
-from l2pd_tools.loading import load_model
 from l2pd_tools.policy_text import parse_policy, parse_values
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 
 def tune(
+    *,
     policy: Annotated[str, typer.Argument(parser=PolicyText(alone=False), help=POLICY_HELP)],
     values: Annotated[
         list[str] | None,
@@ -47,16 +48,10 @@ def tune(
         float,
         option(Number(0, 100), "Percentage points that may be lost against one token per step."),
     ] = 0.5,
-    model: arguments.ModelName = "tiny-llada",
-    adapter: arguments.AdapterName = None,
-    device: arguments.DeviceName = "auto",
-    prompts: arguments.PromptFile = None,
-    limit: arguments.PromptLimit = None,
-    max_new_tokens: arguments.MaxNewTokens = 128,
-    block_length: arguments.BlockLength = None,
-    end_of_text: arguments.EndOfTextRule = "block",
-    cache: arguments.Cache = None,
-    batch_size: arguments.BatchSize = 16,
+    loading: Loading,
+    prompting: Prompting,
+    decoding: Decoding,
+    drawing: Drawing,
     plot: Annotated[
         Path | None, option(OutFile(), "Draw the points to this file (.png, .pdf, .svg).")
     ] = None,
@@ -73,19 +68,19 @@ def tune(
 
     from rich.console import Console
 
-    from l2pd_tools.cli.prompt_files import prompts_or_shipped
     from l2pd_tools.evaluation.frontier import Point, draw, fastest_within, require_drawable
 
     if plot is not None:
         require_drawable(plot, f"--plot {quoted(plot)}")
-    file, asked = prompts_or_shipped(prompts, heldout_prompts(), limit)
-    loaded, tokenizer = load_model(model, device, adapter)
-    settings = accepted(loaded, policies, max_new_tokens, block_length, end_of_text, cache)
+    file, asked = prompting.read(heldout_prompts())
+    settings = {**decoding.settings, **drawing.settings(len(asked))}
+    loaded, tokenizer = loading.load()
+    require_accepted(loaded, policies, settings)
 
     slow = create_policy("fixed_schedule")
     others = [made for made in policies if not one_token_per_step(made)]
     rows = run_policies(
-        loaded, tokenizer, asked, [slow, *others], {**settings, "batch_size": batch_size}
+        loaded, tokenizer, asked, [slow, *others], {**settings, "batch_size": decoding.batch_size}
     )
     points = [Point.of(row.policy, row.result, rows[0].result) for row in rows]
     reference = points[0]
@@ -107,7 +102,7 @@ def tune(
         _print_choice(console, chosen, swept, lose)
     arguments.write_json(json_file, figures)
     if plot is not None:
-        draw({str(model): points}, plot, labelled=True, chosen=chosen)
+        draw({loading.model: points}, plot, labelled=True, chosen=chosen)
 
 
 def grid(policy: str, values: Sequence[str]) -> list[UnmaskPolicy]:

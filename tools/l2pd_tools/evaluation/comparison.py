@@ -34,30 +34,17 @@ class Row:
         return "\n ".join([printable_name_of(self.policy), *options])
 
 
-def accepted(
-    model: Any,
-    policies: Sequence[UnmaskPolicy],
-    max_new_tokens: int,
-    block_length: int | None,
-    end_of_text: str,
-    cache: str | None,
-) -> dict[str, Any]:
-    """The settings of decoding, as `run_policies` takes them.
-
-    Raises L2PDError if they cannot decode with one of the policies on this model: before the first
-    of them has run.
+def require_accepted(
+    model: Any, policies: Sequence[UnmaskPolicy], settings: Mapping[str, Any]
+) -> None:
+    """Raise L2PDError if one of the policies cannot decode on this model with the settings, which
+    are those of `run_policies`: before the first of them has run.
     """
     from l2pd_adapters.huggingface.enabling import configuration_of
+    from l2pd_tools.evaluation.run import settings_of_generate
 
-    settings = {
-        "max_new_tokens": max_new_tokens,
-        "block_length": block_length,
-        "end_of_text": end_of_text,
-        "cache": cache,
-    }
     for policy in policies:
-        configuration_of(model, unmask_policy=policy, **settings)
-    return settings
+        configuration_of(model, unmask_policy=policy, **settings_of_generate(**settings))
 
 
 def run_policies(

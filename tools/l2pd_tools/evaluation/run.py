@@ -42,6 +42,8 @@ def evaluate(
     end_of_text: str = "block",
     cache: str | None = None,
     temperature: float = 0.0,
+    top_p: float | None = None,
+    top_k: int | None = None,
     seed: int | None = None,
     batch_size: int = 16,
     reference_answers: Sequence[Answer] | None = None,
@@ -56,6 +58,7 @@ def evaluate(
         policy, options: as `create_policy` takes them.
         max_new_tokens, block_length, end_of_text, cache: as `generate` takes them.
         temperature: 0 is greedy.
+        top_p, top_k: as `generate` takes them; only with a temperature above 0.
         seed: prompt i draws with seed + i, whatever its batch.
         batch_size: prompts per call of generate; those of similar length go together. With 1 they
             are decoded in the order given.
@@ -79,10 +82,12 @@ def evaluate(
             "cache": cache,
         },
     ).values()
-    (temperature, seed, batch_size, reference_answers, progress, observers) = checked(
+    (temperature, top_p, top_k, seed, batch_size, reference_answers, progress, observers) = checked(
         EVALUATE,
         {
             "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
             "seed": seed,
             "batch_size": batch_size,
             "reference_answers": reference_answers,
@@ -101,16 +106,16 @@ def evaluate(
     ):
         raise L2PDError("the reference answers are not those of the same prompts")
     chosen = create_policy(policy, **(options or {}))
-    settings: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens,
-        "block_length": block_length,
-        "end_of_text": end_of_text,
-        "cache": cache,
-        "seed": seed,
-        "do_sample": temperature != 0,
-    }
-    if temperature:
-        settings["temperature"] = temperature
+    settings = settings_of_generate(
+        max_new_tokens=max_new_tokens,
+        block_length=block_length,
+        end_of_text=end_of_text,
+        cache=cache,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        seed=seed,
+    )
     configuration = configuration_of(model, unmask_policy=chosen, **settings)
     shown = None
     if "reference" in chosen.requires and chosen.reference is None:
@@ -148,6 +153,12 @@ def evaluate(
         configuration,
         None if reference_answers is None else tuple(reference_answers),
     )
+
+
+def settings_of_generate(temperature: float = 0.0, **settings: Any) -> dict[str, Any]:
+    """The keywords of `generate` for some of `evaluate`; a temperature of 0 means greedy."""
+    sampled = {"do_sample": True, "temperature": temperature} if temperature else {}
+    return {"do_sample": False, **settings, **sampled}
 
 
 def _check_prompts(prompts: Any) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from l2pd_adapters.tiny_models import training_prompts
 from l2pd_plugins import L2PDError, create_policy
 from l2pd_plugins.policy import normalize_name
 from l2pd_plugins.policy_attributes import description_of
@@ -29,8 +29,7 @@ from l2pd_policies.learned.training import (
 )
 from l2pd_policies.learned.training import train as fit
 from l2pd_policies.settled import SignalFilter
-from l2pd_tools.evaluation.prompts import read_prompts
-from l2pd_tools.loading import load_model
+from l2pd_tools.evaluation.prompts import Prompt
 from l2pd_tools.policy_text import parse_policy
 from l2pd_tools.progress import progress
 from l2pd_tools.training.collecting import collect, place_among_processes
@@ -45,11 +44,9 @@ def train_filter(
     *,
     policy: str = "learn2pd",
     rounds: int = 0,
-    model: str = "tiny-llada",
-    adapter: str | None = None,
-    device: str = "auto",
-    prompts: Path | None = None,
-    limit: int | None = None,
+    load: Callable[[], tuple[Any, Any]] | None = None,
+    prompts: Sequence[Prompt] = (),
+    source: str = "prompts",
     max_new_tokens: int = 128,
     batch_size: int = 16,
     epochs: int | None = None,
@@ -62,6 +59,11 @@ def train_filter(
     With rounds, trajectories are written to ``data/round-0`` (those of the starting policies) and
     ``data/round-N`` (those of the previous round's filter), and after each round the filter is
     trained again on all of them. Without rounds, the arguments for collecting are not used.
+
+    Args:
+        load: makes the model and its tokenizer; called after everything else is checked.
+        prompts: those to collect from.
+        source: the name of the prompts in the manifest.
     """
     kinds = recipes()
     policy = {normalize_name(name): name for name in kinds}.get(normalize_name(policy), policy)
@@ -103,23 +105,23 @@ def train_filter(
                 f"--rounds runs in one process, but there are {processes}; several can share "
                 "`l2pd learn2pd collect`"
             )
-        path = prompts or training_prompts()
-        chosen = read_prompts(path, limit)
+        if load is None or not prompts:
+            raise L2PDError(f"rounds={rounds}: expected the functions load and the prompts, too")
         require_writable_folder(out, f"--out {out}")
         require_writable_folder(data / "filter-0", f"--data {data}")
-        loaded = load_model(model, device, adapter)
+        loaded = load()
         parts: list[Trajectories] = []
         policies: list[Any] = [parse_policy(text) for text in STARTING_POLICIES]
 
         def one_round(number: int) -> tuple[Manifest, Trained]:
             folder = data / f"round-{number}"
-            with progress(len(chosen)) as start:
+            with progress(len(prompts)) as start:
                 collect(
                     *loaded,
-                    chosen,
+                    prompts,
                     folder,
                     policies=policies,
-                    source=path.name,
+                    source=source,
                     max_new_tokens=max_new_tokens,
                     batch_size=batch_size,
                     labels=labels,

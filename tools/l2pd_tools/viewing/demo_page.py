@@ -26,7 +26,6 @@ from l2pd_plugins.plugins import find_policy, load_factory, option_parameters
 from l2pd_plugins.policy_attributes import description_of
 from l2pd_plugins.recording import Canvas
 from l2pd_tools.evaluation.prompts import Prompt, read_prompts
-from l2pd_tools.loading import load_model
 from l2pd_tools.policy_text import parse_policy
 from l2pd_tools.viewing.stepped_decode import SteppedDecode
 from l2pd_tools.viewing.token_text import TokenTexts
@@ -46,14 +45,12 @@ browser must not load.
 Load = Callable[[str], tuple[Any, Any]]
 
 
-def serve(
-    models: Sequence[str], *, adapter: str | None = None, device: str, host: str, port: int
-) -> None:
-    """Serve the page until interrupted.
+def serve(models: Sequence[str], load: Load, *, host: str, port: int) -> None:
+    """Serve the page until interrupted; `load` maps a name to the model and its tokenizer.
 
     Raises L2PDError if a model cannot be loaded, or the address cannot be listened on.
     """
-    load = functools.cache(lambda name: load_model(name, device, adapter))
+    load = functools.cache(load)
     _require_free(host, port)
     load(models[0])  # so that an error appears here and not in the page
     typer.echo(f"l2pd demo: http://{host}:{port} (Ctrl+C ends it)", err=True)
