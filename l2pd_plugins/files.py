@@ -136,13 +136,19 @@ def read_text(path: Path, called: str | None = None, largest: int | None = None)
 
 
 def decoded(content: bytes, called: str) -> str:
-    """Decode UTF-8 bytes, without a byte order mark. Raises L2PDError if they are not UTF-8."""
+    """Decode UTF-8 bytes, without a byte order mark. Raises L2PDError, with the line, if they are
+    not UTF-8.
+    """
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise L2PDError(f"{called} cannot be read: it is UTF-16, expected UTF-8")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise L2PDError(f"{called} cannot be read: it is not UTF-8: {error}") from error
+        line = content.count(b"\n", 0, error.start) + 1
+        raise L2PDError(
+            f"{called} cannot be read: it is not UTF-8: the byte 0x{content[error.start]:02x} in "
+            f"line {line}"
+        ) from error
 
 
 def read_object(path: Path, called: str | None = None) -> dict[str, Any]:

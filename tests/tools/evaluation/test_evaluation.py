@@ -78,9 +78,9 @@ def test_plain_lines(tmp_path: Path) -> None:
     ("line", "message"),
     [
         ("{oops", "line 2: not valid JSON"),
-        ("[1]", 'line 2: expected an object with the text "prompt"'),
-        ({"text": "x"}, 'line 2: expected an object with the text "prompt"'),
-        ({"prompt": ""}, 'line 2: expected an object with the text "prompt"'),
+        ("[1]", "line 2: message 1 is 1; expected an object with"),
+        ({"text": "x"}, "line 2: it has no field 'prompt', its fields are text; expected"),
+        ({"prompt": ""}, "line 2: 'prompt' is empty; expected a text"),
         ({"prompt": "x", "task": 3}, "line 2: task = 3; expected text"),
         ({"prompt": "x", "data": [1], "task": "sort"}, "expected an object"),
         ({"prompt": "x", "data": {}, "task": "srt"}, "no checker for task 'srt'.*sort"),

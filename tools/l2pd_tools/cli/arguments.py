@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from l2pd_plugins import L2PDError, writing
-from l2pd_tools.cli.kinds import Adapter, Device, InFile, Kind, Model, OneOf, OutFile, Whole
+from l2pd_tools.cli.kinds import Adapter, Device, Kind, Model, OneOf, OutFile, PromptSource, Whole
 
 END_OF_TEXT_RULES = ("block", "predicted", "off")
 """Repeated here because the core's module imports torch."""
@@ -62,13 +62,10 @@ Cache = Annotated[
     option(OneOf(CACHES), "Which keys and values are cached.", show_default="the model's"),
 ]
 BatchSize = Annotated[int, option(Whole(1, MOST_ROWS), "Number of prompts decoded together.")]
+PROMPT_HELP = "Lines of .txt, rows of .jsonl, .json, .csv or a data set (hf://...), or - for stdin."
 PromptFile = Annotated[
-    Path | None,
-    option(
-        InFile(),
-        "One per line, or .jsonl objects with a 'prompt'.",
-        show_default="the small world's held-out prompts",
-    ),
+    str | None,
+    option(PromptSource(), PROMPT_HELP, show_default="the small world's held-out prompts"),
 ]
 PromptLimit = Annotated[
     int | None,

@@ -42,7 +42,7 @@ def _examine(kinds: dict[str, tuple[str, Kind]], given: dict[str, Any]) -> None:
             if each is None:
                 continue
             kind.examine(each, f"{called} {quoted(each)}")
-            if kind.place is None or str(each) == "-" or not _is_plain(each):
+            if kind.place is None or str(each) == "-" or not _is_plain(Path(each)):
                 continue
             path, is_new = os.path.realpath(each), kind.place.startswith("new")
             other, other_is_new = seen.setdefault(path, (called, is_new))

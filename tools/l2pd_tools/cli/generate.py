@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,8 +11,8 @@ import typer
 from l2pd_plugins import L2PDError, create_policy
 from l2pd_tools.cli import arguments
 from l2pd_tools.cli.arguments import POLICY_HELP, option
-from l2pd_tools.cli.groups import Decoding, Drawing, Loading
-from l2pd_tools.cli.kinds import InFile, Number, PolicyText, PromptText
+from l2pd_tools.cli.groups import Decoding, Drawing, Form, Loading
+from l2pd_tools.cli.kinds import Number, PolicyText, PromptSource, PromptText, quoted
 from l2pd_tools.policy_text import parse_policy
 
 if TYPE_CHECKING:
@@ -36,12 +35,10 @@ def generate(
         ),
     ] = None,
     file: Annotated[
-        Path | None,
-        option(
-            InFile(dash=True),
-            "Prompts: one per line, or .jsonl objects with a 'prompt'; - is stdin.",
-        ),
+        str | None, option(PromptSource(), arguments.PROMPT_HELP, "--file", "--prompts")
     ] = None,
+    limit: arguments.PromptLimit = None,
+    form: Form,
     loading: Loading,
     policy: Annotated[str, option(PolicyText(), POLICY_HELP)] = "fixed_schedule",
     decoding: Decoding,
@@ -65,15 +62,29 @@ def generate(
         ),
     ] = None,
     as_json: arguments.AsJson = False,
+    as_json_lines: Annotated[
+        bool, typer.Option("--jsonl", help="Print a line of JSON for each answer.")
+    ] = False,
 ) -> None:
     """Answer prompts.
 
     The answers go to stdout; a line on stderr has the configuration and the speed.
     """
+    if as_json and as_json_lines:
+        raise L2PDError("--json and --jsonl exclude each other; give one")
     if pace is not None and not watch:
         raise L2PDError(f"--pace {pace} requires --watch")
     if prompt is not None and file is not None:
-        raise L2PDError(f"the prompt {prompt!r} and --file {file} exclude each other; give one")
+        raise L2PDError(
+            f"the prompt {quoted(prompt)} and --file {quoted(file)} exclude each other; give one"
+        )
+    for name, value in (
+        ("--limit", limit),
+        ("--prompt-field", form.prompt_field),
+        ("--prompt-format", form.prompt_format),
+    ):
+        if prompt is not None and value is not None:
+            raise L2PDError(f"{name} {quoted(value)}: only for prompts of a file or of stdin")
     if prompt is None and file is None and sys.stdin.isatty():
         raise L2PDError("give a prompt as the argument, with --file, or on stdin")
     made = create_policy(parse_policy(policy))
@@ -82,7 +93,7 @@ def generate(
     from l2pd_tools.viewing import live_terminal
 
     console = live_terminal.terminal() if watch else None
-    prompts = _prompts(prompt, file)
+    prompts = _prompts(prompt, file, limit, form)
     settings: dict[str, Any] = {
         "policy": made,
         **decoding.settings,
@@ -99,6 +110,9 @@ def generate(
         )
     if as_json:
         typer.echo(json.dumps(_as_json(result, seconds)))
+    elif as_json_lines:
+        for answer in result.answers:
+            typer.echo(json.dumps(_fields(answer)))
     else:
         for answer in result.answers:
             typer.echo(answer.text)
@@ -111,39 +125,36 @@ def generate(
     )
 
 
-def _prompts(prompt: str | None, file: Path | None) -> list[Prompt]:
-    from l2pd_tools.cli.prompt_files import prompts_of
-    from l2pd_tools.evaluation.prompts import Prompt, parse_prompts
+def _prompts(prompt: str | None, file: str | None, limit: int | None, form: Form) -> list[Prompt]:
+    from l2pd_tools.cli.prompt_files import STDIN, prompts_of
+    from l2pd_tools.evaluation.prompts import Prompt
 
-    if prompt is not None:
-        return [Prompt(prompt, "1")]
-    if file is None or str(file) == "-":
-        try:
-            return parse_prompts(sys.stdin, "stdin")
-        except UnicodeDecodeError as error:
-            raise L2PDError(f"prompts stdin: {error}") from error
-    return prompts_of(file)
+    wanted = form.form
+    if prompt is None:
+        return prompts_of(file or STDIN, limit, wanted)
+    return [Prompt(prompt, "1", before=wanted.before, raw=wanted.raw)]
+
+
+def _fields(answer: Answer) -> dict[str, Any]:
+    return {
+        "id": answer.prompt.id,
+        "prompt": answer.prompt.text,
+        "text": answer.text,
+        "valid": answer.valid,
+        "nfe": answer.nfe,
+        "tokens_per_forward": answer.length / answer.nfe,
+        "tokens": answer.tokens,
+        "committed_at": answer.committed_at[: answer.length],
+    }
 
 
 def _as_json(result: Evaluation, seconds: float) -> dict[str, Any]:
-    def fields(answer: Answer) -> dict[str, Any]:
-        return {
-            "id": answer.prompt.id,
-            "prompt": answer.prompt.text,
-            "text": answer.text,
-            "valid": answer.valid,
-            "nfe": answer.nfe,
-            "tokens_per_forward": answer.length / answer.nfe,
-            "tokens": answer.tokens,
-            "committed_at": answer.committed_at[: answer.length],
-        }
-
     return {
         "configuration": result.configuration,
         "nfe": result.nfe,
         "tokens_per_forward": result.tokens_per_forward,
         "seconds": seconds,
-        "answers": [fields(answer) for answer in result.answers],
+        "answers": [_fields(answer) for answer in result.answers],
     }
 
 

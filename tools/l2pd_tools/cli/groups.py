@@ -19,13 +19,16 @@ from inspect import Parameter
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
+import typer
+
 from l2pd_plugins import L2PDError
 from l2pd_tools.cli import arguments
 from l2pd_tools.cli.arguments import SEEDS_BELOW, TEMPERATURES, option
-from l2pd_tools.cli.kinds import Number, OneOf, Whole
+from l2pd_tools.cli.kinds import Line, Number, OneOf, PromptText, Whole, quoted
+from l2pd_tools.evaluation.prompt_sources import FORMATS
 
 if typing.TYPE_CHECKING:
-    from l2pd_tools.evaluation.prompts import Prompt
+    from l2pd_tools.evaluation.prompts import Prompt, PromptForm
 
 F = typing.TypeVar("F", bound=Callable[..., Any])
 
@@ -136,12 +139,54 @@ class Loading(Weights, _Model):
 
 
 @dataclass(frozen=True)
-class Prompting:
-    """Which prompts are decoded."""
+class Form:
+    """How prompts are written, and what is added to each."""
 
     PANEL: ClassVar[str] = "Prompts"
+    prompt_field: Annotated[
+        str | None,
+        option(
+            Line("a field's name"),
+            "Field or column with the prompt: a text, or a list of messages.",
+            show_default="prompt, or messages",
+        ),
+    ] = None
+    prompt_format: Annotated[
+        str | None,
+        option(OneOf(FORMATS), "Format of the prompts.", show_default="by the file's suffix"),
+    ] = None
+    system: Annotated[
+        str | None, option(PromptText(), "A system prompt before each prompt.", show_default="none")
+    ] = None
+    raw: Annotated[
+        bool,
+        typer.Option("--raw", help="Decode each prompt as it is, without the chat template."),
+    ] = False
+
+    @property
+    def form(self) -> PromptForm:
+        """As `read_prompts` takes it. Raises L2PDError for a system prompt of raw prompts."""
+        from l2pd_tools.evaluation.prompts import FIELD, PromptForm
+
+        if self.raw and self.system is not None:
+            raise L2PDError(
+                f"--raw and --system {quoted(self.system)} exclude each other: a raw prompt is the "
+                "model's whole input"
+            )
+        return PromptForm(self.prompt_format, self.prompt_field or FIELD, self.system, self.raw)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A base class, so that the source comes first."""
+
     prompts: arguments.PromptFile = None
     limit: arguments.PromptLimit = None
+
+
+@dataclass(frozen=True)
+class Prompting(Form, _Source):
+    """Which prompts are decoded."""
 
     def read(self, shipped: Path, limit: int | None = None) -> tuple[str, list[Prompt]]:
         """The name of the prompts for the figures, and the prompts; those of `shipped` by default.
@@ -149,7 +194,7 @@ class Prompting:
         """
         from l2pd_tools.cli.prompt_files import prompts_or_shipped
 
-        return prompts_or_shipped(self.prompts, shipped, self.limit or limit)
+        return prompts_or_shipped(self.prompts, shipped, self.limit or limit, self.form)
 
 
 @dataclass(frozen=True)

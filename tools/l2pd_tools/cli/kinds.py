@@ -23,6 +23,13 @@ from l2pd_plugins import L2PDError, writing
 from l2pd_plugins.errors import printable
 from l2pd_plugins.files import reading, require_file
 from l2pd_plugins.policy import normalize_name
+from l2pd_tools.evaluation.prompt_sources import (
+    HUB,
+    HUB_FORM,
+    is_hub,
+    is_saved_dataset,
+    require_datasets,
+)
 
 _LONGEST = 80
 """Greatest number of characters of a value in a message."""
@@ -319,6 +326,33 @@ class InFile(File):
                 require_file(value, named)
             if not os.access(value, os.R_OK):
                 raise L2PDError(f"{named} cannot be read: Permission denied")
+
+
+@dataclass(frozen=True)
+class PromptSource(Kind):
+    """Where prompts are read from: a file or a pipe, stdin (-), a folder that the package
+    `datasets` has saved, or a data set of the hub. The value stays a text.
+    """
+
+    metavar = "FILE"
+    fixed_text = f"a file, a folder of the package datasets, or {HUB_FORM}"
+    place = "file"
+
+    def read(self, text: str) -> str:
+        if not text or (is_hub(text) and not HUB.fullmatch(text)):
+            raise ValueError
+        return text
+
+    def examine(self, value: str, named: str) -> None:
+        if is_hub(value):
+            require_datasets(named)
+        elif not os.path.isdir(value):
+            InFile(dash=True).examine(Path(value), named)
+        elif not is_saved_dataset(Path(value)):
+            raise L2PDError(
+                f"{named} cannot be read: it is a folder that the package datasets has not saved; "
+                f"expected {self.expected}"
+            )
 
 
 @dataclass(frozen=True)

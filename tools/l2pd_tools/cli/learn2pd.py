@@ -11,7 +11,7 @@ import typer
 from l2pd_plugins import L2PDError
 from l2pd_plugins.writing import require_writable_folder, write_folder
 from l2pd_tools.cli import arguments
-from l2pd_tools.cli.arguments import MOST_PROMPTS, POLICY_HELP, SEEDS_BELOW, option
+from l2pd_tools.cli.arguments import MOST_PROMPTS, POLICY_HELP, PROMPT_HELP, SEEDS_BELOW, option
 from l2pd_tools.cli.examining import examined
 from l2pd_tools.cli.groups import Loading, Prompting
 from l2pd_tools.cli.kinds import (
@@ -22,6 +22,7 @@ from l2pd_tools.cli.kinds import (
     OneOf,
     OutFolder,
     PolicyText,
+    PromptSource,
     Whole,
 )
 from l2pd_tools.cli.usage import Commands
@@ -43,10 +44,10 @@ COLLECTING = (
 )
 """Arguments of training that control how its rounds collect trajectories."""
 Prompts = Annotated[
-    Path | None,
+    str | None,
     option(
-        InFile(),
-        "Prompt file, with prompts like those that you will serve.",
+        PromptSource(),
+        f"Prompts like those that you will serve: {PROMPT_HELP[:1].lower()}{PROMPT_HELP[1:]}",
         show_default="the shipped training prompts",
     ),
 ]
@@ -250,6 +251,7 @@ def convert(
 def _prompts(prompting: Prompting) -> tuple[str, list[Prompt]]:
     """The name of the prompts in the manifest, which holds no folders, and the prompts."""
     from l2pd_adapters.tiny_models import training_prompts
+    from l2pd_tools.evaluation.prompt_sources import is_hub
 
     source, prompts = prompting.read(training_prompts())
-    return Path(source).name, prompts
+    return source if is_hub(source) else Path(source).name, prompts

@@ -54,7 +54,7 @@ def evaluate(
 
     Args:
         model: enabled for diffusion decoding, as `load` returns it.
-        prompts: put into the tokenizer's chat template if it has one.
+        prompts: put into the tokenizer's chat template if it has one; raw ones are not.
         policy, options: as `create_policy` takes them.
         max_new_tokens, block_length, end_of_text, cache: as `generate` takes them.
         temperature: 0 is greedy.
@@ -189,18 +189,37 @@ def encode_for(
 
 
 def encode_prompts(tokenizer: Any, prompts: Sequence[Prompt]) -> list[torch.Tensor]:
-    """Token ids of each prompt, (P,) each, in the tokenizer's chat template if it has one."""
+    """Token ids of each prompt, (P,) each, in the tokenizer's chat template if it has one; raw
+    prompts without it.
+
+    Raises L2PDError for a prompt without tokens, and for messages that the template cannot write.
+    """
     encode: Any = tokenizer
     if not callable(tokenizer):
         raise L2PDError(f"tokenizer={short(tokenizer)}: expected the model's tokenizer")
     texts = [prompt.text for prompt in prompts]
-    templated = bool(getattr(tokenizer, "chat_template", None))
-    if templated:
-        conversations = [[{"role": "user", "content": text}] for text in texts]
-        texts = all_rendered(tokenizer, conversations, add_generation_prompt=True)
+    has_template = bool(getattr(tokenizer, "chat_template", None))
+    templated = [has_template and not prompt.raw for prompt in prompts]
+    conversations = [p.messages for p, fits in zip(prompts, templated, strict=True) if fits]
+    if conversations:
+        written = iter(all_rendered(tokenizer, conversations, add_generation_prompt=True))
+        texts = [
+            next(written) if fits else text for fits, text in zip(templated, texts, strict=True)
+        ]
+    for prompt, text in zip(prompts, texts, strict=True):
+        lost = [each["role"] for each in prompt.before if each["content"].strip() not in text]
+        if lost:
+            has = "leaves it out" if has_template else "is missing"
+            raise L2PDError(
+                f"prompt {prompt.id} ({short(prompt.text)}) has a message of the {lost[0]}, but "
+                f"the model's chat template {has}"
+            )
     # A template writes the special tokens itself.
     with reading("the tokenizer cannot encode the prompts"):
-        encoded = [encode(text, add_special_tokens=not templated).input_ids for text in texts]
+        encoded = [
+            encode(text, add_special_tokens=not fits).input_ids
+            for text, fits in zip(texts, templated, strict=True)
+        ]
     for prompt, ids in zip(prompts, encoded, strict=True):
         if not ids:
             raise L2PDError(f"prompt {prompt.id} ({prompt.text!r}) has no tokens")
