@@ -161,6 +161,11 @@ def test_options_that_do_not_go_together(
     assert len(ended.stderr.splitlines()) == 1
 
 
+def test_an_option_is_called_by_the_name_that_was_typed(l2pd, place: Path) -> None:
+    for name in ("--file", "--prompts"):
+        assert f"error: {name} nowhere.txt cannot" in l2pd("generate", name, "nowhere.txt").stderr
+
+
 def test_a_port_that_is_taken_is_named_before_a_model_is_loaded(l2pd, place: Path) -> None:
     pytest.importorskip("gradio")
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -173,7 +178,7 @@ def test_pipes_and_devices_may_be_named(place: Path) -> None:
     from l2pd_tools.cli.kinds import InFile, OutFile
 
     os.mkfifo(place / "pipe")
-    kinds = {"a": ("--a", InFile()), "b": ("--b", OutFile()), "c": ("--c", OutFile())}
+    kinds = {"a": (["--a"], InFile()), "b": (["--b"], OutFile()), "c": (["--c"], OutFile())}
     null = Path("/dev/null")
     _examine(kinds, {"a": place / "pipe", "b": null, "c": null})
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,10 @@ def examined(command: F) -> F:
     return typing.cast(F, run)
 
 
-def _examine(kinds: dict[str, tuple[str, Kind]], given: dict[str, Any]) -> None:
+def _examine(kinds: Mapping[str, tuple[Sequence[str], Kind]], given: dict[str, Any]) -> None:
     seen: dict[str, tuple[str, bool]] = {}
-    for name, (called, kind) in kinds.items():
-        value = given.get(name)
+    for name, (names, kind) in kinds.items():
+        value, called = given.get(name), _as_typed(names)
         for each in value if isinstance(value, list | tuple) else [value]:
             if each is None:
                 continue
@@ -60,13 +61,21 @@ def _is_plain(path: Path) -> bool:
     return path.is_file() or path.is_dir() or not path.exists()
 
 
-def _kinds(command: Callable[..., Any]) -> Iterator[tuple[str, tuple[str, Kind]]]:
-    """For each parameter of a command: its name on the command line, and its kind."""
+def _kinds(command: Callable[..., Any]) -> Iterator[tuple[str, tuple[list[str], Kind]]]:
+    """For each parameter of a command: its names on the command line, and its kind."""
     for name, hint in typing.get_type_hints(command, include_extras=True).items():
         for declared in typing.get_args(hint)[1:]:
             kind = getattr(declared, "parser", None)
             if isinstance(kind, Kind):
-                written = [text for text in declared.param_decls or () if text.startswith("--")]
-                dashed = "--" + name.replace("_", "-")
-                is_argument = isinstance(declared, typer.models.ArgumentInfo)
-                yield name, (name if is_argument else (written or [dashed])[0], kind)
+                # In an annotation, typer takes the first name as its parameter `default`.
+                given = (declared.default, *(declared.param_decls or ()))
+                names = [text for text in given if str(text).startswith("--")]
+                if isinstance(declared, typer.models.ArgumentInfo):
+                    names = [name]
+                yield name, (names or ["--" + name.replace("_", "-")], kind)
+
+
+def _as_typed(names: Sequence[str]) -> str:
+    """The one of an option's names that was typed."""
+    typed = {word.partition("=")[0] for word in sys.argv}
+    return next((name for name in names if name in typed), names[0])

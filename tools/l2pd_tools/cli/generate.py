@@ -61,7 +61,7 @@ def generate(
             show_default=f"{PACE}",
         ),
     ] = None,
-    as_json: arguments.AsJson = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     as_json_lines: Annotated[
         bool, typer.Option("--jsonl", help="Print a line of JSON for each answer.")
     ] = False,
