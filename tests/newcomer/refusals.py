@@ -12,7 +12,8 @@ KIT = ("python", "-m", "l2pd_plugins.testing")
 REFUSED: tuple[tuple[tuple[str, ...], str], ...] = (
     (("l2pd", "compare", "--prompts", "missing.txt"), "missing.txt"),
     (("l2pd", "tune", "cora", "--prompts", "missing.txt"), "missing.txt"),
-    (("l2pd", "generate", "--file", "prompts.csv"), "prompts.csv"),
+    (("l2pd", "generate", "--file", "prompts.csv"), "prompts.csv, line 2"),
+    (("l2pd", "generate", "--file", "prompts.yaml"), "prompts.yaml: the format .yaml"),
     (("l2pd", "compare", "--policy", "cora", "--prompts", "latin.txt"), "latin.txt"),
     (("l2pd", "generate", "Sort: ba", "--policy", "confidense_threshold"), "confidense_threshold"),
     (("l2pd", "generate", "Sort: ba", "--policy", "confidence_threshold,threshold=nan"), "nan"),
@@ -37,5 +38,6 @@ FAILING: tuple[tuple[str, str], ...] = (
 
 def write_files(folder: Path) -> None:
     """The prompt files that the commands name."""
-    (folder / "prompts.csv").write_text("prompt,answer\nSort: ba,ab\n")
+    (folder / "prompts.csv").write_text("question,answer\nSort: ba,ab\n")
+    (folder / "prompts.yaml").write_text("- Sort: ba\n")
     (folder / "latin.txt").write_bytes("Sortiere: bä\n".encode("latin-1"))
