@@ -9,7 +9,7 @@ from l2pd_adapters.huggingface import load
 from l2pd_adapters.tiny_models import heldout_prompts
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.trajectories import load_references, read_trajectories, save_references
-from l2pd_tools.evaluation.prompts import read_prompts
+from l2pd_tools.evaluation.prompts import Prompt, read_prompts
 from l2pd_tools.evaluation.run import encode_prompts, left_padded
 from l2pd_tools.training.collecting import collect
 from l2pd_tools.training.consistent_labels import States, accepted, answers_hold, predictions
@@ -106,7 +106,7 @@ def test_consistent_answers_are_recognised(tiny):
         tokenizer(f"{prompt}\n{answer}", add_special_tokens=False).input_ids
         for prompt, answer in texts
     ]
-    prompt = encode_prompts(tokenizer, [type("P", (), {"text": texts[0][0]})()])[0].tolist()
+    prompt = encode_prompts(tokenizer, [Prompt(texts[0][0], "1")])[0].tolist()
     made = [[*prompt, *ids[-5:], model.config.eos_token_id] for ids in encoded]
     width = max(map(len, made))
     tokens = torch.tensor([row + [0] * (width - len(row)) for row in made])
