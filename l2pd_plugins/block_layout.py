@@ -7,11 +7,12 @@ positions, from left to right (LLaDA, arXiv 2502.09992; block diffusion, arXiv 2
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
-import numpy as np
+if TYPE_CHECKING:  # the command line reads families of models, and starts in a fraction of a second
+    import numpy as np
 
-Lengths = TypeVar("Lengths", int, np.ndarray)
+Lengths = TypeVar("Lengths", int, "np.ndarray")
 """One length, or an array of them."""
 
 Attention = Literal["bidirectional", "block_causal"]

@@ -7,6 +7,8 @@ import sys
 from contextlib import nullcontext
 from typing import Any
 
+from l2pd_tools.progress import working
+
 
 def resolve_device(device: str) -> str:
     """The device that a `Device` option names: "auto" is the GPU of this process if there is one,
@@ -31,13 +33,27 @@ def load_model(
     """Load the model and its tokenizer on a device (see `resolve_device`), or on those of a
     `device_map` of transformers. `weights`: further keywords of `load`, such as the dtype.
 
-    Shows no progress bar for small weights, or if stderr is not a terminal.
+    Says on stderr what is loaded; shows no progress bar for small weights, or if stderr is not a
+    terminal.
     """
-    from l2pd_adapters.huggingface import load
-    from l2pd_adapters.huggingface.models.load import without_progress_bar
     from l2pd_adapters.tiny_models import shipped_models
 
     quiet = name in shipped_models() or not sys.stderr.isatty()
+    with working(f"loading {name}", spinner=quiet):
+        return _loaded(name, device, adapter, device_map, quiet, weights)
+
+
+def _loaded(
+    name: str,
+    device: str,
+    adapter: str | None,
+    device_map: str | None,
+    quiet: bool,
+    weights: dict[str, Any],
+) -> tuple[Any, Any]:
+    from l2pd_adapters.huggingface import load
+    from l2pd_adapters.huggingface.models.load import without_progress_bar
+
     where: dict[str, Any] = (
         {"device": resolve_device(device)} if device_map is None else {"device_map": device_map}
     )

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 class Advance(Protocol):
@@ -20,11 +24,40 @@ class Start(Protocol):
 
 
 @contextmanager
+def working(label: str, *, spinner: bool = True) -> Iterator[None]:
+    """Say on stderr what is going on: on a terminal with a spinner while it lasts, otherwise as a
+    line. spinner: False for work that draws on the terminal itself.
+    """
+    console = _console()
+    if console.is_terminal and spinner:
+        with console.status(label):
+            yield
+    else:
+        console.print(label, soft_wrap=True)
+        yield
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Around what may import torch, which takes seconds: says so, unless torch is imported."""
+    if "torch" in sys.modules:
+        yield
+    else:
+        with working("importing torch"):
+            yield
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, markup=False)
+
+
+@contextmanager
 def progress(total: int) -> Iterator[Start]:
     """Progress on stderr: on a terminal a bar with the remaining time, otherwise one line for every
     phase.
     """
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -33,7 +66,7 @@ def progress(total: int) -> Iterator[Start]:
         TimeRemainingColumn,
     )
 
-    console = Console(stderr=True, highlight=False, markup=False)
+    console = _console()
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=16),

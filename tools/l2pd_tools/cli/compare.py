@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from l2pd_adapters.tiny_models import heldout_prompts
-from l2pd_plugins import L2PDError, create_policy
+from l2pd_plugins import L2PDError
 from l2pd_plugins.policy_attributes import name_of, printable_name_of
 from l2pd_tools.cli import arguments
 from l2pd_tools.cli.arguments import POLICY_HELP, option
 from l2pd_tools.cli.groups import Decoding, Drawing, Loading, Prompting
-from l2pd_tools.cli.kinds import OutFile, PolicyText
+from l2pd_tools.cli.kinds import OutFile, PolicyText, policy_of
 from l2pd_tools.evaluation.comparison import Row, percent, require_accepted, run_policies
-from l2pd_tools.policy_text import parse_policy
+from l2pd_tools.progress import importing
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -77,14 +77,15 @@ def compare(
     specs = list(policy or (DEMO_POLICIES if demo else ()))
     if not specs:
         raise L2PDError("name the policies to compare with --policy, or see --demo")
-    policies = [create_policy(parse_policy(spec)) for spec in specs]
-    if html is not None and len(policies) != 2:
-        raise L2PDError(f"--html {html} plays two policies side by side, {len(policies)} are named")
+    if html is not None and len(specs) != 2:
+        raise L2PDError(f"--html {html} plays two policies side by side, {len(specs)} are named")
 
     from rich.console import Console
 
     file, asked = prompting.read(heldout_prompts(), limit=DEMO_PROMPTS if demo else None)
     settings = {**decoding.settings, **drawing.settings(len(asked))}
+    with importing():
+        policies = [policy_of(spec) for spec in specs]
     loaded, tokenizer = loading.load()
     require_accepted(loaded, policies, settings)
 

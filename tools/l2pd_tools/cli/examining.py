@@ -37,7 +37,8 @@ def examined(command: F) -> F:
 
 def _examine(kinds: Mapping[str, tuple[Sequence[str], Kind]], given: dict[str, Any]) -> None:
     seen: dict[str, tuple[str, bool]] = {}
-    for name, (names, kind) in kinds.items():
+    # Files first: what a name stands for takes longer to find out.
+    for name, (names, kind) in sorted(kinds.items(), key=lambda item: item[1][1].place is None):
         value, called = given.get(name), _as_typed(names)
         for each in value if isinstance(value, list | tuple) else [value]:
             if each is None:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from l2pd_plugins import L2PDError, create_policy
+from l2pd_plugins import L2PDError
 from l2pd_tools.cli import arguments
 from l2pd_tools.cli.arguments import POLICY_HELP, option
 from l2pd_tools.cli.groups import Decoding, Drawing, Form, Loading
-from l2pd_tools.cli.kinds import Number, PolicyText, PromptSource, PromptText, quoted
-from l2pd_tools.policy_text import parse_policy
+from l2pd_tools.cli.kinds import Number, PolicyText, PromptSource, PromptText, policy_of, quoted
+from l2pd_tools.progress import importing
 
 if TYPE_CHECKING:
     from l2pd_tools.evaluation.prompts import Prompt
@@ -87,18 +87,14 @@ def generate(
             raise L2PDError(f"{name} {quoted(value)}: only for prompts of a file or of stdin")
     if prompt is None and file is None and sys.stdin.isatty():
         raise L2PDError("give a prompt as the argument, with --file, or on stdin")
-    made = create_policy(parse_policy(policy))
-
-    from l2pd_tools.evaluation.run import evaluate
-    from l2pd_tools.viewing import live_terminal
+    prompts = _prompts(prompt, file, limit, form)
+    settings: dict[str, Any] = {**decoding.settings, **drawing.settings(len(prompts))}
+    with importing():
+        settings["policy"] = policy_of(policy)
+        from l2pd_tools.evaluation.run import evaluate
+        from l2pd_tools.viewing import live_terminal
 
     console = live_terminal.terminal() if watch else None
-    prompts = _prompts(prompt, file, limit, form)
-    settings: dict[str, Any] = {
-        "policy": made,
-        **decoding.settings,
-        **drawing.settings(len(prompts)),
-    }
     loaded, tokenizer = loading.load()
     if console is None:
         result = evaluate(loaded, tokenizer, prompts, batch_size=decoding.batch_size, **settings)

@@ -24,8 +24,18 @@ import typer
 from l2pd_plugins import L2PDError
 from l2pd_tools.cli import arguments
 from l2pd_tools.cli.arguments import SEEDS_BELOW, TEMPERATURES, option
-from l2pd_tools.cli.kinds import Line, Number, OneOf, PromptText, Whole, quoted
+from l2pd_tools.cli.kinds import (
+    Line,
+    Number,
+    OneOf,
+    PromptText,
+    Whole,
+    quoted,
+    require_adapter,
+    require_device,
+)
 from l2pd_tools.evaluation.prompt_sources import FORMATS
+from l2pd_tools.progress import importing
 
 if typing.TYPE_CHECKING:
     from l2pd_tools.evaluation.prompts import Prompt, PromptForm
@@ -108,6 +118,13 @@ class Weights:
         str, option(OneOf(DTYPES), "dtype of the weights; auto is the checkpoint's own.")
     ] = "auto"
 
+    def require(self) -> None:
+        """Raise L2PDError for a device or an adapter that is not here. May import torch."""
+        with importing():
+            require_device(self.device)
+            if self.adapter is not None:
+                require_adapter(self.adapter)
+
     def load_model(self, name: str) -> tuple[Any, Any]:
         """The model of this name and its tokenizer."""
         from l2pd_tools import loading
@@ -117,6 +134,7 @@ class Weights:
                 f"--device {self.device} and --device-map {self.device_map} exclude each other; "
                 "give one"
             )
+        self.require()
         return loading.load_model(
             name, self.device, self.adapter, device_map=self.device_map, dtype=self.dtype
         )

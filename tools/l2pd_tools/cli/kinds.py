@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -30,6 +30,9 @@ from l2pd_tools.evaluation.prompt_sources import (
     is_saved_dataset,
     require_datasets,
 )
+
+if TYPE_CHECKING:
+    from l2pd_plugins import UnmaskPolicy
 
 _LONGEST = 80
 """Greatest number of characters of a value in a message."""
@@ -195,14 +198,10 @@ class PromptText(Kind):
 
 @dataclass(frozen=True)
 class PolicyText(Kind):
-    """A policy, as `policy_text.parse_policy` reads it; the value stays a text.
-
-    Args:
-        alone: whether the text is the complete config; otherwise the command adds options and
-            creates the policy itself.
+    """A policy, as `policy_text.parse_policy` reads it; the value stays a text. Only the name is
+    examined: the options need the policy's class, see `policy_of`.
     """
 
-    alone: bool = True
     fixed_text = "NAME[,key=value...]"
 
     def read(self, text: str) -> str:
@@ -212,12 +211,22 @@ class PolicyText(Kind):
         return text
 
     def examine(self, value: str, named: str) -> None:
-        from l2pd_plugins import create_policy
+        from l2pd_plugins.plugins import find_policy
         from l2pd_tools.policy_text import read_policy
 
-        if self.alone:
-            with _beginning(named):
-                create_policy(read_policy(value))
+        with _beginning(named):
+            find_policy(read_policy(value)["name"])
+
+
+def policy_of(text: str, option: str = "--policy") -> UnmaskPolicy:
+    """The policy of a `PolicyText`. Raises L2PDError, which begins with the option and its value,
+    for options that the policy does not take. Imports torch.
+    """
+    from l2pd_plugins import create_policy
+    from l2pd_tools.policy_text import read_policy
+
+    with _beginning(f"{option} {quoted(text)}"):
+        return create_policy(read_policy(text))
 
 
 @dataclass(frozen=True)
@@ -257,19 +266,14 @@ class Model(Name):
 
 @dataclass(frozen=True)
 class Adapter(Name):
-    """A LoRA adapter: a folder, or a hub id."""
+    """A LoRA adapter: a folder, or a hub id. `require_adapter` reads it."""
 
     fixed_text = "a folder, or a hub id (owner/name)"
-
-    def examine(self, value: str, named: str) -> None:
-        from l2pd_adapters.huggingface.models.lora import require_adapter
-
-        require_adapter(value, named)
 
 
 @dataclass(frozen=True)
 class Device(Kind):
-    """A device of torch, or auto."""
+    """A device of torch, or auto. `require_device` tries it."""
 
     fixed_text = "cpu, cuda, cuda:N, or auto"
 
@@ -278,13 +282,26 @@ class Device(Kind):
             raise ValueError
         return text
 
-    def examine(self, value: str, named: str) -> None:
-        if value in ("auto", "cpu"):
-            return
-        from l2pd_adapters.huggingface.models.load import device_here
 
-        with _beginning(named):
-            device_here(value)
+def require_adapter(adapter: str) -> None:
+    """Raise L2PDError, which begins with the option, for an adapter that cannot be read. Imports
+    torch.
+    """
+    from l2pd_adapters.huggingface.models import lora
+
+    lora.require_adapter(adapter, f"--adapter {quoted(adapter)}")
+
+
+def require_device(device: str) -> None:
+    """Raise L2PDError, which begins with the option, for a device that is not here. Imports torch,
+    unless the device is auto or cpu.
+    """
+    if device in ("auto", "cpu"):
+        return
+    from l2pd_adapters.huggingface.models.load import device_here
+
+    with _beginning(f"--device {quoted(device)}"):
+        device_here(device)
 
 
 class Place(Kind):

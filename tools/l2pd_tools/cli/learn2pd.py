@@ -24,10 +24,10 @@ from l2pd_tools.cli.kinds import (
     PolicyText,
     PromptSource,
     Whole,
+    policy_of,
 )
 from l2pd_tools.cli.usage import Commands
-from l2pd_tools.policy_text import parse_policy
-from l2pd_tools.progress import progress
+from l2pd_tools.progress import importing, progress
 
 if TYPE_CHECKING:
     from l2pd_tools.evaluation.prompts import Prompt
@@ -110,11 +110,12 @@ def collect(
     The same command resumes a stopped run. Several processes can share the work: accelerate launch
     -m l2pd_tools.cli learn2pd collect ...
     """
-    from l2pd_tools.training.collecting import collect as run
-    from l2pd_tools.training.collecting import share_of_prompts
-
-    policies = [parse_policy(text) for text in policy or ["oracle"]]
     source, chosen = _prompts(prompting)
+    with importing():
+        from l2pd_tools.training.collecting import collect as run
+        from l2pd_tools.training.collecting import share_of_prompts
+
+        policies = [policy_of(text) for text in policy or ["oracle"]]
     loaded = loading.load()
     with progress(share_of_prompts(len(chosen), prompts_per_shard)) as start:
         run(
@@ -174,9 +175,11 @@ def train(
     if rounds == 0 and given:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise L2PDError(f"{options}: only with --rounds, which collects trajectories")
-    from l2pd_tools.training.rounds import train_filter
-
     source, chosen = _prompts(prompting) if rounds else ("", [])
+    if rounds:
+        loading.require()
+    with importing():
+        from l2pd_tools.training.rounds import train_filter
     trained = train_filter(
         out,
         data,

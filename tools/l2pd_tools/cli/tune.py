@@ -24,6 +24,7 @@ from l2pd_tools.evaluation.comparison import (
     run_policies,
 )
 from l2pd_tools.policy_text import parse_policy, parse_values
+from l2pd_tools.progress import importing
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 def tune(
     *,
-    policy: Annotated[str, typer.Argument(parser=PolicyText(alone=False), help=POLICY_HELP)],
+    policy: Annotated[str, typer.Argument(parser=PolicyText(), help=POLICY_HELP)],
     values: Annotated[
         list[str] | None,
         typer.Option(
@@ -64,16 +65,17 @@ def tune(
     with the answers at one token per step. Settings on the frontier are marked
     with *: no other setting beats them in both quality and tokens per forward.
     """
-    policies = grid(policy, values or [])
+    file, asked = prompting.read(heldout_prompts())
+    settings = {**decoding.settings, **drawing.settings(len(asked))}
+    with importing():
+        from l2pd_tools.evaluation.frontier import Point, draw, fastest_within, require_drawable
+
+        if plot is not None:
+            require_drawable(plot, f"--plot {quoted(plot)}")
+        policies = grid(policy, values or [])
 
     from rich.console import Console
 
-    from l2pd_tools.evaluation.frontier import Point, draw, fastest_within, require_drawable
-
-    if plot is not None:
-        require_drawable(plot, f"--plot {quoted(plot)}")
-    file, asked = prompting.read(heldout_prompts())
-    settings = {**decoding.settings, **drawing.settings(len(asked))}
     loaded, tokenizer = loading.load()
     require_accepted(loaded, policies, settings)
 
