@@ -16,6 +16,7 @@ from l2pd_tools.cli import arguments
 from l2pd_tools.cli.arguments import POLICY_HELP, option
 from l2pd_tools.cli.groups import Decoding, Drawing, Loading, Prompting
 from l2pd_tools.cli.kinds import OutFile, PolicyText, policy_of
+from l2pd_tools.cli.tables import Column, print_figures, width
 from l2pd_tools.evaluation.comparison import Row, percent, require_accepted, run_policies
 from l2pd_tools.progress import importing
 
@@ -34,6 +35,8 @@ DEMO_POLICIES = (
 )
 DEMO_PROMPTS = 120
 """Eight of each task: every fifteen prompts of the file contain one of each task."""
+_WIDEST = 1000
+"""Columns in which a table is measured, so that no name is wrapped."""
 
 
 def compare(
@@ -111,23 +114,24 @@ def compare(
 
 
 def _print_table(console: Console, rows: Sequence[Row]) -> None:
+    from rich.measure import Measurement
     from rich.table import Table
     from rich.text import Text
 
     first = rows[0].result
     kinds = list(first.by_kind())
+    headers = ["valid\n%", *(f"{_two_lines(kind)}" for kind in kinds), "agree\n%", "NFE", "TPF"]
+    headers += ["s", "x\nNFE", "x\ntime"]
     # One blank between the columns: the table of the small world's three kinds has 80 columns.
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("", justify="right")
     table.add_column("policy", overflow="fold")
-    headers = ["valid\n%", *(f"{_two_lines(kind)}" for kind in kinds), "agree\n%", "NFE", "TPF"]
-    for header in (*headers, "s", "x\nNFE", "x\ntime"):
+    for header in headers:
         table.add_column(header, justify="right", vertical="top", no_wrap=True)
+    texts = []
     for number, row in enumerate(rows, start=1):
         result, parts = row.result, row.result.by_kind()
-        table.add_row(
-            str(number),
-            Text(row.label_in_lines),
+        figures = [
             percent(result.validity),
             *(percent(parts[kind].validity) for kind in kinds),
             percent(result.agreement),
@@ -136,8 +140,16 @@ def _print_table(console: Console, rows: Sequence[Row]) -> None:
             f"{result.seconds:.1f}",
             f"{first.nfe / result.nfe:.1f}",
             f"{first.seconds / result.seconds:.1f}",
-        )
-    console.print(table)
+        ]
+        table.add_row(str(number), Text(row.label_in_lines), *figures)
+        texts.append([str(number), row.label_in_lines, *figures])
+    wide = console.options.update(max_width=_WIDEST)
+    if width() is None or Measurement.get(console, wide, table).maximum <= console.width:
+        console.print(table)
+        return
+    columns = [Column("", right=True), Column("policy")]
+    columns += [Column(header, right=True) for header in headers]
+    print_figures(columns, texts, keys=2)
 
 
 def _print_configurations(console: Console, rows: Sequence[Row], file: str) -> None:
