@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,7 +87,7 @@ def test_agreement_without_a_row_at_one_token_per_step(l2pd, settings, loaded) -
     )
     same = [a.tokens == b.tokens for a, b in zip(slow.answers, fast.answers, strict=True)]
     assert row["agreement"] == sum(same) / 15
-    assert ended.stderr.splitlines() == [
+    assert ended.stderr.splitlines()[1:] == [
         "decoding: fixed_schedule(tokens_per_step=1)",
         "decoding: fixed_schedule(tokens_per_step=3)",
     ]
@@ -146,8 +148,9 @@ def test_errors_come_before_any_decoding(l2pd, settings, arguments, message) -> 
     ended = l2pd("compare", *arguments, *settings)
     assert ended.returncode == 2
     assert ended.stdout == ""
-    assert message in ended.stderr
-    assert len(ended.stderr.splitlines()) == 1
+    *before, last = ended.stderr.splitlines()
+    assert message in last
+    assert all(line.startswith("loading ") for line in before)
 
 
 def test_a_broken_prompts_file_is_named_with_its_line(l2pd, settings, tmp_path: Path) -> None:
@@ -176,7 +179,47 @@ def test_as_a_process(site: PluginSite, settings: list[str]) -> None:
     ended = site.l2pd("compare", *policies("oracle"), *settings, "--json")
     assert ended.returncode == 0, ended.stderr
     assert len(json.loads(ended.stdout)["rows"]) == 1
-    assert all(line.startswith("decoding: ") for line in ended.stderr.splitlines())
+    first, second, *others = ended.stderr.splitlines()
+    assert (first, second.split()[0]) == ("importing torch", "loading")
+    assert all(line.startswith("decoding: ") for line in others)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (("compare", "--policy", "settled", "--prompts", "missing.txt"), "missing.txt"),
+        (("compare", "--policy", "setled"), "did you mean 'settled'"),
+        (("generate", "--file", "missing.txt"), "missing.txt"),
+        (("generate", "x", "--policy", "setled"), "did you mean 'settled'"),
+        (("tune", "settled", "--prompts", "missing.txt"), "missing.txt"),
+        (("learn2pd", "collect", "--out", "o", "--prompts", "missing.txt"), "missing.txt"),
+    ],
+)
+def test_what_needs_no_torch_is_refused_before_its_import(wrong, said) -> None:
+    """So that it takes a fraction of a second."""
+    program = (
+        "import sys\nfrom l2pd_tools.cli import main\ntry:\n    main()\n"
+        "finally:\n    print('torch' in sys.modules)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program, *wrong], capture_output=True, text=True, timeout=120
+    )
+    assert ended.stdout == "False\n"
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("error: ") and said in line
+
+
+@pytest.mark.parametrize("columns", [40, 60])
+def test_a_table_that_does_not_fit_is_divided(l2pd, settings, columns) -> None:
+    """No name is broken, and no column is lost."""
+    ended = l2pd(
+        "compare", *policies("confidence_threshold", "eb_sampler"), *settings, columns=columns
+    )
+    table = ended.stdout.split("model=")[0].splitlines()[:-1]
+    assert max(map(len, table)) <= columns
+    words = " ".join(table).split()
+    for name in ("confidence_threshold", "eb_sampler", "valid", "agree", "NFE", "TPF", "time"):
+        assert name in words
 
 
 def test_the_choices_are_those_of_generate() -> None:

@@ -15,7 +15,8 @@ from l2pd_plugins.policy_attributes import name_of, printable_name_of
 from l2pd_tools.cli import arguments
 from l2pd_tools.cli.arguments import POLICY_HELP, option
 from l2pd_tools.cli.groups import Decoding, Drawing, Loading, Prompting
-from l2pd_tools.cli.kinds import OutFile, PolicyText, policy_of
+from l2pd_tools.cli.kinds import OutFile, PolicyText
+from l2pd_tools.cli.needing_torch import policy_of
 from l2pd_tools.cli.tables import Column, print_figures, width
 from l2pd_tools.evaluation.comparison import Row, percent, require_accepted, run_policies
 from l2pd_tools.progress import importing

@@ -12,7 +12,8 @@ from l2pd_plugins import L2PDError
 from l2pd_tools.cli import arguments
 from l2pd_tools.cli.arguments import POLICY_HELP, option
 from l2pd_tools.cli.groups import Decoding, Drawing, Form, Loading
-from l2pd_tools.cli.kinds import Number, PolicyText, PromptSource, PromptText, policy_of, quoted
+from l2pd_tools.cli.kinds import Number, PolicyText, PromptSource, PromptText, quoted
+from l2pd_tools.cli.needing_torch import policy_of
 from l2pd_tools.progress import importing
 
 if TYPE_CHECKING:

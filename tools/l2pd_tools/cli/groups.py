@@ -31,9 +31,8 @@ from l2pd_tools.cli.kinds import (
     PromptText,
     Whole,
     quoted,
-    require_adapter,
-    require_device,
 )
+from l2pd_tools.cli.needing_torch import require_adapter, require_device
 from l2pd_tools.evaluation.prompt_sources import FORMATS
 from l2pd_tools.progress import importing
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
@@ -30,9 +30,6 @@ from l2pd_tools.evaluation.prompt_sources import (
     is_saved_dataset,
     require_datasets,
 )
-
-if TYPE_CHECKING:
-    from l2pd_plugins import UnmaskPolicy
 
 _LONGEST = 80
 """Greatest number of characters of a value in a message."""
@@ -199,7 +196,7 @@ class PromptText(Kind):
 @dataclass(frozen=True)
 class PolicyText(Kind):
     """A policy, as `policy_text.parse_policy` reads it; the value stays a text. Only the name is
-    examined: the options need the policy's class, see `policy_of`.
+    examined: the options need the policy's class, see `needing_torch.policy_of`.
     """
 
     fixed_text = "NAME[,key=value...]"
@@ -214,19 +211,8 @@ class PolicyText(Kind):
         from l2pd_plugins.plugins import find_policy
         from l2pd_tools.policy_text import read_policy
 
-        with _beginning(named):
+        with beginning(named):
             find_policy(read_policy(value)["name"])
-
-
-def policy_of(text: str, option: str = "--policy") -> UnmaskPolicy:
-    """The policy of a `PolicyText`. Raises L2PDError, which begins with the option and its value,
-    for options that the policy does not take. Imports torch.
-    """
-    from l2pd_plugins import create_policy
-    from l2pd_tools.policy_text import read_policy
-
-    with _beginning(f"{option} {quoted(text)}"):
-        return create_policy(read_policy(text))
 
 
 @dataclass(frozen=True)
@@ -266,14 +252,14 @@ class Model(Name):
 
 @dataclass(frozen=True)
 class Adapter(Name):
-    """A LoRA adapter: a folder, or a hub id. `require_adapter` reads it."""
+    """A LoRA adapter: a folder, or a hub id. `needing_torch.require_adapter` reads it."""
 
     fixed_text = "a folder, or a hub id (owner/name)"
 
 
 @dataclass(frozen=True)
 class Device(Kind):
-    """A device of torch, or auto. `require_device` tries it."""
+    """A device of torch, or auto. `needing_torch.require_device` tries it."""
 
     fixed_text = "cpu, cuda, cuda:N, or auto"
 
@@ -281,27 +267,6 @@ class Device(Kind):
         if not re.fullmatch(r"[a-z]+(:[0-9]{1,4})?", text):
             raise ValueError
         return text
-
-
-def require_adapter(adapter: str) -> None:
-    """Raise L2PDError, which begins with the option, for an adapter that cannot be read. Imports
-    torch.
-    """
-    from l2pd_adapters.huggingface.models import lora
-
-    lora.require_adapter(adapter, f"--adapter {quoted(adapter)}")
-
-
-def require_device(device: str) -> None:
-    """Raise L2PDError, which begins with the option, for a device that is not here. Imports torch,
-    unless the device is auto or cpu.
-    """
-    if device in ("auto", "cpu"):
-        return
-    from l2pd_adapters.huggingface.models.load import device_here
-
-    with _beginning(f"--device {quoted(device)}"):
-        device_here(device)
 
 
 class Place(Kind):
@@ -409,7 +374,7 @@ class OutFolder(Folder):
 
 
 @contextmanager
-def _beginning(named: str) -> Iterator[None]:
+def beginning(named: str) -> Iterator[None]:
     """Makes an L2PDError begin with the option and its value."""
     try:
         yield

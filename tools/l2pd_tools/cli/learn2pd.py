@@ -24,8 +24,8 @@ from l2pd_tools.cli.kinds import (
     PolicyText,
     PromptSource,
     Whole,
-    policy_of,
 )
+from l2pd_tools.cli.needing_torch import policy_of
 from l2pd_tools.cli.usage import Commands
 from l2pd_tools.progress import importing, progress
 
