@@ -138,7 +138,7 @@ def _print_table(console: Console, rows: Sequence[Row]) -> None:
             percent(result.agreement),
             f"{result.nfe:.1f}",
             f"{result.tokens_per_forward:.2f}",
-            f"{result.seconds:.1f}",
+            _seconds(result.seconds),
             f"{first.nfe / result.nfe:.1f}",
             f"{first.seconds / result.seconds:.1f}",
         ]
@@ -242,6 +242,11 @@ def _as_json(rows: Sequence[Row], file: str) -> dict[str, Any]:
         "prompts": len(first.answers),
         "rows": [fields(row) for row in rows],
     }
+
+
+def _seconds(seconds: float) -> str:
+    """At most 3 characters below 1,000 seconds, so that a slow machine does not widen a table."""
+    return f"{seconds:.1f}" if seconds < 9.95 else f"{seconds:.0f}"
 
 
 def _two_lines(kind: str) -> str:
