@@ -115,6 +115,7 @@ def compare(
 
 
 def _print_table(console: Console, rows: Sequence[Row]) -> None:
+    from rich.cells import cell_len
     from rich.measure import Measurement
     from rich.table import Table
     from rich.text import Text
@@ -144,8 +145,12 @@ def _print_table(console: Console, rows: Sequence[Row]) -> None:
         ]
         table.add_row(str(number), Text(row.label_in_lines), *figures)
         texts.append([str(number), row.label_in_lines, *figures])
+    labels = [row.label_in_lines.split("\n") for row in rows]
+    # A policy's options may be wrapped, its name may not.
+    spare = max(cell_len(line) for lines in labels for line in lines)
+    spare -= max(cell_len(lines[0]) for lines in labels)
     wide = console.options.update(max_width=_WIDEST)
-    if width() is None or Measurement.get(console, wide, table).maximum <= console.width:
+    if width() is None or Measurement.get(console, wide, table).maximum - spare <= console.width:
         console.print(table)
         return
     columns = [Column("", right=True), Column("policy")]
