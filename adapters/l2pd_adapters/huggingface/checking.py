@@ -34,6 +34,10 @@ MOST_SEQUENCES = 2**16
 TEMPERATURES = (1e-30, 1e30)
 """Bounds of the temperature, so that a logit divided by it remains a finite float32."""
 SEEDS_BELOW = 2**63
+MOST_SAMPLES = 2**16
+"""Greatest number of maskings of an answer."""
+_LARGEST_ID = 2**63 - 1
+"""Token ids are int64."""
 
 
 class Kind(Protocol):
@@ -173,7 +177,8 @@ class TokenIds:
         listed = isinstance(value, list | tuple)
         if listed and not self.several and len(value) != 1:
             raise ValueError
-        ids = tuple(Whole(0).take(item) for item in (value if listed else [value]))
+        kind = Whole(0, _LARGEST_ID)
+        ids = tuple(kind.take(item) for item in (value if listed else [value]))
         return ids if self.several else ids[0]
 
 
@@ -292,6 +297,14 @@ EVALUATE: dict[str, Kind] = {
     "observers": _FUNCTION,
 }
 """The settings of `evaluate`."""
+LIKELIHOOD: dict[str, Kind] = {
+    "prompt_ids": TokenIds(),
+    "answer_ids": TokenIds(),
+    "samples": Whole(2, MOST_SAMPLES),
+    "seed": EVALUATE["seed"],
+    "batch_size": EVALUATE["batch_size"],
+}
+"""The settings of `log_likelihoods`, without `order`."""
 _DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 
 

@@ -13,10 +13,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from l2pd_adapters.families import CACHES, CacheKind
-
-CHOICES = CACHES["bidirectional"]
-"""The caches of bidirectional models, the default first."""
+from l2pd_adapters.families import CacheKind
 
 Positions = TypeVar("Positions", int, Tensor)
 """One position, or one for each row."""

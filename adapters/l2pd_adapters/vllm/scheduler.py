@@ -108,7 +108,7 @@ class BidirectionalScheduler(CountingScheduler, DiffusionScheduler):
         for request_id, tokens in drafts.items():
             drafts[request_id] = tokens[: self._passes.block_length]
         for request_id in output.num_scheduled_tokens:
-            self._place(request_id).computed_at = self.current_step
+            _place_of(self.requests[request_id]).computed_at = self.current_step
         return output
 
     def update_draft_token_ids(self, draft_token_ids: DraftTokenIds) -> None:
@@ -133,7 +133,7 @@ class BidirectionalScheduler(CountingScheduler, DiffusionScheduler):
             request = self.requests.get(request_id)
             if request is None:
                 continue
-            place = self._place(request_id)
+            place = _place_of(request)
             in_block = request_id in stepped and not emitted[at]
             place.partial = in_block and place.cache != "none"
             if place.partial:
@@ -146,7 +146,7 @@ class BidirectionalScheduler(CountingScheduler, DiffusionScheduler):
 
     def _end_of_pass(self, request: Request) -> int:
         """One past the last position of the request's next pass."""
-        place = self._place(request.request_id)
+        place = _place_of(request)
         if not place.partial:
             return place.end
         end = self._passes.end(place.cache, request.num_tokens, last=place.seen)
@@ -156,7 +156,7 @@ class BidirectionalScheduler(CountingScheduler, DiffusionScheduler):
         """Note the end of the request's text, one past the last position that it attends to, and
         give back the pages that its block, the last one, no longer needs.
         """
-        place = self._place(request.request_id)
+        place = _place_of(request)
         if seen < place.seen:
             place.seen = seen
             give_back_pages(self, request.request_id, self._end_of_pass(request))
@@ -166,7 +166,7 @@ class BidirectionalScheduler(CountingScheduler, DiffusionScheduler):
         would cut it. Those that have waited longest come first, so each has its turn.
         """
         left = self.max_num_scheduled_tokens
-        waited = sorted(self.running, key=lambda r: self._place(r.request_id).computed_at)
+        waited = sorted(self.running, key=lambda request: _place_of(request).computed_at)
         for request in waited:
             positions = request.num_tokens_with_spec - request.num_computed_tokens
             if positions <= left:
@@ -174,9 +174,10 @@ class BidirectionalScheduler(CountingScheduler, DiffusionScheduler):
             else:  # vLLM counts this step before it compares
                 request.next_decode_eligible_step = self.current_step + 2
 
-    def _place(self, request_id: str) -> _Place:
-        place: _Place = getattr(self.requests[request_id], _PLACE)
-        return place
+
+def _place_of(request: Request) -> _Place:
+    place: _Place = getattr(request, _PLACE)
+    return place
 
 
 def give_back_pages(scheduler: DiffusionScheduler, request_id: str, end: int) -> None:

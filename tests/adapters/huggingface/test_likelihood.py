@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -225,6 +226,11 @@ class TestMethod:
             ({"order": "random"}, "order='random': expected one of left_to_right, confidence, or"),
             ({"order": [0, 0]}, "order=[0, 0]: expected one of left_to_right"),
             ({"order": 3}, "order=3: expected one of left_to_right"),
+            ({"order": [True, False]}, "order=[True, False]: expected one of left_to_right"),
+            ({"order": np.array([1, 2])}, "order="),
+            ({"answer_ids": [2**70]}, "answer_ids=[1180591620717411303424]: expected token ids"),
+            ({"samples": 2**70}, "samples=1180591620717411303424: expected a whole number from 2"),
+            ({"prompt_ids": [[1, 2]]}, "prompt_ids=[[1, 2]]: expected token ids"),
         ],
     )
     def test_bad_arguments(self, make_model, arguments, said):

@@ -11,6 +11,7 @@ import torch
 
 from l2pd_adapters.huggingface.checking import (
     GENERATE,
+    LIKELIHOOD,
     LOAD,
     MOST_SEQUENCES,
     SEEDS_BELOW,
@@ -22,7 +23,7 @@ from l2pd_adapters.huggingface.checking import (
     close_to,
     short,
 )
-from l2pd_adapters.huggingface.likelihood import ORDERS, SETTINGS
+from l2pd_adapters.huggingface.likelihood import ORDERS
 from l2pd_plugins import L2PDError, UnmaskPolicy, create_policy
 from l2pd_plugins.errors import PolicyOptionError
 
@@ -53,7 +54,7 @@ ARGUMENTS: dict[str, Kind] = {
     "unmask_options": GENERATE["unmask_options"],
     "cache": OneOf(("none", "prefix", "dual", "block")),
     "seed": Whole(0, SEEDS_BELOW - 1),
-    "samples": SETTINGS["samples"],
+    "samples": LIKELIHOOD["samples"],
     "likelihood_order": OneOf(ORDERS),
     **{name: LOAD[name] for name in ("dtype", "device_map")},
     "device": Of(str, "a device, as cpu or cuda"),

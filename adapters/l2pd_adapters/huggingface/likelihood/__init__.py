@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from l2pd_adapters.huggingface.likelihood.estimates import (
-    SETTINGS,
     LogLikelihood,
     are_greedy,
     configuration_of,
@@ -14,7 +13,6 @@ from l2pd_adapters.huggingface.likelihood.walks import ORDERS
 
 __all__ = [
     "ORDERS",
-    "SETTINGS",
     "LogLikelihood",
     "are_greedy",
     "configuration_of",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from l2pd_adapters.huggingface import diffusion_gemma
-from l2pd_adapters.huggingface.checking import SEEDS_BELOW, TokenIds, Whole, check
+from l2pd_adapters.huggingface.checking import LIKELIHOOD, check
 from l2pd_adapters.huggingface.likelihood.maskings import Maskings
 from l2pd_adapters.huggingface.likelihood.passes import Part, PartialPasses, padded
 from l2pd_adapters.huggingface.likelihood.walks import Order, positions_in, walk_through
@@ -28,15 +28,6 @@ from l2pd_adapters.huggingface.models.model_info import (
 )
 from l2pd_adapters.huggingface.prompts import check_prompts, check_room
 from l2pd_plugins.errors import L2PDError
-
-MOST_SAMPLES = 2**20
-SETTINGS = {
-    "samples": Whole(2, MOST_SAMPLES),
-    "seed": Whole(0, SEEDS_BELOW - 1),
-    "batch_size": Whole(1),
-}
-"""The kinds of the settings of `log_likelihoods`, without `order`."""
-_IDS = {"prompt_ids": TokenIds(), "answer_ids": TokenIds()}
 
 Ids = Tensor | Sequence[int]
 """Token ids: a list, or a tensor (N,) or (1, N)."""
@@ -113,8 +104,8 @@ def log_likelihoods(
     """
     for name, value in (("samples", samples), ("seed", seed), ("batch_size", batch_size)):
         if value is None:
-            raise L2PDError(f"{name}=None: expected {SETTINGS[name].expected}")
-        check(SETTINGS, name, value)
+            raise L2PDError(f"{name}=None: expected {LIKELIHOOD[name].expected}")
+        check(LIKELIHOOD, name, value)
     passes = _passes_of(model)
     texts = [_checked(model, passes, *pair) for pair in pairs]
     parts = [passes.parts(*text) for text in texts]
@@ -188,7 +179,7 @@ def _checked(
         if ids is None or (isinstance(ids, Tensor) and ids.ndim != 1):
             shape = f", a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
             raise L2PDError(f"{name}{shape}: expected the token ids of one text")
-        found[name] = list(check(_IDS, name, ids))
+        found[name] = list(check(LIKELIHOOD, name, ids))
         as_row = torch.tensor([found[name]], dtype=torch.int64)
         check_prompts(
             as_row,
@@ -216,17 +207,19 @@ def _sampled(
     """The Monte Carlo estimate of each answer."""
     flat = [part for each in parts for part in each]
     maskings = [Maskings.of(part.length, samples, seed) for part in flat]
-    rows = [(at, row) for at, each in enumerate(maskings) for row in range(len(each.masked))]
-    sums = [torch.zeros(len(each.masked), dtype=torch.float64) for each in maskings]
+    rows = [
+        (part, masked)
+        for part, masking in zip(flat, maskings, strict=True)
+        for masked in masking.masked
+    ]
+    sums = torch.zeros(len(rows), dtype=torch.float64)
     for start in range(0, len(rows), batch_size):
-        some = rows[start : start + batch_size]
-        masked = padded([maskings[at].masked[row] for at, row in some])
-        found = passes.predict([flat[at] for at, _ in some], masked, masked)
-        totals = torch.zeros(len(some), dtype=torch.float64)
-        totals.index_add_(0, found.owner, found.log_probability)
-        for (at, row), total in zip(some, totals, strict=True):
-            sums[at][row] = total
-    estimates = iter(zip(maskings, sums, strict=True))
+        members, masked_tokens = zip(*rows[start : start + batch_size], strict=True)
+        masked = padded(masked_tokens)
+        found = passes.predict(members, masked, masked)
+        sums.index_add_(0, start + found.owner, found.log_probability)
+    counts = [len(masking.masked) for masking in maskings]
+    estimates = iter(zip(maskings, sums.split(counts), strict=True))
     answers = []
     for each in parts:
         of_parts = [next(estimates) for _ in each]

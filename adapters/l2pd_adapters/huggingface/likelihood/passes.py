@@ -14,7 +14,6 @@ from l2pd_adapters.huggingface.forward import CanvasView, forward_for
 from l2pd_adapters.huggingface.models.model_info import block_length_of, family_of, mask_token_of
 from l2pd_plugins.block_layout import BlockLayout
 from l2pd_plugins.statistics import row_statistics
-from l2pd_plugins.upload import upload
 
 _ELEMENTS = 1 << 26
 """Greatest number of logits that are computed at once."""
@@ -137,7 +136,7 @@ class PartialPasses:
         """x0, confidence and the log-probability of the true token, chunk by chunk."""
         at_once = max(1, _ELEMENTS // self.vocabulary)
         for some, tokens in zip(indices.split(at_once), truth.split(at_once), strict=True):
-            logits = self._forward.logits(hidden, upload(some.tolist(), self.device))
+            logits = self._forward.logits(hidden, some.to(self.device))
             found = row_statistics(logits)
             both = torch.stack([tokens.to(logits.device), found.x0], dim=-1)
             scores = logits.gather(1, both).float()

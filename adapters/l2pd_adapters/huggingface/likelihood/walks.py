@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,14 +21,13 @@ Order = str | Sequence[int]
 def positions_in(order: Order, parts: Sequence[Part]) -> list[int] | None:
     """The positions of an answer in this order; None for the order of confidence."""
     count = sum(part.length for part in parts)
-    if order == "confidence":
+    listed = order.tolist() if isinstance(order, Tensor | np.ndarray) else order
+    if listed == "confidence":
         return None
-    if order == "left_to_right":
+    if listed == "left_to_right":
         return list(range(count))
-    listed = order.tolist() if isinstance(order, Tensor) else order
-    if not isinstance(listed, list | tuple) or sorted(map(repr, listed)) != sorted(
-        map(repr, range(count))
-    ):
+    numbers = isinstance(listed, list | tuple) and all(type(each) is int for each in listed)
+    if not numbers or sorted(listed) != list(range(count)):
         raise L2PDError(
             f"order={short(order)}: expected one of {', '.join(ORDERS)}, or the positions 0 to "
             f"{count - 1} of the answer, each once"
