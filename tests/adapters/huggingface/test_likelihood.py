@@ -240,9 +240,11 @@ class TestMethod:
         assert str(error.value).startswith(said)
         assert "\n" not in str(error.value)
 
-    def test_an_order_against_the_blocks(self, make_model):
-        with pytest.raises(L2PDError, match="position 9 is in a later block"):
-            log_likelihood(make_model("sdar"), [1] * 8, [1] * 10, order=[9, *range(9)])
+    @pytest.mark.parametrize("first", [8, 9])
+    def test_an_order_against_the_blocks(self, make_model, first):
+        order = [first, *(position for position in range(10) if position != first)]
+        with pytest.raises(L2PDError, match=f"position {first} is in a later block"):
+            log_likelihood(make_model("sdar"), [1] * 8, [1] * 10, order=order)
 
     def test_a_prompt_too_short_for_shifted_logits(self, dream):
         with pytest.raises(L2PDError, match="predicts a position 1 before it"):
