@@ -38,7 +38,8 @@ os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine runs in this pr
 
 import torch
 from measuring import amount, output, positive, timed, write
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from random_checkpoint import save_random
+from transformers import Qwen3ForCausalLM
 from vllm import LLM, SamplingParams
 
 from l2pd_adapters.families import CACHES
@@ -57,30 +58,20 @@ PROMPT = 64
 
 
 def random_model(folder: Path, args: argparse.Namespace) -> str:
-    """A random bidirectional model, with the tokenizer of the small models."""
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=args.vocabulary,
-        hidden_size=args.hidden,
-        intermediate_size=3 * args.hidden,
-        num_hidden_layers=args.layers,
-        num_attention_heads=args.hidden // 128 or 1,
-        num_key_value_heads=args.hidden // 128 or 1,
+    """A random bidirectional model."""
+    return save_random(
+        Qwen3ForCausalLM,
+        folder,
+        vocabulary=args.vocabulary,
+        hidden=args.hidden,
+        layers=args.layers,
         head_dim=128,
-        tie_word_embeddings=False,
-        eos_token_id=96,
-        mask_token_id=97,
+        dtype=args.dtype,
+        device=DEVICE,
         block_length=32,
         is_causal=False,
         max_position_embeddings=4096,
-        dtype=args.dtype,
     )
-    with torch.device(DEVICE):
-        model = Qwen3ForCausalLM(config).to(getattr(torch, args.dtype))
-    model.save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / name).write_bytes((folder_of("tiny-llada") / name).read_bytes())
-    return str(folder)
 
 
 class Watched:

@@ -27,11 +27,10 @@ os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine runs in this pr
 
 import torch
 from measuring import Times, output, positive, timed, write
-from transformers import Qwen3Config
+from random_checkpoint import save_random
 from vllm import LLM, SamplingParams
 
 from l2pd_adapters.huggingface.models.native import SDARForCausalLM
-from l2pd_adapters.tiny_models import folder_of
 from l2pd_adapters.vllm.model_state import DiffusionState
 from l2pd_adapters.vllm.sampler import UnmaskSampler
 from l2pd_tools.loading import resolve_device
@@ -41,26 +40,17 @@ DEVICE = torch.device(resolve_device("auto"))
 
 
 def checkpoint(folder: Path, args: argparse.Namespace) -> str:
-    """A random SDAR, with the tokenizer of the small models."""
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=args.vocabulary,
-        hidden_size=args.hidden,
-        intermediate_size=3 * args.hidden,
-        num_hidden_layers=args.layers,
-        num_attention_heads=args.hidden // 64,
-        num_key_value_heads=args.hidden // 64,
+    """A random SDAR."""
+    return save_random(
+        SDARForCausalLM,
+        folder,
+        vocabulary=args.vocabulary,
+        hidden=args.hidden,
+        layers=args.layers,
         head_dim=64,
-        tie_word_embeddings=False,
-        eos_token_id=96,
-        mask_token_id=97,
         block_length=args.block_length,
         max_position_embeddings=1024,
     )
-    SDARForCausalLM(config).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / name).write_bytes((folder_of("tiny-sdar") / name).read_bytes())
-    return str(folder)
 
 
 @dataclass
