@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ Order = str | Sequence[int]
 def positions_in(order: Order, parts: Sequence[Part]) -> list[int] | None:
     """The positions of an answer in this order; None for the order of confidence."""
     count = sum(part.length for part in parts)
-    listed = order.tolist() if isinstance(order, Tensor | np.ndarray) else order
+    listed: Any = order.tolist() if isinstance(order, Tensor | np.ndarray) else order
     if listed == "confidence":
         return None
     if listed == "left_to_right":
@@ -32,7 +33,7 @@ def positions_in(order: Order, parts: Sequence[Part]) -> list[int] | None:
             f"order={short(order)}: expected one of {', '.join(ORDERS)}, or the positions 0 to "
             f"{count - 1} of the answer, each once"
         )
-    positions = list(listed)
+    positions: list[int] = list(listed)
     begin = 0
     for part in parts:
         inside = positions[begin : begin + part.length]
