@@ -130,7 +130,7 @@ def test_the_protocol_takes_turns_and_records_their_spread(tmp_path):
     way = re.compile(
         r"policy=(\w+).* cache=(\w+) end_of_text=(\w+) .*prompts=(\d) batch_size=(\d+)"
     )
-    decodes = [way.search(line).groups() for line in log]
+    decodes = [found.groups() for found in map(way.search, log) if found]
     turn = [
         (policy, cache, "block", "2", "1")
         for policy, cache in (

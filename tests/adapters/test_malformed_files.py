@@ -315,8 +315,9 @@ def test_errors_of_the_commands_are_one_line(l2pd, folder: Path) -> None:
     change(folder / "config.json", d_model=float("nan"))
     ended = l2pd("generate", "Hello", "--model", folder)
     assert ended.returncode == 2
-    (line,) = ended.stderr.splitlines()
+    *waiting, line = ended.stderr.splitlines()
     assert line.startswith("error: ") and "config.json: d_model = nan" in line
+    assert all(said.startswith(("importing ", "loading ")) for said in waiting)
     ended = l2pd("doctor", folder)
     assert ended.returncode == 1 and ended.stderr == ""
     (folder / "config.json").write_text('{"model_type": ' + "[" * 10_000 + "]" * 10_000 + "}")

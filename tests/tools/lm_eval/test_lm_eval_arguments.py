@@ -34,6 +34,8 @@ TABLE: dict[str, tuple[Any, ...]] = {
     "batch_size": (*NOT_WHOLE, "auto", "auto:4", "0", "-1", "\u00b2", "9" * 30),
     "max_batch_size": (1, 0, "x"),
     "trust_remote_code": (True, "yes", 1, "False"),
+    "samples": NOT_WHOLE,
+    "likelihood_order": (5, True, "", "right_to_left"),
     "options": ({"max_new_token": 5}, {"blocklength": 5}, {"nothing": 1}),
 }
 
