@@ -12,7 +12,7 @@ import math
 import operator
 import types
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass as plain_dataclass
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -23,8 +23,9 @@ from pydantic.fields import FieldInfo
 from typing_extensions import dataclass_transform
 
 from l2pd_plugins.errors import PolicyOptionError
+from l2pd_plugins.option_errors import wrong_option
 from l2pd_plugins.plugins import option_parameters
-from l2pd_plugins.shown_values import LONGEST, shown
+from l2pd_plugins.shown_values import LONGEST, remark, shown
 
 T = TypeVar("T")
 
@@ -139,7 +140,9 @@ class Option:
 
     def error(self, value: object, expected: str) -> PolicyOptionError:
         """The error for this value."""
-        return PolicyOptionError(f"option {self.name!r} = {shown(value)}: {expected}")
+        return PolicyOptionError(
+            f"option {self.name!r} = {shown(value)}: {remark(value)}{expected}"
+        )
 
     def _check_list(self, values: Sequence[object], limits: Limits) -> None:
         if not self.kinds & {"list", "other"}:
@@ -362,21 +365,17 @@ def policy_options(cls: type[T]) -> type[T]:
         try:
             validate(self, **kwargs)
         except ValidationError as error:
-            raise PolicyOptionError(_message(made, error)) from None
+            raise PolicyOptionError(_message(made, error, kwargs)) from None
 
     made.__init__ = __init__
     return made  # type: ignore[no-any-return]
 
 
-def _message(cls: Any, error: ValidationError) -> str:
+def _message(cls: Any, error: ValidationError, given: Mapping[str, Any]) -> str:
+    """What is wrong with the given options, in one line that names each of them once."""
     known = ", ".join(f.name for f in cls.__dataclass_fields__.values() if f.init) or "none"
-    lines = []
+    found: dict[Any, list[Any]] = {}
     for item in error.errors(include_url=False):
-        name = item["loc"][0] if item["loc"] else "options"
-        if item["type"] == "unexpected_keyword_argument":
-            lines.append(
-                f"no option {shown(name)} (given {shown(item['input'])}); its options are: {known}"
-            )
-        else:
-            lines.append(f"option {shown(name)} = {shown(item['input'])}: {item['msg']}")
-    return f"{cls.__name__}: " + "; ".join(dict.fromkeys(lines))
+        found.setdefault(item["loc"][0] if item["loc"] else None, []).append(item)
+    told = [wrong_option(name, items, given, known) for name, items in found.items()]
+    return f"{cls.__name__}: " + "; ".join(told)

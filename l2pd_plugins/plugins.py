@@ -22,7 +22,7 @@ from l2pd_plugins.errors import (
 )
 from l2pd_plugins.policy import ModelContext, PolicySpec, UnmaskPolicy, normalize_name
 from l2pd_plugins.policy_attributes import TraitError, description_of, name_of, read_traits
-from l2pd_plugins.shown_values import shown
+from l2pd_plugins.shown_values import remark, shown
 
 __all__ = [
     "PluginInfo",
@@ -202,8 +202,8 @@ def _read_config(config: object, options: dict[str, Any]) -> tuple[str, dict[str
         return config, options
     if not isinstance(config, Mapping):
         raise UnknownPolicyError(
-            "a policy is given by its name, a mapping with a name, or an UnmaskPolicy, "
-            f"not {shown(config)}"
+            f"policy {shown(config)}: {remark(config)}expected its name, a mapping with a name, "
+            "or an UnmaskPolicy"
         )
     name = config.get("name")
     if not isinstance(name, str):

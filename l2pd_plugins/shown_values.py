@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import PurePath
@@ -14,6 +15,7 @@ LONGEST = 200
 """Greatest number of characters of a value in a message."""
 _MOST_ITEMS = 8
 _DEEPEST = 3
+_LONGEST_CLASS = 80
 _LONGEST_NUMBER = 4 * LONGEST
 """Bits."""
 _SHORT = (type(None), type(...), type(NotImplemented), complex, FunctionType, BuiltinFunctionType)
@@ -47,10 +49,35 @@ def _named(value: object) -> str:
     return f"<{_type_name(value)}>"
 
 
+def remark(value: object) -> str:
+    """What a message about a wrong value says of it before "expected": that it is NaN, infinite, or
+    a class instead of an object; empty for other values. As in `shown`, no code of it is run.
+    """
+    found = type(value)
+    if issubclass(found, type):
+        name = printable(_class_name(value), _LONGEST_CLASS)
+        return f"it is a class, not an object such as {name}(...); "
+    plain: Any = value
+    if issubclass(found, float):
+        number = float.__float__(plain)
+    elif found.__module__ == "numpy" and _type_name(value) in ("float16", "float32"):
+        number = float(plain)
+    else:
+        return ""
+    if math.isnan(number):
+        return "it is NaN; "
+    return "it is infinite; " if math.isinf(number) else ""
+
+
 def _type_name(value: object) -> str:
     """The type's own name, ignoring its metaclass."""
-    name: str = type.__dict__["__name__"].__get__(type(value))
-    return name[:LONGEST]
+    return _class_name(type(value))[:LONGEST]
+
+
+def _class_name(kind: object) -> str:
+    """The name of a class, ignoring its metaclass."""
+    name: str = type.__dict__["__name__"].__get__(kind)
+    return name
 
 
 def _shown(value: object, deeper: int) -> str:
@@ -62,8 +89,8 @@ def _shown(value: object, deeper: int) -> str:
     names = _OF_LIBRARIES.get(found.__module__, ()) if type(found) is type else ()
     if found in _SHORT or _type_name(value) in names:
         return repr(value)
-    if found is type:
-        return f"<class {_text(value.__name__)}>"  # type: ignore[attr-defined]
+    if issubclass(found, type):
+        return f"<class {_text(_class_name(value))}>"
     return _named(value)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -25,7 +26,7 @@ from l2pd_plugins.options import (
     policy_options,
 )
 from l2pd_plugins.plugins import list_policies, load_factory
-from l2pd_plugins.shown_values import shown
+from l2pd_plugins.shown_values import remark, shown
 
 LIMITS = Limits(block=8, canvas=32, vocabulary=100)
 
@@ -246,7 +247,29 @@ class TestShown:
             assert shown(type("Bad", (kind,), dict.fromkeys(methods, never))(made)) == repr(made)
         meta = type("Meta", (type,), {"__name__": property(never), "__repr__": never})
         other = meta("Bad", (), dict.fromkeys(("__class__", "__repr__"), property(never)))
-        assert shown(other()) == "<Bad>" and shown(other) == "<Meta>"
+        assert shown(other()) == "<Bad>"
+        assert shown(other) == "<class 'Bad'>"  # the metaclass's name would say nothing
+        assert remark(other) == "it is a class, not an object such as Bad(...); "
+        value = type("Bad", (float,), dict.fromkeys(("__float__", "__repr__"), never))("nan")
+        assert remark(value) == "it is NaN; " and remark(other()) == ""
+
+    @pytest.mark.parametrize(
+        ("value", "said"),
+        [
+            (float("nan"), "it is NaN; "),
+            (float("-inf"), "it is infinite; "),
+            (np.float32("nan"), "it is NaN; "),
+            (np.float64("inf"), "it is infinite; "),
+            (np.float16("-inf"), "it is infinite; "),
+            *((value, "") for value in (1.0, 10**400, "nan", None, True, np.int64(3), [1.0])),
+        ],
+    )
+    def test_nan_and_infinity_are_named(self, value: object, said: str) -> None:
+        assert remark(value) == said
+
+    def test_the_remark_about_a_class_is_one_short_line(self) -> None:
+        said = remark(type("X\n" * 1000, (), {}))
+        assert len(said) < 200 and said.isprintable() and said.endswith("(...); ")
 
     def test_deep_nesting_and_cycles_are_shown(self) -> None:
         deep: list[object] = []

@@ -34,7 +34,7 @@ def resolve_model(name: str | Path, called: str | None = None) -> str:
     if text in shipped_models():
         return str(folder_of(text))
     called = f"model {text!r}" if called is None else called
-    folder = local_folder(text, called)
+    folder = local_folder(text, called) if text else None
     if folder is not None:
         return str(folder)
     if isinstance(name, Path) or not HUB_ID.fullmatch(text):

@@ -26,7 +26,7 @@ from l2pd_adapters.huggingface.keywords import (
     refuse_unknown,
 )
 from l2pd_adapters.huggingface.loop import decode
-from l2pd_adapters.huggingface.models.model_info import mask_token_of, name_of
+from l2pd_adapters.huggingface.models.model_info import mask_token_of, name_of, require_model
 from l2pd_adapters.huggingface.output import DiffusionGenerateOutput
 from l2pd_adapters.huggingface.prompts import (
     check_prompts,
@@ -125,6 +125,7 @@ def generate(
 
     Raises L2PDError, before any forward pass, that names every unsupported argument.
     """
+    require_model(model)
     prompts = prompt_ids(inputs, input_ids)
     for keyword, value in (
         ("attention_mask", attention_mask),
@@ -219,7 +220,7 @@ def custom_generate(
         model_kwargs.pop(prepared, None)
     if isinstance(cache, Cache):  # transformers' own, by its name since 5.24
         cache = None
-    refuse_unknown(model_kwargs)
+    refuse_unknown(model_kwargs, unmask_policy)
     given = (
         unmask_policy,
         unmask_options,

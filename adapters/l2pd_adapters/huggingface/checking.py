@@ -23,7 +23,7 @@ from transformers import GenerationConfig
 from l2pd_plugins import UnmaskPolicy
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.policy import STATISTICS
-from l2pd_plugins.shown_values import shown
+from l2pd_plugins.shown_values import remark, shown
 
 MOST_POSITIONS = 2**20
 """Upper bound on the length of a canvas or block, whatever a model's config says, since they are
@@ -373,7 +373,9 @@ def check(table: Mapping[str, Kind], name: str, value: Any, where: str = "") -> 
     try:
         return kind.take(value)
     except ValueError:
-        raise L2PDError(f"{name}={short(value)}{where}: expected {kind.expected}") from None
+        raise L2PDError(
+            f"{name}={short(value)}{where}: {remark(value)}expected {kind.expected}"
+        ) from None
 
 
 def checked(table: Mapping[str, Kind], values: Mapping[str, Any]) -> dict[str, Any]:

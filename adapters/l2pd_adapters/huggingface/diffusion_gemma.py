@@ -29,6 +29,7 @@ from l2pd_adapters.huggingface.cache_names import CACHE, CACHE_NAMES
 from l2pd_adapters.huggingface.checking import GENERATE, checked, close_to, short
 from l2pd_adapters.huggingface.keywords import OUR_KEYWORDS
 from l2pd_adapters.huggingface.models.model_info import local_folder
+from l2pd_adapters.huggingface.option_keywords import as_option
 from l2pd_adapters.huggingface.output import DiffusionGenerateOutput
 from l2pd_adapters.huggingface.settings import bound_policies
 from l2pd_plugins import ModelContext, UnmaskPolicy
@@ -238,6 +239,9 @@ def _refuse_unknown(keywords: Mapping[str, Any]) -> None:
         told = f"{keyword}={short(value)} is not supported by DiffusionGemma"
         if keyword in OUR_KEYWORDS:
             raise L2PDError(f"{told}: {_WHY_NOT[keyword]}")
+        option = as_option(keyword, value, keywords.get("unmask_policy"))
+        if option:
+            raise L2PDError(option)
         hint = close_to(keyword, known) or "."
         raise L2PDError(f"{told}{hint} Known are {', '.join(known)}")
 

@@ -126,7 +126,7 @@ def disable(model: Any) -> Any:
     """
     bound = getattr(model, "__dict__", {}).get("generate")
     if not isinstance(bound, BoundGenerate):
-        raise L2PDError(f"{type(model).__name__} was not enabled")
+        raise L2PDError(f"model={short(model)}: it was not enabled")
     if bound.own is None:
         del model.generation_config
     elif model.generation_config is bound.completed:
@@ -182,7 +182,7 @@ def settings_of(model: Any, **settings: Any) -> DecodeSettings:
     bound = getattr(model, "generate", None)
     if not isinstance(bound, BoundGenerate):
         raise L2PDError(
-            f"{type(model).__name__} is not enabled for diffusion decoding; load it with "
+            f"model={short(model)}: it is not enabled for diffusion decoding; load it with "
             "l2pd_adapters.huggingface.load, or call enable(model)"
         )
     refuse_unknown(settings)

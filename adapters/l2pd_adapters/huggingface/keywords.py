@@ -9,7 +9,8 @@ from typing import Any
 from transformers import GenerationConfig
 
 from l2pd_adapters.families import end_of_text_ids
-from l2pd_adapters.huggingface.checking import GENERATE, check, close_to, short
+from l2pd_adapters.huggingface.checking import GENERATE, LOAD, check, close_to, short
+from l2pd_adapters.huggingface.option_keywords import as_option, close_option
 from l2pd_plugins.errors import L2PDError
 
 logger = logging.getLogger(__name__)
@@ -143,11 +144,16 @@ _NOT_SETTINGS = ("transformers_version", "is_assistant", "use_cache")
 _TOGETHER = (("max_new_tokens", "max_length"), ("unmask_policy", "unmask_options"))
 
 
-def refuse_unknown(keywords: Mapping[str, Any]) -> None:
+def refuse_unknown(keywords: Mapping[str, Any], policy: Any = None) -> None:
     """Raise L2PDError for unknown keywords, and for those that diffusion decoding does not support.
 
-    Keywords of other code for such models are listed in one error, each with the keyword to use.
+    Keywords of other code for such models, and options of policies, are listed in one error, each
+    with what to write.
+
+    Args:
+        policy: the `unmask_policy` if it is not among the keywords.
     """
+    policy = keywords.get("unmask_policy", policy)
     known = {*OUR_KEYWORDS, *_SETTINGS, *_INPUTS, *_IGNORED}
     config_fields = set(GenerationConfig().__dict__) | set(_WITHOUT_EFFECT)
     foreign = {*_THEIR_WORDS, *_NOT_HERE}
@@ -157,7 +163,7 @@ def refuse_unknown(keywords: Mapping[str, Any]) -> None:
         if name in foreign and value is not None and not _asks_for_nothing(name, value)
     ]
     if theirs:
-        raise L2PDError("; ".join(_in_our_words(name, keywords[name]) for name in theirs))
+        raise L2PDError("; ".join(_in_our_words(name, keywords[name], policy) for name in theirs))
     for name, value in keywords.items():
         if name in known or name in foreign or _asks_for_nothing(name, value):
             continue
@@ -169,13 +175,19 @@ def refuse_unknown(keywords: Mapping[str, Any]) -> None:
                 f"{name}={short(value)} is not supported by diffusion decoding; supported are "
                 f"{supported}"
             )
-        raise L2PDError(
-            f"unknown keyword {name!r} (= {short(value)})"
-            f"{close_to(name, known | config_fields) or '.'} Known are {supported}"
-        )
+        if name in LOAD:
+            raise L2PDError(f"{name}={short(value)}: it is a keyword of load, not of generate")
+        option = as_option(name, value, policy)
+        if option:
+            raise L2PDError(option)
+        hint = close_option(name, policy) or close_to(name, known | config_fields) or "."
+        raise L2PDError(f"unknown keyword {name!r} (= {short(value)}){hint} Known are {supported}")
 
 
-def _in_our_words(name: str, value: object) -> str:
+def _in_our_words(name: str, value: object, policy: Any) -> str:
+    option = "" if policy is None else as_option(name, value, policy, among_others=False)
+    if option:
+        return option
     told = f"{name}={short(value)}: "
     return told + (_NOT_HERE.get(name) or f"it has another name here; use {_THEIR_WORDS[name]}")
 

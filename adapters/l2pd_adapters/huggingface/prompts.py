@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from l2pd_adapters.huggingface.checking import MOST_POSITIONS
+from l2pd_adapters.huggingface.checking import MOST_POSITIONS, short
 from l2pd_adapters.huggingface.models.model_info import family_of, positions_of
 from l2pd_plugins.errors import L2PDError
 
@@ -62,7 +63,11 @@ def left_padded_mask(prompts: Tensor, mask: Tensor | None) -> Tensor:
 def _describe(value: object) -> str:
     if isinstance(value, Tensor):
         return f"{value.dtype} of shape {tuple(value.shape)}"
-    return type(value).__name__
+    if isinstance(value, str):
+        return f"{short(value)}, a text; the tokenizer makes token ids of it"
+    if isinstance(value, Mapping):
+        return f"{short(value)}; write generate(**inputs) for what a tokenizer returns"
+    return short(value)
 
 
 _TIMES = 16

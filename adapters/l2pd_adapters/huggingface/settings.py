@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
 
 from l2pd_adapters.families import CACHES, CacheKind, ModelFamily
 from l2pd_adapters.huggingface.checking import (
@@ -50,7 +51,14 @@ current block of each, and the outcome of the step.
 """
 
 _TRANSFORMERS_TOP_K = 50
-"""The defaults of transformers' sampling."""
+"""The default of transformers' sampling."""
+_NEUTRAL = {
+    "temperature": (0, 1),
+    "top_k": (0, _TRANSFORMERS_TOP_K),
+    "top_p": (1,),
+    "min_p": (0,),
+}
+"""Values of the settings of sampling with which a greedy decode asks for nothing."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +185,7 @@ def make_settings(
     check(GENERATE, "streamer", streamer)
     if streamer is not None and batch_size != 1:
         raise L2PDError(f"a streamer takes one sequence, but this call makes {batch_size}")
-    sampled, seed = _sampling(merged), merged.get("seed")
+    sampled, seed = _sampling(merged, model.generation_config), merged.get("seed")
     seeds = None if sampled is None and seed is None else _seeds(seed, batch_size)
     context = ModelContext(
         name=name,
@@ -200,15 +208,19 @@ def make_settings(
     )
 
 
-def _sampling(merged: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The settings of sampling except the seed, or None for greedy decoding, with a warning if a
-    temperature has no effect.
+def _sampling(merged: Mapping[str, Any], own: GenerationConfig) -> dict[str, Any] | None:
+    """The settings of sampling except the seed, or None for greedy decoding, with a warning if one
+    of them has no effect.
     """
     if not merged.get("do_sample", False):
-        if merged.get("temperature", 1.0) not in (0, 1):
-            logger.warning(
-                "temperature=%s has no effect: do_sample is not set", merged["temperature"]
-            )
+        idle = [
+            f"{name}={merged[name]}"
+            for name, neutral in _NEUTRAL.items()
+            # What equals the model's own settings is no wish of the user.
+            if merged.get(name) not in (None, getattr(own, name, None), *neutral)
+        ]
+        if idle:
+            logger.warning("%s: without effect, since do_sample is not set", ", ".join(idle))
         return None
     defaults = {"temperature": 1.0, "top_p": 1.0, "top_k": _TRANSFORMERS_TOP_K, "min_p": 0.0}
     return {

@@ -178,7 +178,7 @@ class TestChoices:
         done = launch(
             checkpoint, dllm_algorithm="confidence_threshold", dllm_algorithm_config=config
         )
-        said = "option 'threshold' = 2: Input should be less than or equal to 1"
+        said = "option 'threshold' = 2: expected a number up to 1"
         assert said in last_line(done)
 
     @pytest.mark.parametrize(

@@ -295,7 +295,7 @@ def test_a_model_that_is_not_enabled_is_refused(loaded) -> None:
     class Plain(torch.nn.Module):
         pass
 
-    with pytest.raises(L2PDError, match="Plain is not enabled"):
+    with pytest.raises(L2PDError, match="<Plain>: it is not enabled"):
         configuration_of(Plain(), unmask_policy="fixed_schedule", max_new_tokens=8)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from l2pd_plugins import L2PDError, UnmaskPolicy
 from l2pd_plugins.policy_attributes import description_of, options_of, printable_name_of
+from l2pd_plugins.shown_values import shown
 from l2pd_plugins.writing import require_writable, write_whole
 from l2pd_tools.evaluation.intervals import validity_difference
 from l2pd_tools.evaluation.results import Evaluation
@@ -154,7 +155,9 @@ def draw(
 
     Raises L2PDError if matplotlib is not installed or the file cannot be written.
     """
-    require_matplotlib()
+    require_drawable(Path(path))
+    if not panels:
+        raise L2PDError(f"panels={shown(panels)}: expected at least one")
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
@@ -198,7 +201,6 @@ def draw(
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize="small")
-    require_drawable(Path(path))
     write_whole(Path(path), lambda temporary: figure.savefig(temporary, dpi=110))
 
 

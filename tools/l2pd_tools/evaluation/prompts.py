@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from l2pd_plugins import L2PDError
-from l2pd_plugins.files import one_line, parse_json
+from l2pd_plugins.files import one_line, parse_json, whole_number
+from l2pd_plugins.shown_values import shown
 from l2pd_tools.evaluation.prompt_sources import Row, rows_of, rows_of_text, text_lines
 from l2pd_tools.evaluation.tasks import Task
 
@@ -125,8 +127,8 @@ def _prompts(
     tasks: Mapping[str, Task] | None,
     form: PromptForm,
 ) -> list[Prompt]:
-    if limit is not None and limit < 1:
-        raise L2PDError(f"limit={limit}: expected a whole number from 1")
+    if limit is not None and not whole_number(limit, 1, sys.maxsize):
+        raise L2PDError(f"limit={shown(limit)}: expected a whole number from 1")
     if form.raw and form.system is not None:
         raise L2PDError("a raw prompt has no system prompt; expected --raw or --system, not both")
     prompts = [_prompt(row, tasks, form) for row in itertools.islice(rows, limit)]

@@ -95,7 +95,7 @@ def evaluate(
             "observers": observers,
         },
     ).values()
-    _check_prompts(prompts)
+    require_prompts(prompts)
     if seed is not None and seed + len(prompts) > SEEDS_BELOW:
         raise L2PDError(
             f"seed={seed}: the last of {len(prompts)} prompts would draw with a seed that is not "
@@ -161,7 +161,8 @@ def settings_of_generate(temperature: float = 0.0, **settings: Any) -> dict[str,
     return {"do_sample": False, **settings, **sampled}
 
 
-def _check_prompts(prompts: Any) -> None:
+def require_prompts(prompts: Any) -> None:
+    """Raise L2PDError if this is not a list of at least one Prompt."""
     if not isinstance(prompts, Sequence) or isinstance(prompts, str | bytes):
         raise L2PDError(f"prompts={short(prompts)}: expected a list of Prompt, see read_prompts")
     if not prompts:

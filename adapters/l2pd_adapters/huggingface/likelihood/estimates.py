@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from l2pd_adapters.huggingface import diffusion_gemma
-from l2pd_adapters.huggingface.checking import LIKELIHOOD, check
+from l2pd_adapters.huggingface.checking import LIKELIHOOD, check, short
 from l2pd_adapters.huggingface.likelihood.maskings import Maskings
 from l2pd_adapters.huggingface.likelihood.passes import Part, PartialPasses, padded
 from l2pd_adapters.huggingface.likelihood.walks import Order, positions_in, walk_through
@@ -25,6 +25,7 @@ from l2pd_adapters.huggingface.models.model_info import (
     family_of,
     mask_token_of,
     name_of,
+    require_model,
 )
 from l2pd_adapters.huggingface.prompts import check_prompts, check_room
 from l2pd_plugins.errors import L2PDError
@@ -107,7 +108,7 @@ def log_likelihoods(
             raise L2PDError(f"{name}=None: expected {LIKELIHOOD[name].expected}")
         check(LIKELIHOOD, name, value)
     passes = _passes_of(model)
-    texts = [_checked(model, passes, *pair) for pair in pairs]
+    texts = [_checked(model, passes, *pair) for pair in _pairs(pairs)]
     parts = [passes.parts(*text) for text in texts]
     if order is None:
         return _sampled(passes, parts, samples, seed, batch_size)
@@ -128,7 +129,8 @@ def are_greedy(model: Any, pairs: Sequence[tuple[Ids, Ids]], *, batch_size: int 
     Raises L2PDError as `log_likelihoods` does.
     """
     passes = _passes_of(model)
-    parts = [passes.parts(*_checked(model, passes, *pair)) for pair in pairs]
+    check(LIKELIHOOD, "batch_size", batch_size)
+    parts = [passes.parts(*_checked(model, passes, *pair)) for pair in _pairs(pairs)]
     orders: list[list[int] | None] = [None] * len(parts)
     return walk_through(passes, parts, orders, batch_size, only_greedy=True)[1]
 
@@ -164,8 +166,19 @@ def _refuse_noise(model: Any) -> None:
 
 
 def _passes_of(model: Any) -> PartialPasses:
+    require_model(model)
     _refuse_noise(model)
     return PartialPasses(model)
+
+
+def _pairs(pairs: Any) -> Sequence[tuple[Ids, Ids]]:
+    """Raise L2PDError if these are no pairs; what is in a pair is checked by `_checked`."""
+    if not isinstance(pairs, Sequence) or isinstance(pairs, str):
+        raise L2PDError(f"pairs={short(pairs)}: expected a list of (prompt_ids, answer_ids)")
+    for index, pair in enumerate(pairs):
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise L2PDError(f"pairs[{index}]={short(pair)}: expected (prompt_ids, answer_ids)")
+    return pairs
 
 
 def _checked(

@@ -49,7 +49,7 @@ from l2pd_adapters.families import (
 )
 from l2pd_adapters.huggingface import diffusion_gemma
 from l2pd_adapters.huggingface.call_types import DiffusionModel, Tokenizer
-from l2pd_adapters.huggingface.checking import LOAD, check, close_to, short
+from l2pd_adapters.huggingface.checking import GENERATE, LOAD, check, close_to, short
 from l2pd_adapters.huggingface.enabling import enable
 from l2pd_adapters.huggingface.models.lora import add_adapter, require_adapter
 from l2pd_adapters.huggingface.models.native import MODELS
@@ -357,7 +357,7 @@ def _keywords(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     made = {}
     for name, value in kwargs.items():
         if name not in LOAD:
-            hint = close_to(name, LOAD) or "."
+            hint = ": it is one of generate." if name in GENERATE else close_to(name, LOAD) or "."
             raise L2PDError(
                 f"unknown keyword {name!r} (= {short(value)}){hint} Known are {', '.join(LOAD)}"
             )

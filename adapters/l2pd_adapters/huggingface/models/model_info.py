@@ -10,10 +10,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from l2pd_adapters import families
 from l2pd_adapters.families import ModelFamily
+from l2pd_adapters.huggingface.checking import short
+from l2pd_plugins.errors import L2PDError
 
 FAMILY = "l2pd_family"
 """The attribute."""
@@ -34,6 +37,14 @@ def mask_token_of(model: Any) -> int:
 def block_length_of(model: Any) -> int:
     """Positions per block."""
     return families.block_length_of(model.config, family_of(model))
+
+
+def require_model(model: Any) -> None:
+    """Raise L2PDError if it is not a transformers model, nor wraps one."""
+    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+        raise L2PDError(
+            f"model={short(model)}: expected a model of transformers; load makes one from a name"
+        )
 
 
 def within(model: Any) -> Any:
