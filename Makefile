@@ -144,15 +144,16 @@ POLICIES = adapters/l2pd_adapters/tiny_models/$(SMALL)/policies
 RUNS = runs/filters/$(SMALL)
 filters: $(STAMP)
 	$(BIN)/l2pd learn2pd collect --model $(SMALL) --policy oracle --limit 800 --out $(RUNS)/oracle
-	$(BIN)/l2pd learn2pd train --policy learn2pd --data $(RUNS)/oracle --out $(POLICIES)/learn2pd
+	$(BIN)/l2pd learn2pd train --policy learn2pd --data $(RUNS)/oracle --out $(POLICIES)/learn2pd \
+		--force
 	$(BIN)/l2pd learn2pd train --model $(SMALL) --policy settled --rounds 3 --limit 1000 \
-		--labels consistent --data $(RUNS)/settled --out $(POLICIES)/settled
+		--labels consistent --data $(RUNS)/settled --out $(POLICIES)/settled --force
 	$(BIN)/l2pd learn2pd collect --model $(SMALL) --limit 320 --labels consistent \
 		--policy oracle --policy confidence_threshold,threshold=0.7 --policy confidence_threshold \
 		--policy settled,threshold=0.98,risk=0.05,fallback=none \
 		--policy settled,threshold=0.9,risk=0.2,fallback=none --out $(RUNS)/monotone
 	$(BIN)/l2pd learn2pd train --policy learn2pd,variant=monotone --data $(RUNS)/monotone \
-		--out $(POLICIES)/learn2pd_monotone
+		--out $(POLICIES)/learn2pd_monotone --force
 
 clean:
 	rm -rf site $(VENV) $(NEWEST_VENV) $(SGLANG_VENV) $(VLLM_VENV) $(VLLM_NEXT_VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

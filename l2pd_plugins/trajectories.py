@@ -59,6 +59,8 @@ class Manifest:
     prompts_per_shard: int
     labels: str = "reference"
     """One of `LABELS`."""
+    cache: str = ""
+    """Which keys and values were cached in the decodes; empty for the model's default."""
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -311,6 +313,20 @@ def read_trajectories(folder: Path) -> tuple[Manifest, Trajectories]:
             f"the first is {manifest.path_of(folder, first).name}; run the collection to its end"
         )
     return manifest, Trajectories.concatenate(list(_shards(folder, manifest)))
+
+
+def recorded(folder: Path, manifest: Manifest) -> tuple[int, int]:
+    """Number of prompts, and of recorded steps, in the shards that a folder holds so far.
+
+    Reads only their headers.
+    """
+    prompts = steps = 0
+    for shard in range(manifest.shards):
+        if manifest.holds(folder, shard):
+            stored = stored_tensors(manifest.path_of(folder, shard), "trajectories")
+            prompts += len(manifest.members(shard))
+            steps += stored["prompt"][1][0]
+    return prompts, steps
 
 
 _SHARD = r"shard-[0-9]+-of-[0-9]+\.safetensors"

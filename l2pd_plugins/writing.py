@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,6 +51,7 @@ def write_whole(path: Path, write: Callable[[Path], object], called: str | None 
         try:
             write(temporary)
             if temporary != place:
+                apply_umask(temporary)
                 _to_disk(temporary)
                 temporary.replace(place)
         finally:
@@ -61,6 +63,23 @@ def write_whole(path: Path, write: Callable[[Path], object], called: str | None 
         if not _of_writing(error):
             raise
         raise L2PDError(f"{called} cannot be written: {reason_of(error)}") from error
+
+
+def apply_umask(file: Path) -> None:
+    """Give a file the permissions that the process's umask, or its folder's default ACL, gives new
+    files. A library that writes through a temporary file of its own (safetensors) leaves 0600, and
+    a server of another user could not read the file.
+
+    Raises OSError if the folder cannot be written.
+    """
+    probe = temporary_of(file.with_name(f"{file.name}.mode"))
+    probe.touch()
+    try:
+        wanted = stat.S_IMODE(probe.stat().st_mode)
+    finally:
+        probe.unlink()
+    if file.is_file() and stat.S_IMODE(file.stat().st_mode) != wanted:
+        file.chmod(wanted)
 
 
 def write_text(path: Path, text: str, called: str | None = None) -> None:
@@ -176,7 +195,8 @@ def write_folder(folder: Path, write: Callable[[Path], object], called: str | No
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         write(temporary)
-        for file in temporary.iterdir():
+        for file in list(temporary.iterdir()):
+            apply_umask(file)
             _to_disk(file)
         complete = True
         _keep_others(place, temporary)

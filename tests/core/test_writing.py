@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import Callable, Iterator
@@ -151,6 +152,26 @@ def test_a_folder_is_replaced_in_one_operation(tmp_path: Path, monkeypatch, exch
     assert names(tmp_path) == ["filter.v2"] and names(folder) == ["a", "log"]
     assert (folder / "a").read_text() == "2"
     assert (folder / "log").stat().st_ino == inode[0] and folder.stat().st_ino != inode[1]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_what_is_written_is_as_readable_as_the_umask_says(tmp_path: Path, umask: int) -> None:
+    """Also what a library has written through a temporary file of its own, which is private."""
+
+    def write(place: Path) -> None:
+        descriptor, made = tempfile.mkstemp(dir=place.parent)
+        os.close(descriptor)
+        os.rename(made, place)
+
+    before = os.umask(umask)
+    try:
+        write_whole(tmp_path / "file", write)
+        write_folder(tmp_path / "folder", lambda made: write(made / "weights"))
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "file", tmp_path / "folder" / "weights"):
+        assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+    assert names(tmp_path) == ["file", "folder"] and names(tmp_path / "folder") == ["weights"]
 
 
 @pytest.mark.parametrize("code", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, None])

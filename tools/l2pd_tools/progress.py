@@ -47,6 +47,11 @@ def importing() -> Iterator[None]:
             yield
 
 
+def say(line: str) -> None:
+    """Print a line on stderr that is no result."""
+    _console().print(line, soft_wrap=True)
+
+
 def _console() -> Console:
     from rich.console import Console
 

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE
 from torch import Tensor, nn
 
 from l2pd_plugins.trajectories import Trajectories
+from l2pd_plugins.writing import apply_umask
 from l2pd_policies.learned.familiar import PARTS, Familiar, describe
 
 SCHEMA_VERSION = 1
@@ -112,7 +114,9 @@ class LearnedFilter(
         made.mkdir(parents=True, exist_ok=True)
         if self.familiar is not None:
             self.familiar.save(made)
-        return super().save_pretrained(save_directory, **{"config": config, **kwargs})
+        pushed = super().save_pretrained(save_directory, **{"config": config, **kwargs})
+        apply_umask(made / SAFETENSORS_SINGLE_FILE)
+        return pushed
 
 
 FIELDS = list(inspect.signature(LearnedFilter.__init__).parameters)[1:]

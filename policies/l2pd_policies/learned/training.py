@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,12 +48,16 @@ class Recipe:
     seed: int = 0
 
 
+Metrics = dict[str, int | float | None]
+"""What was measured of a filter; a rate is None if there was nothing to divide by."""
+
+
 @dataclass
 class Trained:
     """A trained filter with its measurements and loss history."""
 
     filter: LearnedFilter
-    metrics: dict[str, float]
+    metrics: Metrics
     history: list[dict[str, float]] = field(default_factory=list)
     """Training and validation loss at every evaluation."""
 
@@ -161,10 +165,11 @@ def train(
     made.false_positive_rate = recipe.false_positive_rate
     made.base_model, made.progress = base_model, progress
     made.familiar = familiar_blocks(kind, data, compared)
-    metrics = {
+    counts_of = {"training": data.take(training), "validation": held_data}
+    metrics: Metrics = {
         "validation_loss": best,
-        "prompts": float(len(data.prompt.unique())),
-        "steps": float(len(data)),
+        **{f"{part}_prompts": len(some.prompt.unique()) for part, some in counts_of.items()},
+        **{f"{part}_states": len(some) for part, some in counts_of.items()},
         **measure(probability, held_data, made.threshold),
     }
     return Trained(made, metrics, history)
@@ -213,17 +218,32 @@ def calibrate(probability: Tensor, data: Trajectories, false_positive_rate: floa
     return min(max(float(wrong[allowed]), 1e-6), 1 - 1e-6)
 
 
-def measure(probability: Tensor, data: Trajectories, threshold: float) -> dict[str, float]:
-    """Rates of the filter's decisions at the masked positions of some steps."""
+RATES = {
+    "true_positive_rate": ("accepted_right", "right"),
+    "false_positive_rate": ("accepted_wrong", "wrong"),
+    "precision": ("accepted_right", "accepted"),
+}
+"""Numerator and denominator of each rate, by their names in the metrics."""
+
+
+def measure(probability: Tensor, data: Trajectories, threshold: float) -> Metrics:
+    """The filter's decisions at the masked positions of some steps: the counts of right and wrong
+    predictions, how many of each it accepts, and the rates of these counts (see `RATES`).
+    """
     accepted, masked = probability > threshold, data.masked
     right, wrong = masked & data.correct, masked & ~data.correct
-    taken = (accepted & masked).sum().clamp(min=1)
-    return {
-        "threshold": threshold,
-        "true_positive_rate": float((accepted & right).sum() / right.sum().clamp(min=1)),
-        "false_positive_rate": float((accepted & wrong).sum() / wrong.sum().clamp(min=1)),
-        "precision": float((accepted & right).sum() / taken),
+    counts = {
+        "right": int(right.sum()),
+        "wrong": int(wrong.sum()),
+        "accepted": int((accepted & masked).sum()),
+        "accepted_right": int((accepted & right).sum()),
+        "accepted_wrong": int((accepted & wrong).sum()),
     }
+    rates = {
+        name: counts[part] / counts[whole] if counts[whole] else None
+        for name, (part, whole) in RATES.items()
+    }
+    return {"threshold": threshold, **counts, **rates}
 
 
 def save_with_card(trained: Trained, folder: Path, *, title: str, facts: dict[str, Any]) -> None:
@@ -252,7 +272,7 @@ def _write(trained: Trained, folder: Path, title: str, facts: dict[str, Any]) ->
     )
     picture = draw_curves(trained.history, folder / "curves.png")
     rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
-    measured = "\n".join(f"| {name} | {value:.4g} |" for name, value in trained.metrics.items())
+    measured = "\n".join(f"| {name} | {text} |" for name, text in _measured(trained.metrics))
     parameters = sum(p.numel() for p in trained.filter.parameters())
     (folder / "README.md").write_text(
         f"---\nlibrary_name: l2pd-plugins\ntags: [diffusion-language-model, unmask-policy]\n---\n\n"
@@ -262,9 +282,20 @@ def _write(trained: Trained, folder: Path, title: str, facts: dict[str, Any]) ->
         "answers.\n\n"
         f"| training | |\n|---|---|\n{rows}\n\n"
         f"| result on validation prompts | |\n|---|---|\n{measured}\n\n"
-        f"Rates are over masked positions.\n{picture}",
+        "`right` and `wrong` are the model's predictions at the masked positions of the validation "
+        f"states.\n{picture}",
         encoding="utf-8",
     )
+
+
+def _measured(metrics: Metrics) -> Iterator[tuple[str, str]]:
+    """Each metric with its value as text; that of a rate says what it is a share of."""
+    for name, value in metrics.items():
+        shown = "none" if value is None else f"{value:.4g}" if isinstance(value, float) else value
+        if name in RATES:
+            part, whole = RATES[name]
+            shown = f"{shown} ({part} {metrics[part]} of {whole} {metrics[whole]})"
+        yield name, str(shown)
 
 
 def draw_curves(history: list[dict[str, float]], path: Path) -> str:

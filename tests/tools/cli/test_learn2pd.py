@@ -20,6 +20,7 @@ from l2pd_adapters.huggingface import load
 from l2pd_adapters.tiny_models import heldout_prompts
 from l2pd_plugins import L2PDError, create_policy
 from l2pd_plugins.trajectories import read_trajectories
+from l2pd_policies.learn2pd import UnmaskFilter
 from l2pd_tools.evaluation.prompts import parse_prompts, read_prompts
 from l2pd_tools.policy_text import parse_policy
 from l2pd_tools.training.collecting import collect, share_of_prompts
@@ -230,6 +231,10 @@ def test_training_refuses_what_it_would_not_follow(l2pd, collected, tmp_path, mo
     assert not out.exists()
 
 
+def card_of(folder):
+    return (folder / "README.md").read_text()
+
+
 @pytest.mark.parametrize("policy", ["learn2pd", *ROUNDS])
 def test_training_twice_gives_the_same_weights(l2pd, collected, tmp_path, policy):
     for name in ("a", "b"):
@@ -247,6 +252,24 @@ def test_training_twice_gives_the_same_weights(l2pd, collected, tmp_path, policy
     assert config["base_model"].endswith("small")
     metrics = json.loads((tmp_path / "a" / "metrics.json").read_text())["metrics"]
     assert metrics["false_positive_rate"] <= 0.05
+    for rate, (part, whole) in {
+        "true_positive_rate": ("accepted_right", "right"),
+        "false_positive_rate": ("accepted_wrong", "wrong"),
+        "precision": ("accepted_right", "accepted"),
+    }.items():
+        share = metrics[part] / metrics[whole] if metrics[whole] else None
+        assert metrics[rate] == share
+        assert f"({part} {metrics[part]} of {whole} {metrics[whole]})" in card_of(tmp_path / "a")
+    assert metrics["accepted"] == metrics["accepted_right"] + metrics["accepted_wrong"]
+    assert metrics["training_prompts"] + metrics["validation_prompts"] == 12
+    states = len(read_trajectories(collected)[1])
+    assert metrics["training_states"] + metrics["validation_states"] == states
+    for name in ("right", "wrong"):
+        assert f"{metrics[f'accepted_{name}']} of {metrics[name]} {name} " in done.stdout
+    assert done.stderr.splitlines()[-1] == (
+        f"next: l2pd compare --model {config['base_model']} --policy fixed_schedule "
+        f"--policy confidence_threshold --policy {policy},filter={tmp_path / 'b'}"
+    )
     card = (tmp_path / "a" / "README.md").read_text()
     assert "seed" in card and "curves.png" in card
     assert "prompts like those it was trained on" in card
@@ -276,6 +299,85 @@ def test_a_folder_that_cannot_be_written_is_said_before_the_work(
     assert l2pd("learn2pd", "convert", weights, "--out", tmp_path / out).returncode == 2
 
 
+@pytest.mark.parametrize("command", ["train", "convert"])
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+def test_a_filter_is_replaced_only_by_force(l2pd, collected, tmp_path, monkeypatch, command, file):
+    from l2pd_policies.learned import training as module
+
+    out, weights = tmp_path / "filter", tmp_path / "f.pth"
+    torch.save(released(8), weights)
+    out.mkdir()
+    (out / file).write_text("mine")
+    (out / "notes").write_text("mine")
+    lines = {
+        "train": training(collected, out),
+        "convert": ["learn2pd", "convert", str(weights), "--out", str(out)],
+    }
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "train", lambda *args, **kwargs: pytest.fail("it has trained"))
+        done = l2pd(*lines[command])
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"error: --out {out} already holds a filter; name another folder, or replace it with "
+        "--force\n"
+    )
+    assert (out / file).read_text() == "mine"
+    done = l2pd(*lines[command], "--force")
+    assert done.returncode == 0, done.stderr
+    assert create_policy("learn2pd", filter=str(out)).threshold > 0
+    assert (out / "notes").read_text() == "mine"
+
+
+def test_a_filter_is_as_readable_as_the_umask_says(l2pd, collected, tmp_path):
+    before = os.umask(0o027)
+    try:
+        assert l2pd(*training(collected, tmp_path / "filter")).returncode == 0
+        UnmaskFilter(block_length=8).save_pretrained(tmp_path / "saved")
+    finally:
+        os.umask(before)
+    for folder in ("filter", "saved"):
+        modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / folder).iterdir()}
+        assert set(modes.values()) == {0o640}, modes
+
+
+def test_collecting_ends_with_what_was_made(l2pd, small_model, prompt_file, tmp_path):
+    out = tmp_path / "few"
+    settings = ("--limit", "4", "--block-length", "4", "--cache", "dual")
+    done = l2pd(*collecting(small_model, prompt_file, out, *settings))
+    assert done.returncode == 0, done.stderr
+    manifest, data = read_trajectories(out)
+    assert (manifest.block_length, manifest.cache) == (4, "dual")
+    assert data.masked.shape[1] == 4
+    assert done.stdout.startswith(
+        f"{out}: {len(data)} states of 4 prompts, blocks of 4 positions, "
+    )
+    assert {path.stat().st_mode & 0o777 for path in out.iterdir()} == {0o666 & ~umask()}
+    following = done.stderr.splitlines()[-1].removeprefix("next: l2pd ")
+    training = following.replace("filters/few", str(tmp_path / "filter"))
+    assert l2pd(*training.split(), "--epochs", "2").returncode == 0
+
+
+def umask():
+    now = os.umask(0)
+    os.umask(now)
+    return now
+
+
+def test_a_cache_changes_the_recorded_states_and_does_not_mix(
+    l2pd, small_model, prompt_file, collected, tmp_path
+):
+    whole = ("--policy", "oracle")
+    done = l2pd(*collecting(small_model, prompt_file, tmp_path / "d", *whole, "--cache", "dual"))
+    assert done.returncode == 0, done.stderr
+    cached, plain = (read_trajectories(folder)[1] for folder in (tmp_path / "d", collected))
+    assert len(cached) != len(plain) or not cached.confidence.equal(plain.confidence)
+    done = l2pd(*collecting(small_model, prompt_file, collected, *whole, "--cache", "dual"))
+    assert done.returncode == 2
+    assert "cache='', this run has 'dual'" in done.stderr
+    done = l2pd(*collecting(small_model, prompt_file, collected, *whole, "--cache", "none"))
+    assert done.returncode == 0, done.stderr
+
+
 FULL = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); " + (
     "resource.setrlimit(resource.RLIMIT_FSIZE, (15000, 15000)); "
 )
@@ -287,7 +389,7 @@ def test_a_full_disk_at_the_end_keeps_the_trained_filter(l2pd, collected, tmp_pa
     assert l2pd(*training(collected, out)).returncode == 0
     before = contents(out)
     done = subprocess.run(
-        [sys.executable, "-c", FULL + START, *training(collected, out, "--seed", "5")],
+        [sys.executable, "-c", FULL + START, *training(collected, out, "--seed", "5", "--force")],
         capture_output=True,
         text=True,
         env={**ONE_THREAD, "TMPDIR": str(tmp_path), "COLUMNS": "1000"},

@@ -71,15 +71,16 @@ DECODING = {
     "--max-new-tokens": (*NOT_WHOLE, str(10**9)),
     "--batch-size": (*NOT_WHOLE, str(10**9)),
 }
-SETTINGS = {
+COLLECTING = {
     **DECODING,
     "--block-length": (*NOT_WHOLE, str(10**9)),
-    "--end-of-text": NOT_WORDS,
     "--cache": NOT_WORDS,
 }
+SETTINGS = {**COLLECTING, "--end-of-text": NOT_WORDS}
 FLAGS = {
     "--json",
     "--jsonl",
+    "--force",
     "--raw",
     "--trace",
     "--watch",
@@ -137,7 +138,7 @@ TABLE: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "export-generate": {"folder": NOT_FILLED},
     "learn2pd collect": {
-        **DECODING,
+        **COLLECTING,
         "--out": NOT_FILLED,
         **FORM,
         "--prompts": NOT_PROMPTS,
@@ -147,7 +148,7 @@ TABLE: dict[str, dict[str, tuple[str, ...]]] = {
         "--labels": NOT_WORDS,
     },
     "learn2pd train": {
-        **DECODING,
+        **COLLECTING,
         "--out": NOT_FILLED,
         "--data": NOT_FILLED,
         "--policy": ("", "oracle", "learn3pd", "settled,threshold=0.5"),

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from l2pd_plugins import L2PDError
+from l2pd_plugins.files import is_there
 from l2pd_plugins.writing import require_writable_folder, write_folder
-from l2pd_tools.cli import arguments
+from l2pd_tools.cli import arguments, reports
 from l2pd_tools.cli.arguments import MOST_PROMPTS, POLICY_HELP, PROMPT_HELP, SEEDS_BELOW, option
 from l2pd_tools.cli.examining import examined
 from l2pd_tools.cli.groups import Loading, Prompting
@@ -18,16 +19,18 @@ from l2pd_tools.cli.kinds import (
     InFile,
     InFolder,
     Line,
+    Model,
     Number,
     OneOf,
     OutFolder,
     PolicyText,
     PromptSource,
     Whole,
+    quoted,
 )
 from l2pd_tools.cli.needing_torch import policy_of
 from l2pd_tools.cli.usage import Commands
-from l2pd_tools.progress import importing, progress
+from l2pd_tools.progress import importing, progress, say
 
 if TYPE_CHECKING:
     from l2pd_tools.evaluation.prompts import Prompt
@@ -39,6 +42,8 @@ app = typer.Typer(
 COLLECTING = (
     *(field.name for group in (Loading, Prompting) for field in fields(group)),
     "max_new_tokens",
+    "block_length",
+    "cache",
     "batch_size",
     "labels",
 )
@@ -59,6 +64,8 @@ PROGRESS = ("argmax_if_empty", "always_top1", "leftmost_if_empty")
 """`l2pd_plugins.policy.PROGRESS_RULES`, likewise."""
 TRAINABLE = ("learn2pd", "learn2pd,variant=monotone", "settled")
 """The policies that have a filter, see `l2pd_tools.training.rounds.recipes`."""
+FILTER_FILES = ("config.json", "model.safetensors")
+"""The files of a filter's folder."""
 MOST_EPOCHS = 10**6
 MOST_ROUNDS = 1000
 LARGEST_SHARD = 2**31 - 1
@@ -98,6 +105,8 @@ def collect(
         ),
     ] = None,
     max_new_tokens: arguments.MaxNewTokens = 128,
+    block_length: arguments.BlockLength = None,
+    cache: arguments.Cache = None,
     batch_size: arguments.BatchSize = 16,
     prompts_per_shard: Annotated[
         int,
@@ -118,21 +127,29 @@ def collect(
         policies = [policy_of(text) for text in policy or ["oracle"]]
     loaded = loading.load()
     with progress(share_of_prompts(len(chosen), prompts_per_shard)) as start:
-        run(
+        manifest = run(
             *loaded,
             chosen,
             out,
             policies=policies,
             source=source,
             max_new_tokens=max_new_tokens,
+            block_length=block_length,
+            cache=cache,
             batch_size=batch_size,
             prompts_per_shard=prompts_per_shard,
             labels=labels,
             progress=start(f"collecting into {out}"),
         )
+    for line in reports.collected(out, manifest):
+        typer.echo(line)
+    say(f"next: {reports.training_command(out, policy or ['oracle'])}")
 
 
 FilterFolder = Annotated[Path, option(OutFolder(), "Folder for the filter.")]
+Force = Annotated[
+    bool, typer.Option("--force", help="Replace the filter that the folder already holds.")
+]
 
 
 @app.command()
@@ -157,6 +174,8 @@ def train(
     loading: Loading,
     prompting: TrainingPrompts,
     max_new_tokens: arguments.MaxNewTokens = 128,
+    block_length: arguments.BlockLength = None,
+    cache: arguments.Cache = None,
     batch_size: arguments.BatchSize = 16,
     epochs: Annotated[int | None, option(Whole(1, MOST_EPOCHS), show_default="by policy")] = None,
     false_positive_rate: Annotated[
@@ -164,6 +183,7 @@ def train(
     ] = 0.01,
     labels: LabelRule = "reference",
     seed: Annotated[int, option(Whole(0, SEEDS_BELOW - 1))] = 0,
+    force: Force = False,
 ) -> None:
     """Train a filter on trajectories; with --rounds N, on the states of its own decisions too.
 
@@ -175,6 +195,7 @@ def train(
     if rounds == 0 and given:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise L2PDError(f"{options}: only with --rounds, which collects trajectories")
+    _require_no_filter(out, force)
     source, chosen = _prompts(prompting) if rounds else ("", [])
     if rounds:
         loading.require()
@@ -189,14 +210,18 @@ def train(
         prompts=chosen,
         source=source,
         max_new_tokens=max_new_tokens,
+        block_length=block_length,
+        cache=cache,
         batch_size=batch_size,
         epochs=epochs,
         false_positive_rate=false_positive_rate,
         labels=labels,
         seed=seed,
     )
-    figures = ", ".join(f"{name} {value:.4g}" for name, value in trained.metrics.items())
-    typer.echo(f"{out}: {figures}")
+    for line in reports.trained_filter(out, policy, trained):
+        typer.echo(line)
+    model = loading.model if rounds else _model_of(trained.filter.base_model)
+    say(f"next: {reports.comparing_command(out, policy, model)}")
 
 
 @app.command()
@@ -241,14 +266,36 @@ def convert(
     base_model: Annotated[
         str, option(Line("a model's name"), "The model that the filter is for.")
     ] = "GSAI-ML/LLaDA-8B-Instruct",
+    force: Force = False,
 ) -> None:
     """Turn the authors' released filter into a filter folder. No code of the file is run."""
     from l2pd_policies.learn2pd.convert import convert as read
 
+    _require_no_filter(out, force)
     require_writable_folder(out, f"--out {out}")
     made = read(file, threshold=threshold, progress=progress, base_model=base_model)
     write_folder(out, made.save_pretrained, f"--out {out}")
     typer.echo(f"{out}: a filter for blocks of {made.block_length} positions")
+
+
+def _require_no_filter(out: Path, force: bool) -> None:
+    """Raise L2PDError if the folder holds a filter, unless it may be replaced."""
+    if not force and any(is_there(out / name) for name in FILTER_FILES):
+        raise L2PDError(
+            f"--out {quoted(out)} already holds a filter; name another folder, or replace it with "
+            "--force"
+        )
+
+
+def _model_of(name: str) -> str:
+    """The name of the model that made the trajectories, or a word to be replaced if --model does
+    not take it: a folder that is not here, or a model with an adapter.
+    """
+    try:
+        Model().examine(name, name)
+    except L2PDError:
+        return "MODEL"
+    return name
 
 
 def _prompts(prompting: Prompting) -> tuple[str, list[Prompt]]:

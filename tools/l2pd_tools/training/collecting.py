@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2pd_adapters.families import end_of_text_ids
+from l2pd_adapters.families import CACHES, end_of_text_ids
 from l2pd_adapters.huggingface.enabling import settings_of
 from l2pd_adapters.huggingface.models.lora import ADAPTER
-from l2pd_adapters.huggingface.models.model_info import block_length_of
+from l2pd_adapters.huggingface.models.model_info import block_length_of, family_of
 from l2pd_adapters.huggingface.models.model_info import name_of as model_name
 from l2pd_adapters.huggingface.settings import whole
 from l2pd_plugins import UnmaskPolicy, create_policy
@@ -54,6 +54,7 @@ def collect(
     source: str = "",
     max_new_tokens: int = 128,
     block_length: int | None = None,
+    cache: str | None = None,
     batch_size: int = 16,
     prompts_per_shard: int = 64,
     labels: str = "reference",
@@ -69,6 +70,7 @@ def collect(
         policies: names, configs or objects, as `create_policy` takes them. A policy that requires a
             reference receives the reference decode.
         source: name of the prompts in the manifest.
+        max_new_tokens, block_length, cache: as `generate` takes them, for every decode.
         prompts_per_shard: prompts of a shard; a killed run loses at most one shard's work.
         labels: which predictions are right, see `l2pd_plugins.trajectories.LABELS`.
         references_from: another folder of trajectories of the same prompts and model, whose
@@ -101,7 +103,7 @@ def collect(
         "end_of_text": "block",
     }
     made = [
-        settings_of(model, unmask_policy=create_policy(policy), **decoding).policies[0]
+        settings_of(model, unmask_policy=create_policy(policy), cache=cache, **decoding).policies[0]
         for policy in policies
     ]
     encoded = encode_for(model, tokenizer, prompts, max_new_tokens)
@@ -118,6 +120,7 @@ def collect(
         batch_size=batch_size,
         prompts_per_shard=prompts_per_shard,
         labels=labels,
+        cache="" if cache == CACHES[family_of(model).attention][0] else cache or "",
     )
     write_manifest(out, manifest)
     for shard in range(rank, manifest.shards, world_size):

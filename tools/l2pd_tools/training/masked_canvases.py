@@ -19,6 +19,7 @@ def settings_of_run(manifest: Manifest) -> dict[str, Any]:
         "max_new_tokens": manifest.max_new_tokens,
         "block_length": manifest.block_length,
         "end_of_text": manifest.end_of_text,
+        "cache": manifest.cache or None,
         "do_sample": False,
     }
 

@@ -48,6 +48,8 @@ def train_filter(
     prompts: Sequence[Prompt] = (),
     source: str = "prompts",
     max_new_tokens: int = 128,
+    block_length: int | None = None,
+    cache: str | None = None,
     batch_size: int = 16,
     epochs: int | None = None,
     false_positive_rate: float = 0.01,
@@ -64,6 +66,7 @@ def train_filter(
         load: makes the model and its tokenizer; called after everything else is checked.
         prompts: those to collect from.
         source: the name of the prompts in the manifest.
+        max_new_tokens, block_length, cache: as `collect` takes them.
     """
     kinds = recipes()
     policy = {normalize_name(name): name for name in kinds}.get(normalize_name(policy), policy)
@@ -123,6 +126,8 @@ def train_filter(
                     policies=policies,
                     source=source,
                     max_new_tokens=max_new_tokens,
+                    block_length=block_length,
+                    cache=cache,
                     batch_size=batch_size,
                     labels=labels,
                     references_from=data / "round-0" if number else None,
@@ -155,6 +160,7 @@ def train_filter(
         "end_of_text": manifest.end_of_text,
         "dtype": manifest.dtype,
         "labels": manifest.labels,
+        "cache": manifest.cache or "the model's default",
         "recipe": recipe,
     }
     save_with_card(trained, out, title=f"{policy} filter for {manifest.model}", facts=facts)
