@@ -1,4 +1,4 @@
-"""Collecting, training and converting, from the command line, on a small random model."""
+"""Collecting and training, from the command line, on a small random model."""
 
 from __future__ import annotations
 
@@ -20,34 +20,17 @@ from l2pd_adapters.huggingface import load
 from l2pd_adapters.tiny_models import heldout_prompts
 from l2pd_plugins import L2PDError, create_policy
 from l2pd_plugins.trajectories import read_trajectories
-from l2pd_policies.learn2pd import UnmaskFilter
 from l2pd_tools.evaluation.prompts import parse_prompts, read_prompts
 from l2pd_tools.policy_text import parse_policy
 from l2pd_tools.training.collecting import collect, share_of_prompts
+from tests.tools.cli.recorded import ONE_THREAD, START, collecting, training
+from tests.tools.cli.released_filter import released
 
-START = "from l2pd_tools.cli import main; main()"
 ROUNDS = {
     "settled": ["0.98, fallback=none, risk=0.05", "0.9, fallback=none, risk=0.2"],
     "learn2pd,variant=monotone": [f"{t}, fallback=none, variant=monotone" for t in (0.95, 0.85)],
 }
 """The states that the rounds of each policy are trained on."""
-# Sums over another number of threads may differ in their last bits; torchrun sets 1 by itself.
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
-@pytest.fixture(scope="session")
-def prompt_file(tmp_path_factory):
-    path = tmp_path_factory.mktemp("prompts") / "prompts.txt"
-    path.write_text("\n".join(f"Say {'x' * (i % 7)} number {i}." for i in range(12)) + "\n")
-    return path
-
-
-def collecting(small_model, prompt_file, out, *more):
-    return [
-        *("learn2pd", "collect", "--model", str(small_model), "--prompts", str(prompt_file)),
-        *("--out", str(out), "--max-new-tokens", "24", "--batch-size", "2"),
-        *("--prompts-per-shard", "3", *more),
-    ]
 
 
 def collect_into(out, model, tokenizer, prompt_file):
@@ -62,16 +45,6 @@ def collect_into(out, model, tokenizer, prompt_file):
         batch_size=2,
         prompts_per_shard=3,
     )
-
-
-@pytest.fixture(scope="session")
-def collected(small_model, prompt_file, tmp_path_factory):
-    out = tmp_path_factory.mktemp("data") / "whole"
-    command = collecting(small_model, prompt_file, out, "--policy", "oracle")
-    subprocess.run(
-        [sys.executable, "-c", START, *command], check=True, capture_output=True, env=ONE_THREAD
-    )
-    return out
 
 
 def contents(folder):
@@ -276,11 +249,6 @@ def test_training_twice_gives_the_same_weights(l2pd, collected, tmp_path, policy
     assert (tmp_path / "a" / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def training(collected, out, *more):
-    places = ["--data", str(collected), "--out", str(out)]
-    return ["learn2pd", "train", *places, "--epochs", "3", *more]
-
-
 @pytest.mark.parametrize("out", ["/proc/filter", "file/filter", "file", "full"])
 def test_a_folder_that_cannot_be_written_is_said_before_the_work(
     l2pd, collected, tmp_path, monkeypatch, out
@@ -297,85 +265,6 @@ def test_a_folder_that_cannot_be_written_is_said_before_the_work(
     weights = tmp_path / "f.pth"
     torch.save(released(4), weights)
     assert l2pd("learn2pd", "convert", weights, "--out", tmp_path / out).returncode == 2
-
-
-@pytest.mark.parametrize("command", ["train", "convert"])
-@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
-def test_a_filter_is_replaced_only_by_force(l2pd, collected, tmp_path, monkeypatch, command, file):
-    from l2pd_policies.learned import training as module
-
-    out, weights = tmp_path / "filter", tmp_path / "f.pth"
-    torch.save(released(8), weights)
-    out.mkdir()
-    (out / file).write_text("mine")
-    (out / "notes").write_text("mine")
-    lines = {
-        "train": training(collected, out),
-        "convert": ["learn2pd", "convert", str(weights), "--out", str(out)],
-    }
-    with monkeypatch.context() as patched:
-        patched.setattr(module, "train", lambda *args, **kwargs: pytest.fail("it has trained"))
-        done = l2pd(*lines[command])
-    assert done.returncode == 2
-    assert done.stderr == (
-        f"error: --out {out} already holds a filter; name another folder, or replace it with "
-        "--force\n"
-    )
-    assert (out / file).read_text() == "mine"
-    done = l2pd(*lines[command], "--force")
-    assert done.returncode == 0, done.stderr
-    assert create_policy("learn2pd", filter=str(out)).threshold > 0
-    assert (out / "notes").read_text() == "mine"
-
-
-def test_a_filter_is_as_readable_as_the_umask_says(l2pd, collected, tmp_path):
-    before = os.umask(0o027)
-    try:
-        assert l2pd(*training(collected, tmp_path / "filter")).returncode == 0
-        UnmaskFilter(block_length=8).save_pretrained(tmp_path / "saved")
-    finally:
-        os.umask(before)
-    for folder in ("filter", "saved"):
-        modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / folder).iterdir()}
-        assert set(modes.values()) == {0o640}, modes
-
-
-def test_collecting_ends_with_what_was_made(l2pd, small_model, prompt_file, tmp_path):
-    out = tmp_path / "few"
-    settings = ("--limit", "4", "--block-length", "4", "--cache", "dual")
-    done = l2pd(*collecting(small_model, prompt_file, out, *settings))
-    assert done.returncode == 0, done.stderr
-    manifest, data = read_trajectories(out)
-    assert (manifest.block_length, manifest.cache) == (4, "dual")
-    assert data.masked.shape[1] == 4
-    assert done.stdout.startswith(
-        f"{out}: {len(data)} states of 4 prompts, blocks of 4 positions, "
-    )
-    assert {path.stat().st_mode & 0o777 for path in out.iterdir()} == {0o666 & ~umask()}
-    following = done.stderr.splitlines()[-1].removeprefix("next: l2pd ")
-    training = following.replace("filters/few", str(tmp_path / "filter"))
-    assert l2pd(*training.split(), "--epochs", "2").returncode == 0
-
-
-def umask():
-    now = os.umask(0)
-    os.umask(now)
-    return now
-
-
-def test_a_cache_changes_the_recorded_states_and_does_not_mix(
-    l2pd, small_model, prompt_file, collected, tmp_path
-):
-    whole = ("--policy", "oracle")
-    done = l2pd(*collecting(small_model, prompt_file, tmp_path / "d", *whole, "--cache", "dual"))
-    assert done.returncode == 0, done.stderr
-    cached, plain = (read_trajectories(folder)[1] for folder in (tmp_path / "d", collected))
-    assert len(cached) != len(plain) or not cached.confidence.equal(plain.confidence)
-    done = l2pd(*collecting(small_model, prompt_file, collected, *whole, "--cache", "dual"))
-    assert done.returncode == 2
-    assert "cache='', this run has 'dual'" in done.stderr
-    done = l2pd(*collecting(small_model, prompt_file, collected, *whole, "--cache", "none"))
-    assert done.returncode == 0, done.stderr
 
 
 FULL = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); " + (
@@ -429,68 +318,3 @@ def test_the_policy_that_cannot_be_trained_is_named(l2pd, collected, tmp_path):
     done = l2pd("learn2pd", "train", "--data", collected, "--out", tmp_path, "--policy", "oracle")
     assert done.returncode == 2
     assert "learn2pd, learn2pd,variant=monotone, settled" in done.stderr.replace("\n", " ")
-
-
-def released(length=32, **changes):
-    generator = torch.Generator().manual_seed(0)
-    weights = {
-        "0.weight": torch.randn(length, length, generator=generator),
-        "0.bias": torch.randn(length, generator=generator),
-        "2.weight": torch.randn(length, length, generator=generator),
-        "2.bias": torch.randn(length, generator=generator),
-    }
-    weights.update(changes)
-    return {k: v for k, v in weights.items() if v is not None}
-
-
-def test_convert_gives_the_same_decisions(l2pd, tmp_path, make_step):
-    weights = released()
-    torch.save(weights, tmp_path / "f.pth")
-    done = l2pd("learn2pd", "convert", tmp_path / "f.pth", "--out", tmp_path / "out")
-    assert done.returncode == 0, done.stderr
-    policy = create_policy("learn2pd", filter=str(tmp_path / "out"))
-    assert (policy.threshold, policy.progress) == (0.96, "always_top1")
-    confidence = torch.rand(50, 32, generator=torch.Generator().manual_seed(1))
-    hidden = (confidence @ weights["0.weight"].T + weights["0.bias"]).clamp(min=0)
-    logits = hidden @ weights["2.weight"].T + weights["2.bias"]
-    policy.init_state(50, 32, torch.device("cpu"))
-    chosen = policy.select(make_step(confidence.tolist()), {})
-    assert torch.equal(chosen, torch.sigmoid(logits) > 0.96)
-
-
-class Payload:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (os.mkdir, (str(self.path),))
-
-
-def test_a_pickle_with_code_is_refused_and_runs_nothing(l2pd, tmp_path):
-    torch.save({"0.weight": Payload(tmp_path / "made-by-code")}, tmp_path / "bad.pth")
-    done = l2pd("learn2pd", "convert", tmp_path / "bad.pth", "--out", tmp_path / "out")
-    assert done.returncode == 2
-    assert "refused" in done.stderr
-    assert not (tmp_path / "made-by-code").exists()
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        released(**{"2.bias": None}),
-        released(**{"4.weight": torch.zeros(32, 32)}),
-        released(**{"0.weight": torch.zeros(32, 16)}),
-        released(**{"0.weight": torch.tensor(1.0)}),
-        released(**{"0.bias": torch.full((32,), torch.nan)}),
-        [torch.zeros(32, 32)],
-        torch.zeros(3),
-    ],
-)
-def test_other_contents_are_refused(l2pd, tmp_path, content):
-    torch.save(content, tmp_path / "f.pth")
-    done = l2pd("learn2pd", "convert", tmp_path / "f.pth", "--out", tmp_path / "out")
-    assert done.returncode == 2
-    assert "error:" in done.stderr
-    (tmp_path / "f.pth").write_bytes(b"nonsense")
-    assert l2pd("learn2pd", "convert", tmp_path / "f.pth", "--out", tmp_path).returncode == 2
