@@ -23,6 +23,7 @@ from l2pd_tools.cli import (
     learn2pd,
     new_policy,
     plugins,
+    score,
     tune,
 )
 from l2pd_tools.cli.arguments import option
@@ -49,6 +50,7 @@ app = typer.Typer(
 app.command()(examined(generate.generate))
 app.command()(examined(compare.compare))
 app.command()(examined(tune.tune))
+app.command()(examined(score.score))
 app.command()(examined(demo.demo))
 app.add_typer(learn2pd.app, name="learn2pd")
 app.command()(examined(doctor.doctor))
