@@ -7,7 +7,7 @@ import sys
 from contextlib import nullcontext
 from typing import Any
 
-from l2pd_tools.progress import working
+from l2pd_tools.progress import is_quiet, working
 
 
 def resolve_device(device: str) -> str:
@@ -38,7 +38,7 @@ def load_model(
     """
     from l2pd_adapters.tiny_models import shipped_models
 
-    quiet = name in shipped_models() or not sys.stderr.isatty()
+    quiet = name in shipped_models() or not sys.stderr.isatty() or is_quiet()
     with working(f"loading {name}", spinner=quiet):
         return _loaded(name, device, adapter, device_map, quiet, weights)
 

@@ -17,7 +17,7 @@ from typer.main import get_command
 
 from l2pd_adapters.huggingface import checking
 from l2pd_plugins import policy, trajectories
-from l2pd_tools.cli import arguments, generate, groups, learn2pd
+from l2pd_tools.cli import arguments, groups, learn2pd
 from l2pd_tools.cli.app import app
 from l2pd_tools.training.rounds import recipes
 from tests.tools.cli.wrong_values import BASE, FLAGS, TABLE, WITH
@@ -193,7 +193,7 @@ def test_the_bounds_are_those_of_the_engine() -> None:
     assert tuple(trajectories.LABELS) == learn2pd.LABELS
     assert tuple(policy.PROGRESS_RULES) == learn2pd.PROGRESS
     assert tuple(recipes()) == learn2pd.TRAINABLE
-    assert generate.PACE < generate.LONGEST_PACE
+    assert groups.PACE < groups.LONGEST_PACE
 
 
 @pytest.mark.parametrize(

@@ -66,21 +66,20 @@ SAMPLING = {
     "--top-k": (*(value for value in NOT_WHOLE if value != "0"), str(2**31)),
     "--seed": NOT_SEEDS,
 }
-DECODING = {
-    **MODEL,
+CANVAS = {
     "--max-new-tokens": (*NOT_WHOLE, str(10**9)),
-    "--batch-size": (*NOT_WHOLE, str(10**9)),
-}
-COLLECTING = {
-    **DECODING,
     "--block-length": (*NOT_WHOLE, str(10**9)),
+    "--end-of-text": NOT_WORDS,
     "--cache": NOT_WORDS,
 }
-SETTINGS = {**COLLECTING, "--end-of-text": NOT_WORDS}
+SETTINGS = {**MODEL, **CANVAS, "--batch-size": (*NOT_WHOLE, str(10**9))}
+COLLECTING = {name: values for name, values in SETTINGS.items() if name != "--end-of-text"}
 FLAGS = {
     "--json",
     "--jsonl",
     "--force",
+    "--quiet",
+    "--verbose",
     "--raw",
     "--trace",
     "--watch",
@@ -100,6 +99,14 @@ TABLE: dict[str, dict[str, tuple[str, ...]]] = {
         "--file": NOT_PROMPTS,
         "--limit": NOT_WHOLE,
         **SAMPLING,
+        "--policy": NOT_POLICIES,
+        "--pace": NOT_NUMBERS,
+    },
+    "chat": {
+        **CANVAS,
+        **MODEL,
+        **SAMPLING,
+        "--system": FORM["--system"],
         "--policy": NOT_POLICIES,
         "--pace": NOT_NUMBERS,
     },

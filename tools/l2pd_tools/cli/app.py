@@ -15,6 +15,7 @@ import typer
 
 from l2pd_plugins import L2PDError, __version__
 from l2pd_tools.cli import (
+    chat,
     compare,
     demo,
     doctor,
@@ -29,7 +30,8 @@ from l2pd_tools.cli import (
 from l2pd_tools.cli.arguments import option
 from l2pd_tools.cli.examining import examined
 from l2pd_tools.cli.kinds import Whole
-from l2pd_tools.cli.usage import Commands, UsageError, usage_message
+from l2pd_tools.cli.usage import Commands, UsageError, print_error, usage_message
+from l2pd_tools.cli.verbosity import reporting
 
 HELP = """Unmask policies of diffusion language models, as plugins.
 
@@ -47,11 +49,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-app.command()(examined(generate.generate))
-app.command()(examined(compare.compare))
-app.command()(examined(tune.tune))
-app.command()(examined(score.score))
-app.command()(examined(demo.demo))
+app.command()(reporting(examined(generate.generate)))
+app.command()(reporting(examined(chat.chat)))
+app.command()(reporting(examined(compare.compare)))
+app.command()(reporting(examined(tune.tune)))
+app.command()(reporting(examined(score.score)))
+app.command()(reporting(examined(demo.demo)))
 app.add_typer(learn2pd.app, name="learn2pd")
 app.command()(examined(doctor.doctor))
 app.command()(examined(plugins.policies))
@@ -119,6 +122,5 @@ def main() -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    line = "".join(c if c.isprintable() else " " for c in " ".join(message.split()))
-    typer.secho(f"error: {line}", fg=typer.colors.RED, err=True)
+    print_error(message)
     sys.exit(2)

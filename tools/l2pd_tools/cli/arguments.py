@@ -9,7 +9,17 @@ from typing import Annotated, Any
 import typer
 
 from l2pd_plugins import L2PDError, writing
-from l2pd_tools.cli.kinds import Adapter, Device, Kind, Model, OneOf, OutFile, PromptSource, Whole
+from l2pd_tools.cli.kinds import (
+    Adapter,
+    Device,
+    Kind,
+    Model,
+    OneOf,
+    OutFile,
+    PromptSource,
+    PromptText,
+    Whole,
+)
 
 END_OF_TEXT_RULES = ("block", "predicted", "off")
 """Repeated here because the core's module imports torch."""
@@ -73,6 +83,9 @@ PromptLimit = Annotated[
 ]
 JsonFile = Annotated[Path | None, option(OutFile(), "Also write the figures to this file as JSON.")]
 
+SystemPrompt = Annotated[
+    str | None, option(PromptText(), "A system prompt before each prompt.", show_default="none")
+]
 POLICY_HELP = "NAME[,key=value...], as in confidence_threshold,threshold=0.9."
 
 

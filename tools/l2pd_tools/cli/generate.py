@@ -11,20 +11,14 @@ import typer
 from l2pd_plugins import L2PDError
 from l2pd_tools.cli import arguments
 from l2pd_tools.cli.arguments import POLICY_HELP, option
-from l2pd_tools.cli.groups import Decoding, Drawing, Form, Loading
-from l2pd_tools.cli.kinds import Number, PolicyText, PromptSource, PromptText, quoted
+from l2pd_tools.cli.groups import Decoding, Drawing, Form, Loading, Watching
+from l2pd_tools.cli.kinds import PolicyText, PromptSource, PromptText, quoted
 from l2pd_tools.cli.needing_torch import policy_of
-from l2pd_tools.progress import importing
+from l2pd_tools.progress import importing, say
 
 if TYPE_CHECKING:
     from l2pd_tools.evaluation.prompts import Prompt
     from l2pd_tools.evaluation.results import Answer, Evaluation
-
-PACE = 0.1
-"""Default of --pace: seconds that --watch shows each step."""
-
-LONGEST_PACE = 3600.0
-"""Greatest --pace in seconds; with a longer one the command would seem to hang."""
 
 
 def generate(
@@ -47,21 +41,7 @@ def generate(
     trace: Annotated[
         bool, typer.Option("--trace", help="Show on stderr which step committed each token.")
     ] = False,
-    watch: Annotated[
-        bool,
-        typer.Option(
-            "--watch",
-            help="Draw every step on the terminal (stderr); prompts are decoded one by one.",
-        ),
-    ] = False,
-    pace: Annotated[
-        float | None,
-        option(
-            Number(0, LONGEST_PACE),
-            "Least number of seconds that --watch shows each step.",
-            show_default=f"{PACE}",
-        ),
-    ] = None,
+    watching: Watching,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     as_json_lines: Annotated[
         bool, typer.Option("--jsonl", help="Print a line of JSON for each answer.")
@@ -73,8 +53,7 @@ def generate(
     """
     if as_json and as_json_lines:
         raise L2PDError("--json and --jsonl exclude each other; give one")
-    if pace is not None and not watch:
-        raise L2PDError(f"--pace {pace} requires --watch")
+    watching.require()
     if prompt is not None and file is not None:
         raise L2PDError(
             f"the prompt {quoted(prompt)} and --file {quoted(file)} exclude each other; give one"
@@ -93,15 +72,16 @@ def generate(
     with importing():
         settings["policy"] = policy_of(policy)
         from l2pd_tools.evaluation.run import evaluate
-        from l2pd_tools.viewing import live_terminal
 
-    console = live_terminal.terminal() if watch else None
+        watched = watching.terminal()
     loaded, tokenizer = loading.load()
-    if console is None:
+    if watched is None:
         result = evaluate(loaded, tokenizer, prompts, batch_size=decoding.batch_size, **settings)
         seconds = result.seconds
     else:
-        pace = PACE if pace is None else pace
+        from l2pd_tools.viewing import live_terminal
+
+        console, pace = watched
         result, seconds = live_terminal.watch(
             console, loaded, tokenizer, prompts, pace=pace, **settings
         )
@@ -115,10 +95,9 @@ def generate(
             typer.echo(answer.text)
     if trace:
         _print_trace(result, tokenizer)
-    typer.echo(
+    say(
         f"{result.configuration} NFE={result.nfe:.4g} TPF={result.tokens_per_forward:.3g} "
-        f"seconds={seconds:.3g}",
-        err=True,
+        f"seconds={seconds:.3g}"
     )
 
 

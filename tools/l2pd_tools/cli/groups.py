@@ -28,7 +28,6 @@ from l2pd_tools.cli.kinds import (
     Line,
     Number,
     OneOf,
-    PromptText,
     Whole,
     quoted,
 )
@@ -44,6 +43,10 @@ F = typing.TypeVar("F", bound=Callable[..., Any])
 _FREE_SEEDS = 2**31
 """Upper bound of a seed that a command draws itself."""
 _MOST_TOP_K = 2**31 - 1
+PACE = 0.1
+"""Default of --pace: seconds that --watch shows each step."""
+LONGEST_PACE = 3600.0
+"""Greatest --pace in seconds; with a longer one the command would seem to hang."""
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 """Those of `l2pd_adapters.huggingface.checking`, which imports torch."""
@@ -172,9 +175,7 @@ class Form:
         str | None,
         option(OneOf(FORMATS), "Format of the prompts.", show_default="by the file's suffix"),
     ] = None
-    system: Annotated[
-        str | None, option(PromptText(), "A system prompt before each prompt.", show_default="none")
-    ] = None
+    system: arguments.SystemPrompt = None
     raw: Annotated[
         bool,
         typer.Option("--raw", help="Decode each prompt as it is, without the chat template."),
@@ -215,7 +216,7 @@ class Prompting(Form, _Source):
 
 
 @dataclass(frozen=True)
-class Decoding:
+class Canvas:
     """How a canvas is decoded."""
 
     PANEL: ClassVar[str] = "Decoding"
@@ -223,7 +224,6 @@ class Decoding:
     block_length: arguments.BlockLength = None
     end_of_text: arguments.EndOfTextRule = "block"
     cache: arguments.Cache = None
-    batch_size: arguments.BatchSize = 16
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -234,6 +234,51 @@ class Decoding:
             "end_of_text": self.end_of_text,
             "cache": self.cache,
         }
+
+
+@dataclass(frozen=True)
+class Decoding(Canvas):
+    """How the canvases of several prompts are decoded."""
+
+    batch_size: arguments.BatchSize = 16
+
+
+@dataclass(frozen=True)
+class Watching:
+    """Whether every step is drawn on the terminal."""
+
+    PANEL: ClassVar[str] = "Watching"
+    watch: Annotated[
+        bool,
+        typer.Option(
+            "--watch",
+            help="Draw every step on the terminal (stderr); prompts are decoded one by one.",
+        ),
+    ] = False
+    pace: Annotated[
+        float | None,
+        option(
+            Number(0, LONGEST_PACE),
+            "Least number of seconds that --watch shows each step.",
+            show_default=f"{PACE}",
+        ),
+    ] = None
+
+    def require(self) -> None:
+        """Raise L2PDError for a pace without --watch."""
+        if self.pace is not None and not self.watch:
+            raise L2PDError(f"--pace {self.pace} requires --watch")
+
+    def terminal(self) -> tuple[Any, float] | None:
+        """The terminal and the pace, None without --watch. Imports torch.
+
+        Raises L2PDError if stderr is no terminal to draw on.
+        """
+        if not self.watch:
+            return None
+        from l2pd_tools.viewing import live_terminal
+
+        return live_terminal.terminal(), PACE if self.pace is None else self.pace
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from l2pd_tools.cli.kinds import (
 )
 from l2pd_tools.cli.needing_torch import policy_of
 from l2pd_tools.cli.usage import Commands
+from l2pd_tools.cli.verbosity import reporting
 from l2pd_tools.progress import importing, progress, say
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ class TrainingPrompts(Prompting):
 
 
 @app.command()
+@reporting
 @examined
 def collect(
     *,
@@ -153,6 +155,7 @@ Force = Annotated[
 
 
 @app.command()
+@reporting
 @examined
 def train(
     *,

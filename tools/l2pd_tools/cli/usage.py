@@ -52,6 +52,12 @@ class Commands(TyperGroup):
         return super().resolve_command(ctx, args)
 
 
+def print_error(message: str) -> None:
+    """Print an error as one red line on stderr."""
+    line = "".join(c if c.isprintable() else " " for c in " ".join(message.split()))
+    typer.secho(f"error: {line}", fg=typer.colors.RED, err=True)
+
+
 def usage_message(error: Any) -> str:
     """The message for one of click's usage errors."""
     ctx, param = error.ctx, getattr(error, "param", None)
