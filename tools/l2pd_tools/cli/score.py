@@ -12,7 +12,7 @@ from l2pd_tools.cli import arguments
 from l2pd_tools.cli.arguments import SEEDS_BELOW, option
 from l2pd_tools.cli.groups import Form, Loading
 from l2pd_tools.cli.kinds import Line, OneOf, PromptSource, PromptText, Whole, quoted
-from l2pd_tools.progress import importing
+from l2pd_tools.progress import importing, say
 
 if TYPE_CHECKING:
     from l2pd_tools.evaluation.prompts import Prompt
@@ -93,7 +93,7 @@ def score(
     else:
         for each in found.answers:
             _print_answers(each)
-    typer.echo(f"{found.configuration} perplexity={found.perplexity:.4g}", err=True)
+    say(f"{found.configuration} perplexity={found.perplexity:.4g}")
 
 
 def _asked(
