@@ -232,6 +232,18 @@ def fingerprint_of(policy: Any) -> str:
     return printable(given, _LONGEST)
 
 
+def identity_of(policy: Any) -> str:
+    """The policy as one word, and the fingerprint of its weights if it has any, without the path of
+    the weights. Raises PolicyRuntimeError as `fingerprint_of` does.
+    """
+    weights = fingerprint_of(policy)
+    if not weights:
+        return description_of(policy)
+    options = {k: v for k, v in options_of(policy).items() if k != "filter" and v is not None}
+    told = ", ".join(f"{k}={v}" for k, v in options.items())
+    return f"{printable_name_of(policy)}({told}) {weights}"
+
+
 def _plain(value: Any, deeper: int = 3) -> Any:
     """The value if JSON can represent it, otherwise a string."""
     if value is None or type(value) in (bool, int, float, str):

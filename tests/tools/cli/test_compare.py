@@ -15,7 +15,7 @@ from l2pd_adapters.tiny_models import folder_of, heldout_prompts, shipped_models
 from l2pd_plugins.end_of_text import RULES
 from l2pd_tools.cli import arguments
 from l2pd_tools.cli.compare import DEMO_POLICIES
-from l2pd_tools.evaluation.intervals import validity_difference
+from l2pd_tools.evaluation.intervals import validity_difference, validity_interval
 from l2pd_tools.evaluation.prompts import read_prompts
 from l2pd_tools.evaluation.run import evaluate
 from l2pd_tools.tiny_world import TASKS
@@ -23,6 +23,8 @@ from l2pd_tools.tiny_world import TASKS
 if TYPE_CHECKING:
     from tests.conftest import PluginSite
 
+END_OF_TEXT = 96
+"""Of the small world's tokenizer."""
 ROWS = [
     "fixed_schedule(tokens_per_step=1)",
     "confidence_threshold(threshold=0.9)",
@@ -63,12 +65,19 @@ def test_json_holds_what_evaluate_gives(l2pd, settings, loaded, tmp_path: Path) 
         assert row["validity"] == expected.validity
         assert row["speedup_nfe"] == fast.nfe / expected.nfe
         assert row["speedup_seconds"] == made["rows"][0]["seconds"] / row["seconds"]
+        assert row["validity_interval"] == list(validity_interval(expected))
+        ends = (answer.tokens[-1] == END_OF_TEXT for answer in expected.answers)
+        assert row["cut"] == 15 - sum(ends)
         interval = validity_difference(expected, fast)
         assert row["validity_against_first"] == (interval and vars(interval))
         assert list(row["by_kind"]) == ["one_answer", "coupled", "mixed"]
         assert len(row["by_task"]) == 15
         assert "batch_size=4" in row["configuration"]
     assert [row["agreement"] for row in made["rows"]] == [fast.agreement, 1.0, oracle.agreement]
+    # The answers at one token per step agree with themselves, however few there are.
+    certain = [row["agreement_interval"] is None for row in made["rows"]]
+    assert certain == [False, True, False]
+    assert 0 < made["rows"][0]["cut"] < 15
     assert fast.agreement is not None and fast.agreement < 1
 
 
@@ -98,18 +107,23 @@ def test_the_demo_prints_everything(l2pd, settings) -> None:
     assert ended.returncode == 0, ended.stderr
     lines = ended.stdout.splitlines()
     assert "\x1b" not in ended.stdout + ended.stderr
-    numbered = [line for line in lines if line[:2] in ("1 ", "2 ", "3 ", "4 ", "5 ", "6 ")]
-    assert [line.split()[1] for line in numbered] == [row.partition("(")[0] for row in ROWS]
-    assert {len(line.split()) for line in numbered} == {12}
-    for number, row in enumerate(ROWS, start=1):
-        (configuration,) = [line for line in lines if line.startswith(f"{number}: model=")]
+    figures, certainty, by_task, configurations = ended.stdout.split("\n\n")[:4]
+    numbered = [line.split() for line in figures.splitlines() if line[0].isdigit()]
+    assert [cells[1] for cells in numbered] == [row.partition("(")[0] for row in ROWS]
+    assert {len(cells) for cells in numbered} == {12}
+    certain = [line.split() for line in certainty.splitlines()[2:]]
+    assert [cells[0] for cells in certain] == [*"123456"]
+    assert all(cells[1].endswith("/15") for cells in certain)
+    common, *rest = " ".join(configurations.split()).split(" policy=")
+    assert common.startswith("all: model=")
+    assert common.endswith("prompts_file=heldout.jsonl 1:")
+    for row, told in zip(ROWS, rest, strict=True):
         name, _, options = row.rstrip(")").partition("(")
-        assert f"policy={name}(" in configuration
-        assert options in configuration
-        assert configuration.endswith("prompts_file=heldout.jsonl")
-    tasks = [line.split() for line in lines if line.startswith(("story ", "latin ", "walk "))]
+        assert told.startswith(f"{name}(") and options in told
+        assert "max_new_tokens" not in told
+    tasks = [line.split() for line in by_task.splitlines()]
+    tasks = [cells for cells in tasks if cells[0] in ("story", "latin", "walk")]
     assert [len(cells) for cells in tasks] == [2 + 2 * len(ROWS)] * 3
-    assert any(line.startswith("validity of 5 against 1: ") for line in lines)
     assert any(line.startswith("oracle is given") for line in lines)
 
     mixed = next(p for p in read_prompts(heldout_prompts(), 15, tasks=TASKS) if p.kind == "mixed")
@@ -124,8 +138,9 @@ def test_the_demo_prints_everything(l2pd, settings) -> None:
         assert 0 < len(committed) <= tokens
         assert max(committed) <= steps
         assert min(committed) >= 1
-    # Everything but the one-line configurations fits a terminal of 80 columns.
-    assert all(len(x) <= 80 for x in lines if ": model=" not in x and "validity of" not in x)
+    # Everything fits a terminal of 80 columns, except words that are longer, such as paths.
+    wide = [line for line in lines if len(line) > 80 and not line.startswith("Example: ")]
+    assert [line for line in wide if " " in line.strip()] == []
 
 
 @pytest.mark.parametrize(
@@ -169,9 +184,10 @@ def test_prompts_without_checkers(l2pd, settings, tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     first = next(line for line in ended.stdout.splitlines() if line.startswith("1 "))
     assert first.split()[2:4] == ["-", "100.0"]
+    second = ended.stdout.split("\n\n")[1].splitlines()[-1].split()
+    assert second[:5] == ["2", "-", "-", "-", "-"]
     assert f"prompts_file={file}" in ended.stdout
     assert "cache=dual" in ended.stdout
-    assert "validity of" not in ended.stdout
 
 
 def test_as_a_process(site: PluginSite, settings: list[str]) -> None:
@@ -209,16 +225,17 @@ def test_what_needs_no_torch_is_refused_before_its_import(wrong, said) -> None:
     assert line.startswith("error: ") and said in line
 
 
-@pytest.mark.parametrize("columns", [40, 60])
+@pytest.mark.parametrize("columns", [40, 60, 80, 120])
 def test_a_table_that_does_not_fit_is_divided(l2pd, settings, columns) -> None:
     """No name is broken, and no column is lost."""
-    ended = l2pd(
-        "compare", *policies("confidence_threshold", "eb_sampler"), *settings, columns=columns
-    )
-    table = ended.stdout.split("model=")[0].splitlines()[:-1]
+    names = policies("confidence_threshold", "eb_sampler")
+    ended = l2pd("compare", *names, *settings, "--by-task", columns=columns)
+    table = ended.stdout.split("\nall:")[0].splitlines()
     assert max(map(len, table)) <= columns
     words = " ".join(table).split()
     for name in ("confidence_threshold", "eb_sampler", "valid", "agree", "NFE", "TPF", "time"):
+        assert name in words
+    for name in ("against", "interval", "cut", "task", "latin"):
         assert name in words
 
 

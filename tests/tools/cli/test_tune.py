@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 from dataclasses import asdict
@@ -18,10 +20,10 @@ from l2pd_plugins import L2PDError, UnmaskPolicy, create_policy
 from l2pd_plugins.plugins import option_parameters
 from l2pd_tools.cli.tune import grid
 from l2pd_tools.evaluation.frontier import Point, draw, fastest_within, on_frontier
-from l2pd_tools.evaluation.intervals import validity_difference
+from l2pd_tools.evaluation.intervals import share_interval, validity_difference
 from l2pd_tools.evaluation.prompts import read_prompts
 from l2pd_tools.evaluation.run import evaluate
-from l2pd_tools.evaluation.sweeps import default_sweep
+from l2pd_tools.evaluation.sweeps import default_sweep, edge
 from l2pd_tools.tiny_world import TASKS
 
 FEW = ["--limit", "8", "--max-new-tokens", "64"]
@@ -62,9 +64,15 @@ def test_points_are_what_evaluate_gives_on_tiny_llada(l2pd, tmp_path: Path) -> N
         assert difference is not None
         assert point["lost"] == -difference.difference
         assert point["interval"] == [-difference.high, -difference.low]
-        # The one line that the figures depend on stands beside the figures.
-        (line,) = [text for text in ended.stdout.splitlines() if point["configuration"] in text]
-        assert f"TPF={fast.tokens_per_forward:.2f}" in line
+    assert figures["chosen_at_edge"] == {"threshold": "highest"}
+    told = " ".join(ended.stdout.split())
+    assert "threshold=0.9 is the highest value that was tried: the best one may lie above" in told
+    lost = 100 * figures["points"][1]["interval"][1]
+    assert f"With 8 prompts it may still lose up to {lost:.1f} points on others" in told
+    # What the figures depend on is said once, beside the figures.
+    assert told.count("model=tiny-llada") == 1
+    for number, threshold in enumerate((0.9, 0.2), start=2):
+        assert f"{number}: policy=confidence_threshold(threshold={threshold})" in told
     assert figures["points"][0]["lost"] > 0
     assert figures["chosen"] == {"name": "confidence_threshold", "threshold": 0.9}
     assert "fastest: confidence_threshold,threshold=0.9 " in ended.stdout
@@ -126,8 +134,9 @@ def test_without_checkers_agreement_counts(l2pd, small_model: Path, tmp_path: Pa
     figures = json.loads(ended.stdout)
     for point in figures["points"]:
         assert point["validity"] is None
-        assert point["interval"] is None
         assert point["lost"] == 1 - point["agreement"]
+        low, high = share_interval(round(2 * point["lost"]), 2)
+        assert point["interval"] == pytest.approx([low, high])
     assert figures["points"][1]["agreement"] == 1  # at a threshold of 1, one token per step
     assert f"prompts_file={prompts}" not in ended.stdout
     assert figures["prompts_file"] == str(prompts)
@@ -138,6 +147,55 @@ def test_the_reference_may_be_swept_itself(l2pd, small_model: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     points = json.loads(ended.stdout)["points"]
     assert [point["options"]["tokens_per_step"] for point in points] == [1, 2, 4]
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80, 120])
+def test_the_table_fits_the_terminal(l2pd, small_model: Path, columns: int) -> None:
+    command = ["tune", "fixed_schedule", "--model", small_model, *FEW]
+    ended = l2pd(*command, columns=columns)
+    table = ended.stdout.split("\nall:")[0].splitlines()
+    assert max(map(len, table)) <= columns
+    words = " ".join(table).split()
+    for name in ("options", "valid", "agree", "lost", "interval", "NFE", "TPF", "cut"):
+        assert name in words
+    assert {f"tokens_per_step={count}" for count in (2, 4)} <= set(words)
+
+
+def test_a_pipe_csv_and_markdown_have_one_line_for_each_setting(l2pd, small_model: Path) -> None:
+    command = ["tune", "fixed_schedule", "--model", small_model, *FEW]
+    piped = l2pd(*command, columns="").stdout.split("\n\n")[0].splitlines()
+    written = l2pd(*command, "--format", "markdown").stdout.split("\n\n")[0].splitlines()
+    rows = list(csv.DictReader(io.StringIO(l2pd(*command, "--format", "csv").stdout)))
+    assert [row["policy"] for row in rows] == [
+        f"fixed_schedule,tokens_per_step={count}" for count in (1, 2, 4)
+    ]
+    assert len(piped) == 1 + len(rows)
+    assert len(written) == 2 + len(rows)
+    assert [row["chosen"] for row in rows].count("True") <= 1
+    for row in rows:
+        (line,) = [line for line in piped if f" {float(row['tokens_per_forward']):.2f} " in line]
+        assert row["configuration"].endswith(" prompts_file=heldout.jsonl")
+        assert line.split()[-4] == row["cut"]
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value", "tried", "expected"),
+    [
+        ("confidence_threshold", "threshold", 0.5, [0.5, 0.7, 0.9], "lowest"),
+        ("confidence_threshold", "threshold", 0.9, [0.5, 0.7, 0.9], "highest"),
+        ("confidence_threshold", "threshold", 0.7, [0.5, 0.7, 0.9], None),
+        # There is nothing beyond a bound of the option.
+        ("confidence_threshold", "threshold", 1.0, [0.5, 1.0], None),
+        ("confidence_threshold", "threshold", 0.0, [0.0, 0.5], None),
+        ("fixed_schedule", "tokens_per_step", 1, [1, 2, 4], None),
+        ("fixed_schedule", "tokens_per_step", 4, [1, 2, 4], "highest"),
+        # One value is no grid, and a word is no number.
+        ("confidence_threshold", "threshold", 0.5, [0.5], None),
+        ("settled", "fallback", "none", ["none", "eb_sampler"], None),
+    ],
+)
+def test_a_value_at_the_edge_of_its_grid(name, option, value, tried, expected) -> None:
+    assert edge(create_policy(name), option, value, tried) == expected
 
 
 def test_several_options_make_a_grid() -> None:

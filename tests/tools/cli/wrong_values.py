@@ -85,6 +85,7 @@ FLAGS = {
     "--watch",
     "--with-end",
     "--by-task",
+    "--show-differing",
     "--demo",
     "--version",
     "--help",
@@ -119,6 +120,8 @@ TABLE: dict[str, dict[str, tuple[str, ...]]] = {
         "--limit": NOT_WHOLE,
         "--json-file": NOT_WRITTEN,
         "--html": NOT_WRITTEN,
+        "--out": NOT_FILLED,
+        "--format": NOT_WORDS,
     },
     "tune": {
         **SETTINGS,
@@ -131,6 +134,8 @@ TABLE: dict[str, dict[str, tuple[str, ...]]] = {
         "--limit": NOT_WHOLE,
         "--plot": (*NOT_WRITTEN, "x.nonsense", "x"),
         "--json-file": NOT_WRITTEN,
+        "--out": NOT_FILLED,
+        "--format": NOT_WORDS,
     },
     "score": {
         **MODEL,

@@ -38,6 +38,8 @@ class Column:
     """Whether the cells are texts, which may be wrapped between words."""
     right: bool = False
     """Whether the cells are aligned to the right, as figures are."""
+    least: int | None = None
+    """In figures: the width that the cells get at least, if their lines may be wrapped."""
 
     @property
     def title(self) -> str:
@@ -72,9 +74,9 @@ def width() -> int | None:
     return max(console.width, _LEAST_WIDTH)
 
 
-def print_text(text: str) -> None:
+def print_text(text: str, hanging: int = 0) -> None:
     """Print a text. On a terminal its paragraphs are filled anew, except those with indented
-    lines, such as lists.
+    lines, such as lists. hanging: blanks before the second and later lines of what is wrapped.
     """
     available = width()
     for number, paragraph in enumerate(text.split("\n\n")):
@@ -84,12 +86,12 @@ def print_text(text: str) -> None:
         if available is not None:
             if not any(line.startswith(" ") for line in lines):
                 lines = [" ".join(lines)]
-            lines = [part for line in lines for part in _wrapped(line, available)]
+            lines = [part for line in lines for part in _wrapped(line, available, hanging)]
         typer.echo("\n".join(lines))
 
 
-def _wrapped(line: str, available: int) -> list[str]:
-    indent = " " * min(len(line) - len(line.lstrip()), available // 2)
+def _wrapped(line: str, available: int, hanging: int) -> list[str]:
+    indent = " " * min(len(line) - len(line.lstrip()) + hanging, available // 2)
     filled = textwrap.fill(
         line,
         available,
@@ -128,16 +130,20 @@ def _divided(cell: Styled) -> Styled:
     return Styled(f"{before}:\n{after}", cell.style) if is_pair else cell
 
 
-def print_figures(columns: Sequence[Column], rows: Iterable[Sequence[str]], keys: int = 1) -> None:
+def print_figures(columns: Sequence[Column], rows: Iterable[Sequence[Cell]], keys: int = 1) -> None:
     """Print rows of figures; cells may have several lines. The first `keys` columns name the row,
     and the first of them is repeated if the columns are divided into several tables.
     """
-    cells = [[Styled("\n".join(map(shown, cell.split("\n"))), "") for cell in row] for row in rows]
+    cells = [[_clean_lines(cell) for cell in row] for row in rows]
     available = width()
     if available is None:
         _print_lines(columns, cells)
         return
     sizes = _sizes(columns, cells)
+    least = [c.least or size for c, size in zip(columns, sizes, strict=True)]
+    if sum(least) + len(columns) - 1 <= available:
+        _print_grid(columns, cells)
+        return
     for number, part in enumerate(_parts(sizes, available, keys)):
         if number:
             typer.echo()
@@ -168,6 +174,11 @@ def _clean(cell: Cell) -> Styled:
     return (
         Styled(shown(cell), "") if isinstance(cell, str) else Styled(shown(cell.text), cell.style)
     )
+
+
+def _clean_lines(cell: Cell) -> Styled:
+    text, style = (cell, "") if isinstance(cell, str) else (cell.text, cell.style)
+    return Styled("\n".join(map(shown, text.split("\n"))), style)
 
 
 def _joined(text: str) -> str:
@@ -222,7 +233,7 @@ def _print_grid(columns: Sequence[Column], rows: Sequence[Sequence[Styled]]) -> 
             column.header,
             justify="right" if column.right else "left",
             vertical="top",
-            no_wrap=not column.prose,
+            no_wrap=not column.prose and column.least is None,
             overflow="fold",
         )
     for row in rows:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,21 +14,23 @@ import typer
 from l2pd_adapters.tiny_models import heldout_prompts
 from l2pd_plugins import L2PDError, UnmaskPolicy, create_policy
 from l2pd_tools.cli import arguments
-from l2pd_tools.cli.arguments import POLICY_HELP, option
-from l2pd_tools.cli.groups import Decoding, Drawing, Loading, Prompting
-from l2pd_tools.cli.kinds import Number, OutFile, PolicyText, Sweep, quoted
-from l2pd_tools.evaluation.comparison import (
-    one_token_per_step,
-    percent,
-    require_accepted,
-    run_policies,
+from l2pd_tools.cli.arguments import POLICY_HELP, format_of, option
+from l2pd_tools.cli.figures import (
+    in_lines,
+    print_comma_separated,
+    print_configurations,
+    print_table,
+    signed_interval,
 )
+from l2pd_tools.cli.groups import Decoding, Drawing, Loading, Prompting
+from l2pd_tools.cli.keeping import Decodes, Out
+from l2pd_tools.cli.kinds import Number, OutFile, PolicyText, Sweep, quoted
+from l2pd_tools.cli.tables import Column, Styled, print_text
+from l2pd_tools.evaluation.comparison import ONE_TOKEN_PER_STEP, one_token_per_step, percent
 from l2pd_tools.policy_text import parse_policy, parse_values
 from l2pd_tools.progress import importing
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from l2pd_tools.evaluation.frontier import Point
 
 
@@ -56,6 +58,8 @@ def tune(
     plot: Annotated[
         Path | None, option(OutFile(), "Draw the points to this file (.png, .pdf, .svg).")
     ] = None,
+    out: Out = None,
+    form: arguments.Format = None,
     as_json: arguments.AsJson = False,
     json_file: arguments.JsonFile = None,
 ) -> None:
@@ -65,8 +69,9 @@ def tune(
     with the answers at one token per step. Settings on the frontier are marked
     with *: no other setting beats them in both quality and tokens per forward.
     """
+    form = format_of(form, as_json)
     file, asked = prompting.read(heldout_prompts())
-    settings = {**decoding.settings, **drawing.settings(len(asked))}
+    decodes = Decodes(asked, decoding, drawing, out)
     with importing():
         from l2pd_tools.evaluation.frontier import Point, draw, fastest_within, require_drawable
 
@@ -74,35 +79,36 @@ def tune(
             require_drawable(plot, f"--plot {quoted(plot)}")
         policies = grid(policy, values or [])
 
-    from rich.console import Console
-
     loaded, tokenizer = loading.load()
-    require_accepted(loaded, policies, settings)
-
     slow = create_policy("fixed_schedule")
     others = [made for made in policies if not one_token_per_step(made)]
-    rows = run_policies(
-        loaded, tokenizer, asked, [slow, *others], {**settings, "batch_size": decoding.batch_size}
-    )
+    rows = decodes.rows(loaded, tokenizer, [slow, *others])
     points = [Point.of(row.policy, row.result, rows[0].result) for row in rows]
-    reference = points[0]
     swept = points if len(others) < len(policies) else points[1:]
     chosen = fastest_within(swept, lose / 100)
-    figures = {
-        "prompts_file": file,
-        "lose": lose,
-        "chosen": None if chosen is None else _config(chosen),
-        "reference": asdict(reference),
-        "points": [asdict(point) for point in swept],
-    }
-    if as_json:
-        typer.echo(json.dumps(figures, indent=2))
-    else:
-        console = Console(highlight=False, markup=False)
-        _print_table(console, reference, swept)
-        _print_configurations(console, points, file)
-        _print_choice(console, chosen, swept, lose)
-    arguments.write_json(json_file, figures)
+    if swept:
+        edges = _edges(policies[0], chosen, swept)
+        figures = {
+            "prompts_file": file,
+            "lose": lose,
+            "chosen": None if chosen is None else _config(chosen),
+            "chosen_at_edge": edges,
+            "reference": asdict(points[0]),
+            "points": [asdict(point) for point in swept],
+        }
+        if form == "json":
+            typer.echo(json.dumps(figures, indent=2))
+        elif form == "csv":
+            _print_comma_separated(points, swept, chosen, file)
+        else:
+            ordered = [points[0], *sorted(points[1:], key=lambda each: each.tokens_per_forward)]
+            _print_table(form, ordered, swept)
+            typer.echo()
+            print_configurations(form, [f"{p.configuration} prompts_file={file}" for p in ordered])
+            typer.echo()
+            _print_choice(chosen, swept, lose, edges)
+        arguments.write_json(json_file, figures)
+    decodes.end(rows, [slow, *others])
     if plot is not None:
         draw({loading.model: points}, plot, labelled=True, chosen=chosen)
 
@@ -133,83 +139,113 @@ def grid(policy: str, values: Sequence[str]) -> list[UnmaskPolicy]:
         raise L2PDError(f"policy {quoted(policy)} {given}".rstrip() + f": {error}") from error
 
 
-def _print_table(console: Console, reference: Point, swept: Sequence[Point]) -> None:
-    from rich.table import Table
-
+def _print_table(form: str, points: Sequence[Point], swept: Sequence[Point]) -> None:
+    """Print the points, of which the first is the reference."""
     from l2pd_tools.evaluation.frontier import on_frontier
 
-    best = on_frontier(swept)
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("")
-    table.add_column("options", overflow="fold")
-    for header in (
-        "valid\n%",
-        "agree\n%",
-        "lost\npoints",
-        "95 %\ninterval",
-        "NFE",
-        "TPF",
-        "x\nNFE",
-    ):
-        table.add_column(header, justify="right", vertical="top")
-    others = [point for point in swept if point is not reference]
-    for point in (reference, *sorted(others, key=lambda point: point.tokens_per_forward)):
-        table.add_row(
+    best, reference = on_frontier(swept), points[0]
+    between = "\n" if in_lines(form) else ","
+    headers = ["valid\n%", "agree\n%", "lost\npoints", "95 %\ninterval", "cut"]
+    columns = [Column("", right=True), Column(""), Column("options")]
+    columns += [Column(header, right=True) for header in (*headers, "NFE", "TPF", "x\nNFE")]
+    rows = []
+    for number, point in enumerate(points, start=1):
+        texts = [
+            str(number),
             "*" if point in best else "",
-            "one token per step" if point is reference else _swept_options(point, swept),
+            ONE_TOKEN_PER_STEP if point is reference else between.join(_swept(point, swept)),
             percent(point.validity),
             percent(point.agreement),
             f"{100 * point.lost:+.1f}",
-            "-" if point.interval is None else "{:+.1f} {:+.1f}".format(*_points(point.interval)),
+            signed_interval(point.interval),
+            str(point.cut),
             f"{point.nfe:.1f}",
             f"{point.tokens_per_forward:.2f}",
             f"{reference.nfe / point.nfe:.1f}",
-            style=None if point in best else "dim",
+        ]
+        style = "" if point in best else "dim"
+        rows.append([Styled(text, style) for text in texts])
+    print_table(form, columns, rows, keys=3)
+
+
+def _print_comma_separated(
+    points: Sequence[Point], swept: Sequence[Point], chosen: Point | None, file: str
+) -> None:
+    from l2pd_tools.evaluation.frontier import on_frontier
+
+    best = on_frontier(swept)
+    rows = []
+    for point in points:
+        low, high = point.interval or (None, None)
+        rows.append(
+            {
+                "policy": _word(point),
+                "prompts": point.prompts,
+                "validity": point.validity,
+                "agreement": point.agreement,
+                "lost": point.lost,
+                "lost_low": low,
+                "lost_high": high,
+                "nfe": point.nfe,
+                "tokens_per_forward": point.tokens_per_forward,
+                "seconds": point.seconds,
+                "cut": point.cut,
+                "on_frontier": point in best,
+                "chosen": point is chosen,
+                "configuration": f"{point.configuration} prompts_file={file}",
+            }
         )
-    console.print(table)
+    print_comma_separated(rows)
 
 
-def _swept_options(point: Point, swept: Sequence[Point]) -> str:
+def _swept(point: Point, swept: Sequence[Point]) -> list[str]:
     """The options that differ between the points."""
-    return "\n".join(
+    return [
         f"{name}={value}"
         for name, value in point.options.items()
         if any(other.options.get(name) != value for other in swept)
-    )
+    ]
 
 
-def _points(interval: tuple[float, float]) -> tuple[float, float]:
-    low, high = interval
-    return 100 * low, 100 * high
+def _edges(policy: UnmaskPolicy, chosen: Point | None, swept: Sequence[Point]) -> dict[str, str]:
+    """The options whose chosen value is the "lowest" or the "highest" that was tried, although
+    there are others beyond it.
+    """
+    from l2pd_tools.evaluation.sweeps import edge
 
-
-def _print_configurations(console: Console, points: Sequence[Point], file: str) -> None:
-    """The configuration of each row."""
-    console.print()
-    for point in points:
-        line = (
-            f"quality={percent(point.quality)} TPF={point.tokens_per_forward:.2f} "
-            f"{point.configuration} prompts_file={file}"
-        )
-        console.print(line, soft_wrap=True)
+    if chosen is None:
+        return {}
+    found = {
+        name: edge(policy, name, value, [point.options.get(name) for point in swept])
+        for name, value in chosen.options.items()
+    }
+    return {name: end for name, end in found.items() if end is not None}
 
 
 def _print_choice(
-    console: Console, chosen: Point | None, swept: Sequence[Point], lose: float
+    chosen: Point | None, swept: Sequence[Point], lose: float, edges: Mapping[str, str]
 ) -> None:
-    console.print()
     if chosen is None:
         nearest = min(swept, key=lambda point: point.lost)
-        console.print(
+        print_text(
             f"No setting loses at most {lose:g} points; the least, {100 * nearest.lost:.1f}, "
-            f"is lost with {nearest.setting}.",
-            soft_wrap=True,
+            f"is lost with {nearest.setting}."
         )
-    else:
-        console.print(
-            f"At most {lose:g} points lost, and fastest: {_word(chosen)} "
-            f"(TPF {chosen.tokens_per_forward:.2f}, lost {100 * chosen.lost:+.1f})",
-            soft_wrap=True,
+        return
+    print_text(
+        f"At most {lose:g} points lost, and fastest: {_word(chosen)} "
+        f"(TPF {chosen.tokens_per_forward:.2f}, lost {100 * chosen.lost:+.1f})"
+    )
+    for name, end in edges.items():
+        beyond = "below" if end == "lowest" else "above"
+        print_text(
+            f"{name}={chosen.options[name]} is the {end} value that was tried: the best one may "
+            f"lie {beyond} it (--set)."
+        )
+    if chosen.interval is not None and 100 * chosen.interval[1] > lose:
+        print_text(
+            f"With {chosen.prompts} prompts it may still lose up to "
+            f"{100 * chosen.interval[1]:.1f} points on others; more prompts narrow this."
         )
 
 

@@ -10,7 +10,7 @@ on_frontier(points); fastest_within(points, 0.005); draw({"cora": points}, "cora
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from l2pd_plugins import L2PDError, UnmaskPolicy
 from l2pd_plugins.policy_attributes import description_of, options_of, printable_name_of
 from l2pd_plugins.shown_values import shown
 from l2pd_plugins.writing import require_writable, write_whole
-from l2pd_tools.evaluation.intervals import validity_difference
+from l2pd_tools.evaluation.intervals import Interval, agreement_interval, validity_difference
 from l2pd_tools.evaluation.results import Evaluation
 
 _ROUNDING = 1e-9
@@ -43,7 +43,9 @@ class Point:
     otherwise of agreement.
     """
     interval: tuple[float, float] | None
-    """95 % interval of `lost`, see `validity_difference`; None without checkers."""
+    """95 % interval of `lost`: see `validity_difference`; exact if it is of agreement. None in
+    older files for agreement.
+    """
     nfe: float
     tokens_per_forward: float
     seconds: float
@@ -51,6 +53,8 @@ class Point:
     """Validity for each kind of task."""
     configuration: str
     """Everything that the figures depend on, in one line."""
+    cut: int = 0
+    """Number of answers that the end of the canvas cut off."""
 
     @classmethod
     def of(cls, policy: UnmaskPolicy, result: Evaluation, slow: Evaluation) -> Point:
@@ -60,8 +64,6 @@ class Point:
         reference answers.
         """
         difference = validity_difference(result, slow)
-        if result is slow and difference is not None:  # the same answers, not only as many
-            difference = replace(difference, low=0.0, high=0.0)
         agreement = 1.0 if result is slow else result.agreement
         if agreement is None:
             raise L2PDError(f"{description_of(policy)} was decoded without reference answers")
@@ -72,12 +74,13 @@ class Point:
             validity=result.validity,
             agreement=agreement,
             lost=1 - agreement if difference is None else 0.0 - difference.difference,
-            interval=None if difference is None else (0.0 - difference.high, 0.0 - difference.low),
+            interval=_interval_of_loss(result, slow, difference),
             nfe=result.nfe,
             tokens_per_forward=result.tokens_per_forward,
             seconds=result.seconds,
             by_kind={name: part.validity for name, part in result.by_kind().items()},
             configuration=result.configuration,
+            cut=result.cut,
         )
 
     @property
@@ -89,6 +92,17 @@ class Point:
     def quality(self) -> float:
         """Validity, or agreement if no prompt has a checker."""
         return self.agreement if self.validity is None else self.validity
+
+
+def _interval_of_loss(
+    result: Evaluation, slow: Evaluation, difference: Interval | None
+) -> tuple[float, float] | None:
+    if result is slow:  # the same answers, not only as many
+        return 0.0, 0.0
+    if difference is not None:
+        return 0.0 - difference.high, 0.0 - difference.low
+    agreement = agreement_interval(result)
+    return None if agreement is None else (1 - agreement[1], 1 - agreement[0])
 
 
 def on_frontier(points: Sequence[Point]) -> list[Point]:

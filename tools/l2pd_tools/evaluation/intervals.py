@@ -37,6 +37,21 @@ def share_interval(count: int, total: int, level: float = LEVEL) -> tuple[float,
     return _lower(count, total, tail), 1 - _lower(total - count, total, tail)
 
 
+def validity_interval(evaluation: Evaluation) -> tuple[float, float] | None:
+    """The exact interval of an evaluation's validity; None if no prompt has a checker."""
+    known = [answer.valid for answer in evaluation.answers if answer.valid is not None]
+    return share_interval(sum(known), len(known)) if known else None
+
+
+def agreement_interval(evaluation: Evaluation) -> tuple[float, float] | None:
+    """The exact interval of an evaluation's agreement with other answers; None without them."""
+    agreement = evaluation.agreement
+    if agreement is None or evaluation.reference_answers is evaluation.answers:
+        return None
+    total = len(evaluation.answers)
+    return share_interval(round(agreement * total), total)
+
+
 def _exact_difference(won: int, lost: int, total: int, level: float) -> tuple[float, float]:
     """The bounds of a difference: how many prompts differ, times by how much more often they are
     won than lost. Each of the two has an exact interval with half of the error.

@@ -33,6 +33,8 @@ class Answer:
     """The prompt's share of its batch: the batch's seconds divided by its prompts."""
     fallback: int | None = None
     """How many of the `length` tokens the policy's fallback decided; None if it has none."""
+    cut: bool = False
+    """Whether the canvas ended before the text did."""
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -80,6 +82,11 @@ class Evaluation:
         return sum(answer.seconds for answer in self.answers)
 
     @property
+    def cut(self) -> int:
+        """Number of answers that the end of the canvas cut off."""
+        return sum(answer.cut for answer in self.answers)
+
+    @property
     def fallback_share(self) -> float | None:
         """Share of all answers' tokens that the policy's fallback decided; None if it has none."""
         told = [answer for answer in self.answers if answer.fallback is not None]
@@ -106,6 +113,7 @@ class Evaluation:
                 "nfe": part.nfe,
                 "tokens_per_forward": part.tokens_per_forward,
                 "fallback_share": part.fallback_share,
+                "cut": part.cut,
             }
 
         return {

@@ -121,7 +121,7 @@ def evaluate(
     if "reference" in chosen.requires and chosen.reference is None:
         shown = reference_answers
         configuration += f" reference={'made_first' if shown is None else 'given'}"
-    configuration += f" prompts={len(prompts)} batch_size={batch_size} {_hardware(model)}"
+    configuration += f" prompts={len(prompts)} batch_size={batch_size} {hardware_of(model)}"
 
     encoded = encode_for(model, tokenizer, prompts, max_new_tokens)
     answers: dict[int, Answer] = {}
@@ -278,7 +278,8 @@ def _answers(
     answers = []
     for prompt, tokens, committed_at, length, nfe, reference_nfe, fallback in made:
         size = len(tokens) if whole else length
-        spoken = tokens[: length - 1] if tokens[length - 1] in ends else tokens[:length]
+        cut = tokens[length - 1] not in ends
+        spoken = tokens[:length] if cut else tokens[: length - 1]
         text = tokenizer.decode(spoken, clean_up_tokenization_spaces=False)
         answers.append(
             Answer(
@@ -292,12 +293,13 @@ def _answers(
                 reference_nfe=reference_nfe,
                 seconds=seconds,
                 fallback=fallback,
+                cut=cut,
             )
         )
     return answers
 
 
-def _hardware(model: Any) -> str:
+def hardware_of(model: Any) -> str:
     """Hardware and versions that the seconds depend on, besides the settings."""
     if model.device.type == "cpu":
         return f"device=cpu threads={torch.get_num_threads()}"

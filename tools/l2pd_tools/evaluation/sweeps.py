@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import typing
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -31,7 +31,7 @@ def default_sweep(policy: UnmaskPolicy, fixed: Collection[str] = ()) -> dict[str
     Raises L2PDError if no option of the policy can be swept.
     """
     factory = load_factory(find_policy(name_of(policy)))
-    hints = typing.get_type_hints(factory, include_extras=True)
+    hints = _hints(policy)
     names = [parameter.name for parameter in option_parameters(factory) or ()]
     free = [name for name in names if name not in fixed]
     for name in sorted(free, key=lambda name: name != "threshold"):
@@ -42,6 +42,26 @@ def default_sweep(policy: UnmaskPolicy, fixed: Collection[str] = ()) -> dict[str
         f"{description_of(policy)} has no option that can be swept by default; its options are: "
         f"{', '.join(names) or 'none'}; name one with --set OPTION=VALUE,VALUE,..."
     )
+
+
+def edge(policy: UnmaskPolicy, option: str, value: Any, tried: Sequence[Any]) -> str | None:
+    """ "lowest" or "highest" if a number is that of several values that were tried for an option of
+    the policy, and the option has no bound there; otherwise None.
+    """
+    numbers = {each for each in tried if type(each) in (int, float)}
+    if value not in numbers or len(numbers) < 2:
+        return None
+    hint = _hints(policy).get(option)
+    if value == min(numbers) and value != _bound(hint, "ge"):
+        return "lowest"
+    if value == max(numbers) and value != _bound(hint, "le"):
+        return "highest"
+    return None
+
+
+def _hints(policy: UnmaskPolicy) -> dict[str, Any]:
+    factory = load_factory(find_policy(name_of(policy)))
+    return typing.get_type_hints(factory, include_extras=True)
 
 
 def _values(hint: Any, present: Any) -> list[Any]:

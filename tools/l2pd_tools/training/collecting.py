@@ -28,12 +28,7 @@ from l2pd_adapters.huggingface.settings import whole
 from l2pd_plugins import UnmaskPolicy, create_policy
 from l2pd_plugins.denoising import StepOutcome
 from l2pd_plugins.errors import L2PDError
-from l2pd_plugins.policy_attributes import (
-    description_of,
-    fingerprint_of,
-    options_of,
-    printable_name_of,
-)
+from l2pd_plugins.policy_attributes import identity_of
 from l2pd_plugins.trajectories import LABELS, Manifest, Trajectories, fingerprint, write_manifest
 from l2pd_tools.evaluation.prompts import Prompt
 from l2pd_tools.evaluation.run import encode_for, left_padded
@@ -114,7 +109,7 @@ def collect(
         prompts=source,
         prompts_sha256=hashlib.sha256(token_ids.encode()).hexdigest(),
         prompt_count=len(prompts),
-        policies=[_identity(policy) for policy in made],
+        policies=[identity_of(policy) for policy in made],
         **decoding,
         dtype=str(model.dtype).removeprefix("torch."),
         batch_size=batch_size,
@@ -166,18 +161,6 @@ def _name_of(model: Any) -> str:
     adapter = getattr(model, ADAPTER, None)
     name = model_name(model)
     return name if adapter is None else f"{name} with the adapter {adapter}"
-
-
-def _identity(policy: UnmaskPolicy) -> str:
-    """The policy as one word, and the fingerprint of its weights if it has any, without the path of
-    the weights.
-    """
-    weights = fingerprint_of(policy)
-    if not weights:
-        return description_of(policy)
-    options = {k: v for k, v in options_of(policy).items() if k != "filter" and v is not None}
-    told = ", ".join(f"{k}={v}" for k, v in options.items())
-    return f"{printable_name_of(policy)}({told}) {weights}"
 
 
 def _record(
