@@ -185,8 +185,8 @@ def bind_policy(policy: UnmaskPolicy, model: ModelContext) -> UnmaskPolicy:
         ) from error
     if not isinstance(bound, UnmaskPolicy):
         raise PolicyRuntimeError(
-            f"policy {shown(name_of(policy))}: for_model returned {type(bound).__name__}; "
-            "expected an UnmaskPolicy"
+            f"policy {shown(name_of(policy))}: for_model returned {shown(bound)}; "
+            f"{remark(bound)}expected an UnmaskPolicy"
         )
     try:
         read_traits(bound)
@@ -237,8 +237,10 @@ def _check_options(
 
 def _checked(spec: PolicySpec, policy: object) -> UnmaskPolicy:
     if not isinstance(policy, UnmaskPolicy):
-        kind = type(policy).__name__
-        raise PluginLoadError(f"{_label(spec)}: {spec.factory} made a {kind}, not an UnmaskPolicy")
+        raise PluginLoadError(
+            f"{_label(spec)}: {spec.factory} made {shown(policy)}: {remark(policy)}expected an "
+            "UnmaskPolicy"
+        )
     try:
         read_traits(policy)
     except TraitError as error:

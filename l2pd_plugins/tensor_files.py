@@ -82,3 +82,8 @@ def load_tensors(
     with reading(f"{path} holds no {holding}"):
         tensors: dict[str, Tensor] = load_file(path)
     return tensors
+
+
+def what_is_not_finite(values: Tensor) -> str:
+    """ "NaN" or "infinity", whichever is among the values; NaN if both are."""
+    return "NaN" if bool(values.isnan().any()) else "infinity"

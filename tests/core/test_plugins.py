@@ -438,7 +438,7 @@ def test_a_wrong_option_is_refused_by_name_value_and_choices(
             'write requires = frozenset({"confidence"})',
         ),
         ("unknown_progress", "progress = 'random_if_empty' must be one of argmax_if_empty"),
-        ("not_a_policy", "made a dict, not an UnmaskPolicy"),
+        ("not_a_policy", "made {'select': None}: expected an UnmaskPolicy"),
         ("number", "is not a class or function"),
         ("nowhere", "cannot import stand_in_policies:nowhere"),
         ("lost", "No module named 'no_such_module'"),

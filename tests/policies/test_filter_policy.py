@@ -52,6 +52,47 @@ def test_a_missing_filter_is_named_with_the_folder_that_was_searched(name, tmp_p
         policy.for_model(model_in(None))
 
 
+@pytest.mark.parametrize(
+    ("base", "name", "warned"),
+    [
+        ("GSAI-ML/LLaDA-8B-Instruct", "Dream-org/Dream-v0-Instruct-7B", True),
+        ("tiny-llada", "tiny-sdar", True),
+        ("GSAI-ML/LLaDA-8B-Instruct", "/models/llada-8b-instruct", False),
+        (
+            "GSAI-ML/LLaDA-8B-Instruct",
+            "/hub/models--GSAI-ML--LLaDA-8B-Instruct/snapshots/1f",
+            False,
+        ),
+        ("tiny-llada with the adapter x", "tiny-llada", False),
+        ("", "tiny-sdar", False),
+    ],
+)
+def test_a_filter_of_another_model_is_said_to_be_that(tmp_path, caplog, base, name, warned):
+    made = filter_of("settled")
+    made.base_model = base
+    made.save_pretrained(tmp_path / "filter")
+    policy = create_policy("settled", filter=str(tmp_path / "filter"))
+    for _ in range(2):
+        policy.for_model(ModelContext(name, LENGTH, MASK, VOCABULARY))
+    said = f"was trained on decodes of the model {base!r}, this model is {name!r}"
+    told = [message for message in caplog.messages if "trained on decodes" in message]
+    assert len(told) == warned and all(said in message for message in told)
+
+
+def test_a_filter_of_another_policy_is_said_to_be_that(tmp_path):
+    class Unnamed(SignalFilter):
+        POLICY = ""
+        FEATURES = ("smell",)
+
+    filter_of("settled").save_pretrained(tmp_path / "settled")
+    Unnamed().save_pretrained(tmp_path / "unnamed")
+    words = "it is a filter of the policy settled; expected one of learn2pd$"
+    with pytest.raises(L2PDError, match=words):
+        create_policy("learn2pd", filter=str(tmp_path / "settled"))
+    with pytest.raises(L2PDError, match=r"features = \['smell'\]: expected \['confidence'\]"):
+        create_policy("learn2pd", filter=str(tmp_path / "unnamed"))
+
+
 def test_a_link_out_of_the_models_folder_is_not_followed(tmp_path):
     filter_of("learn2pd").save_pretrained(tmp_path / "elsewhere")
     (tmp_path / "model" / "policies").mkdir(parents=True)

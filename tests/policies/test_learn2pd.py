@@ -107,6 +107,17 @@ def test_the_threshold_is_a_probability_as_the_policy_computes_it(seed):
     assert int((wrong > made.threshold).sum()) == int(recipe.false_positive_rate * len(wrong))
 
 
+@pytest.mark.parametrize(("rate", "warned"), [(0.0, True), (1.0, False)])
+def test_a_filter_that_accepts_next_to_nothing_is_said_to_be_that(caplog, rate, warned):
+    data = random_steps(200, 4, torch.Generator().manual_seed(0))
+    recipe = Recipe(epochs=1, false_positive_rate=rate)
+    made = train(UnmaskFilter, data, recipe, block_length=4, base_model="m")
+    share = made.metrics["true_positive_rate"]
+    assert (share < 0.05) is warned  # chance decides which predictions are right
+    said = f"accepts next to nothing: {100 * share:.1f} % of the right predictions"
+    assert [said in message for message in caplog.messages] == [True] * warned
+
+
 def test_a_probability_at_the_threshold_does_not_exceed_it(make_step):
     neutral = UnmaskFilter(block_length=8, threshold=0.5, base_model="m")
     for weight in neutral.parameters():
@@ -162,13 +173,13 @@ def test_copies_and_pickles_decide_equally(make_step, folder):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"schema_version": 99}, "schema_version = 99, allowed: 1"),
+        ({"schema_version": 99}, "schema_version = 99: expected 1"),
         ({"block_length": 0}, "block_length = 0"),
         ({"threshold": 1.5}, "threshold = 1.5"),
         ({"progress": "never"}, "progress = 'never'"),
         ({"features": ["entropy"]}, "features"),
         ({"surprise": 1}, "surprise"),
-        ({"threshold": ...}, "must hold"),
+        ({"threshold": ...}, "the field threshold is missing"),
         ({"block_length": 16}, "weights are"),
     ],
 )

@@ -19,7 +19,7 @@ from typing_extensions import Unpack
 from l2pd_adapters.huggingface import diffusion_gemma
 from l2pd_adapters.huggingface.call_types import GenerateKeywords
 from l2pd_adapters.huggingface.checking import GENERATE, MOST_SEQUENCES, Whole, check
-from l2pd_adapters.huggingface.history import warn_of_fallback
+from l2pd_adapters.huggingface.history import warn_of_fallback, warn_of_idle_weights
 from l2pd_adapters.huggingface.keywords import (
     OUR_KEYWORDS,
     merged_config,
@@ -269,6 +269,7 @@ def _run(
     decoded = decode(model, prompts, mask, settings)
     trace = decoded.trace
     warn_of_fallback(settings.policies, trace)
+    warn_of_idle_weights(settings.policies, trace)
     longest = canvas.max_new_tokens
     if canvas.end_of_text.rule != "off":
         longest = int(trace.length.max())

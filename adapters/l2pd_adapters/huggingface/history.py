@@ -14,14 +14,16 @@ from l2pd_plugins.denoising import StepOutcome
 from l2pd_plugins.end_of_text import EndOfText, is_end_of_text
 from l2pd_plugins.once import Once
 from l2pd_plugins.policy import UnmaskPolicy
-from l2pd_plugins.policy_attributes import description_of, printable_name_of
+from l2pd_plugins.policy_attributes import description_of, fingerprint_of, printable_name_of
 from l2pd_plugins.trace import Trace
 
 logger = logging.getLogger(__name__)
 
 WARN_ABOVE = 0.25
 """Share of tokens above which `warn_of_fallback` warns."""
-_first = Once()
+IDLE_FROM, IDLE_BELOW = 32, 1.05
+"""Least number of tokens, and tokens per forward pass, of `warn_of_idle_weights`."""
+_first, _first_idle = Once(), Once()
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,26 @@ def warn_of_fallback(policies: Sequence[UnmaskPolicy], trace: Trace) -> None:
                 printable_name_of(policy),
                 100 * share,
                 total,
+            )
+
+
+def warn_of_idle_weights(policies: Sequence[UnmaskPolicy], trace: Trace) -> None:
+    """Warn, once per policy and process, if a policy with trained weights needed about as many
+    forward passes as tokens: its weights select next to nothing. policies: that of each row.
+    """
+    passes, lengths = trace.nfe.tolist(), trace.length.tolist()
+    for policy in {id(policy): policy for policy in policies}.values():
+        rows = [row for row, each in enumerate(policies) if each is policy]
+        total, nfe = sum(lengths[row] for row in rows), sum(passes[row] for row in rows)
+        if total < IDLE_FROM or total > IDLE_BELOW * nfe or not fingerprint_of(policy):
+            continue
+        if _first_idle(description_of(policy)):
+            logger.warning(
+                "policy %s: its trained weights accept next to nothing here: %d tokens took %d "
+                "forward passes, no fewer than one token per step takes",
+                printable_name_of(policy),
+                total,
+                nfe,
             )
 
 

@@ -18,6 +18,7 @@ class UnmaskFilter(LearnedFilter, tags=["learn2pd"], paper_url="https://arxiv.or
     `LearnedFilter`. The filter fits one block length.
     """
 
+    POLICY = "learn2pd"
     FEATURES = ("confidence",)
     COMPARED = FEATURES
 

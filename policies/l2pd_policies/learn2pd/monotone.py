@@ -31,6 +31,7 @@ class MonotoneFilter(LearnedFilter, tags=["learn2pd"]):
     many masked positions have which confidence, and the neighbours) shifts each unit, in bounds.
     """
 
+    POLICY = "learn2pd,variant=monotone"
     FEATURES = ("confidence", "masked")
     ANY_BLOCK_LENGTH = True
     COMPARED = ("confidence",)

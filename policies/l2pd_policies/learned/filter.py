@@ -40,6 +40,8 @@ class LearnedFilter(
         schema_version: version of these fields.
     """
 
+    POLICY: ClassVar[str] = ""
+    """The policy that decides with filters of this class, as the command line writes it."""
     FEATURES: ClassVar[tuple[str, ...]]
     """Names of the inputs of this class, in order."""
     ANY_BLOCK_LENGTH: ClassVar[bool] = False

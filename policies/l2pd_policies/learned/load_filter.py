@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,8 +24,10 @@ from l2pd_plugins.files import (
     require_file,
     whole_number,
 )
+from l2pd_plugins.plugins import list_policies, load_factory
 from l2pd_plugins.policy import PROGRESS_RULES
-from l2pd_plugins.tensor_files import header_of
+from l2pd_plugins.shown_values import remark, shown
+from l2pd_plugins.tensor_files import header_of, what_is_not_finite
 from l2pd_policies.learned.familiar import FILE as FAMILIAR
 from l2pd_policies.learned.familiar import Familiar
 from l2pd_policies.learned.filter import FIELDS, SCHEMA_VERSION, LearnedFilter
@@ -92,7 +94,10 @@ def _read(kind: type[F], source: str | Path, folder: Path) -> F:
     tensors = {name: tensor.to(torch.float32) for name, tensor in weights.items()}
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
-            raise L2PDError(f"filter {source}: weight {name} has values that are not finite")
+            raise L2PDError(
+                f"filter {source}: weight {name} has values that are not finite: "
+                f"{what_is_not_finite(tensor)}"
+            )
     made = kind(**config)
     made.load_state_dict(tensors)
     if kind.COMPARED and is_there(folder / FAMILIAR):
@@ -143,24 +148,59 @@ def _folder(source: str | Path) -> Path:
     return folder
 
 
+def _check_fields(config: Mapping[str, Any], called: str) -> None:
+    """Raise L2PDError if a field is missing or unknown."""
+    if "model_type" in config or "architectures" in config:
+        raise L2PDError(
+            f"{called} is that of a model, not of a filter; a model's own filters are in its "
+            "folder policies/"
+        )
+    for name in sorted(set(config) - set(FIELDS)):
+        raise L2PDError(f"{called}: unknown field {shown(name)}; expected {', '.join(FIELDS)}")
+    for name in FIELDS:
+        if name not in config:
+            raise L2PDError(f"{called}: the field {name} is missing")
+
+
+def _policy_of(features: object) -> str:
+    """The installed policy whose filters have these inputs; empty if there is none."""
+    for spec in list_policies():
+        try:
+            load_factory(spec)  # which imports the class of its filters
+        except L2PDError:
+            continue
+    kinds = [LearnedFilter]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    named = (kind for kind in kinds[1:] if list(kind.FEATURES) == features)
+    return next((kind.POLICY for kind in named), "")
+
+
 def _config(kind: type[LearnedFilter], folder: Path) -> dict[str, Any]:
     called = f"filter {folder}: config.json"
     config = read_object(path_inside(folder, "config.json"), called)
-    if set(config) != set(FIELDS):
-        given = one_line(sorted(config))
-        raise L2PDError(f"{called} must hold {FIELDS}, it holds {given}")
+    _check_fields(config, called)
 
-    def check(name: str, good: bool, allowed: object) -> None:
+    def check(name: str, good: bool, expected: object) -> None:
         if not good:
-            shown = one_line(repr(config[name]))
-            raise L2PDError(f"filter {folder}: {name} = {shown}, allowed: {allowed}")
+            value = config[name]
+            raise L2PDError(
+                f"filter {folder}: {name} = {shown(value)}: {remark(value)}expected {expected}"
+            )
 
     length, threshold, rate = (
         config[name] for name in ("block_length", "threshold", "false_positive_rate")
     )
     version = config["schema_version"]
     check("schema_version", type(version) is int and version == SCHEMA_VERSION, SCHEMA_VERSION)
-    check("features", config["features"] == list(kind.FEATURES), list(kind.FEATURES))
+    if config["features"] != list(kind.FEATURES):
+        other = _policy_of(config["features"])
+        if other and kind.POLICY:
+            raise L2PDError(
+                f"filter {folder}: it is a filter of the policy {other}; expected one of "
+                f"{kind.POLICY}"
+            )
+        check("features", False, list(kind.FEATURES))
     if length is not None or not kind.ANY_BLOCK_LENGTH:
         check("block_length", whole_number(length, 1, _LONGEST), f"a whole number to {_LONGEST}")
     check("threshold", isinstance(threshold, float) and 0 < threshold < 1, "between 0 and 1")

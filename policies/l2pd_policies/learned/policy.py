@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from abc import abstractmethod
 from dataclasses import field
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing_extensions import Self
 
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.files import path_inside
+from l2pd_plugins.once import Once
 from l2pd_plugins.options import OperatorPath, policy_options
 from l2pd_plugins.policy import DenoisingStep, ModelContext, UnmaskPolicy
 from l2pd_plugins.resources import load
@@ -23,6 +25,9 @@ from l2pd_plugins.trajectories import fingerprint
 from l2pd_policies import exact
 from l2pd_policies.learned.filter import LearnedFilter
 from l2pd_policies.learned.load_filter import load_filter
+
+logger = logging.getLogger(__name__)
+_first = Once()
 
 _OnDevice = dict[torch.device, LearnedFilter]
 
@@ -78,7 +83,9 @@ class FilterPolicy(UnmaskPolicy):
     def for_model(self, model: ModelContext) -> Self:
         """The policy with the model's own filter, unless it has one already."""
         ready = self
-        if self._loaded is None:
+        if self._loaded is not None:
+            self._warn_of_another_model(model)
+        else:
             folder = None if model.path is None else Path(model.path, "policies", self.folder_name)
             name = f"policies/{self.folder_name}"
             found = None if model.path is None else load(_own, self.filter_class, model.path, name)
@@ -91,6 +98,19 @@ class FilterPolicy(UnmaskPolicy):
             ready.filter = f"{model.name}/policies/{self.folder_name}"
         ready._check_block_length(model.block_length)
         return ready
+
+    def _warn_of_another_model(self, model: ModelContext) -> None:
+        """Warn, once, if the filter was trained on the decodes of another model, by their names."""
+        trained = self._loaded.base_model
+        last = [name.rstrip("/").rpartition("/")[2].lower() for name in (trained, model.name)]
+        if not trained or last[0] in model.name.lower() or last[1] in trained.lower():
+            return
+        message = (
+            f"{self.name}: the filter {self.filter} was trained on decodes of the model "
+            f"{trained!r}, this model is {model.name!r}: it may ruin answers, or accept nothing"
+        )
+        if _first(message):
+            logger.warning(message)
 
     def fingerprint(self) -> str:
         """Hash of the filter's weights, and of the blocks of its training if it has them."""

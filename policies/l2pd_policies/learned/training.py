@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import math
 import shutil
 import tempfile
@@ -47,6 +48,10 @@ class Recipe:
     """Share of wrong predictions at masked positions that the calibrated threshold accepts."""
     seed: int = 0
 
+
+IDLE_BELOW = 0.05
+"""Share of the right predictions that a useful filter accepts at least."""
+logger = logging.getLogger(__name__)
 
 Metrics = dict[str, int | float | None]
 """What was measured of a filter; a rate is None if there was nothing to divide by."""
@@ -172,6 +177,15 @@ def train(
         **{f"{part}_states": len(some) for part, some in counts_of.items()},
         **measure(probability, held_data, made.threshold),
     }
+    accepted = metrics["true_positive_rate"]
+    if accepted is not None and accepted < IDLE_BELOW:
+        logger.warning(
+            "the filter accepts next to nothing: %.1f %% of the right predictions on the "
+            "validation prompts, so decoding with it is about as slow as one token per step; train "
+            "on more prompts, or allow a false_positive_rate above %g",
+            100 * accepted,
+            recipe.false_positive_rate,
+        )
     return Trained(made, metrics, history)
 
 

@@ -23,6 +23,7 @@ class SignalFilter(LearnedFilter, tags=["settled"]):
     Positions outside the block count as not present, so the same weights fit every block length.
     """
 
+    POLICY = "settled"
     FEATURES = SIGNALS
     ANY_BLOCK_LENGTH = True
     COMPARED = (

@@ -33,6 +33,7 @@ class SamplerFilter(
     widths and the embedding of time are this project's.
     """
 
+    POLICY = "transformer_sampler"
     FEATURES = ("confidence", "masked", "present", "time")
     ANY_BLOCK_LENGTH = True
 

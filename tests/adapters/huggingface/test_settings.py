@@ -228,30 +228,6 @@ def test_a_checkpoint_may_use_minus_one_for_no_token(make_model):
     assert torch.equal(plain, model.generate(IDS, max_new_tokens=6))
 
 
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        ({"temperature": 0.7}, "temperature=0.7"),
-        ({"top_k": 5}, "top_k=5"),
-        ({"top_p": 0.9, "min_p": 0.1}, "top_p=0.9, min_p=0.1"),
-        ({"temperature": 0.7, "top_k": 5, "do_sample": False}, "temperature=0.7, top_k=5"),
-    ],
-)
-def test_settings_of_sampling_without_sampling_are_warned_of(model, caplog, settings, said):
-    plain = model.generate(IDS, max_new_tokens=2)
-    assert not caplog.records
-    assert torch.equal(plain, model.generate(IDS, max_new_tokens=2, **settings))
-    assert caplog.messages == [f"{said}: without effect, since do_sample is not set"]
-
-
-@pytest.mark.parametrize("settings", [{"temperature": 0.0}, {"top_k": 0, "top_p": 1.0}, {}])
-def test_neutral_settings_and_those_of_the_model_are_no_wish(model, caplog, settings):
-    model.generation_config.temperature, model.generation_config.top_k = 0.6, 20
-    model.generate(IDS, max_new_tokens=2, **settings)
-    model.generate(IDS, max_new_tokens=2, do_sample=True, temperature=0.6, top_k=5, seed=1)
-    assert not caplog.records
-
-
 def test_numpy_numbers_are_numbers(model):
     plain = model.generate(IDS, max_new_tokens=6, block_length=4, pad_token_id=1, seed=2)
     got = model.generate(

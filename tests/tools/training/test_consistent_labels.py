@@ -147,7 +147,7 @@ def test_labels_of_trajectories(tiny, of_task, tmp_path):
 
 
 def test_unknown_labels_are_refused(tiny, of_task, tmp_path):
-    with pytest.raises(L2PDError, match="labels='best': the choices are reference, consistent"):
+    with pytest.raises(L2PDError, match="labels='best': expected one of reference, consistent"):
         collect(*tiny, of_task("walk", 2), tmp_path, labels="best")
 
 

@@ -22,16 +22,16 @@ from torch import Tensor
 from l2pd_adapters.families import CACHES, end_of_text_ids
 from l2pd_adapters.huggingface.enabling import settings_of
 from l2pd_adapters.huggingface.models.lora import ADAPTER
-from l2pd_adapters.huggingface.models.model_info import block_length_of, family_of
+from l2pd_adapters.huggingface.models.model_info import block_length_of, family_of, require_model
 from l2pd_adapters.huggingface.models.model_info import name_of as model_name
-from l2pd_adapters.huggingface.settings import whole
 from l2pd_plugins import UnmaskPolicy, create_policy
 from l2pd_plugins.denoising import StepOutcome
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.policy_attributes import identity_of
-from l2pd_plugins.trajectories import LABELS, Manifest, Trajectories, fingerprint, write_manifest
+from l2pd_plugins.trajectories import Manifest, Trajectories, fingerprint, write_manifest
 from l2pd_tools.evaluation.prompts import Prompt
-from l2pd_tools.evaluation.run import encode_for, left_padded
+from l2pd_tools.evaluation.run import encode_for, left_padded, require_prompts
+from l2pd_tools.training.arguments import COLLECT, require_arguments
 from l2pd_tools.training.consistent_labels import accepted
 from l2pd_tools.training.masked_canvases import layouts_of, settings_of_run, states_of
 from l2pd_tools.training.references import reference_decodes
@@ -43,7 +43,7 @@ def collect(
     model: Any,
     tokenizer: Any,
     prompts: Sequence[Prompt],
-    out: Path,
+    out: str | Path,
     *,
     policies: Sequence[Any] = ("oracle",),
     source: str = "",
@@ -53,7 +53,7 @@ def collect(
     batch_size: int = 16,
     prompts_per_shard: int = 64,
     labels: str = "reference",
-    references_from: Path | None = None,
+    references_from: str | Path | None = None,
     rank: int | None = None,
     world_size: int | None = None,
     progress: Callable[[int], None] | None = None,
@@ -77,14 +77,28 @@ def collect(
     Returns the manifest. Raises L2PDError for invalid arguments, before anything is written, or if
     `out` holds data from other inputs.
     """
-    if labels not in LABELS:
-        raise L2PDError(f"labels={labels!r}: the choices are {', '.join(LABELS)}")
-    if not prompts:
-        raise L2PDError("there are no prompts to collect from")
+    require_arguments(
+        COLLECT,
+        out=out,
+        policies=policies,
+        source=source,
+        max_new_tokens=max_new_tokens,
+        block_length=block_length,
+        cache=cache,
+        batch_size=batch_size,
+        prompts_per_shard=prompts_per_shard,
+        labels=labels,
+        references_from=references_from,
+        rank=rank,
+        world_size=world_size,
+        progress=progress,
+    )
+    out = Path(out)
+    elsewhere = None if references_from is None else Path(references_from)
+    require_model(model)
+    require_prompts(prompts)
     if not end_of_text_ids(model.generation_config.eos_token_id):
         raise L2PDError("the model's generation_config names no eos_token_id")
-    whole("batch_size", batch_size, 1)
-    whole("prompts_per_shard", prompts_per_shard, 1)
     own_rank, own_world_size = place_among_processes()
     rank = own_rank if rank is None else rank
     world_size = own_world_size if world_size is None else world_size
@@ -130,7 +144,7 @@ def collect(
         order = sorted(members, key=lambda i: (len(encoded[i]), i))
         batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
         references, several = reference_decodes(
-            model, encoded, batches, manifest, out, shard, references_from
+            model, encoded, batches, manifest, out, shard, elsewhere
         )
         parts = []
         for rows in batches:

@@ -30,8 +30,10 @@ from l2pd_policies.learned.training import (
 from l2pd_policies.learned.training import train as fit
 from l2pd_policies.settled import SignalFilter
 from l2pd_tools.evaluation.prompts import Prompt
+from l2pd_tools.evaluation.run import require_prompts
 from l2pd_tools.policy_text import parse_policy
 from l2pd_tools.progress import progress
+from l2pd_tools.training.arguments import TRAIN, require_arguments, require_pair
 from l2pd_tools.training.collecting import collect, place_among_processes
 
 STARTING_POLICIES = ("oracle", "confidence_threshold,threshold=0.7", "confidence_threshold")
@@ -39,8 +41,8 @@ STARTING_POLICIES = ("oracle", "confidence_threshold,threshold=0.7", "confidence
 
 
 def train_filter(
-    out: Path,
-    data: Path,
+    out: str | Path,
+    data: str | Path,
     *,
     policy: str = "learn2pd",
     rounds: int = 0,
@@ -67,12 +69,28 @@ def train_filter(
         prompts: those to collect from.
         source: the name of the prompts in the manifest.
         max_new_tokens, block_length, cache: as `collect` takes them.
+
+    Raises L2PDError for invalid arguments, before anything is written.
     """
-    kinds = recipes()
-    policy = {normalize_name(name): name for name in kinds}.get(normalize_name(policy), policy)
-    if policy not in kinds:
-        raise L2PDError(f"policy {policy!r} has no filter to train; choices: {', '.join(kinds)}")
-    kind, recipe, own_decisions = kinds[policy]
+    require_arguments(
+        TRAIN,
+        out=out,
+        data=data,
+        policy=policy,
+        rounds=rounds,
+        load=load,
+        source=source,
+        max_new_tokens=max_new_tokens,
+        block_length=block_length,
+        cache=cache,
+        batch_size=batch_size,
+        epochs=epochs,
+        false_positive_rate=false_positive_rate,
+        labels=labels,
+        seed=seed,
+    )
+    out, data = Path(out), Path(data)
+    policy, (kind, recipe, own_decisions) = _recipe_of(policy)
     recipe = replace(
         recipe,
         epochs=epochs or recipe.epochs,
@@ -108,11 +126,14 @@ def train_filter(
                 f"--rounds runs in one process, but there are {processes}; several can share "
                 "`l2pd learn2pd collect`"
             )
-        if load is None or not prompts:
-            raise L2PDError(f"rounds={rounds}: expected the functions load and the prompts, too")
+        if load is None:
+            raise L2PDError(
+                f"rounds={rounds}: load is not given; expected {TRAIN['load'].expected}"
+            )
+        require_prompts(prompts)
         require_writable_folder(out, f"--out {out}")
         require_writable_folder(data / "filter-0", f"--data {data}")
-        loaded = load()
+        loaded = require_pair(load())
         parts: list[Trajectories] = []
         policies: list[Any] = [parse_policy(text) for text in STARTING_POLICIES]
 
@@ -174,7 +195,7 @@ def add_familiar(folder: Path, data: Path, *, policy: str) -> int:
     policy: one of `recipes`. Returns the number of examples that were kept. Raises L2PDError
     if the filter or the trajectories cannot be read, or the file cannot be written.
     """
-    kind = recipes()[policy][0]
+    kind = _recipe_of(policy)[1][0]
     loaded = load_filter(kind, folder)
     require_writable(folder / FAMILIAR)
     manifest, trajectories = read_trajectories(data)
@@ -187,6 +208,15 @@ def add_familiar(folder: Path, data: Path, *, policy: str) -> int:
     assert made is not None  # both kinds compare blocks
     made.save(folder)
     return len(made.reach)
+
+
+def _recipe_of(policy: str) -> tuple[str, tuple[Any, Any, tuple[dict[str, Any], ...]]]:
+    """The policy's name as in `recipes`, and its entry there. Raises L2PDError if it has none."""
+    kinds = recipes()
+    name = {normalize_name(name): name for name in kinds}.get(normalize_name(policy), policy)
+    if name not in kinds:
+        raise L2PDError(f"policy {policy!r} has no filter to train; choices: {', '.join(kinds)}")
+    return name, kinds[name]
 
 
 def compared_policy(manifest: Manifest) -> int | None:

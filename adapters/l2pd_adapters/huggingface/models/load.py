@@ -6,7 +6,6 @@ import copy
 import glob
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -53,13 +52,11 @@ from l2pd_adapters.huggingface.checking import GENERATE, LOAD, check, close_to, 
 from l2pd_adapters.huggingface.enabling import enable
 from l2pd_adapters.huggingface.models.lora import add_adapter, require_adapter
 from l2pd_adapters.huggingface.models.native import MODELS
+from l2pd_adapters.huggingface.models.weight_checks import check_finite, check_weights
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.files import is_there, one_line, path_inside, read_object, reading
 
 _OF_THE_HUB = ("revision", "token", "cache_dir", "local_files_only")
-_NAMED_AT_MOST = 5
-_FINITE = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-"""Dtypes of weights that are checked; others belong to quantised models."""
 _FAILED = "cannot be loaded"
 _FEW_WEIGHTS = 2**22
 """Number of weights that the config may always describe without them being stored."""
@@ -135,7 +132,7 @@ def load(
                 made: Any = DiffusionGemmaForBlockDiffusion
                 _check_size(made, made.config_class.from_dict(values), tensors)
                 model, found = made.from_pretrained(source, **weights)
-            _check_weights(found, DIFFUSION_GEMMA.name)
+            check_weights(found, DIFFUSION_GEMMA.name)
         else:
             family = family or family_of(SimpleNamespace(**values))
             config = _config(source, values, family, hub)
@@ -147,10 +144,10 @@ def load(
                 model, found = model_class.from_pretrained(
                     source, config=config, key_mapping=family.weight_patterns or None, **weights
                 )
-            _check_weights(found, family.name, family.ignored_weights)
+            check_weights(found, family.name, family.ignored_weights)
         if adapter is not None:
             model = add_adapter(model, adapter, family or DIFFUSION_GEMMA, hub)
-        _check_finite(model)
+        check_finite(model)
         _check_use(tokenizer)
         with reading(_FAILED):
             model = model.eval() if device is None else model.eval().to(device)
@@ -241,16 +238,6 @@ def _check_size(
         )
 
 
-def _check_finite(model: Any) -> None:
-    """Raise L2PDError if a weight is not finite: every answer would be garbage."""
-    for name, weight in model.named_parameters():
-        if weight.is_meta or not weight.numel() or weight.dtype not in _FINITE:
-            continue
-        extremes = torch.stack(weight.detach().aminmax())  # NaN if there is one
-        if not extremes.float().isfinite().all():
-            raise L2PDError(f"the weight {name} has values that are not finite in float32")
-
-
 def _config(
     source: str, values: Mapping[str, Any], family: ModelFamily, hub: Mapping[str, Any]
 ) -> PreTrainedConfig:
@@ -315,26 +302,6 @@ def _check_use(tokenizer: Any) -> None:
     problem = template_problem(tokenizer.chat_template)
     if problem:
         raise L2PDError(f"the tokenizer's chat template: {problem}")
-
-
-def _check_weights(found: Mapping[str, Any], name: str, ignored: tuple[str, ...] = ()) -> None:
-    """Raise L2PDError if the checkpoint's weights do not match the model's: transformers
-    initialises missing weights at random.
-    """
-    missing = sorted(found["missing_keys"])
-    unexpected = sorted(
-        weight
-        for weight in found["unexpected_keys"]
-        if not any(fnmatch(weight, pattern) for pattern in ignored)
-    )
-    told = [
-        f"{len(names)} {what} ({', '.join(names[:_NAMED_AT_MOST])}"
-        f"{', ...' if len(names) > _NAMED_AT_MOST else ''})"
-        for names, what in ((missing, "missing"), (unexpected, "unexpected"))
-        if names
-    ]
-    if told:
-        raise L2PDError(f"the weights are not those of {name}: {', '.join(told)}")
 
 
 _FIXED = {"trust_remote_code": False, "use_safetensors": True, "weights_only": True}

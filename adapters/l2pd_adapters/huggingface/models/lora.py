@@ -25,6 +25,7 @@ from l2pd_adapters.families import ModelFamily
 from l2pd_adapters.huggingface.checking import Number, check, short
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.files import read_object
+from l2pd_plugins.tensor_files import what_is_not_finite
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 ADAPTER = "l2pd_adapter"
@@ -232,7 +233,10 @@ def _layers(
             left.append(name)
             continue
         if not bool(weight.isfinite().all()):
-            raise L2PDError(f"{what}: the weight {name} has values that are not finite")
+            raise L2PDError(
+                f"{what}: the weight {name} has values that are not finite: "
+                f"{what_is_not_finite(weight)}"
+            )
         layers.setdefault(native, (layer, {}))[1]["lora_" + part] = weight
     if not layers:
         raise L2PDError(
