@@ -158,6 +158,7 @@ TABLE: dict[str, dict[str, tuple[str, ...]]] = {
     "doctor": {"model": NOT_MODELS, "--filter": NOT_FOLDERS},
     "policies": {"name": ("", " ", "learn3pd"), "--format": NOT_WORDS},
     "plugins": {"--format": NOT_WORDS},
+    "config": {"--format": NOT_WORDS},
     "new-policy": {
         "name": (*NOT_LINES, "My-Rule", "1st", "cora", "class", "../x"),
         "--folder": NOT_FILLED,

@@ -17,6 +17,7 @@ from l2pd_plugins import L2PDError, __version__
 from l2pd_tools.cli import (
     chat,
     compare,
+    config,
     demo,
     doctor,
     export_generate,
@@ -28,6 +29,7 @@ from l2pd_tools.cli import (
     tune,
 )
 from l2pd_tools.cli.arguments import option
+from l2pd_tools.cli.config_file import Setting, default_map, read_settings, with_origin
 from l2pd_tools.cli.examining import examined
 from l2pd_tools.cli.kinds import Whole
 from l2pd_tools.cli.usage import Commands, UsageError, print_error, usage_message
@@ -59,6 +61,7 @@ app.add_typer(learn2pd.app, name="learn2pd")
 app.command()(examined(doctor.doctor))
 app.command()(examined(plugins.policies))
 app.command()(examined(plugins.plugins))
+app.command()(examined(config.config))
 app.command()(examined(new_policy.new_policy))
 app.command()(examined(export_generate.export_generate))
 
@@ -107,10 +110,17 @@ def main() -> None:
     # If other processes use the cores, threads that spin while they wait block the threads they
     # wait for. The variable is read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    settings: list[Setting] = []
     try:
-        code = _command()(prog_name="l2pd", standalone_mode=False)
+        settings = read_settings(_command())
+        code = _command()(
+            prog_name="l2pd",
+            standalone_mode=False,
+            default_map=default_map(settings),
+            obj=settings,
+        )
     except L2PDError as error:
-        _fail(str(error))
+        _fail(with_origin(str(error), settings))
     except UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # which shows the help
             error.show()

@@ -25,7 +25,7 @@ def examined(command: F) -> F:
     options are `flattened`.
     """
     command = flattened(command)
-    kinds = dict(_kinds(command))
+    kinds = dict(kinds_of(command))
 
     @functools.wraps(command)
     def run(**given: Any) -> Any:
@@ -62,7 +62,7 @@ def _is_plain(path: Path) -> bool:
     return path.is_file() or path.is_dir() or not path.exists()
 
 
-def _kinds(command: Callable[..., Any]) -> Iterator[tuple[str, tuple[list[str], Kind]]]:
+def kinds_of(command: Callable[..., Any]) -> Iterator[tuple[str, tuple[list[str], Kind]]]:
     """For each parameter of a command: its names on the command line, and its kind."""
     for name, hint in typing.get_type_hints(command, include_extras=True).items():
         for declared in typing.get_args(hint)[1:]:

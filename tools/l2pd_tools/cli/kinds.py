@@ -51,6 +51,8 @@ class Kind:
     """Placeholder of the value in the help."""
     fixed_text = ""
     """The text of `expected`, where it is the same for every instance."""
+    written: tuple[type, ...] = (str,)
+    """Types of the value in a TOML file."""
     place: str | None = None
     """"file" or "folder" for input, "new file" or "new folder" for output."""
 
@@ -88,6 +90,7 @@ class Whole(Kind):
     least: int
     most: int
     metavar = "INTEGER"
+    written = (int,)
 
     @property
     def expected(self) -> str:
@@ -114,6 +117,7 @@ class Number(Kind):
     or_zero: bool = False
     """Whether 0 is a value, too."""
     metavar = "NUMBER"
+    written = (int, float)
 
     @property
     def expected(self) -> str:

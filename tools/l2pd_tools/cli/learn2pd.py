@@ -194,7 +194,7 @@ def train(
     answers: docs/learned_policies.md, "Prompts unlike those trained on".
     """
     sources = {name: context.get_parameter_source(name) for name in COLLECTING}
-    given = [name for name, source in sources.items() if source and source.name != "DEFAULT"]
+    given = [name for name, source in sources.items() if source and source.name == "COMMANDLINE"]
     if rounds == 0 and given:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise L2PDError(f"{options}: only with --rounds, which collects trajectories")

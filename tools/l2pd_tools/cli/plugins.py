@@ -50,7 +50,7 @@ def plugins(form: Format = None, as_json: AsJson = False) -> None:
         ]
         typer.echo(json.dumps(rows, indent=2))
         return
-    _print(
+    print_rows(
         form,
         (
             Column("name"),
@@ -94,14 +94,15 @@ def policies(
         rows = [{"name": s.name, "summary": s.summary, "origin": s.origin} for s in found]
         typer.echo(json.dumps(rows, indent=2))
         return
-    _print(
+    print_rows(
         form,
         (Column("name"), Column("summary", prose=True), Column("origin")),
         [(s.name, s.summary, s.origin) for s in found],
     )
 
 
-def _print(form: str, columns: Sequence[Column], rows: Sequence[Sequence[Cell]]) -> None:
+def print_rows(form: str, columns: Sequence[Column], rows: Sequence[Sequence[Cell]]) -> None:
+    """Print a list in one of `FORMATS` but JSON."""
     if form == "markdown":
         typer.echo(tables.markdown(columns, rows))
     elif form == "csv":
@@ -136,7 +137,7 @@ def _describe(spec: PolicySpec, form: str) -> None:
     columns = (Column("option"), Column("type"), Column("default"))
     rows = [(o.name, o.type, "required" if o.default is None else o.default) for o in options or ()]
     if form != "table":
-        _print(form, columns, rows)
+        print_rows(form, columns, rows)
         return
     tables.print_text(f"{spec.name} ({spec.origin})\n\n{description or spec.summary}")
     typer.echo()
@@ -145,7 +146,7 @@ def _describe(spec: PolicySpec, form: str) -> None:
     elif not options:
         typer.echo("It has no options.")
     else:
-        _print(form, columns, rows)
+        print_rows(form, columns, rows)
 
 
 def _description(factory: Callable[..., Any]) -> str:
