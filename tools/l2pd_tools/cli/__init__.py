@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 from importlib.util import find_spec
 
-_NEEDED = ("typer", "rich", "yaml", "transformers")
+_NEEDED = ["typer", "rich", "yaml", "transformers"]
 """Packages that every command needs; the extra `cli` installs them."""
+if sys.version_info < (3, 11):
+    _NEEDED.append("tomli")
 
 
 def main() -> None:
