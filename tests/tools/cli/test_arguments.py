@@ -204,7 +204,7 @@ def test_the_bounds_are_those_of_the_engine() -> None:
         ("collect", "did you mean l2pd learn2pd collect?"),
         ("learn2pd tran", "l2pd learn2pd has no command tran; did you mean l2pd learn2pd train?"),
         ("learn2pd zzz", "its commands are collect, train, familiar, convert"),
-        ("zzz", "its commands are generate, compare, tune, "),
+        ("zzz", "its commands are generate, chat, compare, tune, "),
         ("generate x --polcy cora", "has no option --polcy; did you mean --policy or --pace?"),
         ("generate x --max_new_tokens 5", "did you mean --max-new-tokens?"),
         ("generate x -model y", "l2pd generate has no option -model; did you mean --model?"),
