@@ -166,7 +166,7 @@ def require_prompts(prompts: Any) -> None:
     if not isinstance(prompts, Sequence) or isinstance(prompts, str | bytes):
         raise L2PDError(f"prompts={short(prompts)}: expected a list of Prompt, see read_prompts")
     if not prompts:
-        raise L2PDError(f"prompts={short(prompts)}: there is none; expected at least one Prompt")
+        raise L2PDError(f"prompts={short(prompts)}: there is no prompt; expected at least one")
     for index, prompt in enumerate(prompts):
         if not isinstance(prompt, Prompt):
             raise L2PDError(
