@@ -80,6 +80,8 @@ SWEEPS: dict[str, list[dict[str, Any]]] = {
     "transformer_sampler": [{}],
     "oracle": [{}],
     "fixed_schedule": [{"tokens_per_step": 4}],
+    "random_order": [{"tokens_per_step": 4}],
+    "dream_confidence": [{"tokens_per_step": 4}],
     "dream_margin": [{"tokens_per_step": 4}],
     "dream_entropy": [{"tokens_per_step": 4}],
     "pc_sampler": [{"tokens_per_step": 4}],

@@ -88,9 +88,10 @@ def table(part: dict[str, Any]) -> list[str]:
     for name in dict.fromkeys(point.policy for point in points(part)):
         own = [point for point in points(part) if point.policy == name]
         first = own[0]
+        fewer = "" if first.prompts == reference.prompts else f" ({first.prompts} prompts)"
         cells = [
             f"`{name}`",
-            setting(first),
+            f"{setting(first)}{fewer}",
             f"{100 * first.lost:+.1f} {interval(first)}",
             f"{first.tokens_per_forward:.2f}",
         ]

@@ -16,6 +16,12 @@ def l2pd_policies() -> list[PolicySpec]:
             api_version=1,
         ),
         PolicySpec(
+            name="random_order",
+            factory="l2pd_policies.random_order:RandomOrder",
+            summary="LLaDA's random remasking: k positions drawn at random per step",
+            api_version=1,
+        ),
+        PolicySpec(
             name="confidence_threshold",
             factory="l2pd_policies.confidence_threshold:ConfidenceThreshold",
             summary="Fast-dLLM's rule: every token whose confidence reaches the threshold",
@@ -67,6 +73,12 @@ def l2pd_policies() -> list[PolicySpec]:
             name="hierarchy",
             factory="l2pd_policies.hierarchy:Hierarchy",
             summary="hierarchy decoding: the best of every run of masks",
+            api_version=1,
+        ),
+        PolicySpec(
+            name="dream_confidence",
+            factory="l2pd_policies.dream:DreamConfidence",
+            summary="Dream's order by confidence, with its schedule",
             api_version=1,
         ),
         PolicySpec(

@@ -34,6 +34,7 @@ MODEL = ModelContext("test", LENGTH, MASK, VOCABULARY)
 SPECS = {spec.name: spec for spec in l2pd_policies.l2pd_policies()}
 ROW_OPTIONS = {
     "fixed_schedule": {"steps", "tokens_per_step"},
+    "random_order": {"steps", "tokens_per_step"},
     "confidence_threshold": {"threshold"},
     "fast_dllm_factor": {"factor"},
     "frechet": {"delta"},
@@ -43,8 +44,9 @@ ROW_OPTIONS = {
     "cora": {"threshold", "persistence"},
     "local_leap": {"anchor_threshold", "threshold"},
     "hierarchy": {"threshold", "low_threshold"},
-    "dream_margin": {"steps", "tokens_per_step"},
-    "dream_entropy": {"steps", "tokens_per_step"},
+    "dream_confidence": {"steps", "tokens_per_step", "alg_temp"},
+    "dream_margin": {"steps", "tokens_per_step", "alg_temp"},
+    "dream_entropy": {"steps", "tokens_per_step", "alg_temp"},
     "ccd": {"candidates"},
     "sched": {"high", "low"},
     "pc_sampler": {"steps", "tokens_per_step", "decay", "alpha"},

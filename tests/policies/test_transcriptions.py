@@ -215,6 +215,7 @@ RULES = {
     "cora": (cora, {}),
     "local_leap": (local_leap, {}),
     "hierarchy": (hierarchy, {}),
+    "dream_confidence": (dream(lambda v: v.c), {"steps": 5}),
     "dream_margin": (dream(lambda v: v.gap), {"steps": 5}),
     "dream_entropy": (dream(lambda v: [-h for h in v.H]), {"steps": 5}),
     "ccd": (ccd, {}),
@@ -224,8 +225,8 @@ RULES = {
     "llada2_edit": (llada2_edit, {}),
     "leftmost_threshold": (confidence_threshold, {}),
 }
-"""Policies with weights (learn2pd, settled, transformer_sampler) and the oracle have their own
-tests."""
+"""Policies with weights (learn2pd, settled, transformer_sampler), those that draw positions, and
+the oracle have their own tests."""
 
 
 def decide(name, view):

@@ -71,10 +71,13 @@ _THEIR_WORDS = {
     "max_tokens": "max_new_tokens",
     "block_size": "block_length",
     "small_block_size": "block_length",
-    "remasking": "unmask_policy ('fixed_schedule' is low-confidence remasking, the default)",
+    "remasking": "unmask_policy ('fixed_schedule' is low_confidence, the default; 'random_order' "
+    "is random)",
     "remasking_strategy": "unmask_policy ('fixed_schedule', 'confidence_threshold', ...)",
-    "alg": "unmask_policy ('fixed_schedule' is maskgit_plus, 'dream_margin' topk_margin, "
+    "alg": "unmask_policy ('dream_confidence' is maskgit_plus, 'dream_margin' topk_margin, "
     "'dream_entropy' entropy)",
+    "alg_temp": 'unmask_options={"alg_temp": ...}, with one of unmask_policy="dream_confidence", '
+    '"dream_margin", "dream_entropy"',
     "threshold": 'unmask_policy="confidence_threshold", unmask_options={"threshold": ...}',
     "confidence_threshold": 'unmask_policy="confidence_threshold", '
     'unmask_options={"threshold": ...}',
@@ -100,8 +103,6 @@ _NOT_HERE = {
     "mask_token_id": "the mask token is the one of the model's config (mask_token_id)",
     "cfg_scale": "classifier-free guidance is not supported; leave it out",
     "cfg": "classifier-free guidance is not supported; leave it out",
-    "alg_temp": "which positions are committed is the policy's decision and is not drawn; leave it "
-    "out, or take a policy of your own (unmask_policy)",
     "eps": "Dream's time steps are not used; leave it out",
 }
 """Such keywords without an equivalent here."""

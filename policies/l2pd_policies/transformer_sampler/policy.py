@@ -8,11 +8,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.options import policy_options
 from l2pd_plugins.policy import DenoisingStep
 from l2pd_plugins.selection import top_1
 from l2pd_policies import exact
+from l2pd_policies.draws import uniform
 from l2pd_policies.learned.policy import FilterPolicy
 from l2pd_policies.transformer_sampler.filter import SamplerFilter, features
 
@@ -52,12 +52,4 @@ class TransformerSampler(FilterPolicy):
         if self.sampling == "threshold":
             assert self.threshold is not None  # set by the filter
             return self.threshold
-        if step.generator is None:
-            raise L2PDError(
-                f"{self.name} draws positions at random: pass a seed, or the option "
-                "sampling=threshold"
-            )
-        length, device = step.masked.shape[1], step.masked.device
-        return torch.stack(
-            [torch.rand(length, generator=each, device=device) for each in step.generator]
-        )
+        return uniform(step, self.name, ", or the option sampling=threshold")
