@@ -174,3 +174,10 @@ def test_every_option_of_a_file_is_one_of_the_command_line() -> None:
     assert {"model", "policy", "threads", "quiet"} <= keys
     assert not keys & {"out", "folder", "html", "plot", "json-file", "force", "host", "port"}
     assert not [key for key in keys if "code" in key or "trust" in key]
+
+
+@pytest.mark.parametrize("question", ["--help", "--version"])
+def test_a_broken_file_does_not_hide_the_help(l2pd, place, question: str) -> None:
+    (place / "l2pd.toml").write_text("nonsense")
+    assert l2pd("doctor", "tiny-llada").returncode == 2
+    assert l2pd(question).returncode == 0

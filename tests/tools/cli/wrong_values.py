@@ -87,6 +87,8 @@ FLAGS = {
     "--by-task",
     "--show-differing",
     "--demo",
+    "--install-completion",
+    "--show-completion",
     "--version",
     "--help",
 }

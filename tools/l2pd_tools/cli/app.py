@@ -42,11 +42,13 @@ or OMP_NUM_THREADS=N in the environment; in Python, torch.set_num_threads(N). Th
 each other sleep, unless OMP_WAIT_POLICY says otherwise.
 """
 
+_COMPLETING = "_L2PD_COMPLETE"
+"""The variable by which a shell asks for completions."""
+
 app = typer.Typer(
     cls=Commands,
     help=HELP,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -103,6 +105,11 @@ def _command() -> Any:
     return typer.main.get_command(app)
 
 
+def _only_asks() -> bool:
+    """Whether nothing runs, so that a broken file of defaults need not be mended first."""
+    return _COMPLETING in os.environ or not {"-h", "--help", "--version"}.isdisjoint(sys.argv[1:])
+
+
 def main() -> None:
     """Run the command line. A usage error or an L2PDError is printed as one red line on stderr,
     with exit code 2.
@@ -112,7 +119,8 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     settings: list[Setting] = []
     try:
-        settings = read_settings(_command())
+        if not _only_asks():
+            settings = read_settings(_command())
         code = _command()(
             prog_name="l2pd",
             standalone_mode=False,

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from l2pd_plugins import L2PDError, writing
+from l2pd_tools.cli.completing import completion_of
 from l2pd_tools.cli.kinds import (
     Adapter,
     Device,
@@ -42,7 +43,22 @@ def option(
     """
     placeholder = None if kind.metavar == Kind.metavar else kind.metavar  # typer's own for a text
     return typer.Option(
-        *names, parser=kind, metavar=placeholder, help=help, show_default=show_default
+        *names,
+        parser=kind,
+        metavar=placeholder,
+        help=help,
+        show_default=show_default,
+        autocompletion=completion_of(kind),
+    )
+
+
+def argument(kind: Kind, help: str, show_default: bool | str = True) -> Any:
+    """An argument of typer with values of a kind; as `option`."""
+    return typer.Argument(
+        parser=kind,
+        help=help,
+        show_default=show_default,
+        autocompletion=completion_of(kind),
     )
 
 

@@ -77,6 +77,8 @@ def nearest_file() -> Path | None:
 
 
 def _is_own(file: Path) -> bool:
+    if not hasattr(os, "getuid"):  # Windows
+        return True
     owners = {os.lstat(file).st_uid, os.stat(file).st_uid if file.exists() else os.getuid()}
     return owners <= {os.getuid(), 0}
 

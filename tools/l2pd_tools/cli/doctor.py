@@ -12,7 +12,7 @@ import typer
 
 from l2pd_plugins.errors import L2PDError
 from l2pd_plugins.files import one_line, path_inside, read_object, whole_number
-from l2pd_tools.cli.arguments import AsJson, option
+from l2pd_tools.cli.arguments import AsJson, argument, option
 from l2pd_tools.cli.kinds import InFolder, Model
 
 if TYPE_CHECKING:
@@ -48,9 +48,7 @@ class FoundEngine:
 
 
 def doctor(
-    model: Annotated[
-        str, typer.Argument(parser=Model(), help="A shipped model, a folder, or a hub id.")
-    ],
+    model: Annotated[str, argument(Model(), "A shipped model, a folder, or a hub id.")],
     filters: Annotated[
         list[Path] | None, option(InFolder(), "Folder of a filter. Repeatable.", "--filter")
     ] = None,

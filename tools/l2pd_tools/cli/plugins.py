@@ -26,7 +26,8 @@ from l2pd_plugins.policy import PolicySpec
 from l2pd_plugins.shown_values import shown
 from l2pd_tools.cli import tables
 from l2pd_tools.cli.arguments import AsJson, Format, format_of
-from l2pd_tools.cli.kinds import Line
+from l2pd_tools.cli.completing import completion_of
+from l2pd_tools.cli.kinds import Line, PolicyText
 from l2pd_tools.cli.tables import Cell, Column, Styled
 
 _COLOURS = {"active": "green", "failed": "red", "disabled": "yellow"}
@@ -78,7 +79,9 @@ def policies(
     name: Annotated[
         str | None,
         typer.Argument(
-            parser=Line("a policy's name"), help="Show this policy's description and options."
+            parser=Line("a policy's name"),
+            help="Show this policy's description and options.",
+            autocompletion=completion_of(PolicyText()),
         ),
     ] = None,
     form: Format = None,

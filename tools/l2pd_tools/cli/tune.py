@@ -14,7 +14,7 @@ import typer
 from l2pd_adapters.tiny_models import heldout_prompts
 from l2pd_plugins import L2PDError, UnmaskPolicy, create_policy
 from l2pd_tools.cli import arguments
-from l2pd_tools.cli.arguments import POLICY_HELP, format_of, option
+from l2pd_tools.cli.arguments import POLICY_HELP, argument, format_of, option
 from l2pd_tools.cli.figures import (
     in_lines,
     print_comma_separated,
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 def tune(
     *,
-    policy: Annotated[str, typer.Argument(parser=PolicyText(), help=POLICY_HELP)],
+    policy: Annotated[str, argument(PolicyText(), POLICY_HELP)],
     values: Annotated[
         list[str] | None,
         typer.Option(

@@ -22,7 +22,7 @@ _THEIR_WORDS = {
     "--threshold": "--policy NAME,threshold=X",
     "--factor": "--policy fast_dllm_factor,factor=X",
     "--alg": "--policy NAME",
-    "--alg-temp": "--temperature X",
+    "--alg-temp": "--policy dream_entropy,alg_temp=X",
     "--remasking": "--policy NAME",
     "--unmask-policy": "--policy NAME",
     "--gen-length": "--max-new-tokens N",
