@@ -21,7 +21,7 @@ _LAST_TIME = 1e-3
 class _Dream(FixedSchedule):
     row_options = frozenset({"steps", "tokens_per_step", "alg_temp"})
 
-    alg_temp: Annotated[float, Field(ge=1e-30, le=1e30)] | None = None
+    alg_temp: Annotated[float, Field(ge=1e-4, le=1000)] | None = None
 
     def certainty(self, step: DenoisingStep) -> Tensor:
         """(B, L): what orders the positions, or the logits of drawing them."""
