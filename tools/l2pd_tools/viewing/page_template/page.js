@@ -343,8 +343,9 @@ function showDifferences(pair) {
 
 function showOverall() {
   const { compared } = data;
+  const source = data.source.replaceAll("/", "/\u200b"); // a long path is wrapped at its slashes
   byId("overall-text").textContent =
-    `${plural(compared, "prompt")} of ${data.source}, of which this page plays ` +
+    `${plural(compared, "prompt")} of ${source}, of which this page plays ` +
     `${data.prompts.length}, decoded again one at a time. Seconds are the total for all prompts.`;
   byId("overall").replaceChildren(...data.policies.map((policy) => row(policy.label, [
     percent(policy.validity), percent(policy.agreement), number(policy.nfe, 1),
