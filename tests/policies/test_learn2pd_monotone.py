@@ -100,7 +100,7 @@ def test_each_variant_reads_its_own_filter(tmp_path):
     assert (bound.threshold, bound.filter) == (0.5, "m/policies/learn2pd_monotone")
     assert create_policy("learn2pd").for_model(model).threshold == 0.6
     for options, folder in (({"variant": "monotone"}, "learn2pd"), ({}, "learn2pd_monotone")):
-        with pytest.raises(L2PDError, match=r"features = "):
+        with pytest.raises(L2PDError, match="it is a filter of the policy "):
             create_policy("learn2pd", filter=str(tmp_path / "policies" / folder), **options)
     # It has no fixed block length.
     assert monotone.for_model(ModelContext("m", 5, 99, 100, path=str(tmp_path))).threshold == 0.5

@@ -100,13 +100,13 @@ def test_oracle_takes_predictions_that_equal_the_reference(make_step):
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("confidence_threshold", {"threshold": 1.5}, ["threshold", "1.5", "less than or equal"]),
+        ("confidence_threshold", {"threshold": 1.5}, ["threshold", "1.5", "a number up to 1"]),
         ("confidence_threshold", {"threshold": "0.9"}, ["threshold", "'0.9'", "number"]),
         ("confidence_threshold", {"threshold": True}, ["threshold", "True", "number"]),
         ("confidence_threshold", {"treshold": 0.9}, ["treshold", "0.9", "threshold"]),
-        ("fixed_schedule", {"steps": 0}, ["steps", "0", "greater than or equal to 1"]),
-        ("fixed_schedule", {"tokens_per_step": 1.5}, ["tokens_per_step", "1.5", "integer"]),
-        ("learn2pd", {"threshold": 0.0}, ["threshold", "0.0", "greater than 0"]),
+        ("fixed_schedule", {"steps": 0}, ["steps", "0", "a number from 1"]),
+        ("fixed_schedule", {"tokens_per_step": 1.5}, ["tokens_per_step", "1.5", "a whole number"]),
+        ("learn2pd", {"threshold": 0.0}, ["threshold", "0.0", "a number above 0"]),
         (
             "learn2pd",
             {"filter": "/no/such/folder"},

@@ -114,7 +114,9 @@ def test_it_is_small_and_fits_every_block_length(filter_folder):
 
 
 def test_the_paper_s_filter_is_no_signal_filter(filter_folder):
-    with pytest.raises(L2PDError, match="features"):
+    with pytest.raises(
+        L2PDError, match="it is a filter of the policy settled; expected one of learn2pd"
+    ):
         create_policy("learn2pd", filter=filter_folder)
 
 

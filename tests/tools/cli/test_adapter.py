@@ -50,7 +50,7 @@ def test_every_command_with_a_model_option_takes_an_adapter() -> None:
         names = {name for parameter in command.params for name in parameter.opts}
         assert ("--model" in names) == ("--adapter" in names), command.name
         found += "--adapter" in names
-    assert found == 6
+    assert found == 8
 
 
 @pytest.mark.parametrize(
